@@ -1,0 +1,59 @@
+"""Every error a user can cause: what is wrong, the valid choices, and the fix.
+
+All of them derive from :class:`DeflectError`, itself a ``ValueError``, so that code written against PEFT or
+transformers, which catches ``ValueError``, keeps working. The command line prints them without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DeflectError(ValueError):
+    """Base class of the errors that a user can fix."""
+
+
+class BandError(DeflectError):
+    """A band is unknown, missing, given twice, or the number of channels does not fit the band list."""
+
+
+class UnitError(DeflectError):
+    """Values are not reflectance: digital numbers, 8-bit values or standardised values were given."""
+
+
+class IndexFormulaError(DeflectError):
+    """A spectral index is unknown, or its formula holds something other than arithmetic on bands."""
+
+
+class ConfigError(DeflectError):
+    """A configuration key or value is unknown or does not fit."""
+
+
+class DataError(DeflectError):
+    """A data folder, file, mask or split is missing, empty, broken or inconsistent."""
+
+
+class CheckpointError(DeflectError):
+    """A checkpoint or adapter folder is missing, incomplete or belongs to something else."""
+
+
+class ArchitectureError(DeflectError):
+    """The model is not a vision transformer that DEFLECT knows how to adapt."""
+
+
+class UnsupportedOperationError(DeflectError, NotImplementedError):
+    """DEFLECT cannot do this; the message says why and what to do instead."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest of ``choices``, or an empty string when none is near."""
+    options = list(choices)
+    folded = {option.casefold(): option for option in reversed(options)}
+    matches = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
+    return f" Did you mean {folded[matches[0]]!r}?" if matches else ""
+
+
+def listing(choices: Iterable[str]) -> str:
+    """Join choices for an error message: ``'a', 'b', 'c'``."""
+    return ", ".join(repr(choice) for choice in choices) or "(none)"

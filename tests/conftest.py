@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def shared_data_dir() -> Path | None:
+    """The folder with the real images: ``$DEFLECT_SHARED_DATA``, else ``shared/data`` beside the checkout."""
+    candidates = [os.environ.get("DEFLECT_SHARED_DATA"), Path(__file__).resolve().parents[2] / "shared" / "data"]
+    return next((Path(path) for path in candidates if path and Path(path).is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real images; tests that need it are skipped where it is absent."""
+    path = shared_data_dir()
+    if path is None:
+        pytest.skip("real images are not here: set DEFLECT_SHARED_DATA to the folder that holds water/ and eurosat200/")
+    return path
