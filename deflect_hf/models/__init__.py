@@ -1,0 +1,27 @@
+"""Task models on any vision transformer, registered with transformers' Auto classes on import."""
+
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+from deflect_hf.models.base import load_encoder
+from deflect_hf.models.classification import EncoderForImageClassification
+from deflect_hf.models.configuration import EncoderForImageClassificationConfig, EncoderForSemanticSegmentationConfig
+from deflect_hf.models.segmentation import EncoderForSemanticSegmentation
+
+AutoConfig.register(EncoderForImageClassificationConfig.model_type, EncoderForImageClassificationConfig, exist_ok=True)
+AutoConfig.register(
+    EncoderForSemanticSegmentationConfig.model_type, EncoderForSemanticSegmentationConfig, exist_ok=True
+)
+AutoModelForImageClassification.register(
+    EncoderForImageClassificationConfig, EncoderForImageClassification, exist_ok=True
+)
+AutoModelForSemanticSegmentation.register(
+    EncoderForSemanticSegmentationConfig, EncoderForSemanticSegmentation, exist_ok=True
+)
+
+__all__ = [
+    "EncoderForImageClassification",
+    "EncoderForImageClassificationConfig",
+    "EncoderForSemanticSegmentation",
+    "EncoderForSemanticSegmentationConfig",
+    "load_encoder",
+]

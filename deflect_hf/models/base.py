@@ -1,0 +1,275 @@
+"""What the task models share: the encoder inside, its loading, band selection, and tokens as patch maps."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from deflect_hf.bands import normalise_base_bands, select_bands
+from deflect_hf.errors import ArchitectureError, BandError, CheckpointError, ConfigError, DataError, listing, nearest
+from deflect_hf.models.configuration import EncoderWithHeadConfig, as_pair
+
+
+class EncoderFeatures(NamedTuple):
+    """Tokens of the chosen layers, each (B, prefix + h * w, D), the patch grid (h, w), and all the encoder returned."""
+
+    layers: list[Tensor]
+    grid: tuple[int, int]
+    outputs: ModelOutput
+
+    def patch_maps(self) -> list[Tensor]:
+        """Patch tokens of each layer as channels-last maps (B, h, w, D)."""
+        height, width = self.grid
+        return [layer[:, layer.shape[1] - height * width :].unflatten(1, self.grid) for layer in self.layers]
+
+
+def _encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    if type(config) not in MODEL_MAPPING:
+        raise ArchitectureError(f"{type(config).__name__} has no model class registered with transformers' AutoModel.")
+    return MODEL_MAPPING[type(config)]
+
+
+def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """No head reads the pooler, and many checkpoints lack its weights."""
+    takes_option = "add_pooling_layer" in inspect.signature(_encoder_class(config).__init__).parameters
+    return {"add_pooling_layer": False} if takes_option else {}
+
+
+def _refuse_new_weights(missing: Collection[str], source: str) -> None:
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} tensors, which would be filled with random numbers: "
+            f"{', '.join(sorted(missing))}. Give a checkpoint that holds them all."
+        )
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    local_files_only: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """Load a vision transformer without pooler from a folder or from the Hub.
+
+    Raises:
+        CheckpointError: it cannot be read, or lacks weights that the encoder needs (all of them are named).
+    """
+    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    try:
+        config = AutoConfig.from_pretrained(source, **where)
+        encoder, report = AutoModel.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **_without_pooler(config),
+            **where,
+        )
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"The encoder {str(source)!r} cannot be loaded: {error} Give a folder with config.json and "
+            "model.safetensors, or the name of a model on the Hub."
+        ) from error
+    _refuse_new_weights(report["missing_keys"], f"The encoder checkpoint {str(source)!r}")
+    return encoder
+
+
+def _adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
+    expected = _encoder_class(encoder.config)
+    if not isinstance(encoder, expected):
+        raise ArchitectureError(
+            f"{type(encoder).__name__} is not a bare encoder: pass a {expected.__name__}, "
+            "for a model with a head its `base_model`."
+        )
+    if _without_pooler(encoder.config):
+        encoder.pooler = None
+    return encoder
+
+
+class EncoderWithHead(PreTrainedModel):
+    """Any vision transformer of transformers (``.encoder``) and a task head (``.head``).
+
+    ``modules_to_save=["head"]`` of a PEFT configuration trains and saves the head beside the adapter.
+    """
+
+    config_class = EncoderWithHeadConfig
+    config: EncoderWithHeadConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # What the encoder inside does not support, it refuses itself.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # The loss is a mean over the batch, so Trainer has to divide it by its number of accumulation steps.
+    accepts_loss_kwargs = False
+    head: nn.Module
+
+    def __init__(self, config: EncoderWithHeadConfig, encoder: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if encoder is None:
+            encoder = AutoModel.from_config(config.encoder_config, **_without_pooler(config.encoder_config))
+        config.encoder_config = encoder.config
+        self.encoder = encoder
+        parameters = inspect.signature(encoder.forward).parameters
+        self._takes_noise = "noise" in parameters
+        self._takes_interpolation = "interpolate_pos_encoding" in parameters
+        self._base_positions = select_bands(config.bands or [], config.selected_base_bands)
+        image_size = as_pair(getattr(config.encoder_config, "image_size", None) or (0, 0))
+        self._pretraining_size = image_size
+        if image_size[0] != image_size[1] and hasattr(getattr(encoder, "embeddings", None), "interpolate_pos_encoding"):
+            raise ArchitectureError(
+                f"{type(encoder).__name__} was pretrained on rectangular images ({image_size[0]} x {image_size[1]}), "
+                "whose position embeddings transformers cannot interpolate; use an encoder pretrained on square ones."
+            )
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: str | Path | PreTrainedModel,
+        *,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        revision: str | None = None,
+        attn_implementation: str | None = None,
+        local_files_only: bool = False,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> Self:
+        """Put a new head on a pretrained encoder; the model comes in evaluation mode, as from ``from_pretrained``.
+
+        Args:
+            encoder: a folder, a name on the Hub, or a loaded encoder. A loaded one is taken over, not copied, and the
+                arguments about loading do not apply to it.
+            num_labels: number of classes; or give ``id2label``, their names.
+            options: fields of the configuration, such as ``head``, ``output_layers`` or ``bands``.
+
+        Raises:
+            CheckpointError: the encoder cannot be read or lacks weights.
+            ConfigError: an option is unknown or does not fit.
+        """
+        if (num_labels is None) == (id2label is None):
+            raise ConfigError("Give either num_labels, the number of classes, or id2label, their names.")
+        known = {field.name for field in dataclasses.fields(cls.config_class)}
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"{name!r} is no field of {cls.config_class.__name__}." + nearest(name, known))
+        if isinstance(encoder, PreTrainedModel):
+            if revision or attn_implementation or local_files_only:
+                raise ConfigError("revision, attn_implementation and local_files_only are for loading an encoder.")
+            encoder = _adopt_encoder(encoder)
+        else:
+            encoder = load_encoder(
+                encoder,
+                revision=revision,
+                attn_implementation=attn_implementation,
+                local_files_only=local_files_only,
+                dtype=dtype,
+            )
+        labels = {"num_labels": num_labels} if id2label is None else {"id2label": dict(id2label)}
+        config = cls.config_class(
+            encoder_config=encoder.config,
+            # A configuration hands its own attention implementation down, so it must start from the encoder's.
+            attn_implementation=encoder.config._attn_implementation,
+            **labels,
+            **options,
+        )
+        model = cls(config, encoder)
+        model.head.to(device=encoder.device, dtype=encoder.dtype)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in transformers, but a checkpoint that lacks weights is refused (CheckpointError) instead of filled up."""
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        _refuse_new_weights(report["missing_keys"], f"The checkpoint {str(pretrained_model_name_or_path)!r}")
+        return (model, report) if output_loading_info else model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's patch embedding."""
+        return self.encoder.get_input_embeddings()
+
+    def encode(self, pixel_values: Tensor, **kwargs: Any) -> EncoderFeatures:
+        """(B, C, H, W) reflectance -> tokens of the output layers, each (B, prefix + N, D)
+
+        ``kwargs`` go to the encoder.
+
+        Raises:
+            DataError: the image is not a multiple of the patch size.
+            BandError: the number of channels is not that of ``config.bands``.
+            ArchitectureError: the encoder does not return one token per patch, or not the hidden states.
+        """
+        grid = self._patch_grid(pixel_values)
+        pixel_values = self._base_bands(pixel_values)
+        last = self.config.depth - 1
+        hidden = [layer + 1 for layer in self.config.feature_layers if layer != last]
+        if hidden and not kwargs.get("output_hidden_states"):
+            kwargs["output_hidden_states"] = hidden
+        outputs = self.encoder(pixel_values, **self._encoder_arguments(pixel_values, grid), **kwargs)
+        if hidden and outputs.hidden_states is None:
+            raise ArchitectureError(
+                f"{type(self.encoder).__name__} returns no hidden states: use its last layer only, output_layers=[-1]."
+            )
+        layers = [
+            outputs.last_hidden_state if layer == last else outputs.hidden_states[layer + 1]
+            for layer in self.config.feature_layers
+        ]
+        if layers[0].ndim != 3 or layers[0].shape[1] < grid[0] * grid[1]:
+            raise ArchitectureError(
+                f"{type(self.encoder).__name__} returns tokens of shape {tuple(layers[0].shape)} for a grid of "
+                f"{grid[0]} x {grid[1]} patches: it must return one token per patch."
+            )
+        return EncoderFeatures(layers, grid, outputs)
+
+    def _patch_grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        if pixel_values.ndim != 4:
+            raise DataError(f"pixel_values must be (batch, bands, height, width), not {tuple(pixel_values.shape)}.")
+        height, width = pixel_values.shape[-2:]
+        rows, columns = self.config.patch_size
+        if height % rows or width % columns or not height or not width:
+            raise DataError(
+                f"The image is {height} x {width} pixels (height x width), no multiple of the encoder's patch size "
+                f"{rows} x {columns}: crop it to {height // rows * rows} x {width // columns * columns} or resize "
+                f"it to {-(-height // rows) * rows} x {-(-width // columns) * columns}."
+            )
+        return height // rows, width // columns
+
+    def _base_bands(self, pixel_values: Tensor) -> Tensor:
+        bands = self.config.bands
+        if bands is None:
+            return pixel_values
+        if pixel_values.shape[1] != len(bands):
+            raise BandError(
+                f"pixel_values has {pixel_values.shape[1]} channels, but the model was configured for {len(bands)} "
+                f"bands: {listing(bands)}."
+            )
+        return normalise_base_bands(pixel_values, self._base_positions, self.config.base_mean, self.config.base_std)
+
+    def _encoder_arguments(self, pixel_values: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
+        # At the pretraining size nothing is interpolated, so that the frozen encoder is itself, bit for bit.
+        if self._takes_interpolation and tuple(pixel_values.shape[-2:]) != self._pretraining_size:
+            arguments["interpolate_pos_encoding"] = True
+        # ViTMAE sorts its patches by random noise even if it drops none; rising "noise" leaves them in place.
+        if self._takes_noise:
+            noise = torch.arange(grid[0] * grid[1], device=pixel_values.device, dtype=torch.float32)
+            arguments["noise"] = noise.expand(pixel_values.shape[0], -1)
+        return arguments

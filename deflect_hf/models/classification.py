@@ -1,0 +1,67 @@
+"""Image classification with any vision transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from deflect_hf.errors import ArchitectureError, DataError
+from deflect_hf.models.base import EncoderFeatures, EncoderWithHead
+from deflect_hf.models.configuration import EncoderForImageClassificationConfig
+from deflect_hf.models.heads import classification_head
+from deflect_hf.models.loss import binary_cross_entropy, cross_entropy
+
+
+class EncoderForImageClassification(EncoderWithHead):
+    """A vision transformer with a ``linear`` or ``mlp`` head on its class token or on the mean of its patch tokens."""
+
+    config_class = EncoderForImageClassificationConfig
+    config: EncoderForImageClassificationConfig
+
+    def __init__(self, config: EncoderForImageClassificationConfig, encoder: PreTrainedModel | None = None) -> None:
+        super().__init__(config, encoder)
+        self.head = classification_head(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+        """(B, C, H, W) reflectance -> logits (B, K)
+
+        Args:
+            labels: (B,) int64 class indices, ``config.ignore_index`` where unknown; for multi-label classification
+                (B, K) with 0, 1, or NaN where unknown.
+            kwargs: go to the encoder.
+
+        Raises:
+            DataError: image size or label shape do not fit.
+            BandError: the number of channels is not that of ``config.bands``.
+        """
+        features = self.encode(pixel_values, **kwargs)
+        logits = self.head(self._pool(features))
+        return ImageClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=features.outputs.hidden_states if kwargs.get("output_hidden_states") else None,
+            attentions=features.outputs.attentions,
+        )
+
+    def _pool(self, features: EncoderFeatures) -> list[Tensor]:
+        if self.config.pooling == "mean":
+            return [maps.mean(dim=(1, 2)) for maps in features.patch_maps()]
+        if features.layers[0].shape[1] == features.grid[0] * features.grid[1]:
+            raise ArchitectureError(f"{type(self.encoder).__name__} has no class token: use pooling='mean'.")
+        return [layer[:, 0] for layer in features.layers]
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        multi_label = self.config.problem_type == "multi_label_classification"
+        expected = logits.shape if multi_label else logits.shape[:1]
+        if labels.shape != expected:
+            raise DataError(f"labels have the shape {tuple(labels.shape)} instead of {tuple(expected)}.")
+        if multi_label:
+            return binary_cross_entropy(logits, labels)
+        config = self.config
+        return cross_entropy(logits, labels, config.ignore_index, config.class_weights, config.label_smoothing)

@@ -1,0 +1,232 @@
+"""Configurations of the task models: any vision transformer, one head, and the bands that the encoder takes.
+
+The encoder's own configuration is nested (``encoder_config``), so a saved task model describes itself completely.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from deflect_hf.errors import ArchitectureError, ConfigError, listing, nearest
+
+DEFAULT_BASE_BANDS = ("R", "G", "B")
+UPERNET_LEVELS = 4
+
+
+def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """``16`` or ``(16, 16)`` -> ``(16, 16)``: (height, width)."""
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return height, width
+
+
+def evenly_spaced_layers(depth: int, count: int) -> list[int]:
+    """Indices of ``count`` blocks spread over ``depth``, the last one included: depth 12 -> [2, 5, 8, 11]."""
+    return [math.ceil((step + 1) * depth / count) - 1 for step in range(count)]
+
+
+@strict
+class EncoderWithHeadConfig(PreTrainedConfig):
+    """What the classification and segmentation configurations share.
+
+    Args:
+        encoder_config: configuration of any transformers vision transformer.
+        head: name of the head, one of ``head_choices``.
+        output_layers: blocks whose output the head reads, counted from 0, negative ones from the end; the last block
+            is read after the encoder's final norm. Default: the last one; four evenly spaced ones for ``upernet``.
+        head_channels: hidden width of the head (not of ``linear``); default 256, 512 for ``upernet``.
+        head_dropout: dropout before the classifier; default 0, 0.1 for ``upernet``.
+        bands: band codes of the channels of ``pixel_values``, in order. If set, the model picks ``base_bands`` by name
+            and normalises them; if None, ``pixel_values`` reach the encoder untouched.
+        base_bands: bands the encoder was pretrained on, in its channel order; default R, G, B.
+        base_mean, base_std: normalisation of the base bands in reflectance; None leaves the values as they are.
+        ignore_index: label value that no loss and no metric counts.
+        class_weights: one weight per class, for the cross-entropy.
+        label_smoothing: of the cross-entropy, in [0, 1).
+        initializer_range: standard deviation of the head's initial weights.
+    """
+
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")
+    }
+    head_choices: ClassVar[tuple[str, ...]] = ()
+    problem_types: ClassVar[tuple[str, ...]] = ()
+
+    encoder_config: Any = None
+    head: str = "linear"
+    output_layers: list[int] | None = None
+    head_channels: int | None = None
+    head_dropout: float | int | None = None
+    bands: list[str] | None = None
+    base_bands: list[str] | None = None
+    base_mean: list[float | int] | None = None
+    base_std: list[float | int] | None = None
+    ignore_index: int = -100
+    class_weights: list[float | int] | None = None
+    label_smoothing: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self._check_encoder()
+        self._check_head()
+        self._check_bands()
+        self._check_loss()
+        # A masked auto-encoder drops patches in every forward; an encoder that feeds a head must see all of them.
+        if getattr(self.encoder_config, "mask_ratio", None):
+            self.encoder_config.mask_ratio = 0.0
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks."""
+        return self.encoder_config.num_hidden_layers
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return as_pair(self.encoder_config.patch_size)
+
+    @property
+    def selected_base_bands(self) -> list[str]:
+        """Bands that the model hands to the encoder, in its channel order; empty if it hands all channels over."""
+        return [] if self.bands is None else self.base_bands or list(DEFAULT_BASE_BANDS)
+
+    @property
+    def feature_layers(self) -> list[int]:
+        """Blocks that the head reads, counted from 0."""
+        if self.output_layers is not None:
+            return [layer % self.depth for layer in self.output_layers]
+        return evenly_spaced_layers(self.depth, UPERNET_LEVELS if self.head == "upernet" else 1)
+
+    @property
+    def hidden_channels(self) -> int:
+        """Hidden width of the head."""
+        if self.head_channels is not None:
+            return self.head_channels
+        return 512 if self.head == "upernet" else 256
+
+    @property
+    def dropout(self) -> float:
+        """Dropout before the classifier."""
+        if self.head_dropout is not None:
+            return float(self.head_dropout)
+        return 0.1 if self.head == "upernet" else 0.0
+
+    def _check_encoder(self) -> None:
+        sizes = {name: getattr(self.encoder_config, name, None) for name in ("hidden_size", "num_hidden_layers")}
+        missing = [name for name, value in sizes.items() if not isinstance(value, int)]
+        if getattr(self.encoder_config, "patch_size", None) is None:
+            missing.append("patch_size")
+        if missing:
+            raise ArchitectureError(
+                f"{type(self.encoder_config).__name__} has no {', '.join(missing)}: the encoder must be a vision "
+                "transformer with one token per patch, such as ViT, ViTMAE, Dinov2 or DINOv3ViT."
+            )
+
+    def _check_head(self) -> None:
+        if self.head not in self.head_choices:
+            raise ConfigError(
+                f"head={self.head!r} is unknown; choose from {listing(self.head_choices)}."
+                + nearest(self.head, self.head_choices)
+            )
+        layers = self.output_layers
+        if layers is not None:
+            outside = [layer for layer in layers if not -self.depth <= layer < self.depth]
+            if outside or not layers:
+                raise ConfigError(
+                    f"output_layers={layers}: the encoder has {self.depth} blocks, numbered 0 to {self.depth - 1} "
+                    f"(or -{self.depth} to -1); name at least one of them."
+                )
+        if self.head == "upernet" and len(self.feature_layers) != UPERNET_LEVELS:
+            raise ConfigError(
+                f"output_layers={layers}: the upernet head reads exactly {UPERNET_LEVELS} blocks, for example "
+                f"{evenly_spaced_layers(self.depth, UPERNET_LEVELS)}."
+            )
+
+    def _check_bands(self) -> None:
+        given = {name: getattr(self, name) for name in ("base_bands", "base_mean", "base_std")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.bands is None:
+            if given:
+                raise ConfigError(
+                    f"{listing(given)} given without bands: set bands to the band codes of pixel_values in channel "
+                    "order, or leave all of them out so that pixel_values reach the encoder untouched."
+                )
+            return
+        if (self.base_mean is None) != (self.base_std is None):
+            raise ConfigError("base_mean and base_std go together: give both, or neither for no normalisation.")
+        count = self.encoder_config.num_channels
+        for name, value in {"base_bands": self.selected_base_bands, **given}.items():
+            if len(value) != count:
+                raise ConfigError(f"{name}={value} has {len(value)} entries, but the encoder takes {count} channels.")
+
+    def _check_loss(self) -> None:
+        if self.problem_type not in (None, *self.problem_types):
+            raise ConfigError(f"problem_type={self.problem_type!r}: choose from {listing(self.problem_types)}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing={self.label_smoothing} must be in [0, 1).")
+        weights = self.class_weights
+        if weights is not None and (len(weights) != self.num_labels or min(weights) < 0 or max(weights) == 0):
+            raise ConfigError(
+                f"class_weights={weights}: give one weight >= 0 for each of the {self.num_labels} classes, not all 0."
+            )
+        if self.problem_type in ("multi_label_classification", "regression") and (weights or self.label_smoothing):
+            raise ConfigError(
+                "class_weights and label_smoothing belong to the cross-entropy; leave them out for "
+                f"problem_type={self.problem_type!r}."
+            )
+
+
+@strict
+class EncoderForImageClassificationConfig(EncoderWithHeadConfig):
+    """Configuration of ``EncoderForImageClassification``; see ``EncoderWithHeadConfig`` for the shared fields.
+
+    Args:
+        pooling: ``cls`` reads the class token, ``mean`` the mean of the patch tokens.
+        problem_type: ``single_label_classification`` (default) or ``multi_label_classification``.
+    """
+
+    model_type = "deflect_image_classification"
+    head_choices: ClassVar[tuple[str, ...]] = ("linear", "mlp")
+    problem_types: ClassVar[tuple[str, ...]] = ("single_label_classification", "multi_label_classification")
+
+    pooling: str = "cls"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.pooling not in ("cls", "mean"):
+            raise ConfigError(f"pooling={self.pooling!r} is unknown; choose from 'cls', 'mean'.")
+
+
+@strict
+class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
+    """Configuration of ``EncoderForSemanticSegmentation``; see ``EncoderWithHeadConfig`` for the shared fields.
+
+    Args:
+        auxiliary_loss_weight: weight of the loss of an auxiliary FCN head on the third output layer, used in training
+            only (``upernet``); 0 means that there is no such head.
+        problem_type: ``single_label_classification`` (default) or ``regression`` (one value per pixel, num_labels=1).
+    """
+
+    model_type = "deflect_semantic_segmentation"
+    head_choices: ClassVar[tuple[str, ...]] = ("linear", "mlp", "conv", "upernet")
+    problem_types: ClassVar[tuple[str, ...]] = ("single_label_classification", "regression")
+
+    auxiliary_loss_weight: float | int = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.auxiliary_loss_weight < 0 or (self.auxiliary_loss_weight and self.head != "upernet"):
+            raise ConfigError(
+                f"auxiliary_loss_weight={self.auxiliary_loss_weight} with head={self.head!r}: it must be >= 0, and "
+                "only the upernet head has an auxiliary head."
+            )
+        if self.problem_type == "regression" and self.num_labels != 1:
+            raise ConfigError(f"problem_type='regression' predicts one value per pixel: num_labels={self.num_labels}.")

@@ -1,0 +1,177 @@
+"""Task heads on the tokens of a vision transformer.
+
+Every head reads a list with one tensor per output layer. Segmentation heads take channels-last patch maps
+(B, h, w, D) and return logits at whatever resolution they reach; the model brings them to the size of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import UperNetConfig
+from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+
+from deflect_hf.errors import DataError
+from deflect_hf.models.configuration import (
+    EncoderForImageClassificationConfig,
+    EncoderForSemanticSegmentationConfig,
+    EncoderWithHeadConfig,
+)
+
+AUXILIARY_LEVEL = 2
+AUXILIARY_CHANNELS = 256
+MAX_UPSAMPLING_STAGES = 2
+
+
+class SegmentationLogits(NamedTuple):
+    """Logits (B, K, h, w) of a segmentation head, and of its auxiliary head where it has one that is in use."""
+
+    logits: Tensor
+    auxiliary: Tensor | None = None
+
+
+class ConcatenatedLayers(nn.Module):
+    """Several output layers as one tensor. Each has its own LayerNorm: the scale of tokens grows with depth."""
+
+    def __init__(self, config: EncoderWithHeadConfig) -> None:
+        super().__init__()
+        size = config.encoder_config.hidden_size
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in config.feature_layers)
+        self.out_features = size * len(self.norms)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """[(B, ..., D)] * L -> (B, ..., L * D)"""
+        return torch.cat([norm(layer) for norm, layer in zip(self.norms, features, strict=True)], dim=-1)
+
+
+class TokenHead(nn.Sequential):
+    """``linear`` or ``mlp`` classifier on each position: [(B, ..., D)] * L -> (B, ..., K)."""
+
+    def __init__(self, config: EncoderWithHeadConfig) -> None:
+        layers = ConcatenatedLayers(config)
+        modules: list[nn.Module] = [layers]
+        width = layers.out_features
+        if config.head == "mlp":
+            modules += [nn.Linear(width, config.hidden_channels), nn.GELU()]
+            width = config.hidden_channels
+        super().__init__(*modules, nn.Dropout(config.dropout), nn.Linear(width, config.num_labels))
+
+
+class TokenSegmentationHead(nn.Module):
+    """``linear`` or ``mlp``: each patch is classified by itself (a 1 x 1 convolution)."""
+
+    def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
+        super().__init__()
+        self.classifier = TokenHead(config)
+
+    def forward(self, features: list[Tensor]) -> SegmentationLogits:
+        """[(B, h, w, D)] * L -> (B, K, h, w)"""
+        return SegmentationLogits(self.classifier(features).permute(0, 3, 1, 2))
+
+
+class ConvSegmentationHead(nn.Module):
+    """``conv``: learned upsampling by up to 4, for detail below the patch size at a fraction of UPerNet's weights.
+
+    Its GroupNorm, unlike UPerNet's BatchNorm, does not depend on the batch: a batch of one image trains.
+    """
+
+    def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
+        super().__init__()
+        self.layers = ConcatenatedLayers(config)
+        channels = config.hidden_channels
+        self.reduce = nn.Linear(self.layers.out_features, channels)
+        stages: list[nn.Module] = []
+        for _ in range(min(MAX_UPSAMPLING_STAGES, int(math.log2(min(config.patch_size))))):
+            stages += [nn.ConvTranspose2d(channels, channels // 2, 2, stride=2), nn.GroupNorm(1, channels // 2)]
+            stages += [nn.GELU()]
+            channels //= 2
+        self.upsample = nn.Sequential(*stages)
+        self.mix = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.GELU())
+        self.classifier = nn.Sequential(nn.Dropout2d(config.dropout), nn.Conv2d(channels, config.num_labels, 1))
+
+    def forward(self, features: list[Tensor]) -> SegmentationLogits:
+        """[(B, h, w, D)] * L -> (B, K, 4h, 4w), less for patches below 4 pixels"""
+        maps = self.reduce(self.layers(features)).permute(0, 3, 1, 2)
+        return SegmentationLogits(self.classifier(self.mix(self.upsample(maps))))
+
+
+class FeaturePyramid(nn.Module):
+    """Four maps of one stride -> a pyramid at 4, 2, 1 and 1/2 times their resolution, the shallowest at the largest.
+
+    Source: Feature2Pyramid of mmsegmentation, as used by PANGAEA's ``seg_upernet``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+        def double() -> nn.ConvTranspose2d:
+            return nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
+
+        quadruple = nn.Sequential(double(), nn.BatchNorm2d(channels), nn.GELU(), double())
+        self.levels = nn.ModuleList([quadruple, double(), nn.Identity(), nn.MaxPool2d(kernel_size=2, stride=2)])
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """[(B, D, h, w)] * 4 -> (B, D, 4h, 4w), (B, D, 2h, 2w), (B, D, h, w), (B, D, h // 2, w // 2)"""
+        return [level(values) for level, values in zip(self.levels, maps, strict=True)]
+
+
+class UperNetSegmentationHead(nn.Module):
+    """``upernet``: feature pyramid, pyramid pooling and feature fusion, with an optional auxiliary FCN head.
+
+    The decoder is transformers' ``UperNetHead``. Its convolutions before a BatchNorm have no bias, those of
+    PANGAEA's do: the function is the same, with 12 x channels parameters less.
+
+    Source: Xiao et al., Unified Perceptual Parsing for Scene Understanding (arXiv 1807.10221).
+    """
+
+    def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
+        super().__init__()
+        size = config.encoder_config.hidden_size
+        settings = UperNetConfig(
+            hidden_size=config.hidden_channels,
+            num_labels=config.num_labels,
+            auxiliary_channels=AUXILIARY_CHANNELS,
+        )
+        self.pyramid = FeaturePyramid(size)
+        self.decode = UperNetHead(settings, in_channels=[size] * len(config.feature_layers))
+        # transformers' head has no dropout: its classifier moves out to make room for one.
+        self.decode.classifier = nn.Identity()
+        self.classifier = nn.Sequential(
+            nn.Dropout2d(config.dropout), nn.Conv2d(config.hidden_channels, config.num_labels, 1)
+        )
+        # Not called "auxiliary_head": PEFT's modules_to_save matches by the end of the name, and would wrap it twice.
+        self.auxiliary: UperNetFCNHead | None = None
+        if config.auxiliary_loss_weight:
+            self.auxiliary = UperNetFCNHead(settings, [size] * len(config.feature_layers), in_index=AUXILIARY_LEVEL)
+
+    def forward(self, features: list[Tensor]) -> SegmentationLogits:
+        """[(B, h, w, D)] * 4 -> (B, K, 4h, 4w), and (B, K, h, w) of the auxiliary head in training
+
+        Raises:
+            DataError: the patch grid is smaller than 2 x 2, or a training batch holds a single image.
+        """
+        batch, height, width, _ = features[-1].shape
+        if min(height, width) < 2:
+            raise DataError(f"The upernet head needs a grid of 2 x 2 patches or more, not {height} x {width}.")
+        if self.training and batch == 1:
+            raise DataError(
+                "The upernet head's BatchNorm cannot train on a batch of one image: use batches of 2 or more and drop "
+                "an incomplete last batch, or choose the 'conv' head."
+            )
+        pyramid = self.pyramid([values.permute(0, 3, 1, 2) for values in features])
+        auxiliary = self.auxiliary(pyramid) if self.auxiliary is not None and self.training else None
+        return SegmentationLogits(self.classifier(self.decode(pyramid)), auxiliary)
+
+
+def classification_head(config: EncoderForImageClassificationConfig) -> nn.Module:
+    """The head that ``config`` names: [(B, D)] * L -> (B, K)."""
+    return TokenHead(config)
+
+
+def segmentation_head(config: EncoderForSemanticSegmentationConfig) -> nn.Module:
+    """The head that ``config`` names: [(B, h, w, D)] * L -> ``SegmentationLogits``."""
+    classes = {"conv": ConvSegmentationHead, "upernet": UperNetSegmentationHead}
+    return classes.get(config.head, TokenSegmentationHead)(config)
