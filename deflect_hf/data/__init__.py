@@ -1,0 +1,46 @@
+"""Data sets of multispectral images with labels.
+
+Loaded when first asked for: reading the arguments alone needs neither torch nor datasets.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deflect_hf.data.arguments import AugmentationArguments, DatasetArguments
+    from deflect_hf.data.base import load_dataset_splits
+    from deflect_hf.data.collate import collate_examples
+    from deflect_hf.data.dataset import ImageDataset, Labels
+    from deflect_hf.data.transforms import build_transform
+
+_LAZY = {
+    "AugmentationArguments": "arguments",
+    "DatasetArguments": "arguments",
+    "ImageDataset": "dataset",
+    "Labels": "dataset",
+    "build_transform": "transforms",
+    "collate_examples": "collate",
+    "load_dataset_splits": "base",
+}
+
+__all__ = [
+    "AugmentationArguments",
+    "DatasetArguments",
+    "ImageDataset",
+    "Labels",
+    "build_transform",
+    "collate_examples",
+    "load_dataset_splits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,159 @@
+"""What a user says about a data set, in a YAML file or on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from deflect_hf.errors import ConfigError, listing, nearest
+
+READERS = ("folder", "synthetic")
+TASKS = ("classification", "segmentation")
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class DatasetArguments:
+    """A data set: where it lies, what its numbers mean, how it is split.
+
+    Raises:
+        ConfigError: A value outside its choices or range, or a key that the chosen reader has no use for.
+    """
+
+    name: str = field(default="synthetic", metadata=_help(f"Which reader: {listing(READERS)}."))
+    root: str | None = field(default=None, metadata=_help("Folder of the data; needed by 'folder'."))
+    task: str | None = field(
+        default=None,
+        metadata=_help(
+            "'classification' or 'segmentation'. None: 'folder' looks for images/ and masks/ (segmentation), else one "
+            "sub-folder per class; 'synthetic' makes classification scenes."
+        ),
+    )
+    sensor: str | dict[str, Any] | None = field(
+        default=None,
+        metadata=_help("Sensor preset, or a mapping describing one: band names, order, scale, offset, nodata values."),
+    )
+    bands: list[str] | None = field(
+        default=None, metadata=_help("Bands the model gets, by name and in this order. None: all the data has.")
+    )
+    source_bands: list[str] | None = field(
+        default=None, metadata=_help("Names of the stored bands in file order, for files that do not name them.")
+    )
+    scale: float | None = field(
+        default=None,
+        metadata=_help("reflectance = stored * scale + offset. None: the files' own tags, else the sensor's."),
+    )
+    offset: float | None = field(default=None, metadata=_help("See scale; -0.1 for Sentinel-2 baseline >= 04.00."))
+    nodata: list[float] | None = field(
+        default=None,
+        metadata=_help("Stored values that are no measurements, besides NaN and the files' tags. None: the sensor's."),
+    )
+    unit_check: bool = field(
+        default=True, metadata=_help("Refuse images whose values cannot be reflectance. Turn off only knowingly.")
+    )
+    image_size: list[int] | None = field(
+        default=None,
+        metadata=_help("[height, width] in pixels: what images are resized to, and what 'synthetic' makes (64 x 64)."),
+    )
+    gsd_m: float | None = field(
+        default=None, metadata=_help("Pixel size on the ground as stored, in metres. None: from the georeference.")
+    )
+    classes: list[str] | None = field(
+        default=None,
+        metadata=_help("Class names in label order; needed for masks. None: the class folders, in alphabetical order."),
+    )
+    class_values: list[int] | None = field(
+        default=None, metadata=_help("Stored mask value of each class. None: 0, 1, 2, ... in the order of classes.")
+    )
+    ignore_values: list[int] = field(
+        default_factory=list, metadata=_help("Stored mask values that mean 'not labelled'; they become ignore_index.")
+    )
+    ignore_index: int = field(default=-100, metadata=_help("Label of pixels that count neither in loss nor metrics."))
+    train_split: str = field(default="train.txt", metadata=_help("File below root listing training ids, one a line."))
+    val_split: str = field(default="val.txt", metadata=_help("File below root listing validation ids."))
+    test_split: str = field(default="test.txt", metadata=_help("File below root listing test ids."))
+    val_fraction: float = field(
+        default=0.15, metadata=_help("Share held out for validation where no split file says otherwise.")
+    )
+    test_fraction: float = field(
+        default=0.15, metadata=_help("Share held out for test where neither a split file nor a fold says otherwise.")
+    )
+    num_folds: int | None = field(
+        default=None, metadata=_help("Cross-validation: number of (stratified) folds; one of them is the test set.")
+    )
+    fold: int = field(default=0, metadata=_help("Cross-validation: which fold is the test set, from 0."))
+    limited_label: float = field(
+        default=1.0, metadata=_help("Share of the training images to keep, per class; 1.0 keeps all.")
+    )
+    seed: int = field(default=0, metadata=_help("Seed of random splits and folds, and of the synthetic scenes."))
+    num_samples: int = field(default=640, metadata=_help("'synthetic': number of scenes over all splits."))
+    noise: float = field(default=0.004, metadata=_help("'synthetic': sensor noise, standard deviation in reflectance."))
+
+    def __post_init__(self) -> None:
+        if self.name not in READERS:
+            raise ConfigError(
+                f"Unknown data set {self.name!r}: choose one of {listing(READERS)}.{nearest(self.name, READERS)}"
+            )
+        if self.task is not None and self.task not in TASKS:
+            raise ConfigError(f"Unknown task {self.task!r}: choose one of {listing(TASKS)}.{nearest(self.task, TASKS)}")
+        if self.name == "folder" and self.root is None:
+            raise ConfigError("Data set 'folder' needs `root`, the folder with images/ and masks/ or the classes.")
+        for key in ("val_fraction", "test_fraction"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                raise ConfigError(f"{key}={getattr(self, key)}: give a share of at least 0 and below 1.")
+        if self.val_fraction + self.test_fraction >= 1.0:
+            raise ConfigError("val_fraction + test_fraction leave nothing to train on: keep their sum below 1.")
+        if not 0.0 < self.limited_label <= 1.0:
+            raise ConfigError(f"limited_label={self.limited_label}: give a share above 0 and at most 1.")
+        if self.num_folds is not None and not (self.num_folds >= 2 and 0 <= self.fold < self.num_folds):
+            raise ConfigError(
+                f"fold={self.fold}, num_folds={self.num_folds}: at least 2 folds are needed, and 0 <= fold < num_folds."
+            )
+        if self.class_values is not None and len(self.class_values) != len(self.classes or self.class_values):
+            raise ConfigError("class_values and classes must be of the same length: one stored value per class.")
+        overlap = sorted(set(self.ignore_values) & set(self.class_values or ()))
+        if overlap:
+            raise ConfigError(f"Mask value(s) {overlap} are in both class_values and ignore_values: keep one of them.")
+        if self.num_samples < 1 or self.noise < 0:
+            raise ConfigError("num_samples must be at least 1 and noise at least 0.")
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ConfigError(f"image_size={self.image_size}: give [height, width] in pixels.")
+
+
+@dataclass
+class AugmentationArguments:
+    """Transforms of training images; validation and test images only get ``resize`` and ``center_crop``.
+
+    Raises:
+        ConfigError: A size that is not [height, width], or a probability outside 0 to 1.
+    """
+
+    resize: list[int] | None = field(
+        default=None, metadata=_help("[height, width] in pixels: resize every image before anything else.")
+    )
+    random_crop: list[int] | None = field(
+        default=None, metadata=_help("[height, width] in pixels: cut a random window out of each training image.")
+    )
+    focus_crop: bool = field(
+        default=False, metadata=_help("Prefer random crops with at least one labelled pixel (sparse labels).")
+    )
+    center_crop: list[int] | None = field(
+        default=None, metadata=_help("[height, width] in pixels: cut the middle out of validation and test images.")
+    )
+    horizontal_flip: float = field(default=0.0, metadata=_help("Probability of mirroring left to right."))
+    vertical_flip: float = field(default=0.0, metadata=_help("Probability of mirroring top to bottom."))
+    rot90: bool = field(default=False, metadata=_help("Turn by 0, 90, 180 or 270 degrees, each as likely."))
+
+    def __post_init__(self) -> None:
+        for key in ("resize", "random_crop", "center_crop"):
+            size = getattr(self, key)
+            if size is not None and (len(size) != 2 or min(size) < 1):
+                raise ConfigError(f"{key}={size}: give [height, width] in pixels.")
+        for key in ("horizontal_flip", "vertical_flip"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                raise ConfigError(f"{key}={getattr(self, key)}: a probability lies between 0 and 1.")
+        if self.focus_crop and self.random_crop is None:
+            raise ConfigError("focus_crop needs random_crop, the size of the window.")

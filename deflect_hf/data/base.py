@@ -1,0 +1,30 @@
+"""One call from a description of a data set to its splits."""
+
+from __future__ import annotations
+
+from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.data.dataset import ImageDataset
+from deflect_hf.processing import MultispectralImageProcessor
+
+
+def load_dataset_splits(
+    args: DatasetArguments, processor: MultispectralImageProcessor | None = None
+) -> dict[str, ImageDataset]:
+    """Build the splits of a data set, among ``"train"``, ``"val"`` and ``"test"``.
+
+    Args:
+        args: What the data set is; see the help of each field.
+        processor: Reads images as an adapter was trained to (bands, scale, size), whatever ``args`` says about that.
+
+    Raises:
+        ConfigError: A value of ``args`` does not fit the data set.
+        DataError: A file or folder is missing, empty or inconsistent; the message names it.
+        BandError: A band is missing or cannot be named.
+    """
+    if args.name == "synthetic":
+        from deflect_hf.data.synthetic import load_synthetic
+
+        return load_synthetic(args, processor)
+    from deflect_hf.data.folder import load_folder  # imports rasterio
+
+    return load_folder(args, processor)

@@ -1,0 +1,34 @@
+"""Examples of a data set -> a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from deflect_hf.errors import DataError, listing
+
+Example = dict[str, Any]
+
+
+def collate_examples(examples: Sequence[Example]) -> Example:
+    """Examples -> a batch: ``pixel_values`` (B, C, H, W), ``labels`` (B,) or (B, H, W), ``name`` list of str.
+
+    Raises:
+        DataError: The images differ in size; the message names them.
+    """
+    sizes: dict[tuple[int, ...], list[str]] = {}
+    for example in examples:
+        sizes.setdefault(tuple(example["pixel_values"].shape[-2:]), []).append(str(example["name"]))
+    if len(sizes) > 1:
+        found = "; ".join(f"{height} x {width}: {listing(names[:3])}" for (height, width), names in sizes.items())
+        raise DataError(
+            f"Images of different sizes make no batch ({found}): resize or crop them (`image_size`, `random_crop`, "
+            f"`center_crop`), or use batches of one."
+        )
+    batch: Example = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
+    if "labels" in examples[0]:
+        batch["labels"] = torch.stack([example["labels"] for example in examples])
+    batch["name"] = [example["name"] for example in examples]
+    return batch

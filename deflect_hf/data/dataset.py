@@ -1,0 +1,199 @@
+"""The data set that training and evaluation see: stored images in, examples in reflectance out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset as Table
+
+from deflect_hf.errors import DataError, listing
+from deflect_hf.processing import MultispectralImageProcessor
+
+Example = dict[str, Any]
+Transform = Callable[[Example, torch.Generator], Example]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One example as a reader finds it.
+
+    Attributes:
+        values: (C, H, W) stored values, channels in the order of ``bands``.
+        target: (H, W) stored mask values, a class id, or None without labels.
+        valid: (C, H, W) bool, or None where the reader knows of no invalid pixels.
+        target_valid: (H, W) bool, False where the mask itself says nodata; None: everywhere valid.
+        where: File name of the image, for error messages.
+        target_where: File name of the mask, for error messages.
+    """
+
+    values: np.ndarray
+    bands: Sequence[str]
+    target: np.ndarray | int | None
+    where: str
+    valid: np.ndarray | None = None
+    target_valid: np.ndarray | None = None
+    target_where: str = ""
+
+
+class Reader(Protocol):
+    """Reads the example that one row of the table describes."""
+
+    def read(self, row: Mapping[str, Any]) -> Stored:
+        """Read it as it is stored."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What labels mean.
+
+    Attributes:
+        task: ``"classification"`` or ``"segmentation"``.
+        classes: Class names in label order.
+        values: Stored mask value of each class (segmentation).
+        ignore_values: Stored mask values that become ``ignore_index``.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    values: tuple[int, ...] = ()
+    ignore_values: tuple[int, ...] = ()
+    ignore_index: int = -100
+
+    def encode(self, mask: np.ndarray, valid: np.ndarray | None, where: str) -> torch.Tensor:
+        """``(H, W) stored mask values -> (H, W) int64 class ids``, ignore_index where ignored or invalid.
+
+        Raises:
+            DataError: The mask holds a value that is neither a class nor ignored.
+        """
+        labels = np.full(mask.shape, self.ignore_index, dtype=np.int64)
+        known = np.isin(mask, self.ignore_values) if valid is None else np.isin(mask, self.ignore_values) | ~valid
+        for index, value in enumerate(self.values):
+            hit = mask == value
+            labels[hit & ~known] = index
+            known |= hit
+        if not known.all():
+            unknown = [int(value) for value in np.unique(mask[~known])]
+            raise DataError(
+                f"{where} holds unknown class value(s) {unknown[:10]}: known are {list(self.values)} "
+                f"({listing(self.classes)}) and, ignored, {list(self.ignore_values)}; "
+                f"correct `class_values` or add them to `ignore_values`."
+            )
+        return torch.from_numpy(labels)
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Examples ``{"pixel_values": (C, H, W) float32 reflectance, "labels": int64, "name": str}``.
+
+    ``labels`` is a scalar class id (classification) or (H, W) class ids (segmentation). NaN in ``pixel_values`` marks
+    what is not a measurement; a pixel without any valid band has the label ``ignore_index``. Backed by a table of
+    Hugging Face ``datasets``; images are read when asked for.
+
+    Random transforms draw from a generator seeded by (seed, epoch, index), so an example looks the same whatever
+    process or worker reads it, and a resumed run sees what an uninterrupted one would have seen.
+
+    Args:
+        table: One row per example, with at least a column ``name``.
+        reader: Reads the stored image and target of a row.
+        processor: Turns stored values into reflectance.
+        labels: What the labels mean.
+        gsd_m: Pixel size on the ground of the examples, in metres, before any transform.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        reader: Reader,
+        processor: MultispectralImageProcessor,
+        labels: Labels,
+        gsd_m: float | None = None,
+        seed: int = 0,
+        transform: Transform | None = None,
+    ) -> None:
+        self.table = table
+        self.reader = reader
+        self.processor = processor
+        self.labels = labels
+        self.gsd_m = gsd_m
+        self.seed = seed
+        self.transform = transform
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
+
+    @property
+    def bands(self) -> list[str]:
+        """Band codes of the channels of ``pixel_values``."""
+        return list(self.processor.bands)
+
+    @property
+    def task(self) -> str:
+        """``"classification"`` or ``"segmentation"``."""
+        return self.labels.task
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in label order."""
+        return list(self.labels.classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.labels.classes)
+
+    @property
+    def ignore_index(self) -> int:
+        """Label of pixels that do not count."""
+        return self.labels.ignore_index
+
+    @property
+    def names(self) -> list[str]:
+        """Ids of the examples, in order."""
+        return list(self.table["name"])
+
+    def with_transform(self, transform: Transform | None) -> ImageDataset:
+        """The same examples, passed through ``transform(example, generator)``."""
+        return ImageDataset(self.table, self.reader, self.processor, self.labels, self.gsd_m, self.seed, transform)
+
+    def select(self, indices: Sequence[int]) -> ImageDataset:
+        """The examples at ``indices``, in that order."""
+        table = self.table.select(list(indices))
+        return ImageDataset(table, self.reader, self.processor, self.labels, self.gsd_m, self.seed, self.transform)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the random transforms draw anew for this epoch, in the workers of a running loader as well."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self.table[index]
+        stored = self.reader.read(row)
+        pixels = self.processor.convert(stored.values, stored.bands, stored.valid, stored.where)
+        example: Example = {"pixel_values": pixels, "name": row["name"]}
+        if isinstance(stored.target, np.ndarray):
+            labels = self.labels.encode(stored.target, stored.target_valid, stored.target_where or stored.where)
+            if labels.shape != pixels.shape[-2:]:
+                labels = resize_labels(labels, pixels.shape[-2], pixels.shape[-1])
+            labels[~torch.isfinite(pixels).any(dim=0)] = self.ignore_index
+            example["labels"] = labels
+        elif stored.target is not None:
+            example["labels"] = torch.tensor(stored.target, dtype=torch.int64)
+        if self.transform is not None:
+            example = self.transform(example, example_generator(self.seed, int(self._epoch), index))
+        return example
+
+
+def resize_labels(labels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """``(H, W) class ids -> (height, width) class ids``, nearest neighbour on pixel centres."""
+    # float64 holds every class id exactly
+    return F.interpolate(labels[None, None].double(), size=(height, width), mode="nearest-exact")[0, 0].long()
+
+
+def example_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """A random generator of its own for one example in one epoch."""
+    state = np.random.SeedSequence([seed, epoch, index]).generate_state(1, dtype=np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -1,0 +1,242 @@
+"""A folder of GeoTIFFs as a data set.
+
+Segmentation: ``images/ID.tif`` with ``masks/ID.png`` (or .tif). Classification: one sub-folder of images per class.
+Splits come from ``train.txt``, ``val.txt`` and ``test.txt``, from sub-folders train/, val/ and test/ that repeat the
+layout, or are drawn at random (seeded, each class on its own).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset as Table
+
+from deflect_hf.bands import Sensor, resolve_bands, select_bands
+from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.data.dataset import ImageDataset, Labels, Stored
+from deflect_hf.data.splits import SPLITS, check_disjoint, hold_out, keep_share, read_split_file, split_indices
+from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
+from deflect_hf.processing import MultispectralImageProcessor
+from deflect_hf.raster import RasterInfo, file_bands, raster_info, read_mask, read_raster
+from deflect_hf.sensors import get_sensor
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".tif", ".tiff")
+MASK_SUFFIXES = (".png", ".tif", ".tiff")
+Row = dict[str, Any]
+Tags = tuple[tuple[float, ...], tuple[float, ...]]  # GDAL scale and offset tags of some bands
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads one image and its mask or class.
+
+    Attributes:
+        bands: Band codes to read, in order.
+        tags: GDAL (scale, offset) tags of these bands that every file must repeat; None where the config gave them.
+    """
+
+    bands: tuple[str, ...]
+    source_bands: tuple[str, ...] | None
+    sensor: Sensor | None
+    tags: Tags | None
+
+    def read(self, row: Mapping[str, Any]) -> Stored:
+        """Read the example of a row.
+
+        Raises:
+            DataError: A file is damaged, the mask has another size, or the scale tags differ from the first file's.
+            BandError: A band is missing, or the file has another number of bands than announced.
+        """
+        path = row["image"]
+        raster = read_raster(path, self.bands, source_bands=self.source_bands, sensor=self.sensor)
+        if self.tags is not None and (raster.scales, raster.offsets) != self.tags:
+            raise DataError(
+                f"{path} has scale and offset tags {raster.scales} and {raster.offsets}, unlike the other images "
+                f"({self.tags[0]} and {self.tags[1]}): give `scale` and `offset` in the config, or separate the images."
+            )
+        if row.get("mask") is None:
+            return Stored(raster.values, self.bands, row["label"], path, raster.valid)
+        mask = read_mask(row["mask"])
+        if mask.values.shape[-2:] != raster.values.shape[-2:]:
+            size, image_size = (f"{one.info.height} x {one.info.width}" for one in (mask, raster))
+            raise DataError(
+                f"{row['mask']} is {size} pixels, but its image {path} is {image_size}: "
+                f"make the mask on the grid of the image."
+            )
+        return Stored(raster.values, self.bands, mask.values[0], path, raster.valid, mask.valid[0], row["mask"])
+
+
+def load_folder(
+    args: DatasetArguments, processor: MultispectralImageProcessor | None = None
+) -> dict[str, ImageDataset]:
+    """Build the splits of a folder data set; ``processor`` replaces the one made from the arguments.
+
+    Raises:
+        DataError: The folder is missing or empty, an image has no mask, or a split file does not fit.
+        BandError: The bands cannot be named, or a wanted one is missing.
+    """
+    root = Path(str(args.root))
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: set `root` to the folder that holds images/ and masks/ or classes.")
+    bases = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"": root}
+    task = args.task or ("segmentation" if (next(iter(bases.values())) / "images").is_dir() else "classification")
+    labels = _labels(args, task, bases)
+    rows = {split: _rows(base, labels) for split, base in bases.items()}
+    splits = _splits(rows, root, args)
+    info = raster_info(next(iter(splits.values()))[0]["image"])
+    reader, processor = _reader(args, info, processor)
+    gsd_m = processor.effective_gsd_m(info.height)
+    datasets = {
+        split: ImageDataset(Table.from_list(members), reader, processor, labels, gsd_m, args.seed)
+        for split, members in splits.items()
+    }
+    for split, members in splits.items():
+        counts = Counter(labels.classes[row["label"]] for row in members) if task == "classification" else {}
+        per_class = "".join(f", {name} {counts[name]}" for name in counts)
+        logger.info("%s: %s split, %d images%s", root, split, len(members), per_class)
+    return datasets
+
+
+def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Labels:
+    classes = args.classes
+    if task == "segmentation":
+        if not classes:
+            raise ConfigError(f"{args.root}: masks need `classes`, the class names in order of their stored values.")
+        values = tuple(args.class_values if args.class_values is not None else range(len(classes)))
+        return Labels(task, tuple(classes), values, tuple(args.ignore_values), args.ignore_index)
+    folders = sorted({folder.name for base in bases.values() for folder in _class_folders(base)})
+    if not folders:
+        raise DataError(
+            f"{args.root} holds neither images/ and masks/ nor class folders with GeoTIFFs: put the images into one "
+            f"sub-folder per class, or into images/ with masks of the same name in masks/."
+        )
+    unknown = [name for name in folders if classes is not None and name not in classes]
+    if classes is not None and unknown:
+        raise DataError(
+            f"{args.root} has class folder(s) {listing(unknown)} that `classes` does not name: known are "
+            f"{listing(classes)}.{nearest(unknown[0], classes)} Rename the folder or extend `classes`."
+        )
+    return Labels(task, tuple(classes or folders), ignore_index=args.ignore_index)
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files with one of the suffixes, sorted; none where the folder is missing. Hidden files are skipped."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+
+
+def _class_folders(base: Path) -> list[Path]:
+    return [folder for folder in sorted(base.iterdir()) if folder.is_dir() and _files(folder, IMAGE_SUFFIXES)]
+
+
+def _rows(base: Path, labels: Labels) -> list[Row]:
+    """One row per image below ``base``: name, image, and mask or label."""
+    if labels.task == "classification":
+        return [
+            {"name": f"{folder.name}/{path.stem}", "image": str(path), "label": labels.classes.index(folder.name)}
+            for folder in _class_folders(base)
+            for path in _files(folder, IMAGE_SUFFIXES)
+        ]
+    images = _files(base / "images", IMAGE_SUFFIXES)
+    if not images:
+        raise DataError(f"{base / 'images'} holds no GeoTIFF ({listing(IMAGE_SUFFIXES)}): put the images there.")
+    masks: dict[str, Path] = {}
+    for path in _files(base / "masks", MASK_SUFFIXES):
+        if path.stem in masks:
+            raise DataError(f"{masks[path.stem]} and {path} are masks of the same image: keep one of them.")
+        masks[path.stem] = path
+    bare = [path for path in images if path.stem not in masks]
+    if bare:
+        raise DataError(
+            f"{bare[0]} has no mask ({len(bare)} of {len(images)} images have none): "
+            f"add {base / 'masks' / bare[0].stem}.png, or take the image away."
+        )
+    return [{"name": path.stem, "image": str(path), "mask": str(masks[path.stem])} for path in images]
+
+
+def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -> dict[str, list[Row]]:
+    """Sort rows into train, val and test, by sub-folder, split file or chance; then keep ``limited_label`` of train."""
+    files = {"train": root / args.train_split, "val": root / args.val_split, "test": root / args.test_split}
+    files = {split: path for split, path in files.items() if path.is_file()}
+    if "" not in rows:
+        splits = {split: list(members) for split, members in rows.items()}
+    elif files and args.num_folds is None:
+        by_name = {row["name"]: row for row in rows[""]}
+        ids = {split: read_split_file(path, list(by_name)) for split, path in files.items()}
+        check_disjoint(ids, files)
+        splits = {split: [by_name[name] for name in names] for split, names in ids.items()}
+    else:
+        everything = rows[""]
+        indices = split_indices([row.get("label") for row in everything], args)
+        splits = {split: [everything[i] for i in members] for split, members in indices.items()}
+        if args.num_folds is None:
+            logger.info("%s: no split files, images are drawn at random with seed %d", root, args.seed)
+    if "val" not in splits and splits.get("train") and args.val_fraction > 0:
+        kept, held = hold_out([row.get("label") for row in splits["train"]], args.val_fraction, args.seed)
+        splits = {"train": [splits["train"][i] for i in kept], "val": [splits["train"][i] for i in held], **{
+            split: members for split, members in splits.items() if split != "train"}}  # fmt: skip
+    if "train" in splits:
+        keep = keep_share([row.get("label") for row in splits["train"]], args.limited_label, args.seed)
+        splits["train"] = [splits["train"][i] for i in keep]
+    return {split: splits[split] for split in SPLITS if splits.get(split)}
+
+
+def _reader(
+    args: DatasetArguments, info: RasterInfo, processor: MultispectralImageProcessor | None
+) -> tuple[FolderReader, MultispectralImageProcessor]:
+    """Settle bands, scale, offset, nodata and unit from the config, the first file's header and the sensor preset."""
+    sensor = get_sensor(args.sensor) if args.sensor is not None else None
+    names = file_bands(info, args.source_bands, sensor)
+    tags: Tags | None = None
+    if processor is None:
+        named = [name for name in names if " " not in name]  # file_bands writes "band 3" where there is no name
+        bands = resolve_bands(args.bands, sensor) if args.bands is not None else named
+        try:
+            positions = select_bands(names, bands)
+        except BandError as error:
+            raise BandError(f"{info.path}: {error}") from error
+        tags = (tuple(info.scales[i] for i in positions), tuple(info.offsets[i] for i in positions))
+        scale, offset = _calibration(args, tags, sensor, info)
+        nodata = args.nodata if args.nodata is not None else list(sensor.nodata) if sensor is not None else []
+        processor = MultispectralImageProcessor(
+            bands=bands,
+            source_bands=names,
+            scale=scale,
+            offset=offset,
+            nodata=nodata,
+            unit=sensor.unit if sensor is not None else "reflectance",
+            unit_check=args.unit_check,
+            size=args.image_size,
+            gsd_m=args.gsd_m if args.gsd_m is not None else info.gsd_m,
+        )
+    explicit = args.scale is not None or args.offset is not None
+    source_bands = tuple(args.source_bands) if args.source_bands is not None else None
+    return FolderReader(tuple(processor.bands), source_bands, sensor, None if explicit else tags), processor
+
+
+def _calibration(
+    args: DatasetArguments, tags: Tags, sensor: Sensor | None, info: RasterInfo
+) -> tuple[float | list[float], float | list[float]]:
+    """Scale and offset: the config's, else the file's tags, else the sensor's; tags and sensor must not disagree."""
+    scales, offsets = tags
+    tagged = set(scales) != {1.0} or set(offsets) != {0.0}
+    explicit = args.scale is not None and args.offset is not None
+    if sensor is not None and not tagged:
+        scales, offsets = (sensor.scale,), (sensor.offset,)
+    elif sensor is not None and not explicit and not np.allclose((scales, offsets), ([sensor.scale], [sensor.offset])):
+        raise DataError(
+            f"{info.path} is tagged scale {scales[0]}, offset {offsets[0]}, but sensor {sensor.name!r} has scale "
+            f"{sensor.scale}, offset {sensor.offset}: give `scale` and `offset` in the config to say which is right."
+        )
+    scale = scales[0] if len(set(scales)) == 1 else list(scales)
+    offset = offsets[0] if len(set(offsets)) == 1 else list(offsets)
+    return args.scale if args.scale is not None else scale, args.offset if args.offset is not None else offset

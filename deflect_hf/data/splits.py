@@ -1,0 +1,120 @@
+"""Which example belongs to which split: split files, seeded stratified shares and folds."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.errors import DataError, listing
+
+SPLITS = ("train", "val", "test")
+
+
+def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[str, list[int]]:
+    """Split examples by shares or folds, each class on its own: ``{"train": [...], "val": [...], "test": [...]}``.
+
+    Deterministic in ``args.seed``; a split whose share is 0 is left out.
+
+    Raises:
+        DataError: A class has fewer examples than folds, or nothing is left to train on.
+    """
+    parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for stratum, members in _shuffled(strata, args.seed).items():
+        if args.num_folds is None:
+            test = _head(members, args.test_fraction)
+            val = _head(members[len(test):], args.val_fraction / (1.0 - args.test_fraction))  # fmt: skip
+        else:
+            if len(members) < args.num_folds:
+                raise DataError(
+                    f"Class {stratum!r} has {len(members)} image(s), too few for num_folds={args.num_folds}: "
+                    f"lower num_folds or add images."
+                )
+            test = members[args.fold :: args.num_folds]
+            rest = [member for member in members if member not in set(test)]
+            val = _head(rest, args.val_fraction)
+        held_out = set(test) | set(val)
+        parts["test"] += test
+        parts["val"] += val
+        parts["train"] += [member for member in members if member not in held_out]
+    if not parts["train"]:
+        raise DataError(f"{len(strata)} image(s) leave nothing to train on: lower val_fraction and test_fraction.")
+    return {name: sorted(indices) for name, indices in parts.items() if indices}
+
+
+def hold_out(strata: Sequence[Hashable], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Hold a share of the examples out, each class on its own -> (kept, held out), both sorted."""
+    held = [member for members in _shuffled(strata, seed).values() for member in _head(members, fraction)]
+    return sorted(set(range(len(strata))) - set(held)), sorted(held)
+
+
+def keep_share(strata: Sequence[Hashable], fraction: float, seed: int) -> list[int]:
+    """Keep a share of the examples of each class, at least one; a smaller share is a subset of a larger one."""
+    if fraction == 1.0:
+        return list(range(len(strata)))
+    shuffled = _shuffled(strata, seed).values()
+    return sorted(member for members in shuffled for member in members[: max(1, round(len(members) * fraction))])
+
+
+def _shuffled(strata: Sequence[Hashable], seed: int) -> dict[Hashable, list[int]]:
+    """Indices of each stratum, strata in order of appearance, indices in seeded random order."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for index, stratum in enumerate(strata):
+        groups[stratum].append(index)
+    return {
+        stratum: [members[i] for i in np.random.default_rng([seed, rank]).permutation(len(members))]
+        for rank, (stratum, members) in enumerate(groups.items())
+    }
+
+
+def _head(members: list[int], fraction: float) -> list[int]:
+    """The first share of the members; a share above 0 takes at least one where one can be spared."""
+    if fraction == 0.0 or len(members) < 2:
+        return []
+    return members[: min(len(members) - 1, max(1, round(len(members) * fraction)))]
+
+
+def read_split_file(path: Path, known: Sequence[str]) -> list[str]:
+    """Read ids, one a line, and check that each has an image; a file suffix or a left-out class folder is allowed.
+
+    Raises:
+        DataError: The file is empty, names an image twice, or names one that is not there.
+    """
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{path} lists no images: write one id a line, or remove the file for a random split.")
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for name in known:
+        by_stem[name.rsplit("/", 1)[-1]].append(name)
+    unique = {stem: names[0] for stem, names in by_stem.items() if len(names) == 1} | {name: name for name in known}
+    ids = [unique.get(line) or unique.get(line.rsplit(".", 1)[0]) for line in lines]
+    missing = [line for line, id_ in zip(lines, ids, strict=True) if id_ is None]
+    if missing:
+        raise DataError(
+            f"{path} lists {len(missing)} id(s) without an image, first {listing(missing[:3])}: "
+            f"add the images or remove these lines."
+        )
+    found = [id_ for id_ in ids if id_ is not None]
+    repeated = [id_ for id_, count in Counter(found).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path} lists {listing(repeated[:3])} more than once: keep one line each.")
+    return found
+
+
+def check_disjoint(ids: dict[str, list[str]], files: dict[str, Path]) -> None:
+    """Refuse splits that share images.
+
+    Raises:
+        DataError: An image is listed in two splits: the test figures would be worthless.
+    """
+    seen: dict[str, str] = {}
+    for split, names in ids.items():
+        for name in names:
+            if name in seen:
+                raise DataError(
+                    f"{files[split]} and {files[seen[name]]} both list {name!r}: an image belongs to one split only."
+                )
+            seen[name] = split

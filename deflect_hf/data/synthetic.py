@@ -1,0 +1,179 @@
+"""An embedded data set that needs no download: classes that differ in non-visible bands only.
+
+Scenes are mosaics of regions. The visible bands of a region are a random mixture of measured land covers; its
+near-infrared and short-wave bands come from the land cover of its *class*, drawn independently. So the distribution of
+everything visible is the same for all classes (they are metamers): whoever sees RGB alone can only guess, while the
+edges of the regions, and the light and texture on them, are in every band.
+
+Source: 120 Landsat 8 reflectance samples of urban, vegetation and water surfaces bundled with spyndex ("spectral").
+The red edge bands in between are our interpolation; the combinations of visible and non-visible do not exist outdoors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import spyndex
+import torch
+import torch.nn.functional as F
+from datasets import Dataset as Table
+
+from deflect_hf.bands import resolve_bands
+from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.data.dataset import ImageDataset, Labels, Stored
+from deflect_hf.data.splits import keep_share, split_indices
+from deflect_hf.errors import BandError, ConfigError, listing
+from deflect_hf.processing import MultispectralImageProcessor
+
+logger = logging.getLogger(__name__)
+
+MEASURED = ("A", "B", "G", "R", "N", "S1", "S2")  # the columns SR_B1 .. SR_B7 of the bundled samples
+VISIBLE = 4  # the first four of them
+# class -> share of each measured land cover in its non-visible bands
+CLASSES: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "water": {"Water": 1.0},
+        "vegetation": {"Vegetation": 1.0},
+        "bare": {"Urban": 1.0},
+        "wetland": {"Vegetation": 0.5, "Water": 0.5},
+    }
+)
+# band -> how it is made of the measured ones
+MIXED: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        **{code: {code: 1.0} for code in MEASURED},
+        "RE1": {"R": 0.8, "N": 0.2},
+        "RE2": {"R": 0.1, "N": 0.9},
+        "RE3": {"R": 0.02, "N": 0.98},
+        "N2": {"N": 1.0},
+        "WV": {"N": 0.9, "S1": 0.1},
+    }
+)
+SCALE = 1e-4
+GSD_M = 30.0
+SIZE = (64, 64)
+REGIONS = 6
+MAIN_SHARE = 0.65  # the class of a scene covers at least this share of it
+FIELD_CELLS = 5  # coarseness of the region fields: cells across the image
+
+
+@dataclass(frozen=True)
+class SyntheticReader:
+    """Makes the scene of a row, always the same one for the same seed and index, whatever the bands.
+
+    Attributes:
+        library: land cover -> (n, 7) measured reflectances in the order of MEASURED.
+        noise: Standard deviation of the sensor noise, in reflectance.
+    """
+
+    bands: tuple[str, ...]
+    task: str
+    size: tuple[int, int]
+    seed: int
+    noise: float
+    library: Mapping[str, np.ndarray]
+
+    def read(self, row: Mapping[str, Any]) -> Stored:
+        """Make the scene: int16 digital numbers (C, H, W), and its class or its (H, W) mask."""
+        rng = np.random.default_rng([self.seed, row["index"]])
+        regions = smooth_fields(rng, REGIONS, self.size, FIELD_CELLS).argmax(axis=0)
+        if self.task == "classification":
+            classes = self._around_main_class(rng, regions, row["label"])
+        else:
+            classes = rng.integers(len(CLASSES), size=REGIONS)
+        spectra = np.stack([self._region_spectrum(rng, kind) for kind in classes])
+        light = 1.0 + 0.12 * smooth_fields(rng, 1, self.size, 3)[0] + 0.06 * smooth_fields(rng, 1, self.size, 16)[0]
+        measured = spectra[regions].transpose(2, 0, 1) * np.clip(light, 0.4, 1.6)
+        mixing = np.array([[parts.get(code, 0.0) for code in MEASURED] for parts in MIXED.values()])
+        scene = np.einsum("bm,mhw->bhw", mixing, measured)
+        scene += self.noise * rng.standard_normal(scene.shape)
+        positions = [list(MIXED).index(code) for code in self.bands]
+        values = np.round(scene[positions] / SCALE).astype(np.int16)
+        target = row["label"] if self.task == "classification" else classes[regions].astype(np.uint8)
+        return Stored(values, self.bands, target, where=f"synthetic {row['name']}")
+
+    def _around_main_class(self, rng: np.random.Generator, regions: np.ndarray, label: int) -> np.ndarray:
+        """Give regions, in random order, the scene's class until it covers MAIN_SHARE, and others to the rest."""
+        areas = np.bincount(regions.ravel(), minlength=REGIONS) / regions.size
+        order = rng.permutation(REGIONS)
+        covered = np.cumsum(areas[order]) - areas[order]  # before each region
+        others = (label + rng.integers(1, len(CLASSES), size=REGIONS)) % len(CLASSES)
+        classes = np.empty(REGIONS, dtype=np.int64)
+        classes[order] = np.where(covered < MAIN_SHARE, label, others)
+        return classes
+
+    def _region_spectrum(self, rng: np.random.Generator, kind: int) -> np.ndarray:
+        """(7,) reflectance: visible bands from a random mixture, the others from the land cover of the class."""
+        sample = {cover: spectra[rng.integers(len(spectra))] for cover, spectra in self.library.items()}
+        visible = rng.dirichlet(np.ones(len(sample))) @ np.stack(list(sample.values()))
+        shares = list(CLASSES.values())[kind]
+        hidden = np.sum([share * sample_of(rng, self.library[cover]) for cover, share in shares.items()], axis=0)
+        return np.concatenate([visible[:VISIBLE], hidden[VISIBLE:]])
+
+
+def sample_of(rng: np.random.Generator, spectra: np.ndarray) -> np.ndarray:
+    """A spectrum between two measured ones of the same land cover."""
+    first, second = spectra[rng.integers(len(spectra), size=2)]
+    share = rng.random()
+    return share * first + (1.0 - share) * second
+
+
+def smooth_fields(rng: np.random.Generator, count: int, size: tuple[int, int], cells: int) -> np.ndarray:
+    """(count, H, W) smooth random fields of about unit variance, with ``cells`` cells across the image."""
+    coarse = torch.from_numpy(rng.standard_normal((1, count, cells + 1, cells + 1)))
+    return F.interpolate(coarse, size=size, mode="bicubic", align_corners=True)[0].numpy()
+
+
+def spectral_library() -> dict[str, np.ndarray]:
+    """Land cover -> (n, 7) measured reflectances, bands in the order of MEASURED."""
+    samples = spyndex.datasets.open("spectral")
+    columns = [f"SR_B{number}" for number in range(1, len(MEASURED) + 1)]
+    return {cover: group[columns].to_numpy() for cover, group in samples.groupby("class")}
+
+
+def load_synthetic(
+    args: DatasetArguments, processor: MultispectralImageProcessor | None = None
+) -> dict[str, ImageDataset]:
+    """Build the splits of the synthetic set, classes balanced; ``processor`` replaces the one made from the arguments.
+
+    Raises:
+        BandError: A band that the measured samples cannot give.
+        ConfigError: Arguments that only make sense for stored files.
+    """
+    for key in ("root", "sensor", "source_bands", "scale", "offset", "nodata", "classes", "class_values"):
+        if getattr(args, key) is not None:
+            raise ConfigError(f"Data set 'synthetic' makes its own images: remove `{key}`, or choose `name: folder`.")
+    task = args.task or "classification"
+    if processor is None:
+        bands = resolve_bands(args.bands if args.bands is not None else MEASURED)
+        unknown = [band for band in bands if band not in MIXED]
+        if unknown:
+            raise BandError(f"Data set 'synthetic' has no band {listing(unknown)}: choose among {listing(MIXED)}.")
+        processor = MultispectralImageProcessor(bands, scale=SCALE, unit_check=args.unit_check, gsd_m=GSD_M)
+    size = SIZE if args.image_size is None else (args.image_size[0], args.image_size[1])
+    reader = SyntheticReader(tuple(processor.bands), task, size, args.seed, args.noise, spectral_library())
+    rows: list[dict[str, Any]] = [{"name": f"scene-{i:05d}", "index": i} for i in range(args.num_samples)]
+    if task == "classification":
+        rows = [{**row, "label": row["index"] % len(CLASSES)} for row in rows]
+    splits = split_indices([row.get("label") for row in rows], args)
+    keep = keep_share([rows[i].get("label") for i in splits["train"]], args.limited_label, args.seed)
+    splits["train"] = [splits["train"][i] for i in keep]
+    labels = Labels(task, tuple(CLASSES), tuple(range(len(CLASSES))), ignore_index=args.ignore_index)
+    for split, members in splits.items():
+        logger.info("synthetic: %s split, %d scenes", split, len(members))
+    return {
+        split: ImageDataset(
+            Table.from_list([rows[i] for i in members]),
+            reader,
+            processor,
+            labels,
+            processor.effective_gsd_m(size[0]),
+            args.seed,
+        )
+        for split, members in splits.items()
+    }

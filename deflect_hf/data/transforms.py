@@ -1,0 +1,179 @@
+"""Random and fixed transforms of an example: image, validity (NaN) and target move together.
+
+Every transform maps ``(example, generator) -> example`` without touching its input, works on any number of bands, and
+draws only from the generator it is given (see :func:`deflect_hf.data.dataset.example_generator`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deflect_hf.data.arguments import AugmentationArguments
+from deflect_hf.data.dataset import Example, Transform, resize_labels
+from deflect_hf.errors import DataError
+from deflect_hf.processing import resize
+
+FOCUS_TRIALS = 20
+
+
+def build_transform(args: AugmentationArguments, split: str, ignore_index: int = -100) -> Transform | None:
+    """The transforms of a split (random ones for ``"train"`` only), or None when there are none.
+
+    ``ignore_index`` is the data set's: focus_crop looks for pixels with another label.
+    """
+    steps: list[Transform] = []
+    if args.resize is not None:
+        steps.append(Resize(args.resize[0], args.resize[1]))
+    if split == "train":
+        if args.random_crop is not None:
+            height, width = args.random_crop
+            steps.append(RandomCrop(height, width, args.focus_crop, ignore_index))
+        if args.horizontal_flip > 0:
+            steps.append(RandomFlip(args.horizontal_flip, dimension=-1))
+        if args.vertical_flip > 0:
+            steps.append(RandomFlip(args.vertical_flip, dimension=-2))
+        if args.rot90:
+            steps.append(RandomRot90())
+    elif args.center_crop is not None:
+        steps.append(CenterCrop(args.center_crop[0], args.center_crop[1]))
+    return Compose(steps) if steps else None
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Transforms one after the other."""
+
+    steps: Sequence[Transform]
+
+    def __call__(self, example: Example, generator: torch.Generator) -> Example:
+        """Apply the steps in order."""
+        for step in self.steps:
+            example = step(example, generator)
+        return example
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Bilinear over valid pixels for the image, nearest for a mask."""
+
+    height: int
+    width: int
+
+    def __call__(self, example: Example, generator: torch.Generator) -> Example:
+        """Resize image and mask."""
+        pixels = resize(example["pixel_values"], (self.height, self.width))
+        result = {**example, "pixel_values": pixels}
+        if _has_mask(example):
+            result["labels"] = resize_labels(example["labels"], self.height, self.width)
+        return result
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A random window; with ``focus``, drawn again (at most FOCUS_TRIALS times) until it holds a labelled pixel.
+
+    Where sparse labels make that fail, a window around a random labelled pixel is taken; an image without any keeps
+    its last draw.
+
+    Raises:
+        DataError: The image is smaller than the window.
+    """
+
+    height: int
+    width: int
+    focus: bool = False
+    ignore_index: int = -100
+
+    def __call__(self, example: Example, generator: torch.Generator) -> Example:
+        """Cut a random window out of image and mask."""
+        rows, columns = _room(example, self.height, self.width)
+        labelled = example["labels"] != self.ignore_index if self.focus and _has_mask(example) else None
+        top, left = _draw(rows, generator), _draw(columns, generator)
+        if labelled is not None and bool(labelled.any()):
+            for _ in range(FOCUS_TRIALS):
+                if bool(labelled[top : top + self.height, left : left + self.width].any()):
+                    break
+                top, left = _draw(rows, generator), _draw(columns, generator)
+            else:
+                points = labelled.nonzero()
+                row, column = points[_draw(len(points), generator)].tolist()
+                top = min(max(row - _draw(self.height, generator), 0), rows - 1)
+                left = min(max(column - _draw(self.width, generator), 0), columns - 1)
+        return _crop(example, top, left, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The middle of the image.
+
+    Raises:
+        DataError: The image is smaller than the window.
+    """
+
+    height: int
+    width: int
+
+    def __call__(self, example: Example, generator: torch.Generator) -> Example:
+        """Cut the middle out of image and mask."""
+        rows, columns = _room(example, self.height, self.width)
+        return _crop(example, (rows - 1) // 2, (columns - 1) // 2, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirror along ``dimension`` (-1: left to right, -2: top to bottom) with a probability."""
+
+    probability: float
+    dimension: int = -1
+
+    def __call__(self, example: Example, generator: torch.Generator) -> Example:
+        """Mirror image and mask, or leave both."""
+        if float(torch.rand((), generator=generator)) >= self.probability:
+            return example
+        return _on_grid(example, lambda grid: grid.flip(self.dimension))
+
+
+@dataclass(frozen=True)
+class RandomRot90:
+    """Turn by a random multiple of 90 degrees; images that are not square only by 0 or 180, so that sizes stay."""
+
+    def __call__(self, example: Example, generator: torch.Generator) -> Example:
+        """Turn image and mask together."""
+        height, width = example["pixel_values"].shape[-2:]
+        turns = _draw(4, generator) if height == width else 2 * _draw(2, generator)
+        return _on_grid(example, lambda grid: torch.rot90(grid, turns, dims=(-2, -1)))
+
+
+def _has_mask(example: Example) -> bool:
+    return "labels" in example and example["labels"].ndim == 2
+
+
+def _draw(stop: int, generator: torch.Generator) -> int:
+    return int(torch.randint(stop, (), generator=generator))
+
+
+def _room(example: Example, height: int, width: int) -> tuple[int, int]:
+    """How many places a window has, down and across."""
+    have_height, have_width = example["pixel_values"].shape[-2:]
+    rows, columns = have_height - height + 1, have_width - width + 1
+    if rows < 1 or columns < 1:
+        raise DataError(
+            f"{example['name']} is {have_height} x {have_width} pixels, smaller than the crop of {height} x {width}: "
+            f"lower the crop or resize first."
+        )
+    return rows, columns
+
+
+def _on_grid(example: Example, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
+    """Apply one change to the image and, where there is one, the mask."""
+    result = {**example, "pixel_values": change(example["pixel_values"])}
+    if _has_mask(example):
+        result["labels"] = change(example["labels"])
+    return result
+
+
+def _crop(example: Example, top: int, left: int, height: int, width: int) -> Example:
+    return _on_grid(example, lambda grid: grid[..., top : top + height, left : left + width].contiguous())

@@ -1,0 +1,337 @@
+"""GeoTIFF and PNG files in and out: bands by name, windows, validity, georeference.
+
+The only file that imports rasterio. Values leave it as they are stored (digital numbers); turning them into
+reflectance belongs to :mod:`deflect_hf.processing` alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.enums import MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from deflect_hf.bands import Sensor, resolve_bands, select_bands
+from deflect_hf.errors import BandError, DataError, listing
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class RasterInfo:
+    """What the header of a raster file says, without its pixels.
+
+    Attributes:
+        descriptions: One band description per band, ``""`` where the file has none.
+        scales: GDAL scale tag per band (1.0 where there is none); physical = stored * scale + offset.
+        nodata: GDAL nodata tag per band, None where there is none.
+        crs: Coordinate reference system as WKT, None when the file has no georeference.
+        transform: Affine geotransform, six numbers in rasterio order.
+        gsd_m: Pixel height on the ground in metres; None without a projected CRS.
+    """
+
+    path: str
+    count: int
+    height: int
+    width: int
+    dtype: str
+    descriptions: tuple[str, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    nodata: tuple[float | None, ...]
+    crs: str | None
+    transform: tuple[float, ...]
+    gsd_m: float | None
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Bands read from a file: stored values and, per band and pixel, whether they are measurements.
+
+    Attributes:
+        values: (C, H, W) in the dtype of the file.
+        valid: (C, H, W) bool, False at nodata, fill values, NaN and masked pixels.
+        bands: C band codes; see :func:`file_bands` for bands that have none.
+        scales: GDAL scale tag of the C bands read, in their order.
+        info: The header; its transform is that of the whole file, not of the window.
+    """
+
+    values: np.ndarray
+    valid: np.ndarray
+    bands: tuple[str, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    info: RasterInfo
+
+
+@contextmanager
+def _opened(path: PathLike) -> Iterator[Any]:
+    """Open ``path`` for reading; whatever GDAL complains about becomes a DataError naming the file."""
+    if not Path(path).is_file():
+        raise DataError(f"{path} is not there: check the path, and the data folder it should lie in.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips without a georeference are common
+            source = rasterio.open(path)
+    except RasterioError as error:
+        raise DataError(
+            f"{path} cannot be opened as a raster ({error}): it must be a GeoTIFF or PNG file; copy it again."
+        ) from error
+    with source:
+        try:
+            yield source
+        except RasterioError as error:
+            raise DataError(f"{path} is truncated or damaged ({error}): copy it again or remove it.") from error
+
+
+def _info(source: Any, path: PathLike) -> RasterInfo:
+    if source.count == 0:
+        raise DataError(f"{path} holds no bands: a raster needs at least one (is it a container of subdatasets?).")
+    projected = source.crs is not None and source.crs.is_projected
+    gsd_m = abs(source.transform.e) * source.crs.linear_units_factor[1] if projected else None
+    return RasterInfo(
+        path=str(path),
+        count=source.count,
+        height=source.height,
+        width=source.width,
+        dtype=source.dtypes[0],
+        descriptions=tuple(text or "" for text in source.descriptions),
+        scales=tuple(source.scales),
+        offsets=tuple(source.offsets),
+        nodata=tuple(source.nodatavals),
+        crs=source.crs.to_wkt() if source.crs is not None else None,
+        transform=tuple(source.transform)[:6],
+        gsd_m=gsd_m,
+    )
+
+
+def raster_info(path: PathLike) -> RasterInfo:
+    """Read the header of a raster file.
+
+    Raises:
+        DataError: The file is missing, not a raster, or has no bands.
+    """
+    with _opened(path) as source:
+        return _info(source, path)
+
+
+def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sensor | None = None) -> list[str]:
+    """Name the bands of a file: by its own descriptions, else by ``source_bands``, else by the sensor's order.
+
+    A band whose description is not a band name becomes ``"band 3 quality"``: it is left alone rather than guessed.
+
+    Raises:
+        BandError: The number of bands does not fit the given list, the list contradicts the file's own
+            descriptions, or nothing names the bands.
+    """
+    own = [_resolved(text, sensor) for text in info.descriptions]
+    named = any(own)
+    given = resolve_bands(source_bands, sensor) if source_bands is not None else None
+    if given is None and not named and sensor is not None:
+        given = list(sensor.codes)
+    if given is None and not named:
+        texts = [text for text in info.descriptions if text]
+        hint = f" ({listing(texts)} say nothing without a sensor)" if texts else ""
+        raise BandError(
+            f"{info.path} does not name its {info.count} band(s){hint}: give `source_bands`, the band codes in file "
+            f"order, or a `sensor` whose bands are stored in its standard order."
+        )
+    if given is not None and len(given) != info.count:
+        raise BandError(
+            f"{info.path} has {info.count} band(s), but {len(given)} were announced ({listing(given)}): "
+            f"correct `source_bands` (or `sensor`) to the bands of this file, in file order."
+        )
+    if given is None:
+        return [code or f"band {i + 1} {info.descriptions[i]}".strip() for i, code in enumerate(own)]
+    for position, (code, stated) in enumerate(zip(own, given, strict=True), start=1):
+        if code is not None and code != stated:
+            raise BandError(
+                f"{info.path}: band {position} is described as {info.descriptions[position - 1]!r} (= {code}) in the "
+                f"file, but `source_bands` calls it {stated!r}: remove `source_bands` to trust the file, or correct it."
+            )
+    return given
+
+
+def _resolved(text: str, sensor: Sensor | None) -> str | None:
+    """The band code of a description, or None when it names no known band."""
+    if not text:
+        return None
+    try:
+        return resolve_bands([text], sensor)[0]
+    except BandError:
+        return None
+
+
+def read_raster(
+    path: PathLike,
+    bands: Sequence[str] | None = None,
+    *,
+    source_bands: Sequence[str] | None = None,
+    sensor: Sensor | None = None,
+    window: tuple[int, int, int, int] | None = None,
+    nodata: Sequence[float] = (),
+) -> Raster:
+    """Read bands by name, the whole image or a window of it.
+
+    Args:
+        bands: Band codes wanted, in the order wanted; None reads all.
+        source_bands: Names of the file's bands in file order, for files without band descriptions.
+        sensor: Resolves the sensor's own names (``B8A``) and, failing the two above, gives the band order.
+        window: (row, column, height, width) in pixels.
+        nodata: Stored values that mean "no measurement", besides the file's own tag and NaN.
+
+    Raises:
+        DataError: The file is missing, damaged or no raster, or the window leaves the image.
+        BandError: A wanted band is not in the file, or its bands cannot be named (see :func:`file_bands`).
+    """
+    with _opened(path) as source:
+        info = _info(source, path)
+        names = file_bands(info, source_bands, sensor)
+        positions = list(range(len(names)))
+        if bands is not None:
+            try:
+                positions = select_bands(names, bands)
+            except BandError as error:
+                raise BandError(f"{path}: {error}") from error
+            names = list(bands)
+        indexes = [position + 1 for position in positions]
+        area = _window(info, window)
+        values = source.read(indexes, window=area)
+        valid = _valid(values, [info.nodata[position] for position in positions], nodata)
+        if any(MaskFlags.per_dataset in source.mask_flag_enums[position] for position in positions):
+            valid &= source.read_masks(indexes, window=area) > 0
+    return Raster(
+        values=values,
+        valid=valid,
+        bands=tuple(names),
+        scales=tuple(info.scales[position] for position in positions),
+        offsets=tuple(info.offsets[position] for position in positions),
+        info=info,
+    )
+
+
+def _window(info: RasterInfo, window: tuple[int, int, int, int] | None) -> Window | None:
+    if window is None:
+        return None
+    row, column, height, width = window
+    if min(row, column) < 0 or min(height, width) < 1 or row + height > info.height or column + width > info.width:
+        raise DataError(
+            f"{info.path}: window (row {row}, column {column}, {height} x {width}) leaves the image of "
+            f"{info.height} x {info.width} pixels."
+        )
+    return Window(column, row, width, height)
+
+
+def _valid(values: np.ndarray, tags: Sequence[float | None], extra: Sequence[float]) -> np.ndarray:
+    """(C, H, W) stored values -> (C, H, W) bool: measured, that is neither NaN nor any of the nodata values."""
+    valid = np.isfinite(values) if np.issubdtype(values.dtype, np.floating) else np.ones(values.shape, dtype=bool)
+    for channel, tag in enumerate(tags):
+        for fill in {*extra, *([] if tag is None else [tag])}:
+            if not math.isnan(fill):
+                valid[channel] &= values[channel] != float(fill)
+    return valid
+
+
+def read_mask(path: PathLike) -> Raster:
+    """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False at nodata.
+
+    Raises:
+        DataError: As :func:`read_raster`, or the file has several bands or fractional values.
+    """
+    with _opened(path) as source:
+        info = _info(source, path)
+        if info.count != 1:
+            raise DataError(
+                f"{path} has {info.count} bands, but a mask has one: store class values, not colours "
+                f"(a palette PNG or a single-band GeoTIFF)."
+            )
+        values = source.read()
+        valid = _valid(values, info.nodata, ())
+    if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values[valid], np.round(values[valid])):
+        raise DataError(f"{path} holds fractional values: a mask stores one whole class value per pixel.")
+    return Raster(values, valid, ("mask",), info.scales, info.offsets, info)
+
+
+@contextmanager
+def create_raster(
+    path: PathLike,
+    count: int,
+    dtype: str,
+    *,
+    like: RasterInfo,
+    nodata: float | None = None,
+    descriptions: Sequence[str] = (),
+) -> Iterator[Callable[..., None]]:
+    """Write a GeoTIFF window by window, with the size, CRS and transform of ``like``.
+
+    Yields ``write(values, row=0, column=0)`` with values (count, h, w). The file appears under its name only when
+    the block ends without an error, so that no reader ever sees half of it.
+
+    Raises:
+        DataError: The folder cannot be written to.
+    """
+    target = Path(path)
+    profile = {"driver": "GTiff", "count": count, "dtype": dtype, "height": like.height, "width": like.width,
+               "nodata": nodata, "crs": like.crs, "compress": "deflate", "BIGTIFF": "IF_SAFER"}  # fmt: skip
+    if min(like.height, like.width) >= 256:
+        profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
+    if like.crs is not None or like.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
+        profile["transform"] = rasterio.Affine(*like.transform)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tif")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            sink = rasterio.open(temporary, "w", **profile)
+    except (OSError, RasterioError) as error:
+        raise DataError(f"{target} cannot be written ({error}): choose a folder that is writable.") from error
+    try:
+        with sink:
+            for index, text in enumerate(descriptions, start=1):
+                sink.set_band_description(index, text)
+
+            def write(values: np.ndarray, row: int = 0, column: int = 0) -> None:
+                sink.write(values, window=Window(column, row, values.shape[-1], values.shape[-2]))
+
+            yield write
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_raster(
+    path: PathLike,
+    values: np.ndarray,
+    *,
+    like: RasterInfo | None = None,
+    nodata: float | None = None,
+    descriptions: Sequence[str] = (),
+) -> None:
+    """Write (C, H, W) values as a GeoTIFF at once, atomically; ``like`` lends its CRS and transform.
+
+    Raises:
+        DataError: ``like`` has another size, or the folder cannot be written to.
+    """
+    count, height, width = values.shape
+    if like is None:
+        ones = (1.0,) * count
+        identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+        like = RasterInfo(str(path), count, height, width, str(values.dtype), ("",) * count, ones, (0.0,) * count,
+                          (nodata,) * count, None, identity, None)  # fmt: skip
+    if (height, width) != (like.height, like.width):
+        raise DataError(
+            f"{path}: values of {height} x {width} pixels cannot take the georeference of {like.path} "
+            f"({like.height} x {like.width})."
+        )
+    with create_raster(path, count, str(values.dtype), like=like, nodata=nodata, descriptions=descriptions) as write:
+        write(values)
