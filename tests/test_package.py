@@ -1,0 +1,68 @@
+"""What importing and installing the package promises."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import requires, version
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import deflect_hf
+from deflect_hf.tuners import registration
+
+# Slow to import, and needed for reading files, drawing or measuring only.
+HEAVY = ("rasterio", "matplotlib", "torchmetrics", "sklearn", "datasets")
+
+
+def modules_after(statement):
+    """Names of the top-level modules that a new process holds after ``statement``."""
+    report = "import sys; print('\\n'.join({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\n{report}"], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_import_leaves_heavy_packages_alone():
+    assert modules_after("import deflect_hf") & {*HEAVY} == set()
+
+
+def test_import_is_all_that_peft_needs_to_know_deflect():
+    modules_after("import deflect_hf\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\nknown['DEFLECT']")
+
+
+def test_every_public_name_exists_without_torchvision():
+    # None in sys.modules makes every import of it fail, as where it is not installed.
+    modules_after("import sys; sys.modules['torchvision'] = None\nfrom deflect_hf import *")
+
+
+@pytest.mark.parametrize("name", deflect_hf.__all__)
+def test_public_names_are_listed(name):
+    assert name in dir(deflect_hf)
+    assert getattr(deflect_hf, name).__name__ if name != "SENSORS" else deflect_hf.SENSORS
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'deflect_hf' has no attribute 'nothing'"):
+        _ = deflect_hf.nothing
+
+
+def test_version_is_that_of_the_installation():
+    assert version("deflect_hf") == deflect_hf.__version__
+
+
+@pytest.mark.parametrize("package", ["peft", "transformers"])
+def test_requirement_is_the_range_that_registration_checks(package):
+    lowest, beyond = getattr(registration, f"SUPPORTED_{package.upper()}")
+    (required,) = (Requirement(line) for line in requires("deflect_hf") if Requirement(line).name == package)
+    assert required.specifier == SpecifierSet(f">={lowest}, <{beyond}")
+
+
+def test_installed_versions_satisfy_the_requirements():
+    core = [Requirement(line) for line in requires("deflect_hf") if "extra ==" not in line]
+    assert {"torch", "transformers", "peft"} <= {requirement.name for requirement in core}
+    for requirement in core:
+        assert requirement.specifier.contains(version(requirement.name), prereleases=True), requirement
