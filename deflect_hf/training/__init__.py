@@ -1,0 +1,4 @@
+"""Training and evaluation: typed configuration, loop, losses, metrics, checkpoints.
+
+Nothing is imported here: reading the arguments alone needs neither torch nor PEFT.
+"""

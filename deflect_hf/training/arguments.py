@@ -1,0 +1,197 @@
+"""What a run can be told, as typed dataclasses: one field per key of the YAML files and of the command line.
+
+The names follow the command line of the official code's base (early pangaea-bench): five groups of files, ``run``,
+``foundation_models``, ``datasets``, ``segmentors`` and ``augmentations``. Importing this file needs neither torch nor
+PEFT, so that ``train.py --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from deflect_hf.data.arguments import AugmentationArguments, DatasetArguments
+from deflect_hf.errors import ConfigError
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Finetune = Literal["deflect", "lora", "frozen", "full"]
+
+
+@dataclass
+class EncoderArguments:
+    """The RGB encoder that is adapted: a Hub id or folder, or a randomly initialised one for tests and demos."""
+
+    name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of a transformers ViT"})
+    revision: str | None = field(default=None, metadata={"help": "commit, tag or branch of the Hub repository"})
+    random: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "instead of name_or_path: model_type and config fields of a randomly initialised encoder"},
+    )
+    random_seed: NonNegativeInt = field(default=0, metadata={"help": "seed of the random encoder's weights"})
+    base_bands: list[str] = field(
+        default_factory=lambda: ["R", "G", "B"],
+        metadata={"help": "bands the encoder was pretrained on, in its channel order"},
+    )
+    mean: list[float] | None = field(
+        default=None, metadata={"help": "mean of the base bands in reflectance; null: fitted on the training split"}
+    )
+    std: list[PositiveFloat] | None = field(
+        default=None, metadata={"help": "deviation of the base bands in reflectance; null: fitted, as mean"}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.name_or_path is None) == (self.random is None):
+            raise ConfigError(
+                "encoder: give exactly one of 'name_or_path' (a Hub id or folder) and 'random' (a random encoder); "
+                "for instance --encoder_config configs/foundation_models/embedded_vit.yaml"
+            )
+        if self.random is not None and "model_type" not in self.random:
+            raise ConfigError("encoder.random needs 'model_type', for instance {model_type: vit, hidden_size: 64}")
+        if self.revision is not None and self.name_or_path is None:
+            raise ConfigError("encoder.revision goes with encoder.name_or_path, not with encoder.random")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("encoder: give both 'mean' and 'std', or neither to have them fitted")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.base_bands):
+                raise ConfigError(
+                    f"encoder.{name} has {len(values)} values for {len(self.base_bands)} base bands {self.base_bands}"
+                )
+
+
+@dataclass
+class LossArguments:
+    """Cross-entropy over the labelled pixels or images, optionally weighted, smoothed, or with a Dice term."""
+
+    class_weights: Literal["balanced"] | list[NonNegativeFloat] | None = field(
+        default=None,
+        metadata={"help": "one weight per class, or 'balanced': 1 / share of the class in the training split"},
+    )
+    label_smoothing: Probability = field(default=0.0, metadata={"help": "share of the target spread over all classes"})
+    dice: NonNegativeFloat = field(default=0.0, metadata={"help": "weight of the soft Dice loss that is added"})
+
+
+@dataclass
+class OptimizerArguments:
+    """AdamW over every parameter that is not frozen."""
+
+    lr: PositiveFloat = field(default=1e-4, metadata={"help": "learning rate"})
+    weight_decay: NonNegativeFloat = field(default=0.05, metadata={"help": "decoupled weight decay"})
+    betas: tuple[Probability, Probability] = field(default=(0.9, 0.999), metadata={"help": "AdamW's two decay rates"})
+    decay_vectors: bool = field(
+        default=True,
+        metadata={"help": "decay norms and biases too, as the published protocol does; false: matrices only"},
+    )
+    max_grad_norm: PositiveFloat | None = field(
+        default=None, metadata={"help": "clip the gradient's norm to this; null: no clipping"}
+    )
+
+
+@dataclass
+class SchedulerArguments:
+    """Learning rate over the iterations of the run."""
+
+    name: Literal["multistep", "cosine", "constant"] = field(default="multistep", metadata={"help": "its shape"})
+    milestones: list[Fraction] = field(
+        default_factory=lambda: [0.6, 0.9],
+        metadata={"help": "multistep: shares of all iterations after which the rate is multiplied by gamma"},
+    )
+    gamma: PositiveFloat = field(default=0.1, metadata={"help": "multistep: the factor"})
+    warmup: Probability = field(default=0.0, metadata={"help": "share of all iterations spent on a linear warm-up"})
+
+
+@dataclass
+class SegmentorArguments:
+    """The task head and how it is trained (also for classification; the name is the official code's)."""
+
+    head: Literal["linear", "mlp", "conv", "upernet"] = field(
+        default="linear", metadata={"help": "the head on the encoder's tokens; conv and upernet are for segmentation"}
+    )
+    output_layers: list[int] | None = field(
+        default=None, metadata={"help": "blocks the head reads; null: the last one, four for upernet"}
+    )
+    channels: PositiveInt | None = field(default=None, metadata={"help": "hidden width; null: 256, 512 for upernet"})
+    dropout: Probability | None = field(
+        default=None, metadata={"help": "before the classifier; null: 0, 0.1 for upernet"}
+    )
+    pooling: Literal["cls", "mean"] | None = field(
+        default=None, metadata={"help": "classification: class token or mean of the patches; null: cls"}
+    )
+    auxiliary_loss: NonNegativeFloat = field(
+        default=0.0, metadata={"help": "weight of upernet's auxiliary head in the loss; 0: no such head"}
+    )
+    window: PositiveInt | None = field(
+        default=None,
+        metadata={"help": "segmentation: side of evaluation's sliding windows in pixels; null: encoder's image size"},
+    )
+    loss: LossArguments = field(default_factory=LossArguments)
+    optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
+    scheduler: SchedulerArguments = field(default_factory=SchedulerArguments)
+
+
+@dataclass
+class RunArguments:
+    """One training run, complete. ``config.yaml`` in the run's folder holds exactly these keys."""
+
+    finetune: Finetune = field(default="deflect", metadata={"help": "what is trained besides the head"})
+    work_dir: str | None = field(
+        default=None, metadata={"help": "folder of the run; null: work-dir/DATASET-ENCODER-FINETUNE-SEED"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the run that work_dir already holds"})
+    resume_from: str | None = field(
+        default=None, metadata={"help": "'last', or a checkpoint folder: continue exactly where it stopped"}
+    )
+    seed: NonNegativeInt = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
+    num_workers: NonNegativeInt = field(default=4, metadata={"help": "data loader processes, per process"})
+    batch_size: PositiveInt = field(default=8, metadata={"help": "images per step and process"})
+    accumulate: PositiveInt = field(default=1, metadata={"help": "batches whose gradients are added before a step"})
+    epochs: PositiveInt = field(default=80, metadata={"help": "passes over the training split"})
+    fp16: bool = field(default=False, metadata={"help": "mixed precision in float16 (needs a GPU)"})
+    bf16: bool = field(default=False, metadata={"help": "mixed precision in bfloat16"})
+    ckpt_interval: PositiveInt = field(default=1, metadata={"help": "epochs between checkpoints to resume from"})
+    ckpt_steps: PositiveInt | None = field(
+        default=None, metadata={"help": "optimizer steps between further checkpoints within an epoch; null: none"}
+    )
+    eval_interval: PositiveInt = field(default=5, metadata={"help": "epochs between evaluations on the val split"})
+    log_interval: PositiveInt = field(default=10, metadata={"help": "optimizer steps between lines of log.jsonl"})
+    metrics: Literal["present", "pangaea"] = field(
+        default="present",
+        metadata={"help": "means over classes present in target or prediction; pangaea: an absent class counts 0"},
+    )
+    encoder: EncoderArguments = field(default_factory=EncoderArguments)
+    dataset: DatasetArguments = field(default_factory=DatasetArguments)
+    segmentor: SegmentorArguments = field(default_factory=SegmentorArguments)
+    augmentation: AugmentationArguments = field(default_factory=AugmentationArguments)
+    method: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "options of --finetune's method, e.g. --method.rank 8"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.fp16 and self.bf16:
+            raise ConfigError("fp16 and bf16 exclude each other: give one of them")
+
+
+@dataclass
+class EvaluateArguments:
+    """What ``evaluate.py`` can be told. The trained model's folder says everything else."""
+
+    eval_dir: str = field(metadata={"help": "folder of a run, or its best/ folder (needed)"})
+    split: Literal["train", "val", "test"] = field(default="test", metadata={"help": "which images"})
+    output_dir: str | None = field(default=None, metadata={"help": "where results go; null: eval_dir"})
+    encoder: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the base encoder; null: as in training"}
+    )
+    batch_size: PositiveInt | None = field(default=None, metadata={"help": "images per batch; null: as in training"})
+    num_workers: NonNegativeInt | None = field(
+        default=None, metadata={"help": "data loader processes; null: as in training"}
+    )
+    metrics: Literal["present", "pangaea"] | None = field(
+        default=None, metadata={"help": "means over which classes; null: as in training"}
+    )
+    panels: NonNegativeInt = field(default=4, metadata={"help": "prediction panels to draw"})
+    dataset: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "keys that differ from training, e.g. --dataset.root FOLDER"}
+    )

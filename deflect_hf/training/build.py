@@ -1,0 +1,254 @@
+"""Configuration -> data splits, encoder, adapted model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from deflect_hf.bands import resolve_bands, select_bands
+from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing, nearest
+from deflect_hf.methods import METHODS, adapt
+from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation, load_encoder
+from deflect_hf.spectral import RunningMoments
+from deflect_hf.training.arguments import EncoderArguments, RunArguments
+from deflect_hf.training.losses import balanced_weights
+from deflect_hf.training.order import Rank, evaluation_loader
+from deflect_hf.training.schema import check_types
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+NORMALISATION = "normalisation.json"
+
+
+@dataclass
+class Experiment:
+    """Everything a run works on; ``config`` has the fitted values filled in."""
+
+    config: RunArguments
+    splits: dict[str, ImageDataset]
+    model: nn.Module
+
+    @property
+    def train(self) -> ImageDataset:
+        """The training split."""
+        return self.splits["train"]
+
+
+def evaluation_window(config: RunArguments) -> int | None:
+    """Side of the sliding windows: as configured, else the training crop's, so that both see the same scale."""
+    if config.segmentor.window is not None:
+        return config.segmentor.window
+    crop = config.augmentation.random_crop
+    return max(crop) if crop is not None and config.augmentation.center_crop is None else None
+
+
+def rank_of(accelerator: Accelerator) -> Rank:
+    """This process among those of the run."""
+    return Rank(accelerator.process_index, accelerator.num_processes)
+
+
+def check_method(config: RunArguments) -> RunArguments:
+    """The configuration with the method's options complete.
+
+    Raises:
+        ConfigError: an option that the method does not have, or a value of the wrong type.
+    """
+    schema = METHODS[config.finetune][0]
+    known = [item.name for item in dataclasses.fields(schema)]
+    for name in config.method:
+        if name not in known:
+            raise ConfigError(
+                f"unknown key 'method.{name}' for --finetune {config.finetune}.{nearest(name, known)} "
+                f"Valid keys: {listing(known)}"
+            )
+    options = check_types(schema, config.method, dict.fromkeys(config.method, f"method ({config.finetune})"))
+    return dataclasses.replace(config, method=dataclasses.asdict(options))
+
+
+def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, ImageDataset]:
+    """The splits with their transforms.
+
+    Raises:
+        DataError: a needed split is empty.
+    """
+    splits = load_dataset_splits(config.dataset)
+    missing = [name for name in needed if name not in splits]
+    if missing:
+        raise DataError(
+            f"the data set {config.dataset.root or config.dataset.name} has no split {listing(missing)}, only "
+            f"{listing(splits)}: name the images in a split file, or set dataset.val_fraction, dataset.test_fraction"
+        )
+    splits = {name: split.with_transform(build_transform(config.augmentation, name)) for name, split in splits.items()}
+    for split in splits.values():
+        split.seed = config.seed  # of the random transforms; which image is in which split hangs on dataset.seed
+    return splits
+
+
+def random_encoder(arguments: EncoderArguments) -> nn.Module:
+    """A randomly initialised encoder, the same for the same seed.
+
+    Raises:
+        ConfigError: the model type or one of its fields is unknown to transformers.
+    """
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    fields = dict(arguments.random or {})
+    kind = fields.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        near = nearest(str(kind), CONFIG_MAPPING.keys())
+        raise ConfigError(f"encoder.random.model_type: transformers knows no {kind!r}.{near} For instance 'vit'")
+    known = CONFIG_MAPPING[kind]().to_dict()
+    for name in fields:
+        if name not in known:
+            raise ConfigError(f"encoder.random: a {kind!r} has no field {name!r}.{nearest(name, known)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.random_seed)
+        try:
+            model: nn.Module = AutoModel.from_config(CONFIG_MAPPING[kind](**fields))
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise ConfigError(f"encoder.random: transformers cannot build this {kind!r}: {error}") from error
+    return model
+
+
+def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> nn.Module:
+    """The base encoder; a random one is written to ``work_dir/encoder`` first, so that evaluation finds the same."""
+    if config.encoder.name_or_path is not None:
+        return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
+    folder = work_dir / "encoder"
+    if accelerator.is_main_process and not (folder / "config.json").is_file():
+        random_encoder(config.encoder).save_pretrained(folder)  # type: ignore[operator]
+    accelerator.wait_for_everyone()
+    return load_encoder(folder)
+
+
+def stored_normalisation(arguments: EncoderArguments) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation that the pretraining wrote beside the encoder, in the order of the base bands."""
+    path = Path(arguments.name_or_path or "") / NORMALISATION
+    if arguments.name_or_path is None or not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        positions = select_bands(stored["bands"], resolve_bands(arguments.base_bands))
+        mean, std = ([float(stored[name][k]) for k in positions] for name in ("mean", "std"))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; give encoder.mean and encoder.std") from error
+    return mean, std
+
+
+def base_statistics(
+    config: RunArguments, train: ImageDataset, accelerator: Accelerator
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the base bands: configured, else stored with the encoder, else fitted on ``train``."""
+    arguments = config.encoder
+    if arguments.mean is not None and arguments.std is not None:
+        return arguments.mean, arguments.std
+    stored = stored_normalisation(arguments)
+    if stored is not None:
+        return stored
+    positions = select_bands(train.bands, resolve_bands(arguments.base_bands))
+    moments = RunningMoments(len(positions))
+    for batch in plain_loader(config, train, accelerator):
+        moments.update(batch["pixel_values"][:, positions].movedim(1, -1))
+    moments.reduce(accelerator)
+    return moments.mean.tolist(), moments.std.tolist()
+
+
+def plain_loader(config: RunArguments, split: ImageDataset, accelerator: Accelerator) -> Any:
+    """Every image of a split once over all processes, without random transforms."""
+    fixed = split.with_transform(build_transform(config.augmentation, "val"))
+    return evaluation_loader(fixed, config.batch_size, config.num_workers, rank_of(accelerator))
+
+
+def count_labels(config: RunArguments, train: ImageDataset, accelerator: Accelerator) -> list[int]:
+    """Labels of each class in the training split, pixels or images, summed over all processes."""
+    counts = torch.zeros(train.num_classes, dtype=torch.int64, device=accelerator.device)
+    for batch in plain_loader(config, train, accelerator):
+        labels = batch["labels"][batch["labels"] != train.ignore_index]
+        counts += torch.bincount(labels.flatten(), minlength=train.num_classes).to(counts.device)
+    return accelerator.reduce(counts, reduction="sum").tolist()  # type: ignore[no-any-return]
+
+
+def model_class(task: str) -> type[EncoderForImageClassification] | type[EncoderForSemanticSegmentation]:
+    """The task model of ``"classification"`` or ``"segmentation"``."""
+    return EncoderForImageClassification if task == "classification" else EncoderForSemanticSegmentation
+
+
+def head_options(config: RunArguments, task: str) -> dict[str, Any]:
+    """The fields of the model's configuration that the segmentor group sets.
+
+    Raises:
+        ConfigError: an option of the other task.
+    """
+    segmentor = config.segmentor
+    options: dict[str, Any] = {
+        "head": segmentor.head,
+        "output_layers": segmentor.output_layers,
+        "head_channels": segmentor.channels,
+        "head_dropout": segmentor.dropout,
+        "label_smoothing": segmentor.loss.label_smoothing,
+    }
+    only = {"classification": ("pooling",), "segmentation": ("auxiliary_loss", "window")}
+    for kind, names in only.items():
+        given = [name for name in names if getattr(segmentor, name)]
+        if given and kind != task:
+            raise ConfigError(f"segmentor.{given[0]} is for {kind}, but the data set's task is {task}")
+    if segmentor.head == "linear" and segmentor.channels is not None:
+        raise ConfigError("segmentor.channels: the 'linear' head has no hidden layer; leave it null")
+    if task == "segmentation":
+        options["auxiliary_loss_weight"] = segmentor.auxiliary_loss
+    elif segmentor.pooling is not None:
+        options["pooling"] = segmentor.pooling
+    return options
+
+
+def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Experiment:
+    """Data, encoder, head and adapter of a run, on the CPU and ready to be trained.
+
+    Raises:
+        DeflectError: whatever the user's configuration or data got wrong.
+    """
+    config = check_method(config)
+    splits = load_splits(config, ("train", "val"))
+    train = splits["train"]
+    options = head_options(config, train.task)
+    encoder = build_encoder(config, work_dir, accelerator)
+    channels = encoder.config.num_channels
+    if channels != len(config.encoder.base_bands):
+        raise ArchitectureError(
+            f"the encoder takes {channels} channels, but encoder.base_bands names {len(config.encoder.base_bands)}: "
+            f"{listing(config.encoder.base_bands)}"
+        )
+    mean, std = base_statistics(config, train, accelerator)
+    weights = config.segmentor.loss.class_weights
+    if weights == "balanced":
+        weights = balanced_weights(count_labels(config, train, accelerator), train.classes)
+    torch.manual_seed(config.seed)
+    model = model_class(train.task).from_encoder(
+        encoder,  # type: ignore[arg-type]
+        id2label=dict(enumerate(train.classes)),
+        ignore_index=train.ignore_index,
+        class_weights=weights,
+        **options,
+    )
+    adapted = adapt(
+        model,
+        config.finetune,
+        bands=train.bands,
+        base_bands=config.encoder.base_bands,
+        base_mean=mean,
+        base_std=std,
+        **config.method,
+    )
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, mean=mean, std=std))
+    return Experiment(config, splits, adapted)

@@ -1,0 +1,212 @@
+"""What a run leaves behind: a folder per checkpoint, written whole or not at all.
+
+A *result* folder (``best/``) is all that evaluation needs besides the base encoder: ``adapter_config.json`` and
+``adapter_model.safetensors`` (adapter and head; only ``head.safetensors`` for ``frozen``, ``model.safetensors`` for
+``full``), ``config.json`` of the task model, ``preprocessor_config.json`` and ``config.yaml``. A *state* folder
+(``checkpoints/step-N/``) holds the same and what resuming needs: optimizer, schedule, random states, position.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from deflect_hf.errors import CheckpointError, listing
+from deflect_hf.models import load_encoder
+from deflect_hf.processing import MultispectralImageProcessor
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.compose import load_config, to_yaml
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+RESULTS = "results.json"
+HEAD = "head.safetensors"
+PARTIAL = ".partial"
+REPLACED = ".replaced"
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that appears under its name when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, replaced = (target.with_name(target.name + ending) for ending in (PARTIAL, REPLACED))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(target, replaced)
+    os.replace(partial, target)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under a temporary name first, so that ``path`` is never half a file."""
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def save_model(folder: Path, model: nn.Module, config: RunArguments, processor: MultispectralImageProcessor) -> None:
+    """Write a result folder: what was trained, and how images and model are to be set up for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        model.get_base_model().config.save_pretrained(folder)
+    elif config.finetune == "full":
+        model.save_pretrained(folder)
+    else:
+        save_file({name: tensor.contiguous() for name, tensor in model.head.state_dict().items()}, folder / HEAD)
+        model.config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+
+
+def result_folder(folder: Path) -> Path:
+    """The result folder that ``folder`` is, or holds as ``best/``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for candidate in (folder, folder / "best", folder / ("best" + REPLACED)):
+        if (candidate / CONFIG).is_file() and (candidate / "config.json").is_file():
+            return candidate
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give the folder of a run, or its best/ folder.")
+    raise CheckpointError(
+        f"{folder} is no finished run: neither it nor its best/ folder holds {CONFIG} and config.json. "
+        f"It holds {listing(sorted(entry.name for entry in folder.iterdir())[:20])}."
+    )
+
+
+def read_config(folder: Path) -> RunArguments:
+    """The resolved configuration of a result folder."""
+    return load_config(RunArguments, folder / CONFIG)
+
+
+def encoder_source(folder: Path, config: RunArguments) -> str:
+    """Where the base encoder of a result folder lies: the Hub id or folder of its configuration.
+
+    A random encoder was written beside the results; a folder that moved with its run is found there too.
+
+    Raises:
+        CheckpointError: a random encoder that is not there any more.
+    """
+    if config.encoder.name_or_path is not None:
+        return config.encoder.name_or_path
+    beside = [folder / "encoder", folder.parent / "encoder", folder.parent.parent / "encoder"]
+    found = next((path for path in beside if (path / "config.json").is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: the run adapted a random encoder, which was saved as 'encoder' in the run's folder and is "
+            "missing there. Fix: copy it beside the results, or give --encoder FOLDER."
+        )
+    return str(found)
+
+
+def load_model(folder: Path, config: RunArguments, encoder: str | None = None) -> nn.Module:
+    """The trained model of a result folder, in evaluation mode, on the CPU.
+
+    Args:
+        encoder: Hub id or folder of the base encoder, where it is not found as the run's configuration says.
+
+    Raises:
+        CheckpointError: a file is missing, broken, or does not fit.
+    """
+    from transformers import AutoConfig
+
+    from deflect_hf.training.build import model_class
+
+    if config.finetune == "full":
+        return _reading(folder, lambda: model_class(_task(folder)).from_pretrained(folder)).eval()
+    source = encoder if encoder is not None else encoder_source(folder, config)
+    revision = config.encoder.revision if encoder is None else None
+    model_config = _reading(folder, lambda: AutoConfig.from_pretrained(folder))
+    model = model_class(_task(folder))(model_config, load_encoder(source, revision=revision))
+    if config.finetune == "frozen":
+        _reading(folder / HEAD, lambda: model.head.load_state_dict(load_file(folder / HEAD)))
+        return model.eval()
+    return _reading(folder, lambda: PeftModel.from_pretrained(model, str(folder))).eval()
+
+
+def _task(folder: Path) -> str:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: cannot be read: {error}") from error
+    return "classification" if kind == "deflect_image_classification" else "segmentation"
+
+
+def _reading(path: Path, load: Any) -> Any:
+    """Run ``load``; what the libraries raise for a missing, truncated or foreign file becomes a CheckpointError."""
+    try:
+        return load()
+    except CheckpointError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
+
+
+def states(work_dir: Path) -> list[Path]:
+    """The complete state folders of a run, oldest first."""
+    folder = work_dir / "checkpoints"
+    found = [path for path in folder.glob("step-*") if path.suffix == "" and (path / "progress.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def state_to_resume(work_dir: Path, resume_from: str) -> Path:
+    """The state folder that ``--resume_from last`` or ``--resume_from PATH`` means.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if resume_from == "last":
+        found = states(work_dir)
+        if not found:
+            raise CheckpointError(f"{work_dir / 'checkpoints'} holds no checkpoint to resume from; start without it.")
+        return found[-1]
+    path = Path(resume_from)
+    if not (path / "progress.json").is_file():
+        raise CheckpointError(f"{path} is no checkpoint to resume from: it has no progress.json. Give 'last' or PATH.")
+    return path
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: trainable parameters and the buffers beside them (BatchNorm statistics of a head)."""
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    homes = {name.rpartition(".")[0] for name in trainable}
+    buffers = {name for name, _ in model.named_buffers() if name.rpartition(".")[0] in homes}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in trainable | buffers}
+
+
+def load_trained_state(model: nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
+    """Put back what ``trained_state`` gave.
+
+    Raises:
+        CheckpointError: the model trains other parameters than the checkpoint holds.
+    """
+    expected = trained_state(model)
+    differing = sorted(
+        name
+        for name in expected.keys() | state.keys()
+        if name not in state or name not in expected or state[name].shape != expected[name].shape
+    )
+    if differing:
+        raise CheckpointError(
+            f"{where} does not fit this run: {len(differing)} tensors differ, first {differing[0]!r}. "
+            "Resume with the configuration that the run was started with."
+        )
+    model.load_state_dict(state, strict=False)

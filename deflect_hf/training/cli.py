@@ -1,0 +1,53 @@
+"""What the entry scripts share: errors without traceback, log lines, a table of scores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from deflect_hf.errors import DeflectError
+
+USER_ERROR = 2
+
+
+@contextmanager
+def user_errors(argv: Sequence[str]) -> Iterator[None]:
+    """Print what a user can fix on stderr and exit with status 2; ``--debug`` shows the traceback instead."""
+    try:
+        yield
+    except DeflectError as error:
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
+
+
+def show_log() -> None:
+    """Show the project's own log lines, of the first process only."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("deflect_hf")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+def score_table(scores: Mapping[str, Any]) -> str:
+    """The means and the table per class of one split as text."""
+    means = ", ".join(f"{name} {scores[name]:.4f}" for name in ("accuracy", "miou", "f1_macro"))
+    means += " (means over all classes)" if scores["convention"] == "pangaea" else " (means over classes present)"
+    width = max(map(len, scores["per_class"]))
+    columns = ("iou", "f1", "precision", "recall", "support")
+    lines = [means, f"{'class':<{width}}" + "".join(f"{name:>10}" for name in columns)]
+    for name, row in scores["per_class"].items():
+        lines.append(f"{name:<{width}}" + "".join(f"{_cell(row[column]):>10}" for column in columns))
+    return "\n".join(lines)
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,248 @@
+"""YAML files and command line -> one typed configuration.
+
+Precedence, lowest first: the defaults of the dataclasses, the group files that the run's YAML names, the run's YAML,
+the group files on the command line, the flags typed.
+Every value remembers where it came from, so that an error names the file. pydantic checks the types; it was chosen
+over jsonargparse and OmegaConf because it reports each error with its path, which lets us say it in plain words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from deflect_hf.errors import ConfigError, listing, nearest
+from deflect_hf.training.schema import check_types, leaves, parse_text
+
+GROUPS = ("encoder", "dataset", "segmentor", "augmentation")
+TYPED = "the command line"
+# keys of the official code that live in a group here
+ALIASES = {"limited_label": "dataset.limited_label"}
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The merged values as nested mappings, and for each dotted key the file or command line that set it."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML whose duplicate keys are errors: plain PyYAML silently keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping node as a dict, unless a key repeats."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are :class:`ConfigError`, like all the others of the configuration."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise ConfigError(f"{TYPED}: {message}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, holds a key twice, or is not a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+    except FileNotFoundError:
+        known = sorted(file.name for file in path.parent.glob("*.yaml"))
+        raise ConfigError(f"{path}: no such file. In that folder: {listing(known)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
+    return content
+
+
+def flatten(values: Mapping[str, Any], schema: type, origin: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted leaf keys and values of a nested mapping; a key the schema does not have is refused.
+
+    Raises:
+        ConfigError: naming ``origin``, the key and the nearest valid one.
+    """
+    known = {leaf.key: leaf for leaf in leaves(schema)}
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        dotted = ALIASES.get(dotted, dotted)
+        if dotted in known:
+            yield dotted, value
+        elif any(name.startswith(f"{dotted}.") for name in known):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{origin}: {dotted!r} holds several keys, not the single value {value!r}")
+            yield from flatten(value, schema, origin, prefix=f"{dotted}.")
+        else:
+            depth = dotted.count(".") + 1
+            siblings = dict.fromkeys(".".join(name.split(".")[:depth]) for name in known if name.startswith(prefix))
+            raise ConfigError(
+                f"{origin}: unknown key {dotted!r}.{nearest(dotted, siblings)} Valid keys: {listing(sorted(siblings))}"
+            )
+
+
+def file_flags(schema: type) -> list[str]:
+    """The flags that name YAML files: none for a schema without groups."""
+    grouped = any(leaf.key.startswith(f"{GROUPS[0]}.") for leaf in leaves(schema))
+    return ["config", *(f"{group}_config" for group in GROUPS)] if grouped else []
+
+
+def build_parser(schema: type, description: str) -> Parser:
+    """A parser with one flag per leaf of ``schema`` plus the ones that name files."""
+    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    files = parser.add_argument_group("configuration files (typed files win over --config, typed flags over all)")
+    if "config" in file_flags(schema):
+        files.add_argument("--config", metavar="YAML", help="the run: any key below, and the files of the groups")
+        for group in GROUPS:
+            files.add_argument(f"--{group}_config", metavar="YAML", help=f"keys of the group '{group}'")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    known = {leaf.key: leaf for leaf in leaves(schema)}
+    for alias, key in ALIASES.items():
+        if key in known:
+            parser.add_argument(f"--{alias}", dest=key, default=argparse.SUPPRESS, help=f"short for --{key}")
+    sections: dict[str, Any] = {}
+    for leaf in known.values():
+        section = leaf.key.rpartition(".")[0] or "run"
+        if section not in sections:
+            sections[section] = parser.add_argument_group(section)
+        boolean: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.is_flag else {}
+        boolean = {"nargs": "+"} if leaf.is_list else boolean
+        sections[section].add_argument(
+            f"--{leaf.key}", default=argparse.SUPPRESS, metavar=leaf.metavar, help=leaf.help_text, **boolean
+        )
+    return parser
+
+
+def typed_flags(arguments: Mapping[str, Any], rest: Sequence[str], schema: type) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of what was typed; ``rest`` may reach into mappings: ``--method.rank 8``."""
+    known = {leaf.key: leaf for leaf in leaves(schema)}
+    for key, text in arguments.items():
+        yield key, parse_text(text, known[key])
+    words = list(rest)
+    while words:
+        flag, equals, text = words.pop(0).partition("=")
+        key = flag.removeprefix("--")
+        owner = next((leaf for leaf in known.values() if leaf.is_mapping and key.startswith(f"{leaf.key}.")), None)
+        if not flag.startswith("--") or owner is None:
+            options = [*known, *ALIASES, *file_flags(schema), "print_config", "debug"]
+            near = nearest(flag, [f"--{option}" for option in options])
+            raise ConfigError(f"{TYPED}: unknown option {flag!r}.{near} All of them: --help")
+        collected = [text] if equals else []
+        while words and not equals and not words[0].startswith("--"):
+            collected.append(words.pop(0))
+        if not collected:
+            raise ConfigError(f"{TYPED}: {flag} needs a value")
+        yield key, yaml_value(collected[0], flag) if len(collected) == 1 else [yaml_value(t, flag) for t in collected]
+
+
+def yaml_value(text: str, flag: str) -> Any:
+    """What a YAML file would read from this text: numbers, lists, null, text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{TYPED}: {flag}: cannot read {text!r}: {error}") from error
+
+
+def compose(schema: type, typed: Mapping[str, Any], rest: Sequence[str]) -> Composed:
+    """Merge run file, group files and flags; a later layer replaces single keys of the earlier ones.
+
+    A group's file that the run's file names comes before the run's own keys, which refine it; one that was typed
+    comes after them.
+    """
+    flags = {key: value for key, value in typed.items() if key not in ("print_config", "debug")}
+    paths = {name: flags.pop(name, None) for name in file_flags(schema)}
+    layers: list[tuple[str, Any, str]] = []
+    run, run_file = {}, Path()
+    if paths.get("config") is not None:
+        run_file = Path(paths["config"])
+        run = read_yaml(run_file)
+    for group in GROUPS if paths else ():
+        named, typed_file = run.pop(f"{group}_config", None), paths[f"{group}_config"]
+        if named is not None and typed_file is None:
+            layers += read_group(group, run_file.parent / str(named), schema)
+    layers += [(key, value, str(run_file)) for key, value in flatten(run, schema, str(run_file))]
+    for group in GROUPS:
+        if paths.get(f"{group}_config") is not None:
+            layers += read_group(group, Path(paths[f"{group}_config"]), schema)
+    layers += [(key, value, TYPED) for key, value in typed_flags(flags, rest, schema)]
+    return merge(layers)
+
+
+def read_group(group: str, path: Path, schema: type) -> list[tuple[str, Any, str]]:
+    """Dotted key, value and origin of each key in a group's file."""
+    return [(key, value, str(path)) for key, value in flatten({group: read_yaml(path)}, schema, str(path))]
+
+
+def merge(layers: Sequence[tuple[str, Any, str]]) -> Composed:
+    """Nested values and origins of ``(dotted key, value, origin)`` triples, later ones winning."""
+    composed = Composed({}, {})
+    for key, value, origin in layers:
+        *parents, last = key.split(".")
+        target = composed.values
+        for parent in parents:
+            if not isinstance(target.get(parent), dict):
+                target[parent] = {}
+            target = target[parent]
+        target[last] = dict(value) if isinstance(value, Mapping) else value
+        composed.origins[key] = origin
+    return composed
+
+
+def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
+    """The configuration that the command line asks for, of type ``schema``.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, a missing or broken file.
+        SystemExit: after ``--help`` and ``--print_config``.
+    """
+    parser = build_parser(schema, description)
+    namespace, rest = parser.parse_known_args(argv)
+    composed = compose(schema, {key: value for key, value in vars(namespace).items() if value is not None}, rest)
+    config = check_types(schema, composed.values, composed.origins)
+    if namespace.print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def load_config(schema: type[Config], path: Path) -> Config:
+    """The configuration that ``to_yaml`` wrote to ``path``."""
+    composed = merge([(key, value, str(path)) for key, value in flatten(read_yaml(path), schema, str(path))])
+    return check_types(schema, composed.values, composed.origins)
+
+
+def to_yaml(config: Any) -> str:
+    """All keys of a configuration as YAML, defaults included, in the order of the dataclasses."""
+    plain = dataclasses.asdict(config)
+    return yaml.safe_dump(_lists(plain), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, which YAML can spell."""
+    if isinstance(value, Mapping):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value

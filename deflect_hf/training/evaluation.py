@@ -1,0 +1,102 @@
+"""A model on a split: one confusion matrix, whole images or sliding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from deflect_hf.errors import DataError
+from deflect_hf.training.losses import label_weight
+from deflect_hf.training.metrics import Confusion, Convention, scores
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+WINDOW_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a model is evaluated: the classes, what is ignored, the sliding windows and the convention of the means."""
+
+    classes: list[str]
+    ignore_index: int
+    window: int | None
+    convention: Convention
+
+
+def window_offsets(length: int, size: int) -> list[int]:
+    """Starts of ceil(length / size) windows, evenly spread from 0 to ``length - size``.
+
+    Source: the evaluation of pangaea-bench (Marsocci et al. 2024, arXiv 2412.04204).
+    """
+    count = -(-length // size)
+    if count == 1:
+        return [0]
+    return [round(k * (length - size) / (count - 1)) for k in range(count)]
+
+
+def sliding_logits(predict: Callable[[Tensor], Tensor], pixel_values: Tensor, size: int) -> Tensor:
+    """(B, C, H, W) reflectance -> (B, K, H, W) logits, averaged where windows of ``size`` pixels overlap.
+
+    An image that is not larger than a window on one axis is taken whole along it.
+    """
+    height, width = pixel_values.shape[-2:]
+    side_h, side_w = min(size, height), min(size, width)
+    corners = [(top, left) for top in window_offsets(height, side_h) for left in window_offsets(width, side_w)]
+    images = pixel_values.shape[0]
+    crops = torch.cat([pixel_values[..., top : top + side_h, left : left + side_w] for top, left in corners])
+    pieces = torch.cat([predict(batch).float() for batch in crops.split(WINDOW_BATCH)]).split(images)
+    total = pieces[0].new_zeros(images, pieces[0].shape[1], height, width)
+    hits = pieces[0].new_zeros(height, width)
+    for (top, left), piece in zip(corners, pieces, strict=True):
+        total[..., top : top + side_h, left : left + side_w] += piece
+        hits[top : top + side_h, left : left + side_w] += 1
+    return total / hits
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, pixel_values: Tensor, window: int | None) -> Tensor:
+    """(B, C, H, W) reflectance -> float32 logits, (B, K) or (B, K, H, W); larger images through sliding windows."""
+    if window is None or max(pixel_values.shape[-2:]) <= window:
+        return model(pixel_values=pixel_values).logits.float()
+    return sliding_logits(lambda crops: model(pixel_values=crops).logits, pixel_values, window)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loader: Iterable[dict[str, Any]], accelerator: Accelerator, protocol: Protocol
+) -> dict[str, Any]:
+    """Scores and confusion matrix of a model on the images of ``loader``, summed over all processes.
+
+    The model is put into evaluation mode and back. Give the model itself, not its distributed wrapper: processes may
+    have different numbers of batches.
+
+    Raises:
+        DataError: the images carry no labels.
+    """
+    training = model.training
+    model.eval()
+    confusion = Confusion(len(protocol.classes), protocol.ignore_index).to(accelerator.device)
+    loss = torch.zeros(2, device=accelerator.device)  # sum of the losses, labelled pixels or images
+    for batch in loader:
+        if "labels" not in batch:
+            raise DataError(f"{batch['name'][0]}: has no label, so there is nothing to evaluate against.")
+        pixel_values, labels = batch["pixel_values"].to(accelerator.device), batch["labels"].to(accelerator.device)
+        with accelerator.autocast():
+            logits = predict_logits(model, pixel_values, protocol.window)
+        confusion.update(logits, labels)
+        mean = nn.functional.cross_entropy(logits, labels, ignore_index=protocol.ignore_index, reduction="sum")
+        loss += torch.stack([mean, label_weight(labels, protocol.ignore_index, None)])
+    model.train(training)
+    matrix = confusion.matrix(accelerator)
+    total, weight = accelerator.reduce(loss, reduction="sum").tolist()
+    return {
+        "loss": total / max(weight, 1.0),
+        **scores(matrix, protocol.classes, protocol.convention),
+        "confusion_matrix": matrix.tolist(),
+    }

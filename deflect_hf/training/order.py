@@ -1,0 +1,99 @@
+"""Which image goes into which batch: a pure function of seed, epoch and position.
+
+A resumed run can therefore start at any batch without reading the ones before it, and N processes with batch size B
+see the same global batches as one process with batch size N B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from deflect_hf.data.collate import collate_examples
+
+SEED_RANGE = 2**63
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those of the run."""
+
+    index: int = 0
+    count: int = 1
+
+
+def epoch_batches(length: int, batch_size: int, seed: int, epoch: int, rank: Rank) -> list[list[int]]:
+    """This process's batches of indices in an epoch; the incomplete global batch at the end is dropped.
+
+    A split smaller than one global batch is repeated until it fills one, so that an epoch is at least one step.
+    """
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(_mixed(seed, epoch))).tolist()
+    group = batch_size * rank.count
+    while len(order) < group:
+        order = (order + order)[:group]
+    starts = range(rank.index * batch_size, len(order) // group * group, group)
+    return [order[start : start + batch_size] for start in starts]
+
+
+def _own_generator() -> torch.Generator:
+    """What loaders draw their workers' seeds from: drawing from torch's would make dropout depend on interruptions."""
+    return torch.Generator().manual_seed(0)
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers; a plain sum would give (seed 1, epoch 0) the order of (seed 0, epoch 1)."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % SEED_RANGE
+    return mixed
+
+
+def training_loader(
+    dataset: Any, batch_size: int, workers: int, seed: int, epoch: int, rank: Rank, skip: int = 0
+) -> DataLoader[dict[str, Any]]:
+    """The batches of one epoch for this process, without the first ``skip``."""
+    batches = epoch_batches(len(dataset), batch_size, seed, epoch, rank)[skip:]
+    dataset.set_epoch(epoch)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
+        generator=_own_generator(),
+        collate_fn=collate_examples,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def evaluation_loader(dataset: Any, batch_size: int, workers: int, rank: Rank) -> DataLoader[dict[str, Any]]:
+    """Every image exactly once over all processes, in order; the last batches may be uneven or absent."""
+    share = Subset(dataset, range(rank.index, len(dataset), rank.count))
+    return DataLoader(
+        share,
+        batch_size=batch_size,
+        num_workers=min(workers, len(share)),
+        generator=_own_generator(),
+        collate_fn=collate_examples,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def steps_of(length: int, batch_size: int, accumulate: int, rank: Rank) -> int:
+    """Optimizer steps per epoch; the last one may add up fewer than ``accumulate`` batches."""
+    batches = max(1, length // (batch_size * rank.count))
+    return -(-batches // accumulate)
+
+
+def grouped(loader: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of ``size`` batches, the last one possibly shorter."""
+    group: list[dict[str, Any]] = []
+    for batch in loader:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

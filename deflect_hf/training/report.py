@@ -1,0 +1,125 @@
+"""Evaluation of a trained folder in a process of its own: scores, confusion matrix and prediction panels."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.errors import DataError, listing
+from deflect_hf.figures import confusion_figure, prediction_panel
+from deflect_hf.processing import MultispectralImageProcessor
+from deflect_hf.training import checkpoints
+from deflect_hf.training.arguments import DatasetArguments, EvaluateArguments, RunArguments
+from deflect_hf.training.build import evaluation_window, rank_of
+from deflect_hf.training.environment import environment
+from deflect_hf.training.evaluation import Protocol, evaluate, predict_logits
+from deflect_hf.training.metrics import selection_metric
+from deflect_hf.training.order import evaluation_loader
+from deflect_hf.training.run import make_accelerator
+from deflect_hf.training.schema import check_types
+
+
+def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
+    """The run's configuration with what evaluation was told to do differently."""
+    values = {**dataclasses.asdict(config.dataset), **arguments.dataset}
+    origins = dict.fromkeys(arguments.dataset, "the command line, --dataset")
+    changed: dict[str, Any] = {"dataset": check_types(DatasetArguments, values, origins)}
+    for name in ("batch_size", "num_workers", "metrics"):
+        if getattr(arguments, name) is not None:
+            changed[name] = getattr(arguments, name)
+    return dataclasses.replace(config, **changed)
+
+
+def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
+    """Evaluate ``eval_dir`` on a split; write ``results_SPLIT.json``, ``confusion_matrix.png`` and panels.
+
+    Images are read by the saved processor, so that units, bands and size are those of training.
+
+    Returns:
+        The results, and where they were written (None in all processes but the first).
+
+    Raises:
+        CheckpointError: the folder is no trained run, or its files are broken.
+        DataError: the split is not there.
+    """
+    folder = checkpoints.result_folder(Path(arguments.eval_dir))
+    config = overlay(checkpoints.read_config(folder), arguments)
+    accelerator = make_accelerator(config)
+    processor = MultispectralImageProcessor.from_pretrained(folder)
+    splits = load_dataset_splits(config.dataset, processor)
+    if arguments.split not in splits:
+        raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
+    images = splits[arguments.split].with_transform(build_transform(config.augmentation, arguments.split))
+    model = checkpoints.load_model(folder, config, arguments.encoder).to(accelerator.device)
+    check_classes(model, images, folder)
+    protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config), config.metrics)
+    loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))
+    scores = evaluate(model, loader, accelerator, protocol)
+    results = {
+        "eval_dir": str(folder),
+        "split": arguments.split,
+        "images": len(images),
+        "task": images.task,
+        **scores,
+        "environment": environment(accelerator.device, accelerator.num_processes),
+    }
+    output = Path(arguments.output_dir) if arguments.output_dir is not None else folder
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(output / f"results_{arguments.split}.json", results)
+        draw(model, images, accelerator, protocol, results, output, arguments.panels)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results, output if accelerator.is_main_process else None
+
+
+def check_classes(model: nn.Module, images: ImageDataset, folder: Path) -> None:
+    """Refuse data whose classes are not those the model was trained on, or are in another order.
+
+    Raises:
+        DataError: naming both lists.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    trained = [inner.config.id2label[k] for k in range(inner.config.num_labels)]
+    if trained != images.classes:
+        raise DataError(
+            f"{folder} was trained on the classes {listing(trained)}, but the data set has {listing(images.classes)}: "
+            "give the same dataset.classes in the same order"
+        )
+
+
+def draw(
+    model: nn.Module,
+    images: ImageDataset,
+    accelerator: Accelerator,
+    protocol: Protocol,
+    results: dict[str, Any],
+    output: Path,
+    panels: int,
+) -> None:
+    """Write the confusion matrix and panels of ``panels`` images spread over the split."""
+    name = selection_metric(images.task)
+    title = f"{results['split']}: {name} {results[name]:.3f}, {results['images']} images"
+    confusion_figure(output / "confusion_matrix.png", np.asarray(results["confusion_matrix"]), images.classes, title)
+    chosen = np.unique(np.linspace(0, len(images) - 1, panels).round().astype(int)) if panels else []
+    for number, index in enumerate(chosen):
+        example = images[int(index)]
+        pixel_values: torch.Tensor = example["pixel_values"]
+        with accelerator.autocast():
+            logits = predict_logits(model, pixel_values[None].to(accelerator.device), protocol.window)
+        prediction_panel(
+            output / f"predictions_{number:02d}.png",
+            pixel_values.numpy(),
+            images.bands,
+            images.classes,
+            logits.argmax(dim=1)[0].cpu().numpy(),
+            example["labels"].numpy(),
+            str(example["name"]),
+        )

@@ -1,0 +1,169 @@
+"""Dataclasses as the schema of a configuration: its keys, their help, and type errors in the user's words."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from deflect_hf.errors import ConfigError, DeflectError, nearest
+
+Config = TypeVar("Config")
+
+# pydantic's error types -> what the value has to be
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping of keys to values",
+    "mapping": "a mapping of keys to values",
+}
+COMPARISONS = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than": "less than",
+               "less_than_equal": "at most"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One key of the configuration: its dotted name, type, default and help."""
+
+    key: str
+    hint: Any
+    default: Any
+    help: str
+
+    @property
+    def members(self) -> tuple[Any, ...]:
+        """The types of a union, ``Annotated`` removed; a plain type is a union of one."""
+        hint = _bare(self.hint)
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        return tuple(_bare(member) for member in typing.get_args(hint)) if union else (hint,)
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is true or false."""
+        return bool in self.members
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes several values."""
+        return any(typing.get_origin(member) in (list, tuple) for member in self.members)
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether it takes keys and values of its own."""
+        return any(member is dict or typing.get_origin(member) in (dict, Mapping) for member in self.members)
+
+    @property
+    def choices(self) -> list[str]:
+        """The words it is limited to, none if it is not."""
+        return [choice for member in self.members if typing.get_origin(member) is Literal
+                for choice in typing.get_args(member)]  # fmt: skip
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its value may be text."""
+        return str in self.members or bool(self.choices)
+
+    @property
+    def metavar(self) -> str:
+        """How the help shows its value."""
+        if self.choices and not self.is_list:
+            return "{" + ",".join(map(str, self.choices)) + "}"
+        return self.key.rpartition(".")[2].upper()
+
+    @property
+    def help_text(self) -> str:
+        """Its help with the default, as argparse wants it."""
+        shown = "null" if self.default is None else yaml.safe_dump(self.default, default_flow_style=True).split("\n")[0]
+        return f"{self.help} [{shown}]".replace("%", "%%")
+
+
+def _bare(hint: Any) -> Any:
+    while typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    return hint
+
+
+def leaves(schema: type, prefix: str = "") -> Iterator[Leaf]:
+    """Every key of a nested dataclass, in order."""
+    hints = typing.get_type_hints(schema, include_extras=True)
+    for item in dataclasses.fields(schema):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(typing.cast(type, hint), prefix=f"{prefix}{item.name}.")
+            continue
+        factory = item.default_factory
+        default = item.default if factory is dataclasses.MISSING else factory()
+        default = None if default is dataclasses.MISSING else default
+        default = list(default) if isinstance(default, tuple) else default
+        yield Leaf(prefix + item.name, hint, default, item.metadata.get("help", ""))
+
+
+def parse_text(text: str | list[str], leaf: Leaf) -> Any:
+    """The value of a flag as it was typed: text stays text, everything else is read as YAML would."""
+    if isinstance(text, list):
+        if len(text) == 1 and (text[0].startswith(("[", "{")) or text[0] == "null" or leaf.is_text):
+            return parse_text(text[0], leaf)
+        return [yaml.safe_load(word) for word in text]
+    if text == "null" and type(None) in leaf.members:
+        return None
+    if leaf.is_text and not text.startswith(("[", "{")):
+        return [text] if leaf.is_list and text not in leaf.choices and str not in leaf.members else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the command line: --{leaf.key}: cannot read {text!r}: {error}") from error
+
+
+def check_types(schema: type[Config], values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+    """An instance of ``schema``; pydantic's complaints come back as one sentence with file and key.
+
+    Raises:
+        ConfigError: for the first value that does not fit.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        raise ConfigError(_in_words(error, schema, origins)) from error
+
+
+def _in_words(error: ValidationError, schema: type, origins: Mapping[str, str]) -> str:
+    """``FILE: 'key' must be a whole number, not 'many'``, for the key that pydantic's location leads to."""
+    known = {leaf.key: leaf for leaf in leaves(schema)}
+    problems = error.errors()
+    path = [str(part) for part in problems[0]["loc"]]
+    depth = next((n for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), 0)
+    if depth == 0:
+        cause = problems[0].get("ctx", {}).get("error")
+        return str(cause) if isinstance(cause, DeflectError) else f"{'.'.join(path)}: {problems[0]['msg']}"
+    key = ".".join(path[:depth])
+    same = [problem for problem in problems if ".".join(map(str, problem["loc"][:depth])) == key]
+    expected = " or ".join(dict.fromkeys(_expected(problem) for problem in same))
+    position = next((f"[{part}]" for part in path[depth:] if part.isdigit()), "")
+    origin = next((origins[name] for name in origins if name == key or name.startswith(f"{key}.")), "the defaults")
+    value = same[-1]["input"]
+    near = nearest(value, known[key].choices) if isinstance(value, str) else ""
+    return f"{origin}: {key + position!r} must be {expected}, not {value!r}.{near}".removesuffix(".")
+
+
+def _expected(problem: Any) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in COMPARISONS:
+        limit = next(iter(context.values()))
+        return f"{COMPARISONS[kind]} {limit:g}"
+    if kind == "literal_error":
+        return "one of " + context["expected"]
+    if kind == "value_error":
+        return str(context.get("error", problem["msg"]))
+    name = next((name for name in EXPECTED if kind.startswith(name)), None)
+    return EXPECTED[name] if name else problem["msg"]

@@ -1,0 +1,56 @@
+"""Adapt a vision transformer to multispectral images.
+
+    python train.py --config configs/run/embedded.yaml
+    accelerate launch train.py --config configs/run/default.yaml --finetune deflect
+        --encoder_config configs/foundation_models/vit_hub.yaml --dataset_config configs/datasets/water.yaml
+        --segmentor_config configs/segmentors/linear.yaml
+        --augmentation_config configs/augmentations/segmentation_default.yaml
+
+Any key of a configuration file is also a flag (--segmentor.optimizer.lr 1e-3). `method` takes the options of
+--finetune, as --method.NAME VALUE:
+    deflect   rank, aux_dim, indices, layers_to_transform
+    lora      rank, alpha, dropout, target
+    frozen    none
+    full      none
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+
+def postponed_package(name: str):
+    """Enter a package without running its `__init__`; returns what runs it.
+
+    `import deflect_hf` loads torch and PEFT. The command line needs neither: help and mistakes answer at once.
+    """
+    spec = importlib.util.find_spec(name)
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[name] = package
+    return lambda: spec.loader.exec_module(package)
+
+
+def main() -> None:
+    """Parse, train, print."""
+    run_package = postponed_package("deflect_hf")
+    from deflect_hf.training.arguments import RunArguments
+    from deflect_hf.training.cli import score_table, show_log, user_errors
+    from deflect_hf.training.compose import parse_arguments
+
+    with user_errors(sys.argv):
+        config = parse_arguments(RunArguments, __doc__)
+        run_package()
+        from deflect_hf.training.run import run
+
+        show_log()
+        results, work_dir, first = run(config)
+        if first:
+            for split in ("val", "test"):
+                if split in results:
+                    print(f"\n{split}: {score_table(results[split])}")
+            print(f"\n{work_dir}: best/ holds the trained model. Look at it: python evaluate.py --eval_dir {work_dir}")
+
+
+if __name__ == "__main__":
+    main()
