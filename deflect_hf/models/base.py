@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from deflect_hf.bands import normalise_base_bands, select_bands
 from deflect_hf.errors import ArchitectureError, BandError, CheckpointError, ConfigError, DataError, listing, nearest
@@ -128,6 +129,11 @@ class EncoderWithHead(PreTrainedModel):
         parameters = inspect.signature(encoder.forward).parameters
         self._takes_noise = "noise" in parameters
         self._takes_interpolation = "interpolate_pos_encoding" in parameters
+        # Hidden state i + 1 is the output of block i; the last block's goes through the encoder's final norm instead.
+        self._hidden_layers = [layer + 1 for layer in config.feature_layers if layer + 1 < config.depth]
+        if self._hidden_layers:
+            # transformers installs its hooks in the first forward, under a lock that torch.compile cannot trace.
+            maybe_install_capturing_hooks(encoder)
         self._base_positions = select_bands(config.bands or [], config.selected_base_bands)
         image_size = as_pair(getattr(config.encoder_config, "image_size", None) or (0, 0))
         self._pretraining_size = image_size
@@ -180,7 +186,9 @@ class EncoderWithHead(PreTrainedModel):
                 local_files_only=local_files_only,
                 dtype=dtype,
             )
-        labels = {"num_labels": num_labels} if id2label is None else {"id2label": dict(id2label)}
+        labels: dict[str, Any] = {"num_labels": num_labels}
+        if id2label is not None:
+            labels = {"id2label": dict(id2label), "label2id": {name: index for index, name in id2label.items()}}
         config = cls.config_class(
             encoder_config=encoder.config,
             # A configuration hands its own attention implementation down, so it must start from the encoder's.
@@ -219,8 +227,7 @@ class EncoderWithHead(PreTrainedModel):
         """
         grid = self._patch_grid(pixel_values)
         pixel_values = self._base_bands(pixel_values)
-        last = self.config.depth - 1
-        hidden = [layer + 1 for layer in self.config.feature_layers if layer != last]
+        hidden = self._hidden_layers
         if hidden and not kwargs.get("output_hidden_states"):
             kwargs["output_hidden_states"] = hidden
         outputs = self.encoder(pixel_values, **self._encoder_arguments(pixel_values, grid), **kwargs)
@@ -229,7 +236,7 @@ class EncoderWithHead(PreTrainedModel):
                 f"{type(self.encoder).__name__} returns no hidden states: use its last layer only, output_layers=[-1]."
             )
         layers = [
-            outputs.last_hidden_state if layer == last else outputs.hidden_states[layer + 1]
+            outputs.hidden_states[layer + 1] if layer + 1 in hidden else outputs.last_hidden_state
             for layer in self.config.feature_layers
         ]
         if layers[0].ndim != 3 or layers[0].shape[1] < grid[0] * grid[1]:

@@ -1,0 +1,130 @@
+"""Image classification: logits, losses, saving, adapters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForImageClassification, PreTrainedModel, ViTModel
+
+from deflect_hf.errors import DataError
+from deflect_hf.models import EncoderForImageClassification
+
+
+@pytest.mark.parametrize("options", [{}, {"head": "mlp", "pooling": "mean", "output_layers": [1, 3]}])
+def test_logits_and_round_trip(
+    encoder: PreTrainedModel, wide_images: torch.Tensor, options: dict, tmp_path: Path, settings: Callable
+) -> None:
+    model = EncoderForImageClassification.from_encoder(encoder, id2label={0: "land", 1: "water", 2: "ice"}, **options)
+    logits = model(wide_images).logits
+    assert logits.shape == (2, 3) and logits.std() > 0
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert type(again) is EncoderForImageClassification
+    assert torch.equal(again(wide_images).logits, logits)
+    assert settings(again.config) == settings(model.config)
+    assert again.config.label2id["water"] == 1
+
+
+def test_round_trip_through_a_new_process(vit: ViTModel, images: torch.Tensor, tmp_path: Path) -> None:
+    model = EncoderForImageClassification.from_encoder(
+        vit, num_labels=3, bands=["B", "G", "R"], base_mean=[0.1, 0.2, 0.3], base_std=[0.1, 0.1, 0.1]
+    )
+    model.save_pretrained(tmp_path)
+    torch.save({"images": images, "logits": model(images).logits}, tmp_path / "expected.pt")
+    script = (
+        "import sys, torch, deflect_hf.models; from transformers import AutoModelForImageClassification as Auto\n"
+        "expected = torch.load(sys.argv[1] + '/expected.pt')\n"
+        "assert torch.equal(Auto.from_pretrained(sys.argv[1])(expected['images']).logits, expected['logits'])"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
+
+
+def test_loss_is_the_cross_entropy_over_known_labels(vit: ViTModel, images: torch.Tensor) -> None:
+    model = EncoderForImageClassification.from_encoder(
+        vit, num_labels=3, class_weights=[1.0, 2.0, 0.5], label_smoothing=0.1, ignore_index=255
+    )
+    output = model(images.repeat(2, 1, 1, 1), labels=torch.tensor([2, 255, 0, 1]))
+    expected = F.cross_entropy(
+        output.logits[[0, 2, 3]], torch.tensor([2, 0, 1]), torch.tensor([1.0, 2.0, 0.5]), label_smoothing=0.1
+    )
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_batch_without_labels_gives_a_zero_with_gradients(vit: ViTModel, images: torch.Tensor) -> None:
+    model = EncoderForImageClassification.from_encoder(vit, num_labels=3)
+    loss = model(images, labels=torch.tensor([-100, -100])).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_multi_label_counts_known_labels_only(vit: ViTModel, images: torch.Tensor) -> None:
+    model = EncoderForImageClassification.from_encoder(vit, num_labels=2, problem_type="multi_label_classification")
+    output = model(images, labels=torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))
+    logits = output.logits.flatten()[[0, 2, 3]]
+    torch.testing.assert_close(output.loss, F.binary_cross_entropy_with_logits(logits, torch.tensor([1.0, 0.0, 1.0])))
+
+
+def test_labels_of_another_shape_are_refused(vit: ViTModel, images: torch.Tensor) -> None:
+    model = EncoderForImageClassification.from_encoder(vit, num_labels=3)
+    with pytest.raises(DataError, match=r"^labels have the shape \(2, 1\) instead of \(2,\)\.$"):
+        model(images, labels=torch.zeros(2, 1, dtype=torch.long))
+
+
+def test_lora_with_the_head_saved_beside_it(encoder: PreTrainedModel, images: torch.Tensor, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path / "encoder")
+    model = get_peft_model(
+        EncoderForImageClassification.from_encoder(tmp_path / "encoder", num_labels=3, head="mlp"),
+        LoraConfig(
+            r=2, target_modules=r".*encoder\..*(q_proj|query)", modules_to_save=["head"], init_lora_weights=False
+        ),
+    )
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    model(images, labels=torch.tensor([0, 2])).loss.backward()
+    optimizer.step()
+    model.eval()
+    logits = model(images).logits
+    model.save_pretrained(tmp_path / "adapter")
+    fresh = EncoderForImageClassification.from_encoder(tmp_path / "encoder", num_labels=3, head="mlp")
+    again = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    assert torch.equal(again(images).logits, logits)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(encoder: PreTrainedModel, images: torch.Tensor) -> None:
+    model = EncoderForImageClassification.from_encoder(encoder, num_labels=3, output_layers=[1, 3])
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.train().zero_grad()
+        torch.manual_seed(0)  # DINOv3 varies its positions at random in training
+        model(images, labels=torch.tensor([0, 2])).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert model.is_activation_checkpointing
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_frozen_encoder_with_checkpointing_still_trains_its_input(vit: ViTModel, images: torch.Tensor) -> None:
+    model = EncoderForImageClassification.from_encoder(vit, num_labels=3)
+    model.encoder.requires_grad_(False)
+    model.enable_input_require_grads()
+    assert model.encode(images).layers[0].requires_grad
+
+
+@pytest.mark.parametrize("encoder", ["vit_mae", "dinov3_vit"], indirect=True)
+def test_compiles_as_one_graph(encoder: PreTrainedModel, wide_images: torch.Tensor) -> None:
+    model = EncoderForImageClassification.from_encoder(
+        encoder, num_labels=3, bands=["B", "G", "R"], base_mean=[0.1] * 3, base_std=[0.2] * 3
+    )
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    labels = torch.tensor([0, -100])
+    torch.testing.assert_close(compiled(wide_images, labels=labels).loss, model(wide_images, labels=labels).loss)
