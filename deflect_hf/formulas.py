@@ -36,6 +36,8 @@ MAX_DEPTH = 60
 MAX_EXPONENT = 8.0
 MAX_NUMBER = 1e6
 
+KEEP_STEPS = 30  # how long a shared value is kept for a later formula
+
 _OPERATORS: dict[type[ast.operator], str] = {
     ast.Add: "add",
     ast.Sub: "sub",
@@ -180,13 +182,14 @@ class Program:
         """
         slots: dict[int, Tensor] = dict(enumerate(planes))
         for slot, step in enumerate(self.steps, start=len(self.bands)):
-            operands = [slots[operand] if isinstance(operand, int) else operand for operand in step.operands]
-            slots[slot] = _EXECUTE[step.op](*operands)
-            for output in step.outputs:
-                bound = self.bounds[output]
-                consume(output, slots[slot].clamp(-bound, bound))
+            value = _EXECUTE[step.op](*(slots[item] if isinstance(item, int) else item for item in step.operands))
+            slots[slot] = value
             for released in step.release:
                 del slots[released]
+            bounded = [(output, value.clamp(-self.bounds[output], self.bounds[output])) for output in step.outputs]
+            del value
+            while bounded:
+                consume(*bounded.pop())
 
 
 def _safe(denominator: Tensor) -> Tensor:
@@ -236,17 +239,21 @@ class _Builder:
 
     def __init__(self, bands: Sequence[str]) -> None:
         self.bands = tuple(bands)
-        self.slots: dict[tuple[str, tuple[int | float, ...]], int] = {}
+        self.slots: dict[tuple[str, tuple[int | float, ...]], tuple[int, int]] = {}  # slot, step of its last use
         self.steps: list[tuple[str, tuple[int | float, ...]]] = []
 
     def emit(self, op: str, *operands: int | float) -> int:
         if op in ("add", "mul"):
             operands = tuple(sorted(operands, key=lambda operand: (isinstance(operand, float), operand)))
         key = (op, operands)
-        if key not in self.slots:
-            self.slots[key] = len(self.bands) + len(self.steps)
+        now = len(self.bands) + len(self.steps)
+        slot, last_use = self.slots.get(key, (now, now))
+        if now - last_use > KEEP_STEPS:
+            slot = now  # computed again: all shared values of a large set together would be several times the input
+        if slot == now:
             self.steps.append(key)
-        return self.slots[key]
+        self.slots[key] = (slot, now)
+        return slot
 
     def add(self, node: Node, outermost: bool = False) -> int | float:
         """Return the slot of a node's value, or the number that it is."""

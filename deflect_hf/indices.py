@@ -26,9 +26,9 @@ from deflect_hf.spectrum import Unit
 
 logger = logging.getLogger(__name__)
 
-# Narrow-range indices were preferred: they keep their meaning under other light and other sensors, and standardise well.
-# No two are the same feature. Many names share one formula up to sign: NDWI is -GNDVI, NDBI is -NDMI, MNDWI is NDSI,
-# NBR is -UI, NDTI is -NGRDI.
+# Narrow-range indices were preferred: they keep their meaning under other light and other sensors, and standardise
+# well. No two are the same feature. Many names share one formula up to sign: NDWI is -GNDVI, NDBI is -NDMI, MNDWI is
+# NDSI, NBR is -UI, NDTI is -NGRDI.
 _DEFAULT_REASONS = {
     # vegetation
     "NDVI": "green biomass, the reference of all others",
@@ -191,7 +191,9 @@ def _expand(spec: str | Sequence[str] | None) -> list[str]:
 
 def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]:
     """Return an index's formula over ``bands`` and numbers, and why it cannot be had (empty if it can)."""
-    entry, replacements, missing = catalogue()[name], {}, []
+    entry = catalogue()[name]
+    replacements: dict[str, ast.expr] = {}
+    missing = []
     for symbol in entry.symbols:
         if symbol in bands:
             continue
@@ -205,8 +207,8 @@ def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]
     if missing:
         constants = [symbol for symbol in missing if symbol in _constants()]
         if constants:
-            return "", f"the catalogue has no value for the constant {listing(constants)}"
-        return "", f"needs the band {listing(missing)}"
+            return "", f"the catalogue has no value for the constant(s) {listing(constants)}"
+        return "", f"needs the band(s) {listing(missing)}"
     formula = ast.unparse(_Replace(replacements).visit(ast.parse(entry.formula, mode="eval")))
     parse(formula, bands)
     if unit == "8bit" and has_additive_constant(formula):
@@ -218,5 +220,5 @@ class _Replace(ast.NodeTransformer):
     def __init__(self, replacements: Mapping[str, ast.expr]) -> None:
         self.replacements = replacements
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 - the name ast calls
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         return self.replacements.get(node.id, node)

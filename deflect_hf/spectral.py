@@ -134,53 +134,62 @@ class SpectralFeatures(nn.Module):
 
         This is what the mean and standard deviation of :meth:`set_statistics` are fitted on.
         """
+        self._check_size(pixel_values)
+        planes, valid = [], []
         with torch.autocast(device_type=pixel_values.device.type, enabled=False):
-            patches = self._patches(pixel_values.float())
-            # 1 where measured, else 0, in float arithmetic: on a CPU several times faster than masks
-            valid = [1.0 - (plane.detach() * 0.0).nan_to_num(1.0) for plane in patches]
-            planes = [plane.nan_to_num(0.0, 0.0, 0.0) for plane in patches]
-            means: dict[int, Tensor] = {}
-            stds: dict[int, Tensor] = {}
-            weights: dict[frozenset[int], tuple[Tensor, Tensor]] = {}
+            for channel in pixel_values.float().unbind(1):  # one at a time: a second copy of all bands is never held
+                patches = self._patches(channel)
+                # x * 0 is 0 where measured, else NaN: on a CPU this is several times faster than isfinite
+                valid.append((patches.detach() * 0.0).nan_to_num(1.0) == 0.0)
+                planes.append(patches.nan_to_num(0.0, 0.0, 0.0))
+            return self._statistics_of(planes, valid)
 
-            def collect(feature: int, values: Tensor, used: frozenset[int]) -> None:
-                if used not in weights:
-                    weights.clear()  # features come sorted by their bands: one weight at a time is enough
-                    weights[used] = _weights([valid[band] for band in sorted(used)])
-                means[feature], stds[feature] = _mean_and_std(values, *weights[used])
+    def _statistics_of(self, planes: list[Tensor], valid: list[Tensor]) -> Tensor:
+        """C reflectances (B, N, P*P), finite, and where they were measured -> (B, N, 2F)."""
+        results: dict[int, tuple[Tensor, Tensor]] = {}
+        weights: dict[frozenset[str], tuple[Tensor, Tensor]] = {}
 
-            for channel, plane in enumerate(planes):
-                collect(channel, plane, frozenset([channel]))
-            used_by = [frozenset(self.bands.index(band) for band in used) for used in self.program.bands_used]
-            offset = len(self.bands)
-            self.program.run(planes, lambda index, values: collect(offset + index, values, used_by[index]))
-            order = range(offset + len(self.formulas))
-            return torch.stack([*(means[i] for i in order), *(stds[i] for i in order)], dim=-1)
+        def collect(feature: int, values: Tensor, bands: frozenset[str]) -> None:
+            if bands not in weights:
+                weights.clear()  # formulas come sorted by their bands, so one weight at a time is enough
+                weights[bands] = _weights([mask for band, mask in zip(self.bands, valid, strict=True) if band in bands])
+            results[feature] = _mean_and_std(values, *weights[bands])
 
-    def _patches(self, pixel_values: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> C contiguous tensors (B, N, P*P): a patch's pixels lie side by side."""
-        batch, channels, height, width = pixel_values.shape
+        for channel, plane in enumerate(planes):
+            collect(channel, plane, frozenset([self.bands[channel]]))
+        self.program.run(
+            planes, lambda index, values: collect(len(planes) + index, values, self.program.bands_used[index])
+        )
+        return torch.stack([results[i][part] for part in (0, 1) for i in range(len(results))], dim=-1)
+
+    def _patches(self, channel: Tensor) -> Tensor:
+        """(B, H, W) -> (B, N, P*P): the pixels of a patch lie side by side."""
+        batch, height, width = channel.shape
+        rows, columns = self.patch_size
+        split = channel.reshape(batch, height // rows, rows, width // columns, columns)
+        return split.transpose(2, 3).reshape(batch, -1, rows * columns)
+
+    def _check_size(self, pixel_values: Tensor) -> None:
+        _, channels, height, width = pixel_values.shape
         rows, columns = self.patch_size
         if channels != len(self.bands):
             raise BandError(f"the images have {channels} channels, but the bands are {listing(self.bands)}.")
         if height % rows or width % columns:
             smaller = (height // rows * rows, width // columns * columns)
             larger = (-(-height // rows) * rows, -(-width // columns) * columns)
+            crop = f", or crop it to {smaller[0]} x {smaller[1]}" if min(smaller) else ""
             raise DataError(
-                f"an image of {height} x {width} pixels is not a whole number of {rows} x {columns} patches: resize or "
-                f"pad it to {larger[0]} x {larger[1]}"
-                + (f", or crop it to {smaller[0]} x {smaller[1]}." if min(smaller) else ".")
+                f"an image of {height} x {width} pixels is not a whole number of {rows} x {columns} patches: "
+                f"resize or pad it to {larger[0]} x {larger[1]}{crop}."
             )
-        split = pixel_values.reshape(batch, channels, height // rows, rows, width // columns, columns)
-        ordered = split.permute(1, 0, 2, 4, 3, 5).reshape(channels, batch, -1, rows * columns)
-        return list(ordered.unbind(0))
 
 
 def _weights(valid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Masks (B, N, P*P) of the bands used -> their product, and the number of valid pixels (B, N, 1)."""
-    weight = valid[0]
-    for mask in valid[1:]:
-        weight = weight * mask
+    """Masks (B, N, P*P) of the bands used -> 1 where all hold, else 0, and the number of such pixels (B, N, 1)."""
+    mask = valid[0]
+    for other in valid[1:]:
+        mask = mask & other
+    weight = mask.float()
     return weight, weight.sum(-1, keepdim=True)
 
 
@@ -194,4 +203,4 @@ def _mean_and_std(values: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor
     deviation = (values - mean) * weight
     std = torch.linalg.vector_norm(deviation, dim=-1, keepdim=True) / some.sqrt()
     nothing = count == 0
-    return tuple(statistic.masked_fill(nothing, math.nan).squeeze(-1) for statistic in (mean, std))  # type: ignore[return-value]
+    return mean.masked_fill(nothing, math.nan).squeeze(-1), std.masked_fill(nothing, math.nan).squeeze(-1)
