@@ -171,15 +171,16 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         except BandError as error:
             raise BandError(f"{where}: {error}") from error
         stored = stored[positions]
-        invalid = ~np.isfinite(stored)
+        values = stored.astype(np.float32)
+        invalid = ~np.isfinite(values)
         for fill in self.nodata:
             if not math.isnan(fill):
                 invalid |= stored == fill
         if valid is not None:
             invalid |= ~self._validity(np.asarray(valid, dtype=bool), positions, len(names), where)
-        # float64 until the end: 10 000 * 1e-4 - 0.1 in float32 is off by 1e-8, visible in exact comparisons
-        values = stored * _column(self.scale) + _column(self.offset)
-        values = np.where(invalid, np.nan, values).astype(np.float32)
+        values *= _column(self.scale)
+        values += _column(self.offset)
+        values[invalid] = np.nan
         if self.unit_check and self.unit == "reflectance":
             check_reflectance(values, where)
         pixels = torch.from_numpy(values)
@@ -240,7 +241,7 @@ def _per_band(name: str, value: float | Sequence[float], bands: Sequence[str]) -
 
 
 def _column(value: float | list[float]) -> np.ndarray:
-    return np.asarray(value, dtype=np.float64).reshape(-1, 1, 1)
+    return np.asarray(value, dtype=np.float32).reshape(-1, 1, 1)
 
 
 def _size(size: Size | None) -> dict[str, int] | None:

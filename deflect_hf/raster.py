@@ -6,6 +6,7 @@ reflectance belongs to :mod:`deflect_hf.processing` alone.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import warnings
@@ -162,6 +163,7 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
     return given
 
 
+@functools.lru_cache(maxsize=1024)  # the same few words in every file of a folder
 def _resolved(text: str, sensor: Sensor | None) -> str | None:
     """The band code of a description, or None when it names no known band."""
     if not text:

@@ -71,7 +71,9 @@ class DatasetArguments:
     ignore_values: list[int] = field(
         default_factory=list, metadata=_help("Stored mask values that mean 'not labelled'; they become ignore_index.")
     )
-    ignore_index: int = field(default=-100, metadata=_help("Label of pixels that count neither in loss nor metrics."))
+    ignore_index: int = field(
+        default=-100, metadata=_help("Label of pixels that count neither in loss nor in metrics; negative.")
+    )
     train_split: str = field(default="train.txt", metadata=_help("File below root listing training ids, one a line."))
     val_split: str = field(default="val.txt", metadata=_help("File below root listing validation ids."))
     test_split: str = field(default="test.txt", metadata=_help("File below root listing test ids."))
@@ -117,6 +119,8 @@ class DatasetArguments:
         overlap = sorted(set(self.ignore_values) & set(self.class_values or ()))
         if overlap:
             raise ConfigError(f"Mask value(s) {overlap} are in both class_values and ignore_values: keep one of them.")
+        if self.ignore_index >= 0:
+            raise ConfigError(f"ignore_index={self.ignore_index}: it must be negative, unlike any class id.")
         if self.num_samples < 1 or self.noise < 0:
             raise ConfigError("num_samples must be at least 1 and noise at least 0.")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
@@ -125,15 +129,12 @@ class DatasetArguments:
 
 @dataclass
 class AugmentationArguments:
-    """Transforms of training images; validation and test images only get ``resize`` and ``center_crop``.
+    """Transforms of training images; validation and test images only get ``center_crop``.
 
     Raises:
         ConfigError: A size that is not [height, width], or a probability outside 0 to 1.
     """
 
-    resize: list[int] | None = field(
-        default=None, metadata=_help("[height, width] in pixels: resize every image before anything else.")
-    )
     random_crop: list[int] | None = field(
         default=None, metadata=_help("[height, width] in pixels: cut a random window out of each training image.")
     )
@@ -148,7 +149,7 @@ class AugmentationArguments:
     rot90: bool = field(default=False, metadata=_help("Turn by 0, 90, 180 or 270 degrees, each as likely."))
 
     def __post_init__(self) -> None:
-        for key in ("resize", "random_crop", "center_crop"):
+        for key in ("random_crop", "center_crop"):
             size = getattr(self, key)
             if size is not None and (len(size) != 2 or min(size) < 1):
                 raise ConfigError(f"{key}={size}: give [height, width] in pixels.")

@@ -25,8 +25,8 @@ def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[st
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for stratum, members in _shuffled(strata, args.seed).items():
         if args.num_folds is None:
-            test = _head(members, args.test_fraction)
-            val = _head(members[len(test):], args.val_fraction / (1.0 - args.test_fraction))  # fmt: skip
+            test = members[: _share(len(members), args.test_fraction)]
+            val = members[len(test) : len(test) + _share(len(members), args.val_fraction, len(test))]
         else:
             if len(members) < args.num_folds:
                 raise DataError(
@@ -35,7 +35,7 @@ def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[st
                 )
             test = members[args.fold :: args.num_folds]
             rest = [member for member in members if member not in set(test)]
-            val = _head(rest, args.val_fraction)
+            val = rest[: _share(len(rest), args.val_fraction)]
         held_out = set(test) | set(val)
         parts["test"] += test
         parts["val"] += val
@@ -47,7 +47,8 @@ def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[st
 
 def hold_out(strata: Sequence[Hashable], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Hold a share of the examples out, each class on its own -> (kept, held out), both sorted."""
-    held = [member for members in _shuffled(strata, seed).values() for member in _head(members, fraction)]
+    shuffled = _shuffled(strata, seed).values()
+    held = [member for members in shuffled for member in members[: _share(len(members), fraction)]]
     return sorted(set(range(len(strata))) - set(held)), sorted(held)
 
 
@@ -70,11 +71,10 @@ def _shuffled(strata: Sequence[Hashable], seed: int) -> dict[Hashable, list[int]
     }
 
 
-def _head(members: list[int], fraction: float) -> list[int]:
-    """The first share of the members; a share above 0 takes at least one where one can be spared."""
-    if fraction == 0.0 or len(members) < 2:
-        return []
-    return members[: min(len(members) - 1, max(1, round(len(members) * fraction)))]
+def _share(total: int, fraction: float, taken: int = 0) -> int:
+    """How many of ``total`` a share is: at least one unless it is 0, but one is left besides those already taken."""
+    wanted = max(1, round(total * fraction)) if fraction > 0 else 0
+    return max(0, min(wanted, total - taken - 1))
 
 
 def read_split_file(path: Path, known: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """Random and fixed transforms of an example: image, validity (NaN) and target move together.
 
 Every transform maps ``(example, generator) -> example`` without touching its input, works on any number of bands, and
-draws only from the generator it is given (see :func:`deflect_hf.data.dataset.example_generator`).
+draws only from the generator it is given (see :func:`deflect_hf.data.dataset.example_generator`). Resizing is not among
+them: ``image_size`` of the data set does it, so that it is saved with the adapter and the pixel size is tracked.
 """
 
 from __future__ import annotations
@@ -12,25 +13,19 @@ from dataclasses import dataclass
 import torch
 
 from deflect_hf.data.arguments import AugmentationArguments
-from deflect_hf.data.dataset import Example, Transform, resize_labels
+from deflect_hf.data.dataset import Example, Transform
 from deflect_hf.errors import DataError
-from deflect_hf.processing import resize
 
 FOCUS_TRIALS = 20
 
 
-def build_transform(args: AugmentationArguments, split: str, ignore_index: int = -100) -> Transform | None:
-    """The transforms of a split (random ones for ``"train"`` only), or None when there are none.
-
-    ``ignore_index`` is the data set's: focus_crop looks for pixels with another label.
-    """
+def build_transform(args: AugmentationArguments, split: str) -> Transform | None:
+    """The transforms of a split (random ones for ``"train"`` only), or None when there are none."""
     steps: list[Transform] = []
-    if args.resize is not None:
-        steps.append(Resize(args.resize[0], args.resize[1]))
     if split == "train":
         if args.random_crop is not None:
             height, width = args.random_crop
-            steps.append(RandomCrop(height, width, args.focus_crop, ignore_index))
+            steps.append(RandomCrop(height, width, args.focus_crop))
         if args.horizontal_flip > 0:
             steps.append(RandomFlip(args.horizontal_flip, dimension=-1))
         if args.vertical_flip > 0:
@@ -56,22 +51,6 @@ class Compose:
 
 
 @dataclass(frozen=True)
-class Resize:
-    """Bilinear over valid pixels for the image, nearest for a mask."""
-
-    height: int
-    width: int
-
-    def __call__(self, example: Example, generator: torch.Generator) -> Example:
-        """Resize image and mask."""
-        pixels = resize(example["pixel_values"], (self.height, self.width))
-        result = {**example, "pixel_values": pixels}
-        if _has_mask(example):
-            result["labels"] = resize_labels(example["labels"], self.height, self.width)
-        return result
-
-
-@dataclass(frozen=True)
 class RandomCrop:
     """A random window; with ``focus``, drawn again (at most FOCUS_TRIALS times) until it holds a labelled pixel.
 
@@ -85,12 +64,11 @@ class RandomCrop:
     height: int
     width: int
     focus: bool = False
-    ignore_index: int = -100
 
     def __call__(self, example: Example, generator: torch.Generator) -> Example:
         """Cut a random window out of image and mask."""
         rows, columns = _room(example, self.height, self.width)
-        labelled = example["labels"] != self.ignore_index if self.focus and _has_mask(example) else None
+        labelled = example["labels"] >= 0 if self.focus and _has_mask(example) else None
         top, left = _draw(rows, generator), _draw(columns, generator)
         if labelled is not None and bool(labelled.any()):
             for _ in range(FOCUS_TRIALS):

@@ -1,0 +1,310 @@
+"""Folders of GeoTIFFs: what is read, how it is split, and what is said about broken folders."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from deflect_hf.data import DatasetArguments, load_dataset_splits
+from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
+from deflect_hf.processing import MultispectralImageProcessor
+from deflect_hf.raster import raster_info, read_mask, write_raster
+
+from .conftest import BANDS, stored_image
+
+
+def segments(root: Path, **changes: Any) -> DatasetArguments:
+    given = {"classes": ["land", "water"], "class_values": [1, 2], "ignore_values": [0], "scale": 1e-4}
+    return DatasetArguments(name="folder", root=str(root), **{**given, **changes})
+
+
+def scenes(root: Path, **changes: Any) -> DatasetArguments:
+    return DatasetArguments(name="folder", root=str(root), **{"source_bands": list(BANDS), "scale": 1e-4, **changes})
+
+
+def test_examples_hold_reflectance_and_contiguous_labels(segmentation_folder: Path) -> None:
+    train = load_dataset_splits(segments(segmentation_folder, bands=["N", "R"]))["train"]
+    example = train[0]
+    index = int(example["name"].removeprefix("a"))
+    assert example["pixel_values"].dtype == torch.float32
+    np.testing.assert_allclose(example["pixel_values"].numpy(), stored_image(index)[[3, 2]] * 1e-4, atol=1e-7)
+    mask = read_mask(segmentation_folder / "masks" / f"a{index}.tif").values[0]
+    expected = np.select([mask == 1, mask == 2], [0, 1], default=-100)
+    np.testing.assert_array_equal(example["labels"].numpy(), expected)
+    assert (train.bands, train.classes, train.num_classes) == (["N", "R"], ["land", "water"], 2)
+    assert (train.task, train.ignore_index, train.gsd_m) == ("segmentation", -100, None)
+
+
+def test_pixels_without_any_valid_band_are_ignored(segmentation_folder: Path) -> None:
+    stored = stored_image(0)
+    stored[:, 0, :] = -9999
+    stored[1, 1, :] = -9999  # one band only: the others still tell something about the pixel
+    write_raster(segmentation_folder / "images" / "a0.tif", stored, nodata=-9999, descriptions=BANDS)
+    write_raster(segmentation_folder / "masks" / "a0.tif", np.full((1, 6, 8), 2, dtype=np.uint8))
+    (segmentation_folder / "train.txt").write_text("a0\n")
+    example = load_dataset_splits(segments(segmentation_folder))["train"][0]
+    assert torch.isnan(example["pixel_values"][:, 0]).all()
+    assert torch.isnan(example["pixel_values"]).sum() == 4 * 8 + 8
+    assert example["labels"].tolist() == [[-100] * 8] + [[1] * 8] * 5
+
+
+def test_the_masks_own_nodata_is_ignored(segmentation_folder: Path) -> None:
+    mask = np.full((1, 6, 8), 1, dtype=np.int16)
+    mask[0, 0] = -1
+    write_raster(segmentation_folder / "masks" / "a0.tif", mask, nodata=-1)
+    (segmentation_folder / "train.txt").write_text("a0\n")
+    labels = load_dataset_splits(segments(segmentation_folder))["train"][0]["labels"]
+    assert labels.tolist() == [[-100] * 8] + [[0] * 8] * 5
+
+
+def test_split_files_are_followed_and_counted(segmentation_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (segmentation_folder / "train.txt").write_text("a3\na1.tif\n\n")
+    (segmentation_folder / "val.txt").write_text("a2\n")
+    (segmentation_folder / "test.txt").write_text("a5\na4\na9\n")
+    with caplog.at_level(logging.INFO, logger="deflect_hf"):
+        splits = load_dataset_splits(segments(segmentation_folder))
+    assert {name: split.names for name, split in splits.items()} == {
+        "train": ["a3", "a1"],
+        "val": ["a2"],
+        "test": ["a5", "a4", "a9"],
+    }
+    assert "test split, 3 images" in caplog.text
+
+
+def test_without_a_val_file_some_of_train_is_held_out(segmentation_folder: Path) -> None:
+    (segmentation_folder / "train.txt").write_text("\n".join(f"a{i}" for i in range(8)))
+    splits = load_dataset_splits(segments(segmentation_folder, val_fraction=0.25))
+    assert (len(splits["train"]), len(splits["val"])) == (6, 2)
+    assert sorted(splits["train"].names + splits["val"].names) == [f"a{i}" for i in range(8)]
+    assert "test" not in splits
+
+
+def test_random_splits_are_disjoint_complete_and_repeatable(segmentation_folder: Path) -> None:
+    first, again, other = (
+        {name: split.names for name, split in load_dataset_splits(segments(segmentation_folder, seed=seed)).items()}
+        for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+    assert sorted(name for names in first.values() for name in names) == [f"a{i}" for i in range(10)]
+    assert [len(names) for names in first.values()] == [6, 2, 2]
+
+
+def test_subfolders_named_after_splits_are_splits(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(forest=3, river=3)
+    for split in ("train", "test"):
+        for name in ("forest", "river"):
+            for path in list((root / name).glob("*_[01].tif" if split == "train" else "*_2.tif")):
+                (root / split / name).mkdir(parents=True, exist_ok=True)
+                path.rename(root / split / name / path.name)
+    splits = load_dataset_splits(scenes(root, val_fraction=0.0))
+    assert splits["train"].names == ["forest/forest_0", "forest/forest_1", "river/river_0", "river/river_1"]
+    assert splits["test"].names == ["forest/forest_2", "river/river_2"]
+    assert set(splits) == {"train", "test"}
+
+
+def test_class_folders_give_labels_and_stratified_shares(class_folder: Callable[..., Path]) -> None:
+    splits = load_dataset_splits(scenes(class_folder(river=20, forest=10), val_fraction=0.2, test_fraction=0.3))
+    assert splits["train"].classes == ["forest", "river"]
+    assert splits["train"].task == "classification"
+    counts = {name: Counter(int(split[i]["labels"]) for i in range(len(split))) for name, split in splits.items()}
+    assert counts == {"train": {0: 5, 1: 10}, "val": {0: 2, 1: 4}, "test": {0: 3, 1: 6}}
+    example = splits["train"][0]
+    assert example["labels"].dtype == torch.int64
+    assert example["labels"].ndim == 0
+    assert example["name"].startswith("forest/forest_")
+
+
+def test_every_image_is_tested_once_over_the_folds(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(forest=7, river=8)
+    tested: list[str] = []
+    for fold in range(3):
+        splits = load_dataset_splits(scenes(root, num_folds=3, fold=fold))
+        names = {name: split.names for name, split in splits.items()}
+        assert len({name for members in names.values() for name in members}) == 15
+        assert Counter(name.split("/")[0] for name in names["test"]) in (
+            {"forest": 3, "river": 3},
+            {"forest": 2, "river": 3},
+            {"forest": 2, "river": 2},
+        )
+        tested += names["test"]
+    assert len(tested) == len(set(tested)) == 15
+    with pytest.raises(DataError, match=r"Class 0 has 7 image\(s\), too few for num_folds=8"):
+        load_dataset_splits(scenes(root, num_folds=8))
+
+
+def test_limited_labels_shrink_training_only_and_nest(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(forest=20, river=20)
+    full, half, fifth = (load_dataset_splits(scenes(root, limited_label=share)) for share in (1.0, 0.5, 0.2))
+    assert full["test"].names == half["test"].names == fifth["test"].names
+    assert set(fifth["train"].names) < set(half["train"].names) < set(full["train"].names)
+    assert Counter(name.split("/")[0] for name in half["train"].names) == {"forest": 7, "river": 7}
+
+
+def test_images_are_resized_with_their_masks_and_pixel_size(segmentation_folder: Path) -> None:
+    for index in range(10):
+        path = segmentation_folder / "images" / f"a{index}.tif"
+        utm = replace(raster_info(path), crs="EPSG:32635", transform=(30.0, 0.0, 6e5, 0.0, -30.0, 4.8e6))
+        write_raster(path, stored_image(index), like=utm, descriptions=BANDS)
+    train = load_dataset_splits(segments(segmentation_folder, image_size=[12, 16]))["train"]
+    plain = load_dataset_splits(segments(segmentation_folder))["train"]
+    assert train[0]["pixel_values"].shape == (4, 12, 16)
+    assert torch.equal(train[0]["labels"][::2, ::2], plain[0]["labels"])
+    assert (plain.gsd_m, train.gsd_m) == (30.0, 15.0)
+
+
+def test_the_files_scale_tags_are_used_unless_told_otherwise(segmentation_folder: Path) -> None:
+    def tag(name: str, scale: float) -> None:
+        with rasterio.open(segmentation_folder / "images" / name, "r+") as sink:
+            sink.scales = (scale,) * 4
+
+    for index in range(10):
+        tag(f"a{index}.tif", 2e-4)
+    tagged = load_dataset_splits(segments(segmentation_folder, scale=None))["train"]
+    assert tagged.processor.scale == 2e-4
+    told = load_dataset_splits(segments(segmentation_folder, scale=1e-4))["train"]
+    torch.testing.assert_close(tagged[0]["pixel_values"], 2 * told[0]["pixel_values"])
+    with pytest.raises(DataError, match=r"is tagged scale 0.0002, offset 0.0, but sensor 'hls' has scale 0.0001"):
+        load_dataset_splits(segments(segmentation_folder, scale=None, sensor="hls"))
+    tag(f"{tagged.names[0]}.tif", 1e-4)
+    with pytest.raises(DataError, match=r"unlike the other images .*: give `scale` and `offset` in the config"):
+        for index in range(len(tagged)):
+            tagged[index]
+
+
+def test_a_saved_processor_reads_the_images_as_in_training(segmentation_folder: Path, tmp_path: Path) -> None:
+    trained = load_dataset_splits(segments(segmentation_folder, bands=["R", "N"]))["test"]
+    trained.processor.save_pretrained(tmp_path)
+    processor = MultispectralImageProcessor.from_pretrained(tmp_path)
+    evaluated = load_dataset_splits(segments(segmentation_folder, scale=None), processor)["test"]
+    assert torch.equal(evaluated[0]["pixel_values"], trained[0]["pixel_values"])
+
+
+def all_examples(args: DatasetArguments) -> None:
+    for split in load_dataset_splits(args).values():
+        for index in range(len(split)):
+            split[index]
+
+
+def test_digital_numbers_given_as_reflectance_name_the_file(segmentation_folder: Path) -> None:
+    with pytest.raises(UnitError, match=r"images/a\d\.tif.*scale"):
+        all_examples(segments(segmentation_folder, scale=None))
+
+
+def test_a_missing_band_names_the_file(segmentation_folder: Path) -> None:
+    with pytest.raises(BandError, match=r"images/a\d\.tif: the images lack the band\(s\) 'S1'"):
+        load_dataset_splits(segments(segmentation_folder, bands=["R", "S1"]))
+    write_raster(segmentation_folder / "images" / "a7.tif", stored_image(7)[:3], descriptions=BANDS[:3])
+    with pytest.raises(BandError, match=r"images/a7\.tif: the images lack the band\(s\) 'N'"):
+        all_examples(segments(segmentation_folder, bands=["R", "N"]))
+
+
+def test_a_wrong_number_of_bands_names_the_file(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(forest=6, river=6)
+    with pytest.raises(BandError, match=r"has 4 band\(s\), but 3 were announced"):
+        load_dataset_splits(scenes(root, source_bands=["B", "G", "R"]))
+    write_raster(root / "river" / "river_5.tif", stored_image(0)[:3])
+    with pytest.raises(BandError, match=r"river_5\.tif has 3 band\(s\), but 4 were announced"):
+        all_examples(scenes(root))
+
+
+def test_a_mask_of_another_size_names_both_files(segmentation_folder: Path) -> None:
+    write_raster(segmentation_folder / "masks" / "a4.tif", np.ones((1, 5, 8), dtype=np.uint8))
+    expected = r"masks/a4\.tif is 5 x 8 pixels, but its image .*images/a4\.tif is 6 x 8: make the mask on the grid"
+    with pytest.raises(DataError, match=expected):
+        all_examples(segments(segmentation_folder))
+
+
+def test_an_unknown_class_value_names_the_mask_and_the_known_ones(segmentation_folder: Path) -> None:
+    mask = np.ones((1, 6, 8), dtype=np.uint8)
+    mask[0, 0, :2] = 7, 9
+    write_raster(segmentation_folder / "masks" / "a4.tif", mask)
+    expected = r"masks/a4\.tif holds unknown class value\(s\) \[7, 9\]: known are \[1, 2\] \('land', 'water'\)"
+    with pytest.raises(DataError, match=expected):
+        all_examples(segments(segmentation_folder))
+
+
+def test_broken_folders_are_named(segmentation_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere is not a folder: set `root`"):
+        load_dataset_splits(segments(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty holds neither images/ and masks/ nor class folders"):
+        load_dataset_splits(segments(tmp_path / "empty", classes=None, class_values=None))
+    (tmp_path / "bare" / "images").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"bare/images holds no GeoTIFF"):
+        load_dataset_splits(segments(tmp_path / "bare"))
+    (segmentation_folder / "masks" / "a6.tif").unlink()
+    with pytest.raises(
+        DataError, match=r"images/a6\.tif has no mask \(1 of 10 images have none\): add .*masks/a6\.png"
+    ):
+        load_dataset_splits(segments(segmentation_folder))
+
+
+def test_masks_need_class_names(segmentation_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"masks need `classes`"):
+        load_dataset_splits(segments(segmentation_folder, classes=None, class_values=None))
+
+
+def test_two_masks_of_one_image_are_refused(segmentation_folder: Path) -> None:
+    (segmentation_folder / "masks" / "a2.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a2\.png and .*a2\.tif are masks of the same image"):
+        load_dataset_splits(segments(segmentation_folder))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ("a1\nzz\n", "a2", r"train\.txt lists 1 id\(s\) without an image, first 'zz'"),
+        ("a1\na1.tif\n", "a2", r"train\.txt lists 'a1' more than once"),
+        ("a1\na2\n", "a2", r"test\.txt and .*train\.txt both list 'a2'"),
+        ("\n", "a2", r"train\.txt lists no images"),
+    ],
+)
+def test_split_files_that_do_not_fit_are_named(segmentation_folder: Path, train: str, test: str, message: str) -> None:
+    (segmentation_folder / "train.txt").write_text(train)
+    (segmentation_folder / "test.txt").write_text(test)
+    with pytest.raises(DataError, match=message):
+        load_dataset_splits(segments(segmentation_folder))
+
+
+def test_an_unknown_class_folder_is_refused(class_folder: Callable[..., Path]) -> None:
+    with pytest.raises(
+        DataError, match=r"class folder\(s\) 'rivers' that `classes` does not name: .*Did you mean 'river'"
+    ):
+        load_dataset_splits(scenes(class_folder(forest=3, rivers=3), classes=["forest", "river"]))
+
+
+def test_water_chips_are_read_as_they_are(shared_data: Path) -> None:
+    args = DatasetArguments(name="folder", root=str(shared_data / "water"), classes=["land", "water"])
+    splits = load_dataset_splits(args)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 167, "val": 33, "test": 44}
+    train = splits["train"]
+    assert (train.task, train.bands) == ("segmentation", ["A", "B", "G", "R", "N", "S1", "S2"])
+    assert train.processor.scale == 1e-4
+    example = train[0]
+    assert example["pixel_values"].shape == (7, 128, 128)
+    assert 0.0 < float(example["pixel_values"].median()) < 0.5
+    assert set(example["labels"].unique().tolist()) <= {0, 1}
+
+
+def test_eurosat_chips_are_read_as_they_are(shared_data: Path) -> None:
+    args = DatasetArguments(
+        name="folder", root=str(shared_data / "eurosat200"), sensor="eurosat", bands=["B4", "B8", "B8A"], num_folds=4
+    )
+    splits = load_dataset_splits(args)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 100, "val": 20, "test": 40}
+    test = splits["test"]
+    assert (test.bands, test.num_classes) == (["R", "N", "N2"], 10)
+    assert test.gsd_m == pytest.approx(10.0, abs=0.02)
+    forest = test.select([i for i, name in enumerate(test.names) if name.startswith("Forest")])
+    red, nir, narrow_nir = torch.stack([forest[i]["pixel_values"] for i in range(len(forest))]).mean(dim=(0, 2, 3))
+    assert red < 0.1 < 0.2 < nir < narrow_nir  # B8A is read from the last channel, not from the ninth

@@ -1,0 +1,72 @@
+"""Which example belongs to which split."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deflect_hf.data import DatasetArguments
+from deflect_hf.data.splits import hold_out, keep_share, split_indices
+from deflect_hf.errors import ConfigError, DataError
+
+
+@given(
+    strata=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    val=st.floats(0.0, 0.45),
+    test=st.floats(0.0, 0.45),
+    seed=st.integers(0, 99),
+)
+def test_every_example_is_in_one_split_and_every_class_is_trained(
+    strata: list[int], val: float, test: float, seed: int
+) -> None:
+    splits = split_indices(strata, DatasetArguments(val_fraction=val, test_fraction=test, seed=seed))
+    assert sorted(index for members in splits.values() for index in members) == list(range(len(strata)))
+    assert {strata[i] for i in splits["train"]} == set(strata)
+    for name, share in (("val", val), ("test", test)):
+        for stratum, count in Counter(strata).items():
+            have = sum(strata[i] == stratum for i in splits.get(name, []))
+            assert have <= max(1, round(count * share))
+            assert have == 0 or share > 0
+
+
+@given(st.lists(st.integers(0, 2), min_size=6, max_size=50), st.floats(0.05, 0.9), st.integers(0, 9))
+def test_what_is_held_out_is_not_kept(strata: list[int], fraction: float, seed: int) -> None:
+    kept, held = hold_out(strata, fraction, seed)
+    assert sorted(kept + held) == list(range(len(strata)))
+    assert {strata[i] for i in kept} == set(strata)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=50), st.floats(0.01, 1.0), st.integers(0, 9))
+def test_a_share_keeps_every_class(strata: list[int], fraction: float, seed: int) -> None:
+    kept = keep_share(strata, fraction, seed)
+    assert {strata[i] for i in kept} == set(strata)
+    assert set(keep_share(strata, fraction / 2, seed)) <= set(kept)
+
+
+def test_a_class_smaller_than_the_folds_is_named() -> None:
+    with pytest.raises(DataError, match=r"Class 'b' has 1 image\(s\), too few for num_folds=2"):
+        split_indices(["a", "a", "b"], DatasetArguments(num_folds=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "foldr"}, "Unknown data set 'foldr': .*Did you mean 'folder'"),
+        ({"task": "segment"}, "Unknown task 'segment'"),
+        ({"name": "folder"}, "needs `root`"),
+        ({"val_fraction": 1.0}, "val_fraction=1.0"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
+        ({"limited_label": 0.0}, "limited_label=0.0"),
+        ({"num_folds": 4, "fold": 4}, "fold=4, num_folds=4"),
+        ({"classes": ["a"], "class_values": [1, 2]}, "of the same length"),
+        ({"class_values": [1, 2], "ignore_values": [2]}, r"\[2\] are in both"),
+        ({"ignore_index": 0}, "must be negative"),
+        ({"image_size": [64]}, "image_size="),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DatasetArguments(**options)

@@ -1,0 +1,129 @@
+"""The embedded set: repeatable, balanced, and metameric in RGB."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from deflect_hf.data import DatasetArguments, ImageDataset, load_dataset_splits
+from deflect_hf.data.synthetic import MIXED
+from deflect_hf.errors import BandError, ConfigError
+
+CHANCE = 0.25
+RGB = ["R", "G", "B"]
+
+
+@functools.lru_cache(maxsize=4)
+def examples(split: ImageDataset) -> list[dict[str, Any]]:
+    """All examples, made once for the tests of this module."""
+    return [split[index] for index in range(len(split))]
+
+
+def scene_statistics(split: ImageDataset, bands: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(n, F) means, deviations, quantiles and correlations of each scene's pixels, and the labels."""
+    channels = [split.bands.index(band) for band in bands]
+    features, labels = [], []
+    for example in examples(split):
+        pixels = example["pixel_values"][channels].flatten(1).numpy()
+        quantiles = np.quantile(pixels, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)
+        correlations = np.corrcoef(pixels)[np.triu_indices(len(bands), 1)]
+        features.append(np.concatenate([pixels.mean(1), pixels.std(1), quantiles.ravel(), correlations]))
+        labels.append(int(example["labels"]))
+    return np.array(features), np.array(labels)
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, ImageDataset]:
+    return load_dataset_splits(
+        DatasetArguments(num_samples=720, image_size=[32, 32], val_fraction=0, test_fraction=0.4)
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [LogisticRegression(C=10, max_iter=500), RandomForestClassifier(100, random_state=0), KNeighborsClassifier(1)],
+    ids=["logistic", "forest", "nearest"],
+)
+def test_whoever_sees_rgb_alone_can_only_guess(splits: dict[str, ImageDataset], model: Any) -> None:
+    train, test = (scene_statistics(splits[name], RGB) for name in ("train", "test"))
+    accuracy = make_pipeline(StandardScaler(), model).fit(*train).score(*test)
+    assert abs(accuracy - CHANCE) < 0.1
+
+
+def test_the_other_bands_tell_the_class(splits: dict[str, ImageDataset]) -> None:
+    bands = splits["train"].bands
+    train, test = (scene_statistics(splits[name], bands) for name in ("train", "test"))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=500))
+    assert model.fit(*train).score(*test) >= 0.95
+
+
+def test_pixels_are_metamers_too() -> None:
+    split = load_dataset_splits(DatasetArguments(task="segmentation", num_samples=300, image_size=[32, 32]))["train"]
+    pixels = torch.stack([example["pixel_values"][:, 8::16, 8::16] for example in examples(split)]).movedim(1, -1)
+    labels = torch.stack([example["labels"][8::16, 8::16] for example in examples(split)])
+    half = len(split) // 2
+    scores = {}
+    for name, channels in (("rgb", [split.bands.index(band) for band in RGB]), ("all", list(range(7)))):
+        given = pixels[..., channels]
+        model = make_pipeline(StandardScaler(), RandomForestClassifier(100, random_state=0))
+        model.fit(given[:half].flatten(0, 2), labels[:half].flatten())
+        scores[name] = model.score(given[half:].flatten(0, 2), labels[half:].flatten())
+    assert abs(scores["rgb"] - CHANCE) < 0.1
+    assert scores["all"] >= 0.9
+
+
+def test_scenes_are_the_same_whatever_bands_are_asked_for() -> None:
+    full = load_dataset_splits(DatasetArguments(num_samples=20, bands=list(MIXED)))["train"]
+    few = load_dataset_splits(DatasetArguments(num_samples=20, bands=["RE1", "B"]))["train"]
+    channels = [list(MIXED).index("RE1"), list(MIXED).index("B")]
+    assert torch.equal(full[3]["pixel_values"][channels], few[3]["pixel_values"])
+    assert torch.equal(few[3]["pixel_values"], few[3]["pixel_values"])
+    other = load_dataset_splits(DatasetArguments(num_samples=20, bands=["RE1", "B"], seed=1))["train"]
+    assert not torch.equal(few[3]["pixel_values"], other[3]["pixel_values"])
+
+
+def test_both_tasks_have_the_sizes_asked_for() -> None:
+    scenes = load_dataset_splits(DatasetArguments(num_samples=80, image_size=[24, 40]))
+    assert {name: len(split) for name, split in scenes.items()} == {"train": 56, "val": 12, "test": 12}
+    assert np.bincount([int(scenes["test"][i]["labels"]) for i in range(12)]).tolist() == [3, 3, 3, 3]
+    regions = load_dataset_splits(DatasetArguments(task="segmentation", num_samples=80, image_size=[24, 40]))["val"]
+    example = regions[0]
+    assert (example["pixel_values"].shape, example["labels"].shape) == ((7, 24, 40), (24, 40))
+    assert set(example["labels"].unique().tolist()) <= set(range(4))
+    assert (regions.task, regions.num_classes, regions.gsd_m) == ("segmentation", 4, 30.0)
+
+
+def test_values_are_plausible_reflectance() -> None:
+    train = load_dataset_splits(DatasetArguments(num_samples=40, bands=list(MIXED)))["train"]
+    pixels = torch.stack([train[i]["pixel_values"] for i in range(len(train))])
+    assert -0.05 < float(pixels.min()) < 0.05
+    assert 0.3 < float(pixels.max()) < 0.8
+
+
+def test_noise_is_added_in_reflectance() -> None:
+    def scene(noise: float) -> torch.Tensor:
+        return load_dataset_splits(DatasetArguments(num_samples=20, noise=noise))["train"][0]["pixel_values"]
+
+    assert float((scene(0.02) - scene(0.0)).std()) == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"bands": ["R", "T1"]}, BandError, r"has no band 'T1': choose among 'A', 'B', 'G'"),
+        ({"root": "data"}, ConfigError, r"makes its own images: remove `root`"),
+        ({"scale": 1e-4}, ConfigError, r"remove `scale`"),
+    ],
+)
+def test_requests_it_cannot_meet_are_refused(options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_dataset_splits(DatasetArguments(**options))
