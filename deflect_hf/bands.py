@@ -21,8 +21,9 @@ from deflect_hf.spectrum import (
     Band,
     Sensor,
     Unit,
-    fold,
+    is_band_number,
     refuse_duplicates,
+    refuse_numbers,
     resolve_among,
     standard_band,
 )
@@ -54,6 +55,7 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None) -> list[st
     """
     if isinstance(names, str):
         raise BandError(f"the bands must be a list of names, not the single string {names!r}.")
+    refuse_numbers(names)
     if sensor is not None:
         codes = [sensor.resolve(name).code for name in names]
         refuse_duplicates(codes, f"bands of sensor {sensor.name!r}", names)
@@ -61,7 +63,7 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None) -> list[st
     known = tuple(standard_band(code) for code in BAND_CODES)
     codes = []
     for name in names:
-        if re.fullmatch(r"b\d+a?", fold(name)) and name not in BAND_CODES:
+        if is_band_number(name):
             raise BandError(f"band number {name!r} needs a sensor: it is another band on another sensor.")
         codes.append(name if is_own_code(name) else resolve_among(name, known, "the spyndex catalogue").code)
     refuse_duplicates(codes, "bands", names)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from deflect_hf.errors import ConfigError, listing, nearest
-from deflect_hf.spectrum import BAND_CODES, SPECTRUM, Band, Sensor, Unit, standard_band
+from deflect_hf.spectrum import BAND_CODES, SPECTRUM, Band, Sensor, Unit, fold, is_band_number, standard_band
 
 # code, centre nm, ground sampling distance m, band number
 _SENTINEL2 = {
@@ -166,13 +166,21 @@ def _refuse_unknown_keys(mapping: Mapping[str, Any], known: Sequence[str], what:
             raise ConfigError(f"{what}: unknown key {key!r}; the keys are {listing(known)}.{nearest(str(key), known)}")
 
 
+_COMMON = tuple(standard_band(code) for code in BAND_CODES)
+
+
 def _user_band(entry: str | Mapping[str, Any]) -> Band:
     if isinstance(entry, str):
         entry = {"code": entry}
     _refuse_unknown_keys(entry, _BAND_KEYS, "band")
-    code = str(entry.get("code", ""))
+    written = str(entry.get("code", ""))
+    code = next((band.code for band in _COMMON if fold(written) in map(fold, (band.code, *band.aliases))), written)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", code):
         raise ConfigError(f"band code {code!r} must be letters, digits and underscores, and start with a letter.")
+    if is_band_number(code):
+        raise ConfigError(
+            f"{code!r} is a band number, not a code: give the code ({listing(BAND_CODES)}) and {code!r} as an alias."
+        )
     aliases = tuple(str(alias) for alias in entry.get("aliases", ()))
     wavelength_nm = _optional(entry.get("wavelength_nm"), f"band {code!r}: wavelength_nm")
     gsd_m = _optional(entry.get("gsd_m"), f"band {code!r}: gsd_m")

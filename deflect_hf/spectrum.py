@@ -70,13 +70,26 @@ def fold(name: str) -> str:
     return re.sub(r"^(?:band|b)0*(?=\d)", "b", folded)
 
 
+def is_band_number(name: str) -> bool:
+    """Whether ``name`` is a number such as ``B04`` or ``band 8A``, which is another band on another sensor."""
+    return re.fullmatch(r"b\d+a?", fold(name)) is not None
+
+
 _NIR_NAMES = frozenset(fold(name) for code, _, _, _, names in SPECTRUM if code in SINGLE_NIR for name in (code, *names))
+
+
+def refuse_numbers(names: Iterable[str]) -> None:
+    """Raise a BandError if a band is given by its position instead of its name."""
+    for name in names:
+        if not isinstance(name, str):
+            raise BandError(
+                f"a band is chosen by its name, not by {name!r}: channel numbers say nothing about the band."
+            )
 
 
 def resolve_among(name: str, bands: Sequence[Band], among: str) -> Band:
     """Return the band of ``bands`` that goes by ``name``; ``among`` says in the error where they come from."""
-    if not isinstance(name, str):
-        raise BandError(f"a band is chosen by its name, not by {name!r}: channel numbers say nothing about the band.")
+    refuse_numbers([name])
     for band in bands:
         if name == band.code or name in band.aliases:
             return band
