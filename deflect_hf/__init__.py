@@ -1,0 +1,64 @@
+"""deflect_hf: adapt geospatial vision transformers to multispectral images with PEFT.
+
+Importing the package registers DEFLECT with PEFT. Everything else is loaded when it is first asked for, so that
+`import deflect_hf` costs little more than importing peft and transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
+
+if TYPE_CHECKING:
+    from deflect_hf.bands import SENSORS, Band, Sensor, get_sensor, resolve_bands, select_bands
+    from deflect_hf.errors import DeflectError
+    from deflect_hf.methods import adapt
+    from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
+    from deflect_hf.processing import MultispectralImageProcessor
+    from deflect_hf.statistics import fit_statistics
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "SENSORS": "bands",
+    "Band": "bands",
+    "DeflectError": "errors",
+    "EncoderForImageClassification": "models",
+    "EncoderForSemanticSegmentation": "models",
+    "MultispectralImageProcessor": "processing",
+    "Sensor": "bands",
+    "adapt": "methods",
+    "fit_statistics": "statistics",
+    "get_sensor": "bands",
+    "resolve_bands": "bands",
+    "select_bands": "bands",
+}
+
+__all__ = [
+    "SENSORS",
+    "Band",
+    "DeflectConfig",
+    "DeflectError",
+    "DeflectModel",
+    "EncoderForImageClassification",
+    "EncoderForSemanticSegmentation",
+    "MultispectralImageProcessor",
+    "Sensor",
+    "adapt",
+    "fit_statistics",
+    "get_sensor",
+    "resolve_bands",
+    "select_bands",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

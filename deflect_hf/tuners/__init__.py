@@ -1,0 +1,1 @@
+"""PEFT tuners of deflect_hf, one package per method, and their registration with PEFT."""

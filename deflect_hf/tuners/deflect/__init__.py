@@ -1,0 +1,20 @@
+"""DEFLECT as a PEFT method.
+
+Source: Thoreau, Marsocci, Derksen, "Parameter-Efficient Adaptation of Geospatial Foundation Models through Embedding
+Deflection", ICCV 2025 (arXiv 2503.09493). The full text and code were not available to us: the equations implemented
+here are this project's own definition, built from what is published; see the README.
+"""
+
+from deflect_hf.tuners.registration import add_peft_type, check_versions, register
+
+check_versions()
+# The member has to exist before a config is made: `DeflectConfig.__post_init__` uses it.
+add_peft_type("DEFLECT")
+
+from .config import DeflectConfig  # noqa: E402
+from .layer import DeflectBlock, DeflectEmbeddings, DeflectLayer  # noqa: E402
+from .model import DeflectModel  # noqa: E402
+
+register("deflect", DeflectConfig, DeflectModel)
+
+__all__ = ["DeflectBlock", "DeflectConfig", "DeflectEmbeddings", "DeflectLayer", "DeflectModel"]

@@ -1,0 +1,138 @@
+"""What DEFLECT has to know of a vision transformer: one small table, and where its parts stand in a model.
+
+A new architecture of the same build (embeddings, then blocks with q, k, v, o projections called through
+transformers' attention interface) is one more row.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from deflect_hf.errors import ArchitectureError, ConfigError, listing
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Class names of the embeddings and the blocks, and how their attention is written.
+
+    Attributes:
+        attention_dropout: attribute of the attention module that holds its dropout probability.
+        rotary: whether queries and keys are rotated by `position_embeddings=(cos, sin)`.
+    """
+
+    embeddings: str
+    block: str
+    attention_dropout: str = "attention_dropout"
+    rotary: bool = False
+
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture("ViTEmbeddings", "ViTLayer"),
+    Architecture("ViTMAEEmbeddings", "ViTMAELayer"),
+    Architecture("Dinov2Embeddings", "Dinov2Layer"),
+    Architecture("Dinov2WithRegistersEmbeddings", "Dinov2WithRegistersLayer"),
+    Architecture("DINOv3ViTEmbeddings", "DINOv3ViTLayer", attention_dropout="dropout", rotary=True),
+)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A vision transformer found inside a model.
+
+    Attributes:
+        target_modules: regular expression that matches the embeddings and the blocks, whatever the model around them.
+        embeddings, blocks: their names in the model, blocks in order.
+        num_channels, patch_size, hidden_size, num_heads: read from the modules themselves.
+    """
+
+    architecture: Architecture
+    target_modules: str
+    embeddings: str
+    blocks: tuple[str, ...]
+    num_channels: int
+    patch_size: tuple[int, int]
+    hidden_size: int
+    num_heads: int
+
+    def targeted_blocks(self, layers_to_transform: int | list[int] | None) -> list[int]:
+        """Positions of the deflected blocks, in order.
+
+        Raises:
+            ConfigError: an index is out of range, repeated, or there is none.
+        """
+        depth = len(self.blocks)
+        if layers_to_transform is None:
+            return list(range(depth))
+        layers = [layers_to_transform] if isinstance(layers_to_transform, int) else list(layers_to_transform)
+        positions = [layer + depth if layer < 0 else layer for layer in layers]
+        if not positions or len(set(positions)) != len(positions) or not all(0 <= p < depth for p in positions):
+            raise ConfigError(
+                f"layers_to_transform={layers_to_transform!r} does not fit: this encoder has the blocks 0 to "
+                f"{depth - 1} (-1 is the last one); name each at most once and at least one."
+            )
+        return sorted(positions)
+
+
+def patch_projection(embeddings: nn.Module) -> nn.Conv2d | nn.Conv3d:
+    """The convolution that embeds the patches."""
+    return next(module for module in embeddings.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
+
+
+def find_encoder(model: nn.Module) -> Encoder:
+    """Find the one vision transformer inside `model`, adapted already or not.
+
+    Raises:
+        ArchitectureError: there is none that DEFLECT knows, or more than one.
+    """
+    modules = _outermost_modules(model)
+    rows = {row.embeddings: row for row in ARCHITECTURES}
+    found = [(name, module) for name, module in modules.items() if type(module).__name__ in rows]
+    if not found:
+        raise ArchitectureError(
+            f"DEFLECT finds no vision transformer that it knows in {type(model).__name__}. It adapts models built of "
+            f"{listing(row.block for row in ARCHITECTURES)}. To add another one, enter its embeddings and block "
+            "classes in deflect_hf.tuners.deflect.architectures.ARCHITECTURES."
+        )
+    if len(found) > 1:
+        raise ArchitectureError(
+            f"{type(model).__name__} holds {len(found)} vision transformers ({listing(name for name, _ in found)}); "
+            "DEFLECT adapts one. Adapt the inner model of your choice instead."
+        )
+    name, embeddings = found[0]
+    architecture = rows[type(embeddings).__name__]
+    prefix = name[: len(name) - len(name.rpartition(".")[2])]
+    blocks = [
+        key for key, module in modules.items() if type(module).__name__ == architecture.block and key.startswith(prefix)
+    ]
+    container = blocks[0][len(prefix) :].rpartition(".")[0]
+    pattern = rf"(?:.*\.)?(?:{re.escape(name[len(prefix) :])}|{re.escape(container)}\.\d+)"
+    attention = modules[blocks[0]].attention
+    projection = patch_projection(embeddings)
+    return Encoder(
+        architecture=architecture,
+        target_modules=pattern,
+        embeddings=name,
+        blocks=tuple(blocks),
+        num_channels=projection.in_channels,
+        patch_size=(projection.kernel_size[-2], projection.kernel_size[-1]),
+        hidden_size=projection.out_channels,
+        num_heads=projection.out_channels // attention.head_dim,
+    )
+
+
+def _outermost_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Module name -> module as it was before adaptation, leaving out what lies inside wrappers of this tuner."""
+    modules: dict[str, nn.Module] = {}
+    wrappers: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{wrapper}.") for wrapper in wrappers):
+            continue
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
+            wrappers.append(name)
+            module = module.get_base_layer()
+        modules[name] = module
+    return modules

@@ -1,0 +1,144 @@
+"""Untangled attention and embedding deflection, inside the block, at the attention's output.
+
+The frozen block and its attention keep their classes, names and parameters; what changes is how their `forward` is
+called. Everything a call needs travels as the keyword `deflect`, so there is no hidden state: two interleaved
+forwards, threads, and gradient checkpointing from inside or outside see only their own tensors.
+
+Source: design equations 3 and 4 (README, "The method"); published idea: arXiv 2503.09493, sections on uAtt and
+deflection.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+if TYPE_CHECKING:
+    from .architectures import Architecture
+
+# The displacement keeps its length unless displacement and deflection cancel to less than this share of it.
+CANCELLATION = 1e-6
+
+
+class Deflection(NamedTuple):
+    """What one block's attention needs: the radiometric stream `a` (B, N, d), and the adapter's G and U."""
+
+    stream: torch.Tensor
+    down: nn.Module
+    up: nn.Module
+
+
+def deflect_displacement(displacement: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
+    """(B, N, D) displacement, (B, N, D) push u -> (B, N, D): bent by u, of unchanged length per token (equation 4).
+
+    Norms are taken in float32. With u = 0 the result equals the displacement bit for bit.
+    """
+    step = displacement.float()
+    bent = step + push.float()
+    length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
+    bent_length = torch.linalg.vector_norm(bent, dim=-1, keepdim=True)
+    # Where u cancels the displacement there is no direction to keep; the floor keeps the quotient finite there.
+    floor = (CANCELLATION * length).clamp_min(torch.finfo(torch.float32).tiny)
+    return (bent * (length / torch.maximum(bent_length, floor))).to(displacement.dtype)
+
+
+def deflected_attention(
+    attention: Any,
+    architecture: Architecture,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    deflect: Deflection | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(B, N, D) normalised tokens -> (B, N, D) deflected displacement, attention weights where the kernel gives them.
+
+    The geometry `O(S V)` is computed exactly as the frozen attention does. The radiometry `m = S a` uses the same
+    map: the weights themselves (eager), or the same queries and keys given once more to the fused kernel, which never
+    keeps an (N, N) tensor. A second call rather than wider values, because those change the last bits of `S V`.
+    """
+    if deflect is None:
+        return type(attention).forward(attention, hidden_states, attention_mask, **kwargs)
+    source = sys.modules[type(attention).__module__]
+    heads = (*hidden_states.shape[:-1], -1, attention.head_dim)
+    query, key, value = (
+        projection(hidden_states).view(heads).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if architecture.rotary:
+        cos, sin = kwargs.pop("position_embeddings")
+        query, key = source.apply_rotary_pos_emb(query, key, cos, sin)  # type: ignore[attr-defined]
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation,
+        source.eager_attention_forward,  # type: ignore[attr-defined]
+    )
+    call = partial(kernel, attention, query, key, attention_mask=attention_mask, scaling=attention.scaling, **kwargs)
+    dropout = getattr(attention, architecture.attention_dropout) if attention.training else 0.0
+    mixed, weights = call(value=value, dropout=dropout)
+    displacement = attention.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
+
+    stream = deflect.stream.view(*deflect.stream.shape[:-1], query.shape[1], -1).transpose(1, 2).to(value.dtype)
+    if weights is not None:
+        radiometry = (weights.to(value.dtype) @ stream).transpose(1, 2)
+    else:
+        # Fused kernels want values as wide as the queries.
+        padded = F.pad(stream, (0, attention.head_dim - stream.shape[-1]))
+        radiometry = call(value=padded, dropout=0.0)[0][..., : stream.shape[-1]]
+    radiometry = radiometry.reshape(deflect.stream.shape)
+    return deflect_displacement(displacement, _push(deflect, radiometry)), weights
+
+
+def _push(deflect: Deflection, radiometry: torch.Tensor) -> torch.Tensor:
+    """(B, N, d) own and (B, N, d) gathered radiometry -> (B, N, D): u = U gelu(G [norm(a) ; norm(m)]) (equation 4)."""
+    width = (deflect.stream.shape[-1],)
+    pair = [F.layer_norm(part.float(), width) for part in (deflect.stream, radiometry)]
+    inner = torch.cat(pair, dim=-1).to(deflect.down.weight.dtype)
+    return deflect.up(F.gelu(deflect.down(inner)))
+
+
+def deflected_block(
+    block: Any, hidden_states: torch.Tensor, *args: Any, deflect: Deflection | None = None, **kwargs: Any
+) -> torch.Tensor:
+    """(B, N, D) tokens -> (B, N, D) tokens: the frozen block, its attention deflected when `deflect` is given.
+
+    The block's own gradient checkpointing is followed here, because there the stream would enter the checkpointed
+    function as a closure, through which re-entrant checkpointing passes no gradient.
+    """
+    if deflect is None:
+        return type(block).forward(block, hidden_states, *args, **kwargs)
+    inner = _without_checkpointing(type(block).forward)
+    if not (block.gradient_checkpointing and block.training):
+        return inner(block, hidden_states, *args, deflect=deflect, **kwargs)
+
+    def run(tokens: torch.Tensor, stream: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return inner(block, tokens, *rest, deflect=deflect._replace(stream=stream), **kwargs)
+
+    return block._gradient_checkpointing_func(run, hidden_states, deflect.stream, *args)
+
+
+def _without_checkpointing(forward: Any) -> Any:
+    """The block's forward as its class wrote it, without transformers' checkpointing around it."""
+    while forward.__code__.co_name == "forward_with_checkpointing":
+        forward = forward.__wrapped__
+    return forward
+
+
+def install(block: nn.Module, architecture: Architecture) -> None:
+    """Let `block` and its attention accept the keyword `deflect`; without it they do what they always did."""
+    attention = block.attention
+    block.forward = partial(deflected_block, block)
+    attention.forward = partial(deflected_attention, attention, architecture)  # type: ignore[union-attr]
+
+
+def uninstall(block: nn.Module) -> None:
+    """Undo [`install`]: the block is again what its class says."""
+    for module in (block, block.attention):
+        own = module.__dict__.get("forward")  # type: ignore[union-attr]
+        if isinstance(own, partial) and own.func in (deflected_block, deflected_attention):
+            del module.__dict__["forward"]  # type: ignore[union-attr]

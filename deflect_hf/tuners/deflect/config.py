@@ -1,0 +1,152 @@
+"""Configuration of the DEFLECT tuner: everything an adapter assumes of its input, and its size."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+from peft.utils.peft_types import PeftType
+
+from deflect_hf.bands import resolve_bands, select_bands
+from deflect_hf.errors import BandError, ConfigError
+from deflect_hf.indices import compile_formula, select_indices
+
+logger = logging.getLogger(__name__)
+
+RGB = ("R", "G", "B")
+# An adapter is small by design: sizes above these come from a broken or hostile adapter_config.json.
+MAX_RANK = 4096
+MAX_BANDS = 1024
+
+
+@dataclass
+class DeflectConfig(PeftConfig):
+    """Configuration of [`DeflectModel`].
+
+    With its defaults, `DeflectConfig()` fits any supported RGB vision transformer: `pixel_values` are what the model
+    was always given and pass to it unchanged. `bands=[...]` turns the spectral road on: `pixel_values` are then
+    reflectance (1.0 = 100 %) in that band order, the frozen patch embedding sees the base bands (R, G, B by name),
+    and the radiometric stream sees all bands and their spectral indices.
+
+    Args:
+        bands: spyndex band codes of the channels of `pixel_values`, in order (`["B", "G", "R", "N", "S1", "S2"]`).
+            Other names of the field (`B04`, `red`) are turned into codes.
+        base_bands: bands the frozen patch embedding was pretrained on, in its order. Default: R, G, B.
+        base_mean, base_std: per base band, what the encoder subtracts and divides by, in reflectance. `None`: the
+            base bands pass unchanged.
+        indices: spectral indices of the radiometric stream: `"default"`, `"all"`, an application domain of the
+            spyndex catalogue, a list of names, or `None`.
+        formulas: index name -> formula over band codes and numbers. Filled from the spyndex catalogue when the config
+            is made and frozen into the adapter, so that a saved adapter never depends on the installed catalogue.
+        feature_mean, feature_std: statistics that standardise the 2F pixel-set features, filled by
+            [`deflect_hf.fit_statistics`].
+        aux_dim: width d of the radiometric stream, a multiple of the number of attention heads.
+        rank: rank r of the deflection, `u = U gelu(G [norm(a) ; norm(m)])`.
+        layers_to_transform: indices of the deflected blocks (negative ones count from the end). `None`: all. Blocks
+            before the first one run without autograd state.
+        modules_to_save: modules trained and saved in full beside the adapter, such as the task head.
+        init_weights: `True` starts at the frozen model exactly (U = 0). `False` draws U at random, for tests.
+        target_modules: filled by DEFLECT from the architecture; leave it `None`.
+
+    Raises:
+        BandError: unknown, missing or repeated bands.
+        ConfigError: a value out of range, or lists of different length.
+        IndexFormulaError: an unknown index, or a formula that is not plain arithmetic on bands.
+    """
+
+    bands: list[str] | None = field(default=None, metadata={"help": "spyndex band codes of the input channels"})
+    base_bands: list[str] | None = field(
+        default=None, metadata={"help": "bands of the frozen patch embedding, default R, G, B"}
+    )
+    base_mean: list[float] | None = field(default=None, metadata={"help": "mean of the base bands, in reflectance"})
+    base_std: list[float] | None = field(
+        default=None, metadata={"help": "standard deviation of the base bands, in reflectance"}
+    )
+    indices: str | list[str] | None = field(
+        default="default", metadata={"help": "'default', 'all', an application domain, names, or None"}
+    )
+    formulas: dict[str, str] | None = field(
+        default=None, metadata={"help": "index name -> formula, frozen into the adapter"}
+    )
+    feature_mean: list[float] | None = field(
+        default=None, metadata={"help": "mean of the 2F pixel-set features, from fit_statistics"}
+    )
+    feature_std: list[float] | None = field(
+        default=None, metadata={"help": "standard deviation of the 2F pixel-set features, from fit_statistics"}
+    )
+    aux_dim: int = field(default=64, metadata={"help": "width d of the radiometric stream"})
+    rank: int = field(default=8, metadata={"help": "rank r of the deflection"})
+    layers_to_transform: int | list[int] | None = field(
+        default=None, metadata={"help": "indices of the deflected blocks, None: all"}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "modules trained and saved in full beside the adapter"}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "start at the frozen model exactly"})
+    target_modules: str | list[str] | None = field(
+        default=None, metadata={"help": "filled by DEFLECT from the architecture; leave None"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType["DEFLECT"]
+        for name in ("aux_dim", "rank"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
+                raise ConfigError(f"{name} must be a whole number from 1 to {MAX_RANK}, got {value!r}.")
+        if self.bands is None:
+            self._refuse_spectral_fields()
+        else:
+            self._prepare_spectral_fields(list(self.bands))
+
+    def _refuse_spectral_fields(self) -> None:
+        names = ("base_bands", "base_mean", "base_std", "formulas")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given:
+            raise ConfigError(f"{', '.join(given)} need(s) bands=[...]: the band codes of the input channels, in order.")
+
+    def _prepare_spectral_fields(self, names: list[str]) -> None:
+        if not 1 <= len(names) <= MAX_BANDS:
+            raise BandError(f"bands must name 1 to {MAX_BANDS} bands, got {len(names)}.")
+        self.bands = resolve_bands(names)
+        self.base_bands = resolve_bands(list(self.base_bands or RGB))
+        select_bands(self.bands, self.base_bands)
+        for name in ("base_mean", "base_std"):
+            setattr(self, name, _finite_floats(name, getattr(self, name), len(self.base_bands), "base bands"))
+        if (self.base_mean is None) != (self.base_std is None):
+            raise ConfigError("base_mean and base_std come together: give both, or neither.")
+        if self.base_std is not None and min(self.base_std) <= 0:
+            raise ConfigError(f"base_std must be positive, got {self.base_std}.")
+        if self.formulas is None:
+            selection = select_indices(self.bands, self.indices)
+            self.formulas = dict(selection.formulas)
+            for index, reason in selection.left_out.items():
+                logger.info("index %s is left out: %s", index, reason)
+        else:
+            for formula in self.formulas.values():
+                compile_formula(formula, self.bands)
+        # Sorted, because PEFT sorts the keys of the file it writes: the order of the features must survive that.
+        self.formulas = dict(sorted(self.formulas.items()))
+        for name in ("feature_mean", "feature_std"):
+            features = 2 * (len(self.bands) + len(self.formulas))
+            setattr(self, name, _finite_floats(name, getattr(self, name), features, "pixel-set features"))
+        if (self.feature_mean is None) != (self.feature_std is None):
+            raise ConfigError("feature_mean and feature_std come together: use deflect_hf.fit_statistics.")
+
+
+def _finite_floats(name: str, values: Any, length: int, of: str) -> list[float] | None:
+    """`values` as a list of `length` finite floats; `None` stays `None`."""
+    if values is None:
+        return None
+    try:
+        floats = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} must be a list of {length} numbers, got {values!r}.") from None
+    if len(floats) != length:
+        raise ConfigError(f"{name} has {len(floats)} values, but there are {length} {of}.")
+    if not all(math.isfinite(value) for value in floats):
+        raise ConfigError(f"{name} must be finite, got {floats}.")
+    return floats

@@ -1,0 +1,223 @@
+"""The tuner layers: the embeddings, where the two streams part, and the blocks, where they meet.
+
+The radiometric stream travels beside the tokens on the feature axis, (B, N, D + width): up to the first deflected
+block as the pixel-set features (no parameters, so the frozen prefix keeps no autograd state), from there as
+`a = T f`; the last deflected block takes it off.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from deflect_hf.bands import normalise_base_bands, select_bands
+from deflect_hf.errors import BandError, UnsupportedOperationError, listing
+from deflect_hf.spectral import SpectralFeatures
+
+from .attention import Deflection, install, uninstall
+
+if TYPE_CHECKING:
+    from .architectures import Encoder
+    from .config import DeflectConfig
+
+
+class Role(NamedTuple):
+    """What a block does for one adapter."""
+
+    deflects: bool
+    first: bool
+    last: bool
+
+
+def feature_count(config: DeflectConfig, encoder: Encoder) -> int:
+    """Length of a pixel-set vector: mean and standard deviation of each band and index (2F)."""
+    bands = encoder.num_channels if config.bands is None else len(config.bands)
+    return 2 * (bands + len(config.formulas or {}))
+
+
+class SpectralInput(nn.Module):
+    """Untangled Patch Embedding of one adapter: what the frozen embedding sees, and the pixel sets (equations 1, 2)."""
+
+    def __init__(self, config: DeflectConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.bands = list(config.bands) if config.bands is not None else None
+        channels = self.bands or [f"channel_{i}" for i in range(encoder.num_channels)]
+        self.num_channels = len(channels)
+        self.patch_size = encoder.patch_size
+        self.base_positions = select_bands(channels, config.base_bands) if config.base_bands else None
+        self.base_mean, self.base_std = config.base_mean, config.base_std
+        self.features = SpectralFeatures(
+            channels, config.formulas or {}, encoder.patch_size, config.feature_mean, config.feature_std
+        )
+
+    def base_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) reflectance -> (B, C_base, H, W) as the frozen patch embedding was trained on (equation 1)."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            given = pixel_values.shape[1] if pixel_values.ndim == 4 else f"shape {tuple(pixel_values.shape)}"
+            bands = f": {listing(self.bands)}, in this order" if self.bands else ""
+            raise BandError(
+                f"pixel_values has {given} channels, but the adapter takes {self.num_channels}{bands}. "
+                "Fix: give (B, C, H, W) with exactly those bands; select them by name with deflect_hf.select_bands."
+            )
+        if self.base_positions is None:
+            return pixel_values
+        return normalise_base_bands(pixel_values, self.base_positions, self.base_mean, self.base_std)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) reflectance -> (B, N, 2F) standardised statistics of each patch's pixel set (equation 2)."""
+        return self.features(pixel_values)
+
+
+class DeflectLayer(nn.Module, BaseTunerLayer):
+    """What both tuner layers share: one active adapter, no merging, and the base layer's attributes shining through."""
+
+    base_layer: nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        parameter = next(base_layer.parameters())
+        return parameter.device, parameter.dtype
+
+    @property
+    def adapter(self) -> str | None:
+        """Name of the one active adapter, `None` when there is none.
+
+        Raises:
+            UnsupportedOperationError: two or more are active.
+        """
+        names = self.active_adapters
+        if len(names) > 1:
+            raise UnsupportedOperationError(
+                f"The DEFLECT adapters {listing(names)} are active at once, but each bends the same displacement with "
+                "its own bands, so they cannot be combined. Fix: model.set_adapter(name) with one name."
+            )
+        return names[0] if names and names[0] in self._all_available_adapter_names() else None
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise UnsupportedOperationError(CANNOT_MERGE)
+
+    def unmerge(self) -> None:
+        raise UnsupportedOperationError(CANNOT_MERGE)
+
+
+CANNOT_MERGE = (
+    "A DEFLECT adapter cannot be merged into the base weights: it depends on the pixels of the bands that the base "
+    "model never sees. Fix: keep the adapter (it is small), or model.unload() to get the base model back."
+)
+
+
+class DeflectEmbeddings(DeflectLayer):
+    """Wraps the embeddings: the frozen ones see the base bands, the pixel sets of all bands go beside their tokens."""
+
+    adapter_layer_names: tuple[str, ...] = ()
+    other_param_names: tuple[str, ...] = ("deflect_input",)
+
+    def __init__(self, base_layer: nn.Module, encoder: Encoder) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.deflect_input = nn.ModuleDict()
+        self.in_features, self.out_features = encoder.num_channels, encoder.hidden_size
+        self._disable_adapters = False
+        self.merged_adapters = []
+
+    def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder) -> None:
+        self.deflect_input[adapter_name] = SpectralInput(config, encoder)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """(B, C, H, W) reflectance -> (B, N, D + 2F) tokens with the pixel sets beside them, (B, N, D) when disabled."""
+        name = self.adapter
+        if name is None:
+            return self.base_layer(pixel_values, *args, **kwargs)
+        spectral: SpectralInput = self.deflect_input[name]  # type: ignore[assignment]
+        output = self.base_layer(spectral.base_pixels(pixel_values), *args, **kwargs)
+        if self.disable_adapters:
+            return output
+        tokens, *rest = output if isinstance(output, tuple) else (output,)
+        features = spectral(pixel_values)
+        masked = kwargs.get("bool_masked_pos", args[0] if args and getattr(args[0], "dtype", None) == torch.bool else None)
+        if masked is not None:
+            # A masked patch must not be readable through its radiometry.
+            features = features.masked_fill(masked.unsqueeze(-1), 0.0)
+        if rest:
+            features = _kept_patches(features, ids_restore=rest[1], keep=tokens.shape[1] - 1)
+        prefix = features.mean(dim=1, keepdim=True).expand(-1, tokens.shape[1] - features.shape[1], -1)
+        stream = torch.cat([prefix, features], dim=1).to(tokens.dtype)
+        tokens = torch.cat([tokens, stream], dim=-1)
+        return (tokens, *rest) if rest else tokens
+
+
+def _kept_patches(features: torch.Tensor, ids_restore: torch.Tensor, keep: int) -> torch.Tensor:
+    """(B, N, 2F) in image order -> (B, keep, 2F): the patches a masked autoencoder kept, in its shuffled order."""
+    ids_keep = torch.argsort(ids_restore, dim=1)[:, :keep]
+    return torch.gather(features, 1, ids_keep.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+
+
+class DeflectBlock(DeflectLayer):
+    """Wraps a block: takes the stream off the tokens, hands it to the attention inside, and puts it back."""
+
+    adapter_layer_names: tuple[str, ...] = ("deflect_spectral", "deflect_down", "deflect_up")
+    other_param_names: tuple[str, ...] = ("deflect_role",)
+
+    def __init__(self, base_layer: nn.Module, encoder: Encoder) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.deflect_spectral = nn.ModuleDict()  # T, on the first deflected block alone
+        self.deflect_down = nn.ModuleDict()  # G
+        self.deflect_up = nn.ModuleDict()  # U
+        self.deflect_role: dict[str, Role] = {}
+        self.in_features = self.out_features = encoder.hidden_size
+        self._disable_adapters = False
+        self.merged_adapters = []
+        install(self.get_base_layer(), encoder.architecture)
+
+    def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder, position: int) -> None:
+        targeted = encoder.targeted_blocks(config.layers_to_transform)
+        role = Role(position in targeted, position == targeted[0], position == targeted[-1])
+        self.deflect_role[adapter_name] = role
+        if role.first:
+            self.deflect_spectral[adapter_name] = nn.Linear(feature_count(config, encoder), config.aux_dim)
+        if role.deflects:
+            self.deflect_down[adapter_name] = nn.Linear(2 * config.aux_dim, config.rank)
+            self.deflect_up[adapter_name] = nn.Linear(config.rank, encoder.hidden_size)
+            if config.init_weights:
+                self.reset_deflect_parameters(adapter_name)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def reset_deflect_parameters(self, adapter_name: str) -> None:
+        """Set U to zero: the adapted model then equals the frozen one exactly."""
+        if adapter_name in self.deflect_up:
+            for parameter in self.deflect_up[adapter_name].parameters():
+                nn.init.zeros_(parameter)
+
+    def uninstall(self) -> None:
+        """Give the wrapped block its own forward back."""
+        uninstall(self.get_base_layer())
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(B, N, D + width) tokens and stream -> (B, N, D + width), or (B, N, D) behind the last deflected block."""
+        if hidden_states.shape[-1] == self.out_features:
+            return self.base_layer(hidden_states, *args, **kwargs)
+        name = self.adapter
+        role = self.deflect_role[name]  # type: ignore[index]
+        tokens, stream = hidden_states.split([self.out_features, hidden_states.shape[-1] - self.out_features], dim=-1)
+        if role.first:
+            spectral = self.deflect_spectral[name]  # type: ignore[index]
+            stream = spectral(stream.to(spectral.weight.dtype))
+        if role.deflects:
+            kwargs["deflect"] = Deflection(stream, self.deflect_down[name], self.deflect_up[name])  # type: ignore[index]
+        # Not `self.base_layer(...)`: its class may checkpoint in `__call__`, and `deflected_block` does that itself.
+        tokens = nn.Module.__call__(self.base_layer, tokens, *args, **kwargs)
+        return tokens if role.last else torch.cat([tokens, stream.to(tokens.dtype)], dim=-1)

@@ -1,0 +1,138 @@
+"""[`DeflectModel`]: injects DEFLECT into a vision transformer, and refuses what DEFLECT cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from deflect_hf.errors import BandError, ConfigError, UnsupportedOperationError
+
+from .architectures import find_encoder
+from .config import DeflectConfig
+from .layer import CANNOT_MERGE, DeflectBlock, DeflectEmbeddings, DeflectLayer
+
+
+class DeflectModel(BaseTuner):
+    """Adapts an RGB vision transformer to multispectral images by embedding deflection.
+
+    Source: arXiv 2503.09493; the equations are this project's definition (README, "The method").
+
+    Args:
+        model ([`torch.nn.Module`]): a model that holds one vision transformer of a supported architecture.
+        config ([`DeflectConfig`]): the configuration.
+        adapter_name (`str`): name of the adapter.
+        low_cpu_mem_usage (`bool`): create empty adapter weights on the meta device.
+
+    Example:
+
+        ```py
+        >>> import deflect_hf
+        >>> from peft import get_peft_model
+        >>> from transformers import ViTModel
+
+        >>> base = ViTModel.from_pretrained("google/vit-base-patch16-224")
+        >>> config = deflect_hf.DeflectConfig(bands=["B", "G", "R", "N", "S1", "S2"])
+        >>> model = get_peft_model(base, config)
+        >>> model.print_trainable_parameters()
+        ```
+    """
+
+    prefix: str = "deflect_"
+    tuner_layer_cls = DeflectLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _prepare_adapter_config(self, peft_config: DeflectConfig, model_config: dict) -> DeflectConfig:
+        """Find the encoder and refuse what does not fit it, before anything in the model is touched."""
+        encoder = find_encoder(self.model)
+        if peft_config.target_modules not in (None, encoder.target_modules):
+            raise ConfigError(
+                f"target_modules={peft_config.target_modules!r} does not fit this {type(self.model).__name__}: DEFLECT "
+                "adapts its embeddings and all its blocks. Either the adapter was made for another architecture, or "
+                "target_modules was given by hand: leave it None, and choose blocks with layers_to_transform."
+            )
+        if peft_config.aux_dim % encoder.num_heads or peft_config.aux_dim > encoder.hidden_size:
+            raise ConfigError(
+                f"aux_dim={peft_config.aux_dim} must be a multiple of the {encoder.num_heads} attention heads and at "
+                f"most the hidden size {encoder.hidden_size}."
+            )
+        if peft_config.base_bands is not None and len(peft_config.base_bands) != encoder.num_channels:
+            raise BandError(
+                f"The patch embedding takes {encoder.num_channels} channels, but base_bands names "
+                f"{len(peft_config.base_bands)}: {peft_config.base_bands}. Fix: name the bands it was pretrained on."
+            )
+        encoder.targeted_blocks(peft_config.layers_to_transform)
+        peft_config.target_modules = encoder.target_modules
+        return peft_config
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        # The keys of a state dict do not name the layers that carry the stream without parameters of their own; the
+        # configuration always does.
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+
+    def _create_and_replace(
+        self,
+        peft_config: DeflectConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        encoder = find_encoder(self.model)
+        layer: DeflectEmbeddings | DeflectBlock
+        if current_key == encoder.embeddings:
+            layer = target if isinstance(target, DeflectEmbeddings) else DeflectEmbeddings(target, encoder)
+            layer.update_layer(adapter_name, peft_config, encoder)
+        elif current_key in encoder.blocks:
+            layer = target if isinstance(target, DeflectBlock) else DeflectBlock(target, encoder)
+            layer.update_layer(adapter_name, peft_config, encoder, encoder.blocks.index(current_key))
+        else:
+            return  # a module of the same name outside the encoder, in a head say
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put `new_module` in the place of `child`. PEFT's own version copies a `weight`, which blocks do not have."""
+        setattr(parent, child_name, new_module)
+        new_module.train(child.training)
+        if isinstance(child, DeflectBlock) and not isinstance(new_module, DeflectBlock):
+            child.uninstall()
+
+    def _check_merge_allowed(self) -> None:
+        raise UnsupportedOperationError(CANNOT_MERGE)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        raise UnsupportedOperationError(CANNOT_MERGE)
+
+    def unmerge_adapter(self) -> None:
+        raise UnsupportedOperationError(CANNOT_MERGE)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise UnsupportedOperationError(
+            "DEFLECT adapters cannot be averaged: each bends the displacements in its own spectral space. "
+            "Fix: train one adapter on both data sets, or switch with model.set_adapter(name)."
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise UnsupportedOperationError(
+                "DEFLECT cannot use another adapter per sample (adapter_names=[...]): adapters differ in their bands. "
+                "Fix: group the samples by adapter and call model.set_adapter(name) before each group."
+            )
+        yield

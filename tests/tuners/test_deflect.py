@@ -1,0 +1,272 @@
+"""The properties every implementation of DEFLECT must have."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import get_peft_model
+
+from deflect_hf import DeflectConfig
+from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataError, UnsupportedOperationError
+from deflect_hf.tuners.deflect.attention import deflect_displacement
+from tests.tuners.tiny import (
+    BANDS,
+    DEPTH,
+    HEADS,
+    PATCH,
+    WIDTH,
+    adapted,
+    base_pixels,
+    make_encoder,
+    randomise,
+    run,
+    spectral_config,
+)
+
+
+def test_identity_at_start(architecture, attention, reflectance):
+    base = make_encoder(architecture, attention)
+    expected = run(base, base_pixels(reflectance))
+    model = adapted(architecture, attention, trained=False)
+    assert torch.equal(run(model, reflectance), expected)
+
+
+def test_default_config_leaves_rgb_models_unchanged(architecture, attention):
+    pixels = torch.randn(2, 3, 32, 32)
+    base = make_encoder(architecture, attention)
+    expected = run(base, pixels)
+    model = get_peft_model(make_encoder(architecture, attention), DeflectConfig(aux_dim=16))
+    assert torch.equal(run(model.eval(), pixels), expected)
+    randomise(model)
+    assert not torch.allclose(run(model, pixels), expected)
+
+
+def test_disabled_is_the_frozen_model_whatever_the_other_bands_hold(architecture, attention, reflectance):
+    expected = run(make_encoder(architecture, attention), base_pixels(reflectance))
+    model = adapted(architecture, attention)
+    reflectance[:, BANDS.index("N") :] = math.nan
+    with model.disable_adapter():
+        assert torch.equal(run(model, reflectance), expected)
+    assert not torch.equal(run(model, reflectance), expected)
+
+
+def test_unload_restores_the_model(architecture, attention, reflectance):
+    base = make_encoder(architecture, attention)
+    expected = run(base, base_pixels(reflectance))
+    before = {name: type(module) for name, module in base.named_modules()}
+    restored = randomise(get_peft_model(base, spectral_config())).unload()
+    assert {name: type(module) for name, module in restored.named_modules()} == before
+    assert all("forward" not in module.__dict__ for module in restored.modules())
+    assert torch.equal(run(restored, base_pixels(reflectance)), expected)
+
+
+def test_kernels_agree(architecture, reflectance):
+    eager = run(adapted(architecture, "eager"), reflectance)
+    fused = run(adapted(architecture, "sdpa"), reflectance)
+    torch.testing.assert_close(eager, fused, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(scale=st.floats(0, 1e4), seed=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_deflection_keeps_the_length(scale, seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    displacement = torch.randn(2, 5, WIDTH, generator=generator, dtype=dtype)
+    push = scale * torch.randn(2, 5, WIDTH, generator=generator, dtype=dtype)
+    bent = deflect_displacement(displacement, push)
+    torch.testing.assert_close(bent.norm(dim=-1), displacement.norm(dim=-1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("case", ["zero displacement", "exact cancellation", "both zero"])
+def test_deflection_is_finite_at_its_singular_points(case):
+    displacement = torch.zeros(1, 1, 4) if case != "exact cancellation" else torch.ones(1, 1, 4)
+    push = torch.zeros(1, 1, 4) if case == "both zero" else -torch.ones(1, 1, 4)
+    displacement.requires_grad_()
+    push.requires_grad_()
+    bent = deflect_displacement(displacement, push)
+    bent.sum().backward()
+    assert all(torch.isfinite(tensor).all() for tensor in (bent, displacement.grad, push.grad))
+
+
+def test_attention_displacement_keeps_its_length_in_the_block(architecture, attention, reflectance):
+    """Seen from outside: a hook on the first deflected attention, frozen against adapted."""
+    lengths = []
+    for trained in (False, True):
+        model = adapted(architecture, attention, trained=trained, layers_to_transform=[0])
+        first = next(module for module in model.modules() if type(module).__name__.endswith("Attention"))
+        first.register_forward_hook(lambda module, args, output: lengths.append(output[0].norm(dim=-1)))
+        run(model, reflectance)
+    torch.testing.assert_close(lengths[0], lengths[1], rtol=2e-6, atol=0)
+
+
+def test_pixels_inside_a_patch_can_be_permuted(reflectance):
+    """The radiometric stream sees sets of pixels: shuffling non-RGB bands inside each patch changes nothing."""
+    model = adapted("vit")
+    shuffled = reflectance.clone()
+    patches = shuffled.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).flatten(4)
+    order = torch.randperm(PATCH * PATCH, generator=torch.Generator().manual_seed(3))
+    spectral = model.base_model.model.embeddings.deflect_input["default"]
+    for row in range(patches.shape[2]):
+        for column in range(patches.shape[3]):
+            block = (..., slice(row * PATCH, (row + 1) * PATCH), slice(column * PATCH, (column + 1) * PATCH))
+            shuffled[block] = patches[:, :, row, column, order].unflatten(-1, (PATCH, PATCH))
+    assert not torch.equal(shuffled, reflectance)
+    torch.testing.assert_close(spectral(shuffled), spectral(reflectance), rtol=1e-4, atol=1e-5)
+
+
+def test_every_band_and_every_index_matters(reflectance):
+    model = adapted("vit")
+    expected = run(model, reflectance)
+    for band in BANDS:
+        changed = reflectance.clone()
+        changed[:, BANDS.index(band), :PATCH, :PATCH] += 0.05
+        assert not torch.allclose(run(model, changed), expected, atol=1e-6), band
+    spectral = model.base_model.model.embeddings.deflect_input["default"].features
+    columns = model.base_model.model.layers[0].deflect_spectral["default"].weight
+    assert columns.shape[1] == spectral.num_features == 2 * (len(BANDS) + len(model.peft_config["default"].formulas))
+    features = spectral(reflectance)
+    assert (features.std(dim=(0, 1)) > 0).all()
+
+
+def test_gradients_reach_exactly_the_adapter(architecture, attention, reflectance):
+    model = adapted(architecture, attention).train()
+    run(model, reflectance).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("deflect_" in name), name
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        if parameter.grad is not None:
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_parameter_count():
+    model = adapted("vit", aux_dim=16, rank=4)
+    features = 2 * (len(BANDS) + len(model.peft_config["default"].formulas))
+    expected = features * 16 + 16 + DEPTH * (2 * 16 * 4 + 4 + 4 * WIDTH + WIDTH)
+    assert model.get_nb_trainable_parameters()[0] == expected
+
+
+EXTREMES = {
+    "constant": lambda x: torch.full_like(x, 0.2),
+    "zeros": torch.zeros_like,
+    "negative": lambda x: x - 0.5,
+    "saturated": lambda x: torch.full_like(x, 2.0),
+    "all invalid": lambda x: torch.full_like(x, math.nan),
+    "one invalid patch": lambda x: torch.where(torch.arange(x.shape[-1]) < PATCH, math.nan, x),
+    "one invalid pixel": lambda x: torch.where(torch.arange(x.shape[-1]) == 3, math.nan, x),
+}
+
+
+@pytest.mark.parametrize("extreme", list(EXTREMES))
+@pytest.mark.parametrize("autocast", [False, True])
+def test_finite_forward_and_backward(extreme, autocast, attention, reflectance):
+    model = adapted("vit", attention).train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = run(model, EXTREMES[extreme](reflectance))
+    output.float().square().sum().backward()
+    assert torch.isfinite(output).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+
+
+def test_late_start_leaves_the_prefix_without_autograd(architecture, attention, reflectance):
+    model = adapted(architecture, attention, layers_to_transform=[-1]).train()
+    seen = []
+    blocks = [module for module in model.modules() if type(module).__name__.endswith("Layer")]
+    for block in blocks:
+        block.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+    run(model, reflectance)
+    assert seen == [False] * (DEPTH - 1) + [True]
+
+
+@pytest.mark.parametrize("layers", [[0], [1], [0, 2], [-1], 1])
+def test_any_choice_of_blocks(layers, architecture, reflectance):
+    model = adapted(architecture, layers_to_transform=layers)
+    assert run(model, reflectance).shape[-1] == WIDTH
+    assert model.peft_config["default"].layers_to_transform == layers
+    chosen = {int(layer) % DEPTH for layer in ([layers] if isinstance(layers, int) else layers)}
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "deflect_up" in name]
+    assert {int(name.split(".deflect_up")[0].rpartition(".")[2]) for name in names} == chosen
+
+
+def test_rectangular_images(reflectance):
+    image = torch.cat([reflectance, reflectance], dim=-1)
+    for name in ("vit", "dinov2", "dinov3_vit"):
+        kwargs = {"interpolate_pos_encoding": True} if name == "vit" else {}
+        base = run(make_encoder(name), base_pixels(image), **kwargs)
+        assert torch.equal(run(adapted(name, trained=False), image, **kwargs), base)
+
+
+def test_wrong_band_count_names_both_counts_and_the_bands(reflectance):
+    with pytest.raises(BandError, match=r"has 5 channels, but the adapter takes 6: 'B', 'G', 'R', 'N', 'S1', 'S2'"):
+        run(adapted("vit"), reflectance[:, :5])
+
+
+def test_image_that_is_no_multiple_of_the_patch_size(reflectance):
+    with pytest.raises(DataError, match=r"30 x 32 pixels is not a whole number of 8 x 8 patches"):
+        run(adapted("vit"), reflectance[..., :30, :], interpolate_pos_encoding=True)
+
+
+def test_unknown_architecture_is_refused_and_left_alone():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    with pytest.raises(ArchitectureError, match="'ViTLayer', 'ViTMAELayer'"):
+        get_peft_model(model, DeflectConfig())
+    assert type(model[0]) is torch.nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"aux_dim": 18}, ConfigError, f"aux_dim=18 must be a multiple of the {HEADS} attention heads"),
+        ({"aux_dim": 64}, ConfigError, "at most the hidden size 32"),
+        ({"layers_to_transform": [3]}, ConfigError, "blocks 0 to 2"),
+        ({"layers_to_transform": [0, -3]}, ConfigError, "at most once"),
+        ({"layers_to_transform": []}, ConfigError, "at least one"),
+        ({"target_modules": ["layers.0"]}, ConfigError, "layers_to_transform"),
+        ({"base_bands": ["N", "R"], "base_mean": None, "base_std": None}, BandError, "takes 3 channels"),
+    ],
+)
+def test_config_that_does_not_fit_leaves_the_model_untouched(fields, error, message):
+    base = make_encoder()
+    before = {name: type(module) for name, module in base.named_modules()}
+    with pytest.raises(error, match=message):
+        get_peft_model(base, spectral_config(**fields))
+    assert {name: type(module) for name, module in base.named_modules()} == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"bands": ["R", "G", "B", "X9"]}, BandError, "X9"),
+        ({"bands": ["R", "G", "B", "R"]}, BandError, "R"),
+        ({"bands": ["G", "B", "N"]}, BandError, "R"),
+        ({"bands": None, "base_mean": [1, 2, 3]}, ConfigError, "bands="),
+        ({"bands": BANDS, "base_mean": [0.1, 0.1]}, ConfigError, "base_mean has 2 values, but there are 3"),
+        ({"bands": BANDS, "base_mean": [0.1] * 3}, ConfigError, "base_mean and base_std come together"),
+        ({"bands": BANDS, "base_mean": [0.1] * 3, "base_std": [0.1, 0, 0.1]}, ConfigError, "positive"),
+        ({"bands": BANDS, "feature_mean": [math.nan] * 12, "indices": None}, ConfigError, "finite"),
+        ({"rank": 0}, ConfigError, "rank must be a whole number from 1"),
+        ({"rank": 10**9}, ConfigError, "rank must be a whole number from 1"),
+    ],
+)
+def test_bad_configs(fields, error, message):
+    with pytest.raises(error, match=message):
+        DeflectConfig(**fields)
+
+
+def test_what_deflect_cannot_do_is_refused(reflectance):
+    model = adapted("vit")
+    for call in (
+        model.merge_and_unload,
+        model.merge_adapter,
+        model.unmerge_adapter,
+        lambda: model.add_weighted_adapter(["default"], [1.0], "mean"),
+        lambda: model(pixel_values=reflectance, adapter_names=["default", "default"]),
+    ):
+        with pytest.raises(UnsupportedOperationError, match="Fix:"):
+            call()
+    model.add_adapter("other", spectral_config())
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(UnsupportedOperationError, match="'default', 'other'"):
+        run(model, reflectance)
