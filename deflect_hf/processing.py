@@ -112,6 +112,8 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         for key in entries:
             if key not in known:
                 raise ConfigError(f"Unknown entry {key!r} in preprocessor_config.json.{nearest(key, known)}")
+        if "bands" not in entries:
+            raise ConfigError("preprocessor_config.json has no entry 'bands': it was not written by this processor.")
         processor = cls(**entries)
         return (processor, kwargs) if return_unused_kwargs else processor
 

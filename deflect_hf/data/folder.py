@@ -23,7 +23,8 @@ from deflect_hf.data.dataset import ImageDataset, Labels, Stored
 from deflect_hf.data.splits import SPLITS, check_disjoint, hold_out, keep_share, read_split_file, split_indices
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.raster import RasterInfo, file_bands, raster_info, read_mask, read_raster
+from deflect_hf.raster import raster_info, read_mask, read_raster
+from deflect_hf.raster_header import RasterInfo, file_bands
 from deflect_hf.sensors import get_sensor
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,8 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
     """Sort rows into train, val and test, by sub-folder, split file or chance; then keep ``limited_label`` of train."""
     files = {"train": root / args.train_split, "val": root / args.val_split, "test": root / args.test_split}
     files = {split: path for split, path in files.items() if path.is_file()}
+    if "" not in rows and args.num_folds is not None:
+        raise ConfigError(f"{root} is split into {listing(rows)} already: remove `num_folds`, or merge the folders.")
     if "" not in rows:
         splits = {split: list(members) for split, members in rows.items()}
     elif files and args.num_folds is None:
@@ -178,7 +181,10 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
         everything = rows[""]
         indices = split_indices([row.get("label") for row in everything], args)
         splits = {split: [everything[i] for i in members] for split, members in indices.items()}
-        if args.num_folds is None:
+        if args.num_folds is not None:
+            for path in files.values():
+                logger.warning("%s is not used: num_folds=%d draws its own splits", path, args.num_folds)
+        else:
             logger.info("%s: no split files, images are drawn at random with seed %d", root, args.seed)
     if "val" not in splits and splits.get("train") and args.val_fraction > 0:
         kept, held = hold_out([row.get("label") for row in splits["train"]], args.val_fraction, args.seed)

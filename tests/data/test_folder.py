@@ -142,6 +142,20 @@ def test_every_image_is_tested_once_over_the_folds(class_folder: Callable[..., P
         load_dataset_splits(scenes(root, num_folds=8))
 
 
+def test_folds_replace_split_files_aloud_and_refuse_split_folders(
+    segmentation_folder: Path, class_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    (segmentation_folder / "train.txt").write_text("a1\na2\n")
+    splits = load_dataset_splits(segments(segmentation_folder, num_folds=5, fold=1))
+    assert len(splits["test"]) == 2
+    assert "train.txt is not used: num_folds=5 draws its own splits" in caplog.text
+    root = class_folder(forest=2)
+    (root / "train").mkdir()
+    (root / "forest").rename(root / "train" / "forest")
+    with pytest.raises(ConfigError, match=r"is split into 'train' already: remove `num_folds`"):
+        load_dataset_splits(scenes(root, num_folds=2))
+
+
 def test_limited_labels_shrink_training_only_and_nest(class_folder: Callable[..., Path]) -> None:
     root = class_folder(forest=20, river=20)
     full, half, fifth = (load_dataset_splits(scenes(root, limited_label=share)) for share in (1.0, 0.5, 0.2))
