@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 def shared_data_dir() -> Path | None:
@@ -21,3 +22,9 @@ def shared_data() -> Path:
     if path is None:
         pytest.skip("real images are not here: set DEFLECT_SHARED_DATA to the folder that holds water/ and eurosat200/")
     return path
+
+
+@pytest.fixture
+def reflectance() -> torch.Tensor:
+    """(2, 6, 32, 32) plausible reflectance in the order of the tiny models' bands B, G, R, N, S1, S2."""
+    return 0.02 + 0.4 * torch.rand(2, 6, 32, 32, generator=torch.Generator().manual_seed(1))

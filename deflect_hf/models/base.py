@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -210,6 +211,27 @@ class EncoderWithHead(PreTrainedModel):
         )
         _refuse_new_weights(report["missing_keys"], f"The checkpoint {str(pretrained_model_name_or_path)!r}")
         return (model, report) if output_loading_info else model
+
+    def set_bands(
+        self,
+        bands: Sequence[str],
+        base_bands: Sequence[str] | None = None,
+        base_mean: Sequence[float] | None = None,
+        base_std: Sequence[float] | None = None,
+    ) -> None:
+        """Take (B, C, H, W) reflectance in the order of `bands`, and hand the encoder the base bands, normalised.
+
+        Raises:
+            BandError: a band is unknown or missing.
+            ConfigError: the lists do not fit the encoder's channels.
+        """
+        values = {"bands": bands, "base_bands": base_bands, "base_mean": base_mean, "base_std": base_std}
+        config = copy.copy(self.config)  # shallow: the encoder keeps sharing its configuration
+        for name, value in values.items():
+            setattr(config, name, None if value is None else list(value))
+        config.check_bands()
+        self._base_positions = select_bands(config.bands or [], config.selected_base_bands)
+        self.config = config
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's patch embedding."""

@@ -77,7 +77,7 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_encoder()
         self._check_head()
-        self._check_bands()
+        self.check_bands()
         self._check_loss()
         # A masked auto-encoder drops patches in every forward; an encoder that feeds a head must see all of them.
         if getattr(self.encoder_config, "mask_ratio", None):
@@ -150,7 +150,8 @@ class EncoderWithHeadConfig(PreTrainedConfig):
                 f"{evenly_spaced_layers(self.depth, UPERNET_LEVELS)}."
             )
 
-    def _check_bands(self) -> None:
+    def check_bands(self) -> None:
+        """Refuse band fields that do not fit each other or the encoder (ConfigError)."""
         given = {name: getattr(self, name) for name in ("base_bands", "base_mean", "base_std")}
         given = {name: value for name, value in given.items() if value is not None}
         if self.bands is None:
