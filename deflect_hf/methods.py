@@ -54,7 +54,9 @@ class DeflectOptions:
     """Fields of [`DeflectConfig`] that are a choice of the user."""
 
     rank: int = field(default=8, metadata={"help": "rank r of the deflection"})
-    aux_dim: int = field(default=64, metadata={"help": "width d of the radiometric stream"})
+    aux_dim: int | None = field(
+        default=None, metadata={"help": "width d of the radiometric stream, null: about 64, to fit the attention heads"}
+    )
     indices: str | list[str] | None = field(
         default="default", metadata={"help": "'default', 'all', an application domain, names, or null"}
     )
@@ -109,7 +111,8 @@ def _full(model: EncoderWithHead, options: NoOptions, bands: Bands) -> nn.Module
 
 
 def _with_peft(model: EncoderWithHead, config: PeftConfig) -> nn.Module:
-    config.base_model_name_or_path = model.encoder.config.name_or_path or None
+    # PEFT writes the model's name into the adapter as that of its base: here, the encoder's.
+    model.name_or_path = model.encoder.name_or_path
     return get_peft_model(model, config)  # type: ignore[arg-type]
 
 

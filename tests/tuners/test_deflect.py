@@ -215,6 +215,12 @@ def test_unknown_architecture_is_refused_and_left_alone():
     assert type(model[0]) is torch.nn.Linear
 
 
+@pytest.mark.parametrize(("width", "heads", "expected"), [(64, 4, 64), (96, 6, 66), (96, 12, 72), (32, 4, 32)])
+def test_the_default_width_fits_any_number_of_heads(width, heads, expected):
+    model = get_peft_model(make_encoder(hidden_size=width, num_attention_heads=heads), DeflectConfig())
+    assert model.peft_config["default"].aux_dim == expected
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [

@@ -6,6 +6,7 @@ transformers' attention interface) is one more row.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from deflect_hf.errors import ArchitectureError, ConfigError, listing
+
+
+DEFAULT_AUX_DIM = 64
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Encoder:
     patch_size: tuple[int, int]
     hidden_size: int
     num_heads: int
+
+    @property
+    def default_aux_dim(self) -> int:
+        """Width of the radiometric stream when none is asked for: every head mixes the same number of channels."""
+        return min(math.ceil(DEFAULT_AUX_DIM / self.num_heads) * self.num_heads, self.hidden_size)
 
     def targeted_blocks(self, layers_to_transform: int | list[int] | None) -> list[int]:
         """Positions of the deflected blocks, in order.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +12,6 @@ from peft.utils.peft_types import PeftType
 from deflect_hf.bands import resolve_bands, select_bands
 from deflect_hf.errors import BandError, ConfigError
 from deflect_hf.indices import compile_formula, select_indices
-
-logger = logging.getLogger(__name__)
 
 RGB = ("R", "G", "B")
 # An adapter is small by design: sizes above these come from a broken or hostile adapter_config.json.
@@ -43,7 +40,8 @@ class DeflectConfig(PeftConfig):
             is made and frozen into the adapter, so that a saved adapter never depends on the installed catalogue.
         feature_mean, feature_std: statistics that standardise the 2F pixel-set features, filled by
             [`deflect_hf.fit_statistics`].
-        aux_dim: width d of the radiometric stream, a multiple of the number of attention heads.
+        aux_dim: width d of the radiometric stream, a multiple of the number of attention heads. `None`: the first
+            multiple from 64 on; filled in when the adapter is made.
         rank: rank r of the deflection, `u = U gelu(G [norm(a) ; norm(m)])`.
         layers_to_transform: indices of the deflected blocks (negative ones count from the end). `None`: all. Blocks
             before the first one run without autograd state.
@@ -77,7 +75,9 @@ class DeflectConfig(PeftConfig):
     feature_std: list[float] | None = field(
         default=None, metadata={"help": "standard deviation of the 2F pixel-set features, from fit_statistics"}
     )
-    aux_dim: int = field(default=64, metadata={"help": "width d of the radiometric stream"})
+    aux_dim: int | None = field(
+        default=None, metadata={"help": "width d of the radiometric stream, None: about 64, to fit the attention heads"}
+    )
     rank: int = field(default=8, metadata={"help": "rank r of the deflection"})
     layers_to_transform: int | list[int] | None = field(
         default=None, metadata={"help": "indices of the deflected blocks, None: all"}
@@ -95,6 +95,8 @@ class DeflectConfig(PeftConfig):
         self.peft_type = PeftType["DEFLECT"]
         for name in ("aux_dim", "rank"):
             value = getattr(self, name)
+            if name == "aux_dim" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
                 raise ConfigError(f"{name} must be a whole number from 1 to {MAX_RANK}, got {value!r}.")
         if self.bands is None:
@@ -121,10 +123,7 @@ class DeflectConfig(PeftConfig):
         if self.base_std is not None and min(self.base_std) <= 0:
             raise ConfigError(f"base_std must be positive, got {self.base_std}.")
         if self.formulas is None:
-            selection = select_indices(self.bands, self.indices)
-            self.formulas = dict(selection.formulas)
-            for index, reason in selection.left_out.items():
-                logger.info("index %s is left out: %s", index, reason)
+            self.formulas = dict(select_indices(self.bands, self.indices).formulas)
         else:
             for formula in self.formulas.values():
                 compile_formula(formula, self.bands)

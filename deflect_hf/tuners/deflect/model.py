@@ -55,6 +55,8 @@ class DeflectModel(BaseTuner):
                 "adapts its embeddings and all its blocks. Either the adapter was made for another architecture, or "
                 "target_modules was given by hand: leave it None, and choose blocks with layers_to_transform."
             )
+        if peft_config.aux_dim is None:
+            peft_config.aux_dim = encoder.default_aux_dim
         if peft_config.aux_dim % encoder.num_heads or peft_config.aux_dim > encoder.hidden_size:
             raise ConfigError(
                 f"aux_dim={peft_config.aux_dim} must be a multiple of the {encoder.num_heads} attention heads and at "
