@@ -24,7 +24,7 @@ from torch import Tensor
 
 from deflect_hf.errors import IndexFormulaError, listing, nearest
 
-SMALLEST_DENOMINATOR = 1e-12
+SMALLEST_DENOMINATOR = 1e-15
 LARGEST_QUOTIENT = 1e6
 _SMALLEST_BASE = 1e-20  # its cube root, 2e-7, still counts as 0
 _BELOW_ZERO = 1e-30  # makes the sign of 0 positive
@@ -182,14 +182,13 @@ class Program:
         """
         slots: dict[int, Tensor] = dict(enumerate(planes))
         for slot, step in enumerate(self.steps, start=len(self.bands)):
-            value = _EXECUTE[step.op](*(slots[item] if isinstance(item, int) else item for item in step.operands))
-            slots[slot] = value
+            operands = (slots[item] if isinstance(item, int) else item for item in step.operands)
+            slots[slot] = _EXECUTE[step.op](*operands)
+            bounded = [slots[slot].clamp(-self.bounds[output], self.bounds[output]) for output in step.outputs]
             for released in step.release:
                 del slots[released]
-            bounded = [(output, value.clamp(-self.bounds[output], self.bounds[output])) for output in step.outputs]
-            del value
-            while bounded:
-                consume(*bounded.pop())
+            for output in step.outputs:
+                consume(output, bounded.pop(0))
 
 
 def _safe(denominator: Tensor) -> Tensor:

@@ -207,8 +207,8 @@ def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]
     if missing:
         constants = [symbol for symbol in missing if symbol in _constants()]
         if constants:
-            return "", f"the catalogue has no value for the constant(s) {listing(constants)}"
-        return "", f"needs the band(s) {listing(missing)}"
+            return "", f"the catalogue has no value for the constant(s) {listing(sorted(constants))}"
+        return "", f"needs the band(s) {listing(sorted(missing))}"
     formula = ast.unparse(_Replace(replacements).visit(ast.parse(entry.formula, mode="eval")))
     parse(formula, bands)
     if unit == "8bit" and has_additive_constant(formula):
