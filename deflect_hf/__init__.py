@@ -1,7 +1,8 @@
 """deflect_hf: adapt geospatial vision transformers to multispectral images with PEFT.
 
-Importing the package registers DEFLECT with PEFT. Everything else is loaded when it is first asked for, so that
-`import deflect_hf` costs little more than importing peft and transformers.
+Importing the package registers DEFLECT with PEFT, and the encoders and task models with transformers' Auto classes.
+Everything else is loaded when it is first asked for, so that `import deflect_hf` costs little more than importing peft
+and transformers.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import deflect_hf.models  # noqa: F401  (registration)
 from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 from deflect_hf.models.base import load_encoder
 from deflect_hf.models.classification import EncoderForImageClassification
 from deflect_hf.models.configuration import EncoderForImageClassificationConfig, EncoderForSemanticSegmentationConfig
+from deflect_hf.models.geovit import GeoViTBackbone, GeoViTConfig, GeoViTModel
 from deflect_hf.models.segmentation import EncoderForSemanticSegmentation
 
 AutoConfig.register(EncoderForImageClassificationConfig.model_type, EncoderForImageClassificationConfig, exist_ok=True)
@@ -23,5 +24,8 @@ __all__ = [
     "EncoderForImageClassificationConfig",
     "EncoderForSemanticSegmentation",
     "EncoderForSemanticSegmentationConfig",
+    "GeoViTBackbone",
+    "GeoViTConfig",
+    "GeoViTModel",
     "load_encoder",
 ]

@@ -36,6 +36,7 @@ class Architecture:
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("ViTEmbeddings", "ViTLayer"),
+    Architecture("GeoViTEmbeddings", "ViTLayer"),
     Architecture("ViTMAEEmbeddings", "ViTMAELayer"),
     Architecture("Dinov2Embeddings", "Dinov2Layer"),
     Architecture("Dinov2WithRegistersEmbeddings", "Dinov2WithRegistersLayer"),
@@ -103,7 +104,7 @@ def find_encoder(model: nn.Module) -> Encoder:
     if not found:
         raise ArchitectureError(
             f"DEFLECT finds no vision transformer that it knows in {type(model).__name__}. It adapts models built of "
-            f"{listing(row.block for row in ARCHITECTURES)}. To add another one, enter its embeddings and block "
+            f"{listing(dict.fromkeys(row.block for row in ARCHITECTURES))}. To add another one, enter its embeddings and block "
             "classes in deflect_hf.tuners.deflect.architectures.ARCHITECTURES."
         )
     if len(found) > 1:
