@@ -40,6 +40,7 @@ class Bands:
     base_std: Sequence[float] | None
 
     def as_fields(self) -> dict[str, list[Any] | None]:
+        """The fields as plain lists, as configurations want them."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {name: None if value is None else list(value) for name, value in values.items()}
 

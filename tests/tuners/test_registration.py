@@ -64,7 +64,9 @@ def test_the_installed_versions_are_supported():
 
 def test_spawned_workers_can_unpickle_a_config(tmp_path):
     (tmp_path / "config.pkl").write_bytes(pickle.dumps(DeflectConfig(rank=3)))
-    code = "import pickle, sys; config = pickle.load(open(sys.argv[1], 'rb')); print(config.rank, config.peft_type.name)"
+    code = (
+        "import pickle, sys; config = pickle.load(open(sys.argv[1], 'rb')); print(config.rank, config.peft_type.name)"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "config.pkl")], capture_output=True, text=True, check=True
     )

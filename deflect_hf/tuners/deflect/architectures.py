@@ -15,7 +15,6 @@ from torch import nn
 
 from deflect_hf.errors import ArchitectureError, ConfigError, listing
 
-
 DEFAULT_AUX_DIM = 64
 
 

@@ -108,7 +108,9 @@ class DeflectConfig(PeftConfig):
         names = ("base_bands", "base_mean", "base_std", "formulas")
         given = [name for name in names if getattr(self, name) is not None]
         if given:
-            raise ConfigError(f"{', '.join(given)} need(s) bands=[...]: the band codes of the input channels, in order.")
+            raise ConfigError(
+                f"{', '.join(given)} need(s) bands=[...]: the band codes of the input channels, in order."
+            )
 
     def _prepare_spectral_fields(self, names: list[str]) -> None:
         if not 1 <= len(names) <= MAX_BANDS:

@@ -104,9 +104,11 @@ class DeflectLayer(nn.Module, BaseTunerLayer):
         return names[0] if names and names[0] in self._all_available_adapter_names() else None
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refused (UnsupportedOperationError): see the message."""
         raise UnsupportedOperationError(CANNOT_MERGE)
 
     def unmerge(self) -> None:
+        """Refused (UnsupportedOperationError): see the message."""
         raise UnsupportedOperationError(CANNOT_MERGE)
 
 
@@ -131,6 +133,7 @@ class DeflectEmbeddings(DeflectLayer):
         self.merged_adapters = []
 
     def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder) -> None:
+        """Add the input of an adapter: its bands, indices and statistics. It has no parameters."""
         self.deflect_input[adapter_name] = SpectralInput(config, encoder)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -146,7 +149,7 @@ class DeflectEmbeddings(DeflectLayer):
             return output
         tokens, *rest = output if isinstance(output, tuple) else (output,)
         features = spectral(pixel_values)
-        masked = kwargs.get("bool_masked_pos", args[0] if args and getattr(args[0], "dtype", None) == torch.bool else None)
+        masked = kwargs.get("bool_masked_pos")
         if masked is not None:
             # A masked patch must not be readable through its radiometry.
             features = features.masked_fill(masked.unsqueeze(-1), 0.0)
@@ -183,6 +186,7 @@ class DeflectBlock(DeflectLayer):
         install(self.get_base_layer(), encoder.architecture)
 
     def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder, position: int) -> None:
+        """Add the parameters of an adapter that belong to this block, the `position`-th of the encoder."""
         targeted = encoder.targeted_blocks(config.layers_to_transform)
         role = Role(position in targeted, position == targeted[0], position == targeted[-1])
         self.deflect_role[adapter_name] = role

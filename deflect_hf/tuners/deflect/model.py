@@ -29,7 +29,6 @@ class DeflectModel(BaseTuner):
         low_cpu_mem_usage (`bool`): create empty adapter weights on the meta device.
 
     Example:
-
         ```py
         >>> import deflect_hf
         >>> from peft import get_peft_model
@@ -44,7 +43,7 @@ class DeflectModel(BaseTuner):
 
     prefix: str = "deflect_"
     tuner_layer_cls = DeflectLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - as BaseTuner declares it
 
     def _prepare_adapter_config(self, peft_config: DeflectConfig, model_config: dict) -> DeflectConfig:
         """Find the encoder and refuse what does not fit it, before anything in the model is touched."""
@@ -79,6 +78,7 @@ class DeflectModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
+        """Wrap the embeddings and the blocks of `model` for the adapter; see [`BaseTuner.inject_adapter`]."""
         # The keys of a state dict do not name the layers that carry the stream without parameters of their own; the
         # configuration always does.
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
@@ -119,12 +119,15 @@ class DeflectModel(BaseTuner):
         raise UnsupportedOperationError(CANNOT_MERGE)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Refused (UnsupportedOperationError): see the message."""
         raise UnsupportedOperationError(CANNOT_MERGE)
 
     def unmerge_adapter(self) -> None:
+        """Refused (UnsupportedOperationError): see the message."""
         raise UnsupportedOperationError(CANNOT_MERGE)
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused (UnsupportedOperationError): see the message."""
         raise UnsupportedOperationError(
             "DEFLECT adapters cannot be averaged: each bends the displacements in its own spectral space. "
             "Fix: train one adapter on both data sets, or switch with model.set_adapter(name)."

@@ -1,0 +1,31 @@
+"""`python -m deflect_hf.benchmark accuracy|cost ...`."""
+
+from __future__ import annotations
+
+import sys
+
+from deflect_hf.errors import ConfigError, listing, nearest
+from deflect_hf.training.cli import show_log, user_errors
+
+COMMANDS = ("accuracy", "cost")
+
+
+def main() -> None:
+    """Hand the rest of the command line to the benchmark named first."""
+    with user_errors(sys.argv):
+        name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+        if name in ("-h", "--help"):
+            print(f"usage: python -m deflect_hf.benchmark {{{','.join(COMMANDS)}}} --help")
+            return
+        if name not in COMMANDS:
+            raise ConfigError(f"no benchmark {name!r}; there are {listing(COMMANDS)}.{nearest(name, COMMANDS)}")
+        show_log()
+        if name == "accuracy":
+            from deflect_hf.benchmark.accuracy import main as run
+        else:
+            from deflect_hf.benchmark.cost import main as run
+        run(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
