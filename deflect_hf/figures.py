@@ -95,7 +95,8 @@ def prediction_panel(
     for axis, shown in zip(axes, composites, strict=False):
         names = "/".join(shown) if len(set(shown)) > 1 else shown[0]
         axis.imshow(composite(pixel_values, bands, shown), interpolation="nearest")
-        axis.set_title("RGB" if shown == ("R", "G", "B") else f"bands {names}", fontsize=9)
+        kind = "true" if shown == ("R", "G", "B") else "false"
+        axis.set_title(f"{kind} colour, bands {names}", fontsize=9)
     for axis, (name, values) in zip(axes[len(composites) :], drawn, strict=True):
         axis.imshow(paint(values, len(classes)), interpolation="nearest")
         axis.set_title(name, fontsize=9)
@@ -158,5 +159,5 @@ def _legend(figure: Figure, classes: Sequence[str], drawn: Sequence[tuple[str, A
 def _write(figure: Figure, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+    FigureCanvasAgg(figure).print_png(path)
     return path

@@ -149,7 +149,7 @@ class RunArguments:
     batch_size: PositiveInt = field(default=8, metadata={"help": "images per step and process"})
     accumulate: PositiveInt = field(default=1, metadata={"help": "batches whose gradients are added before a step"})
     epochs: PositiveInt = field(default=80, metadata={"help": "passes over the training split"})
-    fp16: bool = field(default=False, metadata={"help": "mixed precision in float16 (needs a GPU)"})
+    fp16: bool = field(default=False, metadata={"help": "mixed precision in float16"})
     bf16: bool = field(default=False, metadata={"help": "mixed precision in bfloat16"})
     ckpt_interval: PositiveInt = field(default=1, metadata={"help": "epochs between checkpoints to resume from"})
     ckpt_steps: PositiveInt | None = field(

@@ -7,9 +7,10 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from deflect_hf.bands import resolve_bands, select_bands
@@ -17,6 +18,7 @@ from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing, nearest
 from deflect_hf.methods import METHODS, adapt
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation, load_encoder
+from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.spectral import RunningMoments
 from deflect_hf.training.arguments import EncoderArguments, RunArguments
 from deflect_hf.training.losses import balanced_weights
@@ -25,6 +27,7 @@ from deflect_hf.training.schema import check_types
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def check_method(config: RunArguments) -> RunArguments:
                 f"unknown key 'method.{name}' for --finetune {config.finetune}.{nearest(name, known)} "
                 f"Valid keys: {listing(known)}"
             )
-    options = check_types(schema, config.method, dict.fromkeys(config.method, f"method ({config.finetune})"))
+    options: Any = check_types(schema, config.method, dict.fromkeys(config.method, f"method ({config.finetune})"))
     return dataclasses.replace(config, method=dataclasses.asdict(options))
 
 
@@ -95,7 +98,7 @@ def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, Imag
     return splits
 
 
-def random_encoder(arguments: EncoderArguments) -> nn.Module:
+def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
     """A randomly initialised encoder, the same for the same seed.
 
     Raises:
@@ -115,19 +118,21 @@ def random_encoder(arguments: EncoderArguments) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.random_seed)
         try:
-            model: nn.Module = AutoModel.from_config(CONFIG_MAPPING[kind](**fields))
+            model: PreTrainedModel = AutoModel.from_config(CONFIG_MAPPING[kind](**fields))
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise ConfigError(f"encoder.random: transformers cannot build this {kind!r}: {error}") from error
+    if hasattr(model, "pooler"):
+        model.pooler = None  # no head reads it
     return model
 
 
-def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> nn.Module:
+def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> PreTrainedModel:
     """The base encoder; a random one is written to ``work_dir/encoder`` first, so that evaluation finds the same."""
     if config.encoder.name_or_path is not None:
         return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
     folder = work_dir / "encoder"
     if accelerator.is_main_process and not (folder / "config.json").is_file():
-        random_encoder(config.encoder).save_pretrained(folder)  # type: ignore[operator]
+        random_encoder(config.encoder).save_pretrained(folder)
     accelerator.wait_for_everyone()
     return load_encoder(folder)
 
@@ -176,7 +181,8 @@ def count_labels(config: RunArguments, train: ImageDataset, accelerator: Acceler
     for batch in plain_loader(config, train, accelerator):
         labels = batch["labels"][batch["labels"] != train.ignore_index]
         counts += torch.bincount(labels.flatten(), minlength=train.num_classes).to(counts.device)
-    return accelerator.reduce(counts, reduction="sum").tolist()  # type: ignore[no-any-return]
+    total: list[int] = accelerator.reduce(counts, reduction="sum").tolist()
+    return total
 
 
 def model_class(task: str) -> type[EncoderForImageClassification] | type[EncoderForSemanticSegmentation]:
@@ -212,6 +218,18 @@ def head_options(config: RunArguments, task: str) -> dict[str, Any]:
     return options
 
 
+def task_model(model: nn.Module) -> EncoderWithHead:
+    """The task model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else cast(EncoderWithHead, model)
+
+
+def name_base(model: nn.Module, source: str, revision: str | None) -> None:
+    """Write the encoder's origin into the adapter's configuration: PEFT would look for it on the task model."""
+    if isinstance(model, PeftModel):
+        for adapter in model.peft_config.values():
+            adapter.base_model_name_or_path, adapter.revision = source, revision
+
+
 def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Experiment:
     """Data, encoder, head and adapter of a run, on the CPU and ready to be trained.
 
@@ -235,7 +253,7 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
         weights = balanced_weights(count_labels(config, train, accelerator), train.classes)
     torch.manual_seed(config.seed)
     model = model_class(train.task).from_encoder(
-        encoder,  # type: ignore[arg-type]
+        encoder,
         id2label=dict(enumerate(train.classes)),
         ignore_index=train.ignore_index,
         class_weights=weights,
@@ -250,5 +268,6 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
         base_std=std,
         **config.method,
     )
+    name_base(adapted, encoder.config.name_or_path, config.encoder.revision)
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, mean=mean, std=std))
     return Experiment(config, splits, adapted)

@@ -27,6 +27,7 @@ from deflect_hf.errors import CheckpointError, listing
 from deflect_hf.models import load_encoder
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.build import model_class, task_model
 from deflect_hf.training.compose import load_config, to_yaml
 
 logger = logging.getLogger(__name__)
@@ -63,14 +64,14 @@ def write_json(path: Path, content: Any) -> None:
 def save_model(folder: Path, model: nn.Module, config: RunArguments, processor: MultispectralImageProcessor) -> None:
     """Write a result folder: what was trained, and how images and model are to be set up for it."""
     folder.mkdir(parents=True, exist_ok=True)
+    inner = task_model(model)
     if isinstance(model, PeftModel):
         model.save_pretrained(folder)
-        model.get_base_model().config.save_pretrained(folder)
     elif config.finetune == "full":
-        model.save_pretrained(folder)
+        inner.save_pretrained(folder)
     else:
-        save_file({name: tensor.contiguous() for name, tensor in model.head.state_dict().items()}, folder / HEAD)
-        model.config.save_pretrained(folder)
+        save_file({name: tensor.contiguous() for name, tensor in inner.head.state_dict().items()}, folder / HEAD)
+    inner.config.save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
 
@@ -127,8 +128,6 @@ def load_model(folder: Path, config: RunArguments, encoder: str | None = None) -
         CheckpointError: a file is missing, broken, or does not fit.
     """
     from transformers import AutoConfig
-
-    from deflect_hf.training.build import model_class
 
     if config.finetune == "full":
         return _reading(folder, lambda: model_class(_task(folder)).from_pretrained(folder)).eval()

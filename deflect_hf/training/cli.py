@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,12 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
 
 
 def show_log() -> None:
-    """Show the project's own log lines, of the first process only."""
+    """Show the project's own log lines, of the first process only, and no progress bars but ours."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    # raised inside PEFT by a rename in transformers: nothing a user can do about it
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("deflect_hf")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from deflect_hf.errors import CheckpointError, DataError
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training import checkpoints
-from deflect_hf.training.build import Experiment, evaluation_window, rank_of
+from deflect_hf.training.build import Experiment, evaluation_window, rank_of, task_model
 from deflect_hf.training.evaluation import Protocol, evaluate
 from deflect_hf.training.losses import label_weight, soft_dice
 from deflect_hf.training.metrics import selection_metric
@@ -71,7 +71,7 @@ class Trainer:
         accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
         accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
         self.protocol = Protocol(train.classes, train.ignore_index, evaluation_window(config), config.metrics)
-        self.class_weights: list[float] | None = _model_config(experiment.model).class_weights
+        self.class_weights: list[float] | None = task_model(experiment.model).config.class_weights
 
     def train(self) -> Progress:
         """Run from where ``progress`` stands to the last epoch.
@@ -262,9 +262,3 @@ class Trainer:
         if path.is_file():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _model_config(model: nn.Module) -> Any:
-    """The configuration of the task model inside a PEFT model, or of the model itself."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.config

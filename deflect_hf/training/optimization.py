@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -21,7 +22,7 @@ def build_optimizer(model: nn.Module, arguments: OptimizerArguments) -> AdamW:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ConfigError("nothing to train: every parameter of the model is frozen, the head included")
-    groups = [{"params": trainable}]
+    groups: list[dict[str, Any]] = [{"params": trainable}]
     if not arguments.decay_vectors:
         groups = [
             {"params": [parameter for parameter in trainable if parameter.ndim > 1]},

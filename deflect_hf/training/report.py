@@ -17,7 +17,7 @@ from deflect_hf.figures import confusion_figure, prediction_panel
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import DatasetArguments, EvaluateArguments, RunArguments
-from deflect_hf.training.build import evaluation_window, rank_of
+from deflect_hf.training.build import evaluation_window, rank_of, task_model
 from deflect_hf.training.environment import environment
 from deflect_hf.training.evaluation import Protocol, evaluate, predict_logits
 from deflect_hf.training.metrics import selection_metric
@@ -86,8 +86,8 @@ def check_classes(model: nn.Module, images: ImageDataset, folder: Path) -> None:
     Raises:
         DataError: naming both lists.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trained = [inner.config.id2label[k] for k in range(inner.config.num_labels)]
+    config = task_model(model).config
+    trained = [config.id2label[k] for k in range(config.num_labels)]
     if trained != images.classes:
         raise DataError(
             f"{folder} was trained on the classes {listing(trained)}, but the data set has {listing(images.classes)}: "
@@ -108,9 +108,9 @@ def draw(
     name = selection_metric(images.task)
     title = f"{results['split']}: {name} {results[name]:.3f}, {results['images']} images"
     confusion_figure(output / "confusion_matrix.png", np.asarray(results["confusion_matrix"]), images.classes, title)
-    chosen = np.unique(np.linspace(0, len(images) - 1, panels).round().astype(int)) if panels else []
-    for number, index in enumerate(chosen):
-        example = images[int(index)]
+    chosen = np.unique(np.linspace(0, len(images) - 1, panels).round().astype(int))
+    for number, index in enumerate(chosen.tolist()):
+        example = images[index]
         pixel_values: torch.Tensor = example["pixel_values"]
         with accelerator.autocast():
             logits = predict_logits(model, pixel_values[None].to(accelerator.device), protocol.window)

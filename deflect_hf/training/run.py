@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
@@ -33,8 +35,11 @@ def make_accelerator(config: RunArguments) -> Accelerator:
         ConfigError: the machine cannot do the precision.
     """
     precision = "fp16" if config.fp16 else "bf16" if config.bf16 else None
+    # Without being told so, accelerate does not see that it was launched as one of several processes on CPUs, and
+    # each of them would train alone and write over the others.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
-        return Accelerator(mixed_precision=precision)
+        return Accelerator(mixed_precision=precision, cpu=several and not torch.accelerator.is_available())
     except ValueError as error:
         raise ConfigError(f"--{precision}: {error}") from error
 
@@ -121,7 +126,7 @@ def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
     best = checkpoints.result_folder(work_dir)
     model = checkpoints.load_model(best, config).to(accelerator.device)
     task = experiment.train.task
-    results = {
+    results: dict[str, Any] = {
         "task": task,
         "finetune": config.finetune,
         "seed": config.seed,

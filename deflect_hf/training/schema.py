@@ -132,9 +132,21 @@ def check_types(schema: type[Config], values: Mapping[str, Any], origins: Mappin
         ConfigError: for the first value that does not fit.
     """
     try:
-        return TypeAdapter(schema).validate_python(values)
+        return TypeAdapter(schema).validate_python(_with_groups(schema, values))
     except ValidationError as error:
         raise ConfigError(_in_words(error, schema, origins)) from error
+
+
+def _with_groups(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with every nested dataclass named: pydantic would make a missing one before it checks the others."""
+    hints = typing.get_type_hints(schema)
+    groups = {item.name: hints[item.name] for item in dataclasses.fields(schema)}
+    nested = {
+        name: _with_groups(typing.cast(type, hint), values.get(name, {}))
+        for name, hint in groups.items()
+        if dataclasses.is_dataclass(hint) and isinstance(values.get(name, {}), Mapping)
+    }
+    return {**values, **nested}
 
 
 def _in_words(error: ValidationError, schema: type, origins: Mapping[str, str]) -> str:

@@ -1,0 +1,104 @@
+"""The two scripts as a user runs them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.run import run
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONF = REPOSITORY / "tests" / "conf"
+
+
+def command(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_train_then_evaluate_in_another_process(tmp_path: Path) -> None:
+    run, output = tmp_path / "run", tmp_path / "figures"
+    done = command("train.py", "--config", str(CONF / "segmentation.yaml"), "--work_dir", str(run))
+    results = json.loads((run / "results.json").read_text())
+    assert f"accuracy {results['test']['accuracy']:.4f}" in done.stdout and "Traceback" not in done.stderr
+    done = command("evaluate.py", "--eval_dir", str(run), "--output_dir", str(output), "--panels", "2")
+    again = json.loads((output / "results_test.json").read_text())
+    assert {name: again[name] for name in results["test"]} == results["test"]
+    assert f"accuracy {results['test']['accuracy']:.4f}" in done.stdout
+    assert {path.name for path in output.glob("*.png")} == {
+        "confusion_matrix.png",
+        "predictions_00.png",
+        "predictions_01.png",
+    }
+
+
+LOGITS = """
+import sys, torch
+from pathlib import Path
+from deflect_hf.training import build, checkpoints
+folder = checkpoints.result_folder(Path(sys.argv[1]))
+config = checkpoints.read_config(folder)
+images = build.load_splits(config, ("test",))["test"]
+with torch.no_grad():
+    pixel_values = torch.stack([images[k]["pixel_values"] for k in range(4)])
+    torch.save(checkpoints.load_model(folder, config)(pixel_values=pixel_values).logits, sys.argv[2])
+"""
+
+
+def test_two_processes_train_as_one_of_twice_the_batch_to_a_model_that_reloads_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("train.py", "--config", str(CONF / "classification.yaml"), "--epochs", "1", "--segmentor.dropout", "0")
+    run(parse_arguments(RunArguments, "test", [*words[1:], "--work_dir", str(tmp_path / "one"), "--batch_size", "8"]))
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    command(*launcher, *words, "--work_dir", str(tmp_path / "two"))
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one.keys() == two.keys() == {1, 2, 3, 4}
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-5
+    scores = [json.loads((tmp_path / name / "results.json").read_text())["test"] for name in ("one", "two")]
+    assert scores[0]["confusion_matrix"] == scores[1]["confusion_matrix"]
+    command("-c", LOGITS, str(tmp_path / "one"), str(tmp_path / "there.pt"))
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "argv", ["", str(tmp_path / "one"), str(tmp_path / "here.pt")])
+        exec(LOGITS, {})
+    assert torch.equal(*(torch.load(tmp_path / name, weights_only=True) for name in ("here.pt", "there.pt")))
+
+
+def test_user_errors_exit_with_2_and_no_traceback_unless_debug(tmp_path: Path) -> None:
+    words = ("train.py", "--config", str(CONF / "classification.yaml"), "--epoch", "3")
+    done = command(*words, code=2)
+    assert done.stderr == (
+        "error: the command line: unknown option '--epoch'. Did you mean '--epochs'? All of them: --help\n"
+    )
+    assert "Traceback" in command(*words, "--debug", code=1).stderr
+    done = command("evaluate.py", "--eval_dir", str(tmp_path), code=2)
+    assert done.stderr.startswith(f"error: {tmp_path} is no finished run")
+
+
+def test_help_is_quick_and_names_the_methods_options() -> None:
+    from deflect_hf.methods import METHODS
+
+    started = time.perf_counter()
+    done = command("train.py", "--help")
+    assert time.perf_counter() - started < 3
+    for name, (schema, _) in METHODS.items():
+        options = ", ".join(field.name for field in fields(schema)) or "none"
+        assert any(line.split(maxsplit=1) == [name, options] for line in done.stdout.splitlines()), name

@@ -1,0 +1,75 @@
+"""Pictures: the right bands and colours, readable files, no global state."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deflect_hf.errors import DataError
+from deflect_hf.figures import class_colours, composite, confusion_figure, false_colour_bands, paint, prediction_panel
+
+BANDS = ["B", "G", "R", "N", "S1"]
+
+
+def pixels() -> np.ndarray:
+    values = np.random.default_rng(0).uniform(0.02, 0.4, (5, 16, 20)).astype(np.float32)
+    values[3, :4] = np.nan
+    return values
+
+
+def test_composites_pick_bands_by_name() -> None:
+    values = np.zeros((5, 4, 4), dtype=np.float32)
+    values[2], values[1] = 0.4, 0.2
+    image = composite(values, BANDS, ("R", "G", "B"))
+    assert image.shape == (4, 4, 3)
+    np.testing.assert_allclose(image[0, 0], [1.0, 0.5, 0.0], atol=1e-6)
+    with pytest.raises(DataError, match=r"cannot draw S2/N/R: no band \['S2'\]"):
+        composite(values, BANDS, ("S2", "N", "R"))
+
+
+def test_invalid_pixels_are_grey_and_do_not_set_the_stretch() -> None:
+    image = composite(pixels(), BANDS, ("N", "R", "G"))
+    assert (image[:4] == 0.75).all() and not (image[4:] == 0.75).all()
+    assert (composite(np.full((5, 4, 4), np.nan), BANDS, ("R", "G", "B")) == 0.75).all()
+
+
+@pytest.mark.parametrize(
+    ("bands", "shown"),
+    [
+        (BANDS, ("N", "R", "G")),
+        (["R", "G", "N2"], ("N2", "R", "G")),
+        (["R", "N", "S1"], ("S1", "N", "R")),
+        (["R", "G", "B"], None),
+    ],
+)
+def test_false_colour_is_what_the_bands_allow(bands: list[str], shown: tuple[str, ...] | None) -> None:
+    assert false_colour_bands(bands) == shown
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 20])
+def test_classes_have_colours_of_their_own(count: int) -> None:
+    colours = class_colours(count)
+    assert colours.shape == (count, 3) and len(np.unique(colours.round(3), axis=0)) == count
+
+
+def test_ignored_pixels_have_no_class_colour() -> None:
+    painted = paint(np.array([[0, 1, -100, 255]]), 2)
+    np.testing.assert_allclose(painted[0, :2], class_colours(2))
+    np.testing.assert_allclose(painted[0, 2], painted[0, 3])
+    assert not any(np.allclose(painted[0, 2], colour) for colour in class_colours(2))
+
+
+def test_files_are_pictures(tmp_path: Path) -> None:
+    labels = np.random.default_rng(1).integers(-1, 3, (16, 20))
+    classes = ["land", "water", "snow"]
+    full = prediction_panel(tmp_path / "a.png", pixels(), BANDS, classes, np.abs(labels), labels, "image 7")
+    narrow = prediction_panel(tmp_path / "b.png", pixels()[:1], ["S1"], classes, np.abs(labels), None, "image 8")
+    chip = prediction_panel(tmp_path / "c.png", pixels(), BANDS, classes, np.array(1), np.array(0), "image 9")
+    matrix = confusion_figure(tmp_path / "d.png", np.array([[3, 1, 0], [0, 0, 0], [2, 0, 9]]), classes, "test")
+    widths = [Image.open(path).size[0] for path in (full, narrow, chip, matrix)]
+    assert widths[0] == 2 * widths[1] == 2 * widths[2] and widths[3] > 300
+    assert "matplotlib.pyplot" not in sys.modules  # it would choose a backend for the whole process

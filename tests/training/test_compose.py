@@ -1,0 +1,187 @@
+"""Configuration: precedence, and errors that name the file, the key and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deflect_hf.errors import ConfigError
+from deflect_hf.training.arguments import EvaluateArguments, RunArguments
+from deflect_hf.training.compose import build_parser, load_config, parse_arguments, to_yaml
+from deflect_hf.training.schema import leaves
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+EMBEDDED = str(CONFIGS / "run" / "embedded.yaml")
+
+
+def parse(*argv: str) -> RunArguments:
+    return parse_arguments(RunArguments, "test", list(argv))
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    return str(caught.value)
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(name: str, text: str) -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_precedence(write) -> None:
+    named = write("named.yaml", "optimizer: {lr: 1.0, weight_decay: 1.0}\nhead: mlp\nscheduler: {gamma: 0.5}")
+    run = write("run.yaml", f"segmentor_config: {Path(named).name}\nepochs: 7\nsegmentor: {{optimizer: {{lr: 2.0}}}}")
+    typed = write("typed.yaml", "optimizer: {lr: 3.0}")
+    encoder = ("--encoder.name_or_path", "x")
+    config = parse("--config", run, *encoder)
+    assert (config.segmentor.optimizer.lr, config.segmentor.optimizer.weight_decay) == (2.0, 1.0)
+    assert (config.segmentor.head, config.segmentor.scheduler.gamma, config.epochs) == ("mlp", 0.5, 7)
+    config = parse("--config", run, "--segmentor_config", typed, *encoder)
+    assert config.segmentor.optimizer.lr == 3.0
+    assert (config.segmentor.head, config.segmentor.optimizer.weight_decay) == ("linear", 0.05)
+    config = parse("--segmentor.optimizer.lr=4", "--config", run, "--segmentor_config", typed, *encoder)
+    assert config.segmentor.optimizer.lr == 4.0
+
+
+def test_flags_reach_every_kind_of_value() -> None:
+    config = parse(
+        *("--config", EMBEDDED, "--bf16", "--epochs", "3", "--limited_label", "0.1", "--dataset.root", "2024"),
+        *("--dataset.bands", "R", "G", "B", "N", "--encoder.random.hidden_size", "64", "--method.rank", "8"),
+        *("--method.indices", "NDVI", "NDWI", "--segmentor.output_layers", "[1, 3]", "--encoder.revision", "null"),
+        *("--segmentor.loss.class_weights", "balanced", "--segmentor.optimizer.betas", "0.8", "0.95"),
+    )
+    assert config.bf16 is True and config.epochs == 3 and config.dataset.limited_label == 0.1
+    assert config.dataset.root == "2024" and config.dataset.bands == ["R", "G", "B", "N"]
+    assert config.encoder.random is not None and config.encoder.random["hidden_size"] == 64
+    assert config.encoder.random["model_type"] == "vit"
+    assert config.method == {"rank": 8, "indices": ["NDVI", "NDWI"]}
+    assert config.segmentor.output_layers == [1, 3] and config.encoder.revision is None
+    assert config.segmentor.loss.class_weights == "balanced"
+    assert config.segmentor.optimizer.betas == (0.8, 0.95)
+    weights = parse("--config", EMBEDDED, "--segmentor.loss.class_weights", "1", "2.5").segmentor.loss.class_weights
+    assert weights == [1.0, 2.5]
+
+
+def test_unknown_keys_are_refused_with_the_nearest(write) -> None:
+    run = write("run.yaml", "epoch: 3\n")
+    assert refused("--config", run).startswith(f"{run}: unknown key 'epoch'. Did you mean 'epochs'? Valid keys: ")
+    group = write("group.yaml", "optimizer:\n  learning_rate: 3\n  lrr: 1\n")
+    message = refused("--segmentor_config", group)
+    assert message == (
+        f"{group}: unknown key 'segmentor.optimizer.learning_rate'. Did you mean 'segmentor.optimizer.lr'? "
+        "Valid keys: 'segmentor.optimizer.betas', "
+        "'segmentor.optimizer.decay_vectors', 'segmentor.optimizer.lr', 'segmentor.optimizer.max_grad_norm', "
+        "'segmentor.optimizer.weight_decay'"
+    )
+    assert refused("--config", EMBEDDED, "--batchsize", "3") == (
+        "the command line: unknown option '--batchsize'. Did you mean '--batch_size'? All of them: --help"
+    )
+    assert "Did you mean '--dataset.root'?" in refused("--dataset.rot", "x")
+    assert "unknown option 'stray'" in refused("stray")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--epochs", "many"), "the command line: 'epochs' must be a whole number, not 'many'"),
+        (("--epochs", "0"), "the command line: 'epochs' must be greater than 0, not 0"),
+        (("--bf16", "perhaps"), "the command line: 'bf16' must be true or false, not 'perhaps'"),
+        (
+            ("--finetune", "deflct"),
+            "the command line: 'finetune' must be one of 'deflect', 'lora', 'frozen' or 'full', not 'deflct'. "
+            "Did you mean 'deflect'?",
+        ),
+        (("--encoder.mean", "0.1", "x", "0.2"), "the command line: 'encoder.mean[1]' must be a number, not 'x'"),
+        (("--encoder.mean", "0.1"), "encoder: give both 'mean' and 'std', or neither to have them fitted"),
+        (("--fp16", "--bf16"), "fp16 and bf16 exclude each other: give one of them"),
+        (("--encoder.random.hidden_size",), "the command line: --encoder.random.hidden_size needs a value"),
+        (("--epochs",), "the command line: argument --epochs: expected one argument"),
+        (("--dataset.fold", "[1"), "the command line: --dataset.fold: cannot read '[1'"),
+    ],
+)
+def test_wrong_values_are_refused_in_plain_words(argv: tuple[str, ...], message: str) -> None:
+    assert refused("--config", EMBEDDED, *argv).startswith(message)
+
+
+def test_wrong_values_in_files_name_the_file(write) -> None:
+    run = write("run.yaml", "epochs: 2.5\n")
+    assert refused("--config", run) == f"{run}: 'epochs' must be a whole number, not 2.5"
+    group = write("group.yaml", "optimizer: fast\n")
+    assert refused("--segmentor_config", group) == (
+        f"{group}: 'segmentor.optimizer' holds several keys, not the single value 'fast'"
+    )
+    assert refused("--config", write("list.yaml", "- a\n")).endswith("expected 'key: value' lines, found list")
+    assert "'epochs' is given twice" in refused("--config", write("twice.yaml", "epochs: 1\nepochs: 2\n"))
+    broken = write("broken.yaml", "epochs: [1\n")
+    assert refused("--config", broken).startswith(f"{broken}: not valid YAML")
+    missing = str(Path(broken).with_name("nothing.yaml"))
+    assert refused("--config", missing).startswith(f"{missing}: no such file. In that folder: 'broken.yaml'")
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_are_a_config_or_a_clear_error(content: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_bytes(content)
+        try:
+            parse("--config", str(path), "--encoder.name_or_path", "x")
+        except ConfigError as error:
+            assert str(path) in str(error)
+
+
+def test_an_encoder_is_needed() -> None:
+    assert refused().startswith("encoder: give exactly one of 'name_or_path'")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_file_is_valid_and_opens_with_its_command(path: Path) -> None:
+    groups = {"foundation_models": "encoder", "datasets": "dataset", "segmentors": "segmentor"}
+    flag = {"run": "--config", "augmentations": "--augmentation_config"}.get(path.parent.name)
+    flag = flag or f"--{groups[path.parent.name]}_config"
+    encoder = () if path.name == "embedded.yaml" or flag == "--encoder_config" else ("--encoder.name_or_path", "x")
+    parse(flag, str(path), *encoder)
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(("# python train.py --config ", "# accelerate launch train.py --config "))
+    command = " ".join(line.lstrip("# ") for line in path.read_text().split("\n#\n")[0].splitlines())
+    words = command.split()
+    flags = [words[i + 1] for i, word in enumerate(words) if word.endswith("config")]
+    assert all((CONFIGS.parent / name).is_file() for name in flags)
+    arguments = words[words.index("train.py") + 1 :]
+    parse(*[str(CONFIGS.parent / word) if word.startswith("configs/") else word for word in arguments])
+
+
+def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
+    config = parse(
+        "--config", EMBEDDED, "--method.rank", "4", "--encoder.mean", "1", "2", "3", "--encoder.std", "[1,1,1]"
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(RunArguments, path) == config
+    assert parse("--config", str(path)) == config
+
+
+def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--config", EMBEDDED, "--epochs", "3", "--print_config")
+    assert stop.value.code == 0
+    assert "epochs: 3\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("schema", [RunArguments, EvaluateArguments])
+def test_help_tells_every_key(schema: type) -> None:
+    text = build_parser(schema, "test").format_help()
+    for leaf in leaves(schema):
+        assert f"--{leaf.key} " in text
+        assert leaf.help, leaf.key

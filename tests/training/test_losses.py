@@ -1,0 +1,59 @@
+"""What the loop adds to the models' loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deflect_hf.errors import DataError
+from deflect_hf.training.losses import balanced_weights, label_weight, soft_dice
+
+IGNORE = -1
+
+
+def test_weighted_means_add_up_to_the_mean_over_all_labels() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 3, 4, 4), torch.randint(3, (6, 4, 4))
+    labels[:2, :3] = IGNORE
+    weights = [0.5, 1.0, 4.0]
+    for given in (None, weights):
+        tensor = None if given is None else torch.tensor(given)
+        parts = [slice(0, 2), slice(2, 3), slice(3, 6)]
+        means = [F.cross_entropy(logits[p], labels[p], tensor, ignore_index=IGNORE) for p in parts]
+        sizes = [label_weight(labels[p], IGNORE, given) for p in parts]
+        together = sum(mean * size for mean, size in zip(means, sizes, strict=True)) / sum(sizes)
+        torch.testing.assert_close(together, F.cross_entropy(logits, labels, tensor, ignore_index=IGNORE))
+
+
+def test_dice_of_perfect_and_opposite_predictions() -> None:
+    labels = torch.tensor([[[0, 1], [1, IGNORE]]])
+    perfect = F.one_hot(labels.clamp(min=0), 3).permute(0, 3, 1, 2) * 50.0
+    assert soft_dice(perfect, labels, IGNORE) == pytest.approx(0.0, abs=1e-6)
+    opposite = F.one_hot(1 - labels.clamp(min=0), 3).permute(0, 3, 1, 2) * 50.0
+    assert soft_dice(opposite, labels, IGNORE) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_dice_does_not_see_ignored_pixels() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    labels[:, 0] = IGNORE
+    changed = logits.clone()
+    changed[:, :, 0] = 7 * torch.randn(2, 3, 4)
+    torch.testing.assert_close(soft_dice(logits, labels, IGNORE), soft_dice(changed, labels, IGNORE))
+
+
+def test_dice_without_labels_is_zero_with_a_finite_gradient() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = soft_dice(logits, torch.full((2,), IGNORE), IGNORE)
+    loss.backward()
+    assert loss == 0 and logits.grad is not None and bool((logits.grad == 0).all())
+
+
+def test_balanced_weights_average_to_one_over_the_labels() -> None:
+    counts = [10, 30, 60]
+    weights = balanced_weights(counts, ["a", "b", "c"])
+    assert sum(w * n for w, n in zip(weights, counts, strict=True)) / 100 == pytest.approx(1.0)
+    assert weights[0] == pytest.approx(6 * weights[2])
+    with pytest.raises(DataError, match="no label there is 'b': give a list of weights instead"):
+        balanced_weights([1, 0], ["a", "b"])

@@ -1,0 +1,231 @@
+"""Whole runs on tiny models and the embedded data: what they write, reload, resume and refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from deflect_hf.errors import CheckpointError, ConfigError, DataError, DeflectError
+from deflect_hf.training import checkpoints, loop
+from deflect_hf.training.arguments import EvaluateArguments, RunArguments
+from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.report import report
+from deflect_hf.training.run import run
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+ONE_EPOCH = ("--epochs", "1")
+
+
+def train(folder: Path, *words: str, task: str = "classification") -> dict:
+    argv = ["--config", str(CONF / f"{task}.yaml"), "--work_dir", str(folder), *words]
+    results, work_dir, first = run(parse_arguments(RunArguments, "test", argv))
+    assert first and work_dir == folder
+    assert json.loads((folder / "results.json").read_text()) == results
+    return results
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in lines(folder) if "loss" in line}
+
+
+@pytest.fixture
+def new_accelerator() -> Iterator[None]:
+    """The precision is a choice for a whole process: forget the one of the tests before."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def deflect_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("deflect") / "run"
+    return folder, train(folder, "--ckpt_steps", "5")
+
+
+def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run, tmp_path: Path) -> None:
+    folder, results = deflect_run
+    best = folder / "best"
+    files = {path.name for path in best.iterdir()}
+    assert files >= {"adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "config.json"}
+    assert files >= {"config.yaml", "results.json"} and "model.safetensors" not in files
+    assert (best / "adapter_model.safetensors").stat().st_size < 50_000
+    base = json.loads((best / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(folder / "encoder")
+    shutil.copytree(best, tmp_path / "moved" / "best")
+    shutil.copytree(folder / "encoder", tmp_path / "moved" / "encoder")
+    arguments = EvaluateArguments(str(tmp_path / "moved"), output_dir=str(tmp_path / "out"), panels=2)
+    again, output = report(arguments)
+    assert {name: again[name] for name in results["test"]} == results["test"]
+    assert output == tmp_path / "out"
+    drawn = {path.name for path in output.iterdir()}
+    assert drawn == {"confusion_matrix.png", "predictions_00.png", "predictions_01.png", "results_test.json"}
+    shutil.rmtree(tmp_path / "moved" / "encoder")
+    with pytest.raises(CheckpointError, match="give --encoder FOLDER"):
+        report(arguments)
+    arguments.encoder = str(folder / "encoder")
+    assert report(arguments)[0]["confusion_matrix"] == results["test"]["confusion_matrix"]
+
+
+def test_the_environment_and_the_parameters_are_told(deflect_run) -> None:
+    _, results = deflect_run
+    assert results["environment"]["packages"]["torch"] and results["environment"]["device"].startswith("cpu")
+    counts = results["parameters"]
+    assert 0 < counts["encoder_trainable"] < counts["encoder_total"] and counts["head_trainable"] > 0
+    assert results["steps"] == max(losses(deflect_run[0]))
+
+
+@pytest.mark.parametrize(
+    ("method", "file"), [("lora", "adapter_model"), ("frozen", "head"), ("full", "model"), ("deflect", "adapter_model")]
+)
+def test_reloaded_scores_equal_those_of_training(method: str, file: str, tmp_path: Path) -> None:
+    words = ("--finetune", method, *ONE_EPOCH, *(() if method == "deflect" else ("--method", "{}")))
+    results = train(tmp_path, *words, task="segmentation")
+    (logged,) = (line["val"] for line in lines(tmp_path) if "val" in line)
+    assert {name: results["val"][name] for name in logged} == logged
+    assert {path.name for path in (tmp_path / "best").glob("*.safetensors")} == {f"{file}.safetensors"}
+    again, _ = report(EvaluateArguments(str(tmp_path), split="val", panels=0))
+    assert again["confusion_matrix"] == results["val"]["confusion_matrix"]
+    assert results["val"]["convention"] == "pangaea"
+
+
+def test_resumed_losses_equal_uninterrupted_ones(deflect_run, tmp_path: Path) -> None:
+    folder, results = deflect_run
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["step-15", "step-16"]  # one within the second epoch, one at its end
+    work_dir = tmp_path / "part"
+    shutil.copytree(folder / "encoder", work_dir / "encoder")
+    resumed = train(work_dir, "--resume_from", str(folder / "checkpoints" / "step-15"))
+    expected = losses(folder)
+    assert losses(work_dir) == {16: expected[16]}
+    assert resumed["test"] == results["test"] and resumed["val"] == results["val"]
+    assert torch_file(work_dir, "step-16").keys() == torch_file(folder, "step-16").keys()
+    for name, tensor in torch_file(work_dir, "step-16").items():
+        assert torch.equal(tensor, torch_file(folder, "step-16")[name]), name
+
+
+def torch_file(folder: Path, step: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "checkpoints" / step / "trained.safetensors")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(tmp_path / "whole")
+    step = loop.Trainer._step
+
+    def stop(self: loop.Trainer, group: list) -> float:
+        if self.progress.step == 11:
+            raise KeyboardInterrupt
+        return step(self, group)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut", "--ckpt_steps", "3")
+    resumed = train(tmp_path / "cut", "--ckpt_steps", "3", "--resume_from", "last")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert resumed["test"] == whole["test"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(deflect_run, tmp_path: Path) -> None:
+    state = str(deflect_run[0] / "checkpoints" / "step-15")
+    with pytest.raises(CheckpointError, match="belongs to a run with other settings than this one's batch_size 8"):
+        train(tmp_path / "a", "--resume_from", state, "--batch_size", "8")
+    with pytest.raises(CheckpointError, match=r"does not fit this run: \d+ tensors differ"):
+        train(tmp_path / "b", "--resume_from", state, "--method.rank", "3")
+    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
+        train(tmp_path / "c", "--resume_from", "last")
+
+
+def test_a_broken_loss_stops_the_run_and_names_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = loop.Trainer._loss
+
+    def broken(self: loop.Trainer, batch: dict) -> torch.Tensor:
+        return loss(self, batch) * (float("nan") if self.progress.step == 9 else 1.0)
+
+    monkeypatch.setattr(loop.Trainer, "_loss", broken)
+    with pytest.raises(DataError) as caught:
+        train(tmp_path, "--ckpt_steps", "4")
+    message = str(caught.value)
+    assert message.startswith("the loss is nan in step 10 (epoch 2), on the images scene-")
+    assert f"Last good checkpoint: {tmp_path / 'checkpoints' / 'step-8'}." in message
+    assert checkpoints.result_folder(tmp_path) == tmp_path / "best"
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    options = (*ONE_EPOCH, "--segmentor.dropout", "0")
+    train(tmp_path / "large", "--batch_size", "8", *options, task="segmentation")
+    train(tmp_path / "small", "--batch_size", "4", "--accumulate", "2", *options, "--segmentor.loss.dice", "0",
+          task="segmentation")  # fmt: skip
+    large = tmp_path / "plain"
+    train(large, "--batch_size", "8", *options, "--segmentor.loss.dice", "0", task="segmentation")
+    one, many = losses(large), losses(tmp_path / "small")
+    assert one[1] == pytest.approx(many[1], abs=1e-5) and one[3] == pytest.approx(many[3], abs=1e-4)
+    assert losses(tmp_path / "large")[1] > one[1]  # the Dice term counts
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--method.rnk", "3"), "unknown key 'method.rnk' for --finetune deflect. Did you mean 'rank'?"),
+        (("--method.rank", "x"), "method (deflect): 'rank' must be a whole number, not 'x'"),
+        (("--encoder.random.hiden_size", "3"), "encoder.random: a 'vit' has no field 'hiden_size'. Did you mean"),
+        (("--encoder.random.model_type", "vitt"), "encoder.random.model_type: transformers knows no 'vitt'. Did you"),
+        (
+            ("--segmentor.window", "8"),
+            "segmentor.window is for segmentation, but the data set's task is classification",
+        ),
+        (("--segmentor.channels", "8"), "segmentor.channels: the 'linear' head has no hidden layer; leave it null"),
+        (("--encoder.base_bands", "R", "G"), "the encoder takes 3 channels, but encoder.base_bands names 2: 'R', 'G'"),
+        (("--dataset.val_fraction", "0"), "the data set synthetic has no split 'val', only 'train', 'test'"),
+        (("--segmentor.loss.class_weights", "1", "2"), "class_weights=[1.0, 2.0]: give one weight"),
+    ],
+)
+def test_what_does_not_fit_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DeflectError) as caught:
+        train(tmp_path / "run", *words)
+    assert str(caught.value).startswith(message)
+
+
+def test_half_precision_trains_and_evaluates(tmp_path: Path, new_accelerator: None) -> None:
+    results = train(tmp_path, *ONE_EPOCH, "--bf16")
+    again, _ = report(EvaluateArguments(str(tmp_path), panels=0))
+    assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
+    assert all(tensor.dtype == torch.float32 for tensor in torch_file(tmp_path, "step-8").values())
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("an earlier run\n")
+    (tmp_path / "notes.txt").write_text("mine\n")
+    with pytest.raises(ConfigError, match="holds a run already: give another --work_dir, continue it with"):
+        train(tmp_path, *ONE_EPOCH)
+    assert (tmp_path / "config.yaml").read_text() == "an earlier run\n"
+    train(tmp_path, *ONE_EPOCH, "--overwrite")
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_evaluation_refuses_what_is_no_run(deflect_run, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no such folder; give the folder of a run, or its best/ folder"):
+        report(EvaluateArguments(str(tmp_path / "nothing")))
+    with pytest.raises(
+        CheckpointError, match=r"is no finished run: neither it nor its best/ folder holds config\.yaml"
+    ):
+        report(EvaluateArguments(str(tmp_path)))
+    broken = tmp_path / "broken"
+    shutil.copytree(deflect_run[0] / "best", broken)
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        report(EvaluateArguments(str(broken), encoder=str(deflect_run[0] / "encoder")))
+    with pytest.raises(ConfigError, match="the command line, --dataset: 'num_samples' must be a whole number, not 'x'"):
+        report(EvaluateArguments(str(deflect_run[0]), dataset={"num_samples": "x"}))
