@@ -20,7 +20,7 @@ from deflect_hf.tuners.deflect import DeflectConfig
 from deflect_hf.tuners.deflect.architectures import find_encoder
 
 if TYPE_CHECKING:
-    from deflect_hf.models import EncoderWithHead
+    from deflect_hf.models.base import EncoderWithHead
 
 HEAD = "head"
 LORA_TARGETS = {
@@ -39,7 +39,7 @@ class Bands:
     base_mean: Sequence[float] | None
     base_std: Sequence[float] | None
 
-    def as_fields(self) -> dict[str, list[Any] | None]:
+    def as_fields(self) -> dict[str, Any]:
         """The fields as plain lists, as configurations want them."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {name: None if value is None else list(value) for name, value in values.items()}
@@ -81,7 +81,7 @@ class LoraOptions:
 
 
 def _deflect(model: EncoderWithHead, options: DeflectOptions, bands: Bands) -> nn.Module:
-    config = DeflectConfig(**bands.as_fields(), **dataclasses.asdict(options), modules_to_save=[HEAD])  # type: ignore[arg-type]
+    config = DeflectConfig(**bands.as_fields(), **dataclasses.asdict(options), modules_to_save=[HEAD])
     return _with_peft(model, config)
 
 
@@ -92,7 +92,7 @@ def _lora(model: EncoderWithHead, options: LoraOptions, bands: Bands) -> nn.Modu
     names = "|".join(LORA_TARGETS[options.target])
     config = LoraConfig(
         r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=rf"{container}\.\d+\..*\b(?:{names})",
         modules_to_save=[HEAD],
@@ -114,7 +114,7 @@ def _full(model: EncoderWithHead, options: NoOptions, bands: Bands) -> nn.Module
 def _with_peft(model: EncoderWithHead, config: PeftConfig) -> nn.Module:
     # PEFT writes the model's name into the adapter as that of its base: here, the encoder's.
     model.name_or_path = model.encoder.name_or_path
-    return get_peft_model(model, config)  # type: ignore[arg-type]
+    return get_peft_model(model, config)
 
 
 METHODS: Mapping[str, tuple[type, Callable[[Any, Any, Bands], nn.Module]]] = {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from deflect_hf.errors import ConfigError, DataError, listing
-from deflect_hf.spectral import RunningMoments
+from deflect_hf.spectral import RunningMoments, SpectralFeatures
 from deflect_hf.tuners.deflect import DeflectEmbeddings
+from deflect_hf.tuners.deflect.layer import SpectralInput
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,13 +45,12 @@ def fit_statistics(
         ConfigError: the model has no DEFLECT adapter of that name, or the adapter has no spectral road.
         DataError: no valid pixel was seen for a feature.
     """
-    layer, name = _embeddings_with(model, adapter_name)
-    features = layer.deflect_input[name].features  # type: ignore[union-attr]
-    device = features.feature_mean.device  # type: ignore[union-attr]
-    moments = RunningMoments(features.num_features)  # type: ignore[union-attr, arg-type]
+    features, name = _features_of(model, adapter_name)
+    device = features.feature_mean.device
+    moments = RunningMoments(features.num_features)
     for batch in loader:
         pixel_values = batch["pixel_values"] if isinstance(batch, Mapping) else batch
-        moments.update(features.raw_statistics(pixel_values.to(device)))  # type: ignore[operator, union-attr]
+        moments.update(features.raw_statistics(pixel_values.to(device)))
     if accelerator is not None:
         moments.reduce(accelerator)
     empty = [n for n, count in zip(features.statistic_names, moments.count.tolist(), strict=True) if not count]
@@ -60,22 +60,23 @@ def fit_statistics(
             "Fix: check the nodata values, or leave the band out."
         )
     mean, std = moments.mean.tolist(), moments.std.clamp_min(SMALLEST_STD).tolist()
-    features.set_statistics(mean, std)  # type: ignore[operator, union-attr]
+    features.set_statistics(mean, std)
     config = _config_of(model, name)
     config.feature_mean, config.feature_std = mean, std
     return moments
 
 
-def _embeddings_with(model: nn.Module, adapter_name: str | None) -> tuple[DeflectEmbeddings, str]:
+def _features_of(model: nn.Module, adapter_name: str | None) -> tuple[SpectralFeatures, str]:
     layer = next((module for module in model.modules() if isinstance(module, DeflectEmbeddings)), None)
     if layer is None:
         raise ConfigError("The model has no DEFLECT adapter. Fix: get_peft_model(model, DeflectConfig(bands=[...])).")
     name = adapter_name or layer.adapter
     if name is None or name not in layer.deflect_input:
         raise ConfigError(f"No DEFLECT adapter {name!r} here; there are {listing(layer.deflect_input)}.")
-    if layer.deflect_input[name].bands is None:
+    spectral = cast(SpectralInput, layer.deflect_input[name])
+    if spectral.bands is None:
         raise ConfigError(f"The adapter {name!r} was made without bands=[...], so it has no features to standardise.")
-    return layer, name
+    return spectral.features, name
 
 
 def _config_of(model: nn.Module, adapter_name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 from deflect_hf.errors import ConfigError, listing, nearest
@@ -20,11 +21,7 @@ def main() -> None:
         if name not in COMMANDS:
             raise ConfigError(f"no benchmark {name!r}; there are {listing(COMMANDS)}.{nearest(name, COMMANDS)}")
         show_log()
-        if name == "accuracy":
-            from deflect_hf.benchmark.accuracy import main as run
-        else:
-            from deflect_hf.benchmark.cost import main as run
-        run(sys.argv[2:])
+        importlib.import_module(f"deflect_hf.benchmark.{name}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":

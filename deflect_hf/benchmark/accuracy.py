@@ -16,13 +16,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from deflect_hf import __version__
 from deflect_hf.benchmark.figures import metric_over_parameters
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.errors import ConfigError, listing, nearest
-from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.arguments import Finetune, RunArguments
 from deflect_hf.training.checkpoints import result_folder, write_json
 from deflect_hf.training.compose import parse_arguments, to_yaml
 from deflect_hf.training.metrics import selection_metric
@@ -93,7 +93,7 @@ def train(plan: Plan, row: Row, lr: float, seed: int) -> dict[str, Any]:
     segmentor = plan.base.segmentor
     config = dataclasses.replace(
         plan.base,
-        finetune=row.method,
+        finetune=cast(Finetune, row.method),
         method=dict(row.options),
         seed=seed,
         segmentor=dataclasses.replace(segmentor, optimizer=dataclasses.replace(segmentor.optimizer, lr=lr)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -119,7 +120,7 @@ def find_encoder(model: nn.Module) -> Encoder:
     ]
     container = blocks[0][len(prefix) :].rpartition(".")[0]
     pattern = rf"(?:.*\.)?(?:{re.escape(name[len(prefix) :])}|{re.escape(container)}\.\d+)"
-    attention = modules[blocks[0]].attention
+    attention: Any = modules[blocks[0]].attention
     projection = patch_projection(embeddings)
     return Encoder(
         architecture=architecture,

@@ -30,8 +30,8 @@ class Deflection(NamedTuple):
     """What one block's attention needs: the radiometric stream `a` (B, N, d), and the adapter's G and U."""
 
     stream: torch.Tensor
-    down: nn.Module
-    up: nn.Module
+    down: nn.Linear
+    up: nn.Linear
 
 
 def deflect_displacement(displacement: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
@@ -73,10 +73,10 @@ def deflected_attention(
     )
     if architecture.rotary:
         cos, sin = kwargs.pop("position_embeddings")
-        query, key = source.apply_rotary_pos_emb(query, key, cos, sin)  # type: ignore[attr-defined]
+        query, key = source.apply_rotary_pos_emb(query, key, cos, sin)
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(
         attention.config._attn_implementation,
-        source.eager_attention_forward,  # type: ignore[attr-defined]
+        source.eager_attention_forward,
     )
     call = partial(kernel, attention, query, key, attention_mask=attention_mask, scaling=attention.scaling, **kwargs)
     dropout = getattr(attention, architecture.attention_dropout) if attention.training else 0.0
@@ -131,14 +131,14 @@ def _without_checkpointing(forward: Any) -> Any:
 
 def install(block: nn.Module, architecture: Architecture) -> None:
     """Let `block` and its attention accept the keyword `deflect`; without it they do what they always did."""
-    attention = block.attention
+    attention: Any = block.attention
     block.forward = partial(deflected_block, block)
-    attention.forward = partial(deflected_attention, attention, architecture)  # type: ignore[union-attr]
+    attention.forward = partial(deflected_attention, attention, architecture)
 
 
 def uninstall(block: nn.Module) -> None:
     """Undo [`install`]: the block is again what its class says."""
     for module in (block, block.attention):
-        own = module.__dict__.get("forward")  # type: ignore[union-attr]
+        own = module.__dict__.get("forward")
         if isinstance(own, partial) and own.func in (deflected_block, deflected_attention):
-            del module.__dict__["forward"]  # type: ignore[union-attr]
+            del module.__dict__["forward"]

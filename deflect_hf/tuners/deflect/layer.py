@@ -7,7 +7,7 @@ block as the pixel-set features (no parameters, so the frozen prefix keeps no au
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -130,7 +130,7 @@ class DeflectEmbeddings(DeflectLayer):
         self.deflect_input = nn.ModuleDict()
         self.in_features, self.out_features = encoder.num_channels, encoder.hidden_size
         self._disable_adapters = False
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder) -> None:
         """Add the input of an adapter: its bands, indices and statistics. It has no parameters."""
@@ -139,11 +139,11 @@ class DeflectEmbeddings(DeflectLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """(B, C, H, W) reflectance -> (B, N, D + 2F) tokens with the pixel sets beside them, (B, N, D) when disabled."""
+        """(B, C, H, W) reflectance -> (B, N, D + 2F) tokens, pixel sets beside them; (B, N, D) when disabled."""
         name = self.adapter
         if name is None:
             return self.base_layer(pixel_values, *args, **kwargs)
-        spectral: SpectralInput = self.deflect_input[name]  # type: ignore[assignment]
+        spectral = cast(SpectralInput, self.deflect_input[name])
         output = self.base_layer(spectral.base_pixels(pixel_values), *args, **kwargs)
         if self.disable_adapters:
             return output
@@ -182,7 +182,7 @@ class DeflectBlock(DeflectLayer):
         self.deflect_role: dict[str, Role] = {}
         self.in_features = self.out_features = encoder.hidden_size
         self._disable_adapters = False
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
         install(self.get_base_layer(), encoder.architecture)
 
     def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder, position: int) -> None:
@@ -190,10 +190,11 @@ class DeflectBlock(DeflectLayer):
         targeted = encoder.targeted_blocks(config.layers_to_transform)
         role = Role(position in targeted, position == targeted[0], position == targeted[-1])
         self.deflect_role[adapter_name] = role
+        aux_dim = config.aux_dim or encoder.default_aux_dim
         if role.first:
-            self.deflect_spectral[adapter_name] = nn.Linear(feature_count(config, encoder), config.aux_dim)
+            self.deflect_spectral[adapter_name] = nn.Linear(feature_count(config, encoder), aux_dim)
         if role.deflects:
-            self.deflect_down[adapter_name] = nn.Linear(2 * config.aux_dim, config.rank)
+            self.deflect_down[adapter_name] = nn.Linear(2 * aux_dim, config.rank)
             self.deflect_up[adapter_name] = nn.Linear(config.rank, encoder.hidden_size)
             if config.init_weights:
                 self.reset_deflect_parameters(adapter_name)
@@ -215,13 +216,16 @@ class DeflectBlock(DeflectLayer):
         if hidden_states.shape[-1] == self.out_features:
             return self.base_layer(hidden_states, *args, **kwargs)
         name = self.adapter
-        role = self.deflect_role[name]  # type: ignore[index]
+        if name is None:
+            raise UnsupportedOperationError("A stream arrives, but no adapter is active: activate one on all layers.")
+        role = self.deflect_role[name]
         tokens, stream = hidden_states.split([self.out_features, hidden_states.shape[-1] - self.out_features], dim=-1)
         if role.first:
-            spectral = self.deflect_spectral[name]  # type: ignore[index]
+            spectral = cast(nn.Linear, self.deflect_spectral[name])
             stream = spectral(stream.to(spectral.weight.dtype))
         if role.deflects:
-            kwargs["deflect"] = Deflection(stream, self.deflect_down[name], self.deflect_up[name])  # type: ignore[index]
+            down, up = cast(nn.Linear, self.deflect_down[name]), cast(nn.Linear, self.deflect_up[name])
+            kwargs["deflect"] = Deflection(stream, down, up)
         # Not `self.base_layer(...)`: its class may checkpoint in `__call__`, and `deflected_block` does that itself.
         tokens = nn.Module.__call__(self.base_layer, tokens, *args, **kwargs)
         return tokens if role.last else torch.cat([tokens, stream.to(tokens.dtype)], dim=-1)
