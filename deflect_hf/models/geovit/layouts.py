@@ -1,0 +1,172 @@
+"""Names of the tensors in published checkpoints, and their way into GeoViT: everything is used, listed or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deflect_hf.errors import CheckpointError, listing
+from deflect_hf.models.geovit.configuration import GeoViTConfig
+from deflect_hf.models.geovit.embeddings import GeoViTEmbeddings
+from deflect_hf.models.geovit.modeling import GeoViTModel
+from deflect_hf.models.geovit.sources import Source
+
+PATCHES = "patch_embed.proj.weight"
+# Part of a block here -> its name in the files.
+PARTS = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.q_proj": "attn.qkv",
+    "attention.k_proj": "attn.qkv",
+    "attention.v_proj": "attn.qkv",
+    "attention.o_proj": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+FUSED = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+# Half precision tables still pass, another order of channels does not.
+TABLE_TOLERANCE = 2e-3
+
+
+class Layout(NamedTuple):
+    """How a file names the parts of the encoder, below a prefix of its own."""
+
+    blocks: str
+    norm: str
+    positions: str
+
+
+LAYOUTS = (Layout("blocks", "norm", "pos_embed"), Layout("encoder", "encoder_norm", "encoder_pos_embed"))
+
+
+class Origin(NamedTuple):
+    """Tensor of the file that a tensor of GeoViT is taken from; ``third`` of q, k, v stacked by rows."""
+
+    name: str
+    third: int | None
+
+
+def convert_tensors(
+    tensors: Mapping[str, Tensor], source: Source, config: GeoViTConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors as published -> those of ``GeoViTModel(config)`` in float32, and the names that were left out.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, is not finite, or belongs to an encoder that GeoViT
+            would not compute like its authors'.
+    """
+    prefix, layout = find_layout(tensors, source)
+    with torch.device("meta"):
+        targets = GeoViTModel(config).state_dict()
+    origins = {name: _origin(name, prefix, layout) for name in targets}
+    _check_names(tensors, source, {origin.name for origin in origins.values()}, prefix, layout)
+    _check_shapes(tensors, source, targets, origins)
+    _check_table(tensors, source, config, prefix + layout.positions)
+    state = {name: _take(tensors[origin.name], origin.third) for name, origin in origins.items()}
+    broken = [name for name, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"the checkpoint holds NaN or infinity in {_shown(origins[name].name for name in broken)}."
+        )
+    return state, sorted(set(tensors) - {origin.name for origin in origins.values()})
+
+
+def find_layout(tensors: Mapping[str, Tensor], source: Source) -> tuple[str, Layout]:
+    """Prefix of the encoder's tensors, and the layout below it.
+
+    Raises:
+        CheckpointError: there is no encoder, more than one, or one with norms behind the blocks.
+    """
+    prefixes = [name.removesuffix(PATCHES) for name in tensors if name.endswith(PATCHES)]
+    if len(prefixes) != 1:
+        raise CheckpointError(
+            f"the checkpoint has {len(prefixes)} tensors '...{PATCHES}', one is needed. Is it that of {source.title}? "
+            f"It has {_shown(tensors)}."
+        )
+    prefix = prefixes[0]
+    if any(name.startswith(f"{prefix}encoder.encoders.") for name in tensors):
+        raise CheckpointError(
+            "the checkpoint comes from the xFormers build of Cross-Scale MAE ('encoder.encoders.0...'), whose norms by "
+            "default stand behind the blocks, not before: a ViT would compute something else. Take the published file "
+            f"without xFormers, {source.download}"
+        )
+    for layout in LAYOUTS:
+        if f"{prefix}{layout.blocks}.0.norm1.weight" in tensors:
+            return prefix, layout
+    raise CheckpointError(f"the checkpoint names its blocks in no known way; it has {_shown(tensors)}.")
+
+
+def _origin(target: str, prefix: str, layout: Layout) -> Origin:
+    if target == "embeddings.cls_token":
+        return Origin(f"{prefix}cls_token", None)
+    if target == "embeddings.position_embeddings":
+        return Origin(prefix + layout.positions, None)
+    path, _, kind = target.rpartition(".")
+    if path == "embeddings.patch_embeddings.projection":
+        return Origin(f"{prefix}patch_embed.proj.{kind}", None)
+    if path == "layernorm":
+        return Origin(f"{prefix}{layout.norm}.{kind}", None)
+    _, index, part = path.split(".", 2)
+    third = FUSED.index(part) if part in FUSED else None
+    return Origin(f"{prefix}{layout.blocks}.{index}.{PARTS[part]}.{kind}", third)
+
+
+def _check_names(tensors: Mapping[str, Tensor], source: Source, needed: set[str], prefix: str, layout: Layout) -> None:
+    missing = sorted(needed - set(tensors))
+    if missing:
+        raise CheckpointError(f"the checkpoint of {source.title} lacks {len(missing)} tensors: {_shown(missing)}.")
+    own = tuple(prefix + part for part in (f"{layout.blocks}.", f"{layout.norm}.", "patch_embed.", "cls_token"))
+    unknown = sorted(name for name in set(tensors) - needed if name.startswith(own))
+    if unknown:
+        raise CheckpointError(
+            f"the checkpoint has {len(unknown)} encoder tensors that {source.title} has not: {_shown(unknown)}. It is "
+            "another or a larger encoder, and without them it would not be itself. Choose its own --source."
+        )
+
+
+def _check_shapes(
+    tensors: Mapping[str, Tensor], source: Source, targets: Mapping[str, Tensor], origins: Mapping[str, Origin]
+) -> None:
+    for target, origin in origins.items():
+        expected = tuple(targets[target].shape)
+        if origin.third is not None:
+            expected = (3 * expected[0], *expected[1:])
+        given = tensors[origin.name]
+        if tuple(given.shape) != expected or not given.is_floating_point():
+            raise CheckpointError(
+                f"{origin.name} is {given.dtype} of shape {tuple(given.shape)}, but in {source.title} it has the shape "
+                f"{expected}. Is it the checkpoint of another encoder? Choose its own --source."
+            )
+
+
+def _check_table(tensors: Mapping[str, Tensor], source: Source, config: GeoViTConfig, name: str) -> None:
+    """A stored table of fixed positions is not used, but must be the one that GeoViT computes."""
+    if config.position_embedding in ("learned", "sincos_gsd") or name not in tensors:
+        return
+    own = GeoViTEmbeddings(config).positions(config.grid_size, torch.ones(1))
+    given = tensors[name].float()
+    if given.shape != own.shape:
+        raise CheckpointError(
+            f"{name} has the shape {tuple(given.shape)}, but for {source.title} it is {tuple(own.shape)}: the "
+            "checkpoint was made for another image size, number of frames or width."
+        )
+    difference = (given - own).abs().max().item()
+    if not difference <= TABLE_TOLERANCE:
+        raise CheckpointError(
+            f"{name} differs by {difference:.2g} from the fixed sine-cosine positions of {source.title}: the "
+            "checkpoint was trained with others, so GeoViT would not compute the same."
+        )
+
+
+def _take(tensor: Tensor, third: int | None) -> Tensor:
+    part = tensor if third is None else tensor.chunk(3)[third]
+    # A copy of its own: parts of one storage cannot be saved apart.
+    return part.detach().to(torch.float32, copy=True).contiguous()
+
+
+def _shown(names: Iterable[str], most: int = 12) -> str:
+    names = list(names)
+    return listing(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

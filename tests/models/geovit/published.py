@@ -1,0 +1,233 @@
+"""Checkpoints with the names and shapes of the published ones, in small, and what their authors' models compute.
+
+Written from the description of the files alone, without a line of the package: names as in timm and the masked
+autoencoders, positions in float64 with numpy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deflect_hf.models.geovit.sources import SOURCES, Source
+
+DEPTH, HEADS = 2, 4
+# The width is a multiple of 16 for Prithvi; GSD positions need one of 4.
+TINY = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 128}
+
+
+@dataclass
+class Published:
+    """How one published file is built, in small."""
+
+    source: str
+    patch: int
+    image: int
+    channels: int = 3
+    frames: int | None = None
+    wrapper: str | None = None
+    prefix: str = ""
+    blocks: str = "blocks"
+    norm: str = "norm"
+    positions: str = "pos_embed"
+    kind: str = "plane"
+    eps: float = 1e-6
+    extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    around: dict[str, Any] = field(default_factory=dict)
+
+    def tiny_source(self) -> Source:
+        """The entry of the package's table with small sizes; everything else as it stands there."""
+        config = {**SOURCES[self.source].config, **TINY, "patch_size": self.patch, "image_size": self.image}
+        if self.frames is not None:
+            config["num_frames"] = self.frames
+        return dataclasses.replace(SOURCES[self.source], config=config)
+
+    def tensors(self, width: int = 32) -> dict[str, Tensor]:
+        """The encoder's tensors with random values, and random ones for the parts to be left out."""
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return 0.3 * torch.randn(shape, generator=generator)
+
+        kernel = (self.patch, self.patch) if self.frames is None else (1, self.patch, self.patch)
+        encoder = {
+            "cls_token": random(1, 1, width),
+            "patch_embed.proj.weight": random(width, self.channels, *kernel),
+            "patch_embed.proj.bias": random(width),
+            self.positions: self.stored_positions(width, random),
+            f"{self.norm}.weight": 1 + random(width),
+            f"{self.norm}.bias": random(width),
+        }
+        for i in range(DEPTH):
+            shapes = {
+                "norm1.weight": (width,),
+                "norm1.bias": (width,),
+                "attn.qkv.weight": (3 * width, width),
+                "attn.qkv.bias": (3 * width,),
+                "attn.proj.weight": (width, width),
+                "attn.proj.bias": (width,),
+                "norm2.weight": (width,),
+                "norm2.bias": (width,),
+                "mlp.fc1.weight": (4 * width, width),
+                "mlp.fc1.bias": (4 * width,),
+                "mlp.fc2.weight": (width, 4 * width),
+                "mlp.fc2.bias": (width,),
+            }
+            encoder |= {f"{self.blocks}.{i}.{name}": random(*shape) for name, shape in shapes.items()}
+        named = {self.prefix + name: value for name, value in encoder.items()}
+        return named | {name: random(*shape) for name, shape in self.extra.items()}
+
+    def stored_positions(self, width: int, random: Any) -> Tensor:
+        side = self.image // self.patch
+        if self.kind == "learned":
+            return random(1, 1 + side * side, width)
+        frames = self.frames or 1
+        table = volume(frames, side, side, width) if self.frames else plane(side, side, width)
+        return with_class_token(table)
+
+    def save(self, path: Path, tensors: dict[str, Tensor] | None = None) -> Path:
+        """Write the checkpoint as its authors did, with everything around the weights."""
+        content: dict[str, Any] = self.tensors() if tensors is None else tensors
+        if self.wrapper:
+            content = {self.wrapper: content, **self.around}
+        torch.save(content, path)
+        return path
+
+
+TRAINING_STATE = {"optimizer": {"state": {}}, "epoch": 799, "args": argparse.Namespace(lr=1e-4, model="mae")}
+MAE_DECODER = {
+    "mask_token": (1, 1, 16),
+    "decoder_pos_embed": (1, 17, 16),
+    "decoder_embed.weight": (16, 32),
+    "decoder_embed.bias": (16,),
+    "decoder_blocks.0.attn.qkv.weight": (48, 16),
+    "decoder_norm.weight": (16,),
+    "decoder_pred.weight": (192, 16),
+}
+PRITHVI_2_DECODER = {f"decoder.{name}": shape for name, shape in MAE_DECODER.items()}
+TL_SCALES = {
+    "encoder.temporal_embed_enc.scale": (1,),
+    "encoder.location_embed_enc.scale": (1,),
+    "decoder.temporal_embed_dec.scale": (1,),
+    "decoder.location_embed_dec.scale": (1,),
+}
+PUBLISHED = {
+    "scale-mae": Published(
+        "scale-mae",
+        patch=8,
+        image=32,
+        wrapper="model",
+        around=TRAINING_STATE,
+        extra={**MAE_DECODER, "fpn.fpn1.0.weight": (16, 16, 2, 2), "fcn_high.proj.weight": (16, 16, 1, 1)},
+    ),
+    "dino-mc": Published(
+        "dino-mc",
+        patch=4,
+        image=32,
+        wrapper="teacher",
+        prefix="module.backbone.",
+        kind="learned",
+        extra={"module.head.mlp.0.weight": (64, 32), "module.head.last_layer.weight_v": (50, 8)},
+        around={**TRAINING_STATE, "student": {"module.backbone.cls_token": torch.zeros(1, 1, 32)}},
+    ),
+    "cross-scale-mae-base": Published(
+        "cross-scale-mae-base", patch=8, image=32, wrapper="model", around=TRAINING_STATE, extra=MAE_DECODER
+    ),
+    "cross-scale-mae-large": Published(
+        "cross-scale-mae-large",
+        patch=8,
+        image=32,
+        wrapper="model",
+        blocks="encoder",
+        norm="encoder_norm",
+        positions="encoder_pos_embed",
+        extra={"decoder.0.norm1.weight": (16,), "predictor.0.weight": (32, 32), "mask_token": (1, 1, 16)},
+    ),
+    "satmae": Published("satmae", patch=8, image=32, wrapper="model", around=TRAINING_STATE, extra=MAE_DECODER),
+    "prithvi-eo-1": Published(
+        "prithvi-eo-1", patch=8, image=32, channels=6, frames=3, kind="volume", eps=1e-5, extra=MAE_DECODER
+    ),
+    "prithvi-eo-2-300m": Published(
+        "prithvi-eo-2-300m",
+        patch=8,
+        image=32,
+        channels=6,
+        frames=4,
+        kind="volume",
+        eps=1e-5,
+        prefix="encoder.",
+        extra=PRITHVI_2_DECODER,
+    ),
+    "prithvi-eo-2-600m-tl": Published(
+        "prithvi-eo-2-600m-tl",
+        patch=14,
+        image=56,
+        channels=6,
+        frames=4,
+        kind="volume",
+        eps=1e-5,
+        prefix="encoder.",
+        extra={**PRITHVI_2_DECODER, **TL_SCALES},
+    ),
+}
+
+
+def axis(positions: np.ndarray, width: int) -> np.ndarray:
+    """(M,) -> (M, width): sines, then cosines."""
+    frequencies = 1.0 / 10000 ** (np.arange(width // 2) / (width / 2))
+    angles = np.outer(positions, frequencies)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def plane(rows: int, columns: int, width: int, scale: float = 1.0) -> np.ndarray:
+    """(rows * columns, width), token by token."""
+    tokens = [(row, column) for row in range(rows) for column in range(columns)]
+    down, across = np.array(tokens, dtype=float).T * scale
+    return np.concatenate([axis(across, width // 2), axis(down, width // 2)], axis=1)
+
+
+def volume(frames: int, rows: int, columns: int, width: int) -> np.ndarray:
+    """(frames * rows * columns, width), token by token."""
+    tokens = [(t, y, x) for t in range(frames) for y in range(rows) for x in range(columns)]
+    t, y, x = np.array(tokens, dtype=float).T
+    space, time = width * 6 // 16, width * 4 // 16
+    return np.concatenate([axis(x, space), axis(y, space), axis(t, time)], axis=1)
+
+
+def with_class_token(table: np.ndarray) -> Tensor:
+    """(N, D) -> (1, 1 + N, D) float32, zeros first."""
+    return torch.from_numpy(np.concatenate([np.zeros((1, table.shape[1])), table])).float()[None]
+
+
+def reference_forward(published: Published, tensors: dict[str, Tensor], x: Tensor, positions: Tensor) -> Tensor:
+    """(B, C, [T,] H, W) -> (B, 1 + N, D): the authors' pre-norm ViT on their own tensors, after the final norm."""
+    w = {name.removeprefix(published.prefix): value for name, value in tensors.items()}
+    convolve = F.conv2d if published.frames is None else F.conv3d
+    kernel = w["patch_embed.proj.weight"]
+    tokens = convolve(x, kernel, w["patch_embed.proj.bias"], stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
+    width = tokens.shape[-1]
+    tokens = torch.cat([w["cls_token"].expand(len(x), -1, -1), tokens], dim=1) + positions
+
+    def norm(values: Tensor, name: str) -> Tensor:
+        return F.layer_norm(values, (width,), w[f"{name}.weight"], w[f"{name}.bias"], published.eps)
+
+    for i in range(DEPTH):
+        block = f"{published.blocks}.{i}"
+        qkv = F.linear(norm(tokens, f"{block}.norm1"), w[f"{block}.attn.qkv.weight"], w[f"{block}.attn.qkv.bias"])
+        q, k, v = qkv.unflatten(-1, (3, HEADS, width // HEADS)).permute(2, 0, 3, 1, 4)
+        attention = (q @ k.transpose(-2, -1) * (width // HEADS) ** -0.5).softmax(dim=-1)
+        mixed = (attention @ v).transpose(1, 2).flatten(2)
+        tokens = tokens + F.linear(mixed, w[f"{block}.attn.proj.weight"], w[f"{block}.attn.proj.bias"])
+        inner = F.gelu(
+            F.linear(norm(tokens, f"{block}.norm2"), w[f"{block}.mlp.fc1.weight"], w[f"{block}.mlp.fc1.bias"])
+        )
+        tokens = tokens + F.linear(inner, w[f"{block}.mlp.fc2.weight"], w[f"{block}.mlp.fc2.bias"])
+    return norm(tokens, published.norm)

@@ -1,0 +1,301 @@
+"""From files as published to a folder of transformers."""
+
+import argparse
+import dataclasses
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel
+
+from deflect_hf.errors import CheckpointError, ConfigError
+from deflect_hf.models.geovit import GeoViTBackbone, GeoViTModel
+from deflect_hf.models.geovit.conversion import convert, main
+from deflect_hf.models.geovit.sources import SOURCES, get_source
+from tests.models.geovit.published import PUBLISHED, plane, reference_forward, volume, with_class_token
+
+WITH_FIXED_POSITIONS = [item for item in PUBLISHED.values() if item.kind != "learned"]
+# Scale-MAE's authors compute their positions in every forward and leave the stored table unused.
+WITH_A_USED_TABLE = [item for item in WITH_FIXED_POSITIONS if item.source != "scale-mae"]
+
+
+def name_of(published):
+    return published.source
+
+
+def refusal(published, tmp_path, tensors):
+    """The message with which a changed checkpoint is refused; nothing is written."""
+    file = published.save(tmp_path / "changed.pth", tensors)
+    with pytest.raises(CheckpointError) as caught:
+        convert(published.tiny_source(), file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert str(caught.value).startswith(str(file))
+    return str(caught.value)
+
+
+def test_converted_encoder_computes_what_the_authors_does(published, checkpoint, tmp_path):
+    convert(published.tiny_source(), checkpoint, tmp_path / "out")
+    encoder = AutoModel.from_pretrained(tmp_path / "out").eval()
+    assert type(encoder) is GeoViTModel
+    tensors = published.tensors()
+    shape = (published.channels, *([published.frames] if published.frames else []), published.image, published.image)
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2))
+    positions = tensors[published.prefix + published.positions]
+    with torch.no_grad():
+        expected = reference_forward(published, tensors, x, positions)
+        torch.testing.assert_close(encoder(x).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("published", WITH_FIXED_POSITIONS, ids=name_of)
+def test_other_grids_too(published, checkpoint, tmp_path):
+    convert(published.tiny_source(), checkpoint, tmp_path / "out")
+    encoder = AutoModel.from_pretrained(tmp_path / "out").eval()
+    rows, columns = 3, 5
+    x = torch.randn(2, published.channels, rows * published.patch, columns * published.patch)
+    table = volume(1, rows, columns, 32) if published.frames else plane(rows, columns, 32)
+    series = x.unsqueeze(2) if published.frames else x
+    with torch.no_grad():
+        expected = reference_forward(published, published.tensors(), series, with_class_token(table))
+        torch.testing.assert_close(encoder(x).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_queries_keys_and_values_are_the_thirds_of_the_fused_matrix(published, checkpoint, tmp_path):
+    convert(published.tiny_source(), checkpoint, tmp_path / "out")
+    state = GeoViTModel.from_pretrained(tmp_path / "out").state_dict()
+    for kind in ("weight", "bias"):
+        parts = [state[f"layers.1.attention.{name}_proj.{kind}"] for name in "qkv"]
+        fused = published.tensors()[f"{published.prefix}{published.blocks}.1.attn.qkv.{kind}"]
+        assert torch.equal(torch.cat(parts), fused)
+
+
+def test_everything_left_out_is_listed(published, checkpoint, tmp_path):
+    conversion = convert(published.tiny_source(), checkpoint, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    unused = {published.prefix + published.positions} if published.kind != "learned" else set()
+    assert set(record["left_out"]) == set(published.extra) | unused == set(conversion.left_out)
+    assert record["file"] == "published.pth" and len(record["sha256"]) == 64
+    assert conversion.parameters == sum(p.numel() for p in GeoViTModel.from_pretrained(tmp_path / "out").parameters())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"`{part}`: {count}" in card for part, count in conversion.left_out_by_part().items())
+
+
+def test_card_carries_the_licence_of_the_weights(published, checkpoint, tmp_path):
+    licences = {"scale": "cc-by-nc-4.0", "cross": "cc-by-nc-4.0", "satmae": "cc-by-nc-4.0", "dino": "mit"}
+    licence = licences.get(published.source.split("-")[0], "apache-2.0")
+    convert(published.tiny_source(), checkpoint, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"\nlicense: {licence}\n" in card
+    assert ("No commercial use" in card.replace("\n", " ")) == (licence == "cc-by-nc-4.0")
+
+
+def test_normalisation_is_written_in_reflectance_where_the_encoder_saw_reflectance(tmp_path):
+    published = PUBLISHED["prithvi-eo-1"]
+    convert(published.tiny_source(), published.save(tmp_path / "a.pt"), tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "normalisation.json").read_text())
+    assert stored["bands"] == ["B", "G", "R", "N2", "S1", "S2"]
+    assert stored["mean"] == pytest.approx([0.0775229, 0.1080993, 0.1228586, 0.2497202, 0.2204214, 0.1610832])
+    assert stored["std"][0] == pytest.approx(0.1281526)
+    published = PUBLISHED["satmae"]
+    convert(published.tiny_source(), published.save(tmp_path / "b.pth"), tmp_path / "rgb")
+    assert not (tmp_path / "rgb" / "normalisation.json").exists()
+
+
+def test_saved_again_it_is_the_same(published, checkpoint, tmp_path):
+    convert(published.tiny_source(), checkpoint, tmp_path / "out")
+    encoder = AutoModel.from_pretrained(tmp_path / "out")
+    encoder.save_pretrained(tmp_path / "again")
+    again = AutoModel.from_pretrained(tmp_path / "again")
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in encoder.state_dict().items())
+    assert AutoConfig.from_pretrained(tmp_path / "again").to_diff_dict() == encoder.config.to_diff_dict()
+    backbone = GeoViTBackbone.from_pretrained(tmp_path / "again", out_indices=[1, 2])
+    assert all(torch.equal(backbone.state_dict()[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_flat_and_safe_files_are_read_as_well(tmp_path):
+    published = PUBLISHED["scale-mae"]
+    torch.save(published.tensors(), tmp_path / "flat.pth")
+    save_file(published.tensors(), tmp_path / "flat.safetensors")
+    states = []
+    for name in ("flat.pth", "flat.safetensors"):
+        convert(published.tiny_source(), tmp_path / name, tmp_path / name[5:])
+        states.append(GeoViTModel.from_pretrained(tmp_path / name[5:]).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_half_precision_files_become_float32(tmp_path):
+    published = PUBLISHED["satmae"]
+    halves = {name: value.half() for name, value in published.tensors().items()}
+    convert(published.tiny_source(), published.save(tmp_path / "half.pth", halves), tmp_path / "out")
+    assert {p.dtype for p in AutoModel.from_pretrained(tmp_path / "out").parameters()} == {torch.float32}
+
+
+def test_a_missing_tensor_is_refused(published, tmp_path):
+    tensors = published.tensors()
+    name = f"{published.prefix}{published.blocks}.1.mlp.fc2.bias"
+    del tensors[name]
+    assert f"lacks 1 tensors: '{name}'" in refusal(published, tmp_path, tensors)
+
+
+def test_another_shape_is_refused(published, tmp_path):
+    tensors = published.tensors()
+    name = f"{published.prefix}patch_embed.proj.weight"
+    tensors[name] = tensors[name][..., :2]
+    message = refusal(published, tmp_path, tensors)
+    assert name in message and str(tuple(tensors[name].shape)) in message
+
+
+def test_a_deeper_encoder_is_refused(published, tmp_path):
+    tensors = published.tensors()
+    name = f"{published.prefix}{published.blocks}.2.norm1.weight"
+    tensors[name] = torch.ones(32)
+    assert f"has 1 encoder tensors that {SOURCES[published.source].title} has not: '{name}'" in refusal(
+        published, tmp_path, tensors
+    )
+
+
+def test_layer_scale_is_refused_rather_than_dropped(tmp_path):
+    published = PUBLISHED["dino-mc"]
+    tensors = published.tensors() | {"module.backbone.blocks.0.ls1.gamma": torch.ones(32)}
+    assert "'module.backbone.blocks.0.ls1.gamma'" in refusal(published, tmp_path, tensors)
+
+
+@pytest.mark.parametrize("published", WITH_A_USED_TABLE, ids=name_of)
+def test_other_fixed_positions_are_refused(published, tmp_path):
+    tensors = published.tensors()
+    name = published.prefix + published.positions
+    halves = tensors[name].chunk(2, dim=-1)
+    tensors[name] = torch.cat(halves[::-1], dim=-1)  # row before column
+    assert f"{name} differs by" in refusal(published, tmp_path, tensors)
+
+
+def test_nan_is_refused(tmp_path):
+    published = PUBLISHED["satmae"]
+    tensors = published.tensors()
+    tensors["norm.weight"][3] = float("nan")
+    assert "NaN or infinity in 'norm.weight'" in refusal(published, tmp_path, tensors)
+
+
+def test_xformers_build_of_cross_scale_mae_is_refused(tmp_path):
+    published = PUBLISHED["cross-scale-mae-base"]
+    tensors = published.tensors() | {"encoder.encoders.0.wrap_att.norm.weight": torch.ones(32)}
+    assert "whose norms by default stand behind the blocks" in refusal(published, tmp_path, tensors)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    published = PUBLISHED["scale-mae"]
+    assert "has 0 tensors '...patch_embed.proj.weight'" in refusal(published, tmp_path, {"conv1.weight": torch.ones(2)})
+    torch.save({"model": "none"}, tmp_path / "empty.pth")
+    with pytest.raises(CheckpointError, match="no tensors under 'model' or at the top, only 'model'"):
+        convert(published.tiny_source(), tmp_path / "empty.pth", tmp_path / "out")
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("code from a checkpoint was run",))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
+    published = PUBLISHED["scale-mae"]
+    torch.save({"model": published.tensors(), "args": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(
+        CheckpointError, match=r"objects of '(builtins|__builtin__)\.print', and unpickling them can run code"
+    ):
+        convert(published.tiny_source(), tmp_path / "evil.pth", tmp_path / "out")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Payload()}))
+    with pytest.raises(CheckpointError, match=r"plain\.pth"):
+        convert(published.tiny_source(), tmp_path / "plain.pth", tmp_path / "out")
+    assert "code from a checkpoint was run" not in capsys.readouterr().out
+
+
+def test_allowing_namespaces_does_not_outlive_the_conversion(checkpoint, published, tmp_path):
+    convert(published.tiny_source(), checkpoint, tmp_path / "out")
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+def test_a_broken_file_is_refused(tmp_path):
+    published = PUBLISHED["scale-mae"]
+    file = published.save(tmp_path / "broken.pth")
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=r"broken\.pth.*The checkpoint of Scale-MAE ViT-L/16 is at https://"):
+        convert(published.tiny_source(), file, tmp_path / "out")
+
+
+def test_a_used_folder_is_kept(tmp_path):
+    published = PUBLISHED["satmae"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="is there already"):
+        convert(published.tiny_source(), published.save(tmp_path / "a.pth"), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_unknown_source_names_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'scale-mae'"):
+        get_source("scalemae")
+
+
+def run(*arguments):
+    """Exit status of the command line."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return caught.value.code
+
+
+def test_command_line_converts(tmp_path, monkeypatch, capsys):
+    published = PUBLISHED["prithvi-eo-2-600m-tl"]
+    tiny = {**SOURCES, published.source: published.tiny_source()}
+    monkeypatch.setattr("deflect_hf.models.geovit.sources.SOURCES", tiny)
+    published.save(tmp_path / "Prithvi_EO_V2_600M_TL.pt")
+    main(["--source", published.source, "--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert f"-> {tmp_path / 'out'}" in printed and "licence of the weights: apache-2.0" in printed
+    assert "left out: encoder.temporal_embed_enc" in printed
+    assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "geovit"
+
+
+def test_user_errors_end_with_status_2_and_one_line(tmp_path, capsys):
+    cases = [
+        ("--source", "scalemae", "--output", tmp_path / "out"),
+        ("--source", "scale-mae", "--checkpoint", tmp_path / "none.pth", "--output", tmp_path / "out"),
+        ("--source", "dino-mc", "--output", tmp_path / "out"),
+        ("--source", "satmae", "--checkpoint", tmp_path, "--output", tmp_path / "out"),
+    ]
+    for case in cases:
+        assert run(*case) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_missing_file_says_where_to_get_it(tmp_path, capsys):
+    run("--source", "scale-mae", "--checkpoint", tmp_path / "none.pth", "--output", tmp_path / "out")
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 'none.pth'}: no such file or folder. The checkpoint of Scale-MAE ViT-L/16 is at "
+        "https://github.com/bair-climate-initiative/scale-mae/releases/download/base-800/scalemae-vitlarge-800.pth.\n"
+    )
+
+
+def test_a_folder_with_several_files_asks_which(tmp_path, capsys):
+    for name in ("a.pth", "b.pth"):
+        PUBLISHED["dino-mc"].save(tmp_path / name)
+    assert run("--source", "dino-mc", "--checkpoint", tmp_path, "--output", tmp_path / "out") == 2
+    assert "holds 2 checkpoints: 'a.pth', 'b.pth'. Choose with --file." in capsys.readouterr().err
+
+
+def test_a_hub_repository_is_read_from_the_cache(tmp_path, monkeypatch):
+    published = PUBLISHED["satmae"]
+    source = dataclasses.replace(published.tiny_source(), hub_id="someone/satmae")
+    folder = tmp_path / "models--someone--satmae"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    published.save(folder / "snapshots" / ("0" * 40) / "fmow_pretrain.pth")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    from deflect_hf.models.geovit.checkpoint_files import find_checkpoint
+
+    convert(source, find_checkpoint(source), tmp_path / "out")
+    assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "geovit"
+    with pytest.raises(CheckpointError, match=r"'fmow_pretrain\.pth' cannot be had from a Hub repository"):
+        find_checkpoint(source, "someone/else")
