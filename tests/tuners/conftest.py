@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 
 from tests.tuners.tiny import ENCODERS
@@ -15,3 +18,19 @@ def architecture(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["eager", "sdpa"])
 def attention(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many of PEFT's own tests ran per method and architecture, when they ran."""
+    counts: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed", "skipped", "xfailed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in getattr(report, "user_properties", []):
+                if name == "peft_suite":
+                    counts.setdefault(value, Counter())[outcome] += 1
+    for name, counter in sorted(counts.items()):
+        total = sum(counter.values())
+        terminalreporter.write_line(
+            f"PEFT's own tests, {name}: {counter['passed']} of {total} passed, {counter['failed']} failed, "
+            f"{counter['xfailed']} failed as known, {counter['skipped']} skipped by PEFT itself"
+        )

@@ -30,7 +30,8 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vit_mae": ("ViTMAEConfig", "ViTMAEModel", {"mask_ratio": 0.5}),
     "dinov2": ("Dinov2Config", "Dinov2Model", {"mlp_ratio": 2}),
     "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {"mlp_ratio": 2}),
-    "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel", {}),
+    # Without the rescaling that it draws at random in training, two runs can be compared.
+    "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel", {"pos_embed_rescale": None}),
 }
 
 

@@ -30,7 +30,7 @@ class DeflectConfig(PeftConfig):
 
     Args:
         bands: spyndex band codes of the channels of `pixel_values`, in order (`["B", "G", "R", "N", "S1", "S2"]`).
-            Other names of the field (`B04`, `red`) are turned into codes.
+            Common names (`red`, `nir`) are turned into codes.
         base_bands: bands the frozen patch embedding was pretrained on, in its order. Default: R, G, B.
         base_mean, base_std: per base band, what the encoder subtracts and divides by, in reflectance. `None`: the
             base bands pass unchanged.

@@ -1,0 +1,75 @@
+"""PEFT's own tests of configurations (`TestPeftConfig`), run against `DeflectConfig`.
+
+| left out | why |
+| --- | --- |
+| from_pretrained, from_pretrained_cache_dir(_remote), save_pretrained_with_runtime_config | read a LoRA from the Hub |
+| config_layers_to_transform_index_zero | for methods that have `layers_pattern` |
+| tests of some other methods (LoRA, IA3, AdaLoRA, prompt encoders) | do not run over all classes |
+
+`test_every_test_is_accounted_for` keeps this table true when PEFT adds a test.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import TaskType
+
+from deflect_hf import DeflectConfig
+from tests.tuners.peft_sources import fetch, load
+
+LEFT_OUT = {
+    "test_from_pretrained", "test_from_pretrained_cache_dir", "test_save_pretrained_with_runtime_config",
+    "test_config_layers_to_transform_index_zero",
+}  # fmt: skip
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "test_valid_task_type": [{"valid_task_type": task} for task in [*TaskType, None]],
+    "test_peft_version_is_stored": [{"version": version} for version in ("0.17.0", "0.18.0rc0")],
+}
+TESTS = [
+    "test_methods", "test_valid_task_type", "test_invalid_task_type", "test_save_pretrained", "test_from_json_file",
+    "test_to_dict", "test_set_attributes", "test_config_copy", "test_config_deepcopy", "test_config_pickle_roundtrip",
+    "test_from_pretrained_forward_compatible", "test_from_pretrained_forward_compatible_load_from_peft_config",
+    "test_from_pretrained_sanity_check", "test_peft_version_is_stored", "test_peft_version_is_dev_version",
+    "test_peft_version_is_dev_version_but_commit_hash_cannot_be_determined",
+    "test_peft_version_warn_when_commit_hash_errors",
+]  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "spectral": {"bands": ["red", "green", "blue", "nir"], "layers_to_transform": [-1], "modules_to_save": ["head"]},
+}
+
+
+@pytest.fixture(scope="module")
+def peft_class(pytestconfig: pytest.Config) -> Any:
+    """PEFT's class of tests of configurations."""
+    (module,) = load(fetch(Path(pytestconfig.cache.mkdir("peft-sources"))), "test_config")  # type: ignore[union-attr]
+    return module.TestPeftConfig
+
+
+@pytest.mark.parametrize("mandatory", list(CONFIGS))
+@pytest.mark.parametrize(
+    ("test", "variant"),
+    [pytest.param(test, variant, id=test) for test in TESTS for variant in VARIANTS.get(test, [{}])],
+)
+def test_of_peft(test, variant, mandatory, peft_class, tmp_path, monkeypatch, recwarn):
+    run = getattr(peft_class(), test)
+    known = {"config_class": DeflectConfig, "mandatory_kwargs": CONFIGS[mandatory], "tmp_path": tmp_path,
+             "monkeypatch": monkeypatch, "recwarn": recwarn, **variant}  # fmt: skip
+    run(**{name: known[name] for name in inspect.signature(run).parameters})
+
+
+def test_every_peft_type_makes_its_config(peft_class):
+    peft_class().test_from_peft_type()
+
+
+def test_every_test_is_accounted_for(peft_class):
+    """Each test that PEFT runs over all configuration classes is either run here or left out by name."""
+    found = {
+        name for name, function in vars(peft_class).items()
+        if name.startswith("test_") and "mandatory_kwargs" in inspect.signature(function).parameters
+    }  # fmt: skip
+    assert found == LEFT_OUT | set(TESTS)
