@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from deflect_hf.bands import normalise_base_bands, select_bands
 from deflect_hf.errors import ArchitectureError, BandError, CheckpointError, ConfigError, DataError, listing, nearest
 from deflect_hf.models.configuration import EncoderWithHeadConfig, as_pair
+from deflect_hf.models.geovit.sources import conversion_hint
 
 
 class EncoderFeatures(NamedTuple):
@@ -81,7 +82,7 @@ def load_encoder(
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"The encoder {str(source)!r} cannot be loaded: {error} Give a folder with config.json and "
-            "model.safetensors, or the name of a model on the Hub."
+            f"model.safetensors, or the name of a model on the Hub.{conversion_hint(source)}"
         ) from error
     _refuse_new_weights(report["missing_keys"], f"The encoder checkpoint {str(source)!r}")
     return encoder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -165,3 +166,15 @@ def get_source(name: str) -> Source:
     if name not in SOURCES:
         raise ConfigError(f"source {name!r} is unknown; choose from {listing(SOURCES)}.{nearest(name, SOURCES)}")
     return SOURCES[name]
+
+
+def conversion_hint(folder: str | Path) -> str:
+    """How to make the converted encoder ``folder``, where its name is that of a source; else an empty string."""
+    source = SOURCES.get(Path(folder).name.replace("_", "-"))
+    if source is None:
+        return ""
+    checkpoint = "" if source.hub_id else " --checkpoint FILE"
+    return (
+        f" {source.title} is converted once, from {source.download}: python -m deflect_hf.models.geovit.conversion "
+        f"--source {source.name}{checkpoint} --output {folder}"
+    )
