@@ -1,0 +1,39 @@
+"""How a benchmark's rows are written."""
+
+from __future__ import annotations
+
+import pytest
+
+from deflect_hf.benchmark.rows import Row
+from deflect_hf.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "options", "slug"),
+    [
+        ("frozen", "frozen", {}, "frozen"),
+        ("lora:rank=8,target=qv", "lora", {"rank": 8, "target": "qv"}, "lora_rank_8_target_qv"),
+        (
+            "deflect:layers_to_transform=[4,5],indices=null",
+            "deflect",
+            {"layers_to_transform": [4, 5], "indices": None},
+            "deflect_layers_to_transform_4_5_indices_null",
+        ),
+    ],
+)
+def test_rows(text, method, options, slug):
+    row = Row.parse(text)
+    assert (row.method, row.options, row.slug) == (method, options, slug)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("deflct", "finetune='deflct' is unknown.*'deflect'"),
+        ("lora:rnk=8", "method.rnk is no option of 'lora'.*'rank'"),
+        ("lora:rank", "'rank' has no value; write rank=VALUE"),
+    ],
+)
+def test_bad_rows(text, message):
+    with pytest.raises(ConfigError, match=message):
+        Row.parse(text)
