@@ -191,11 +191,11 @@ def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.de
     ]
     for cost in costs:
         own_inference = statistics.median(cost.inference_seconds)
-        share = statistics.median(cost.input_seconds) / own_inference if cost.input_seconds else None
+        share = f"{100 * statistics.median(cost.input_seconds) / own_inference:.1f} %" if cost.input_seconds else "none"
         lines.append(
             f"| {cost.row} | {cost.encoder_trainable:,} ({100 * cost.encoder_trainable / cost.encoder_total:.2f} %) "
             f"| {statistics.median(cost.step_seconds) / step:.2f} | {own_inference / inference:.2f} "
-            f"| {'none' if share is None else f'{100 * share:.1f} %'} | {cost.saved_bytes / max(first.saved_bytes, 1):.2f} |"
+            f"| {share} | {cost.saved_bytes / max(first.saved_bytes, 1):.2f} |"
         )
     lines.append(
         f"\nViT-{own.size}, patch {own.patch_size}, {own.image_size} px, {len(BANDS)} bands, batch {own.batch_size}, "
