@@ -30,6 +30,7 @@ def test_an_encoder_that_is_not_there_says_where_to_get_it(monkeypatch, tmp_path
     with pytest.raises(CheckpointError) as caught:
         load_encoder("./encoders/satmae")
     assert str(caught.value).endswith(
-        " SatMAE ViT-L/16 (fMoW RGB) is converted once, from https://zenodo.org/record/7369797/files/fmow_pretrain.pth: "
-        "python -m deflect_hf.models.geovit.conversion --source satmae --checkpoint FILE --output ./encoders/satmae"
+        " SatMAE ViT-L/16 (fMoW RGB) is converted once, from "
+        "https://zenodo.org/record/7369797/files/fmow_pretrain.pth: python -m deflect_hf.models.geovit.conversion "
+        "--source satmae --checkpoint FILE --output ./encoders/satmae"
     )

@@ -1,0 +1,31 @@
+"""train.py's road with every converted encoder and its shipped configuration file."""
+
+from pathlib import Path
+
+from deflect_hf.models.geovit.conversion import convert
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.compose import load_config, parse_arguments
+from deflect_hf.training.run import run
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SMALL = ["--dataset.num_samples", "12", "--dataset.image_size", "[56,56]", "--batch_size", "2", "--epochs", "1"]
+
+
+def test_one_epoch_with_each_encoder(published, checkpoint, tmp_path):
+    encoder = tmp_path / "encoder"
+    source = published.tiny_source()
+    convert(source, checkpoint, encoder)
+    words = [
+        *("--config", str(REPOSITORY / "tests" / "conf" / "classification.yaml")),
+        *(
+            "--encoder_config",
+            str(REPOSITORY / "configs" / "foundation_models" / f"{source.name.replace('-', '_')}.yaml"),
+        ),
+        *("--encoder.name_or_path", str(encoder), "--work_dir", str(tmp_path / "run"), *SMALL),
+    ]
+    results, folder, _ = run(parse_arguments(RunArguments, "", words))
+    assert 0 <= results["test"]["accuracy"] <= 1
+    used = load_config(RunArguments, folder / "config.yaml").encoder
+    assert used.base_bands == list(source.base_bands)
+    if source.mean is not None:
+        assert (used.mean, used.std) == (list(source.mean), list(source.std))
