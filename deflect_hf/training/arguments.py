@@ -125,7 +125,7 @@ class SegmentorArguments:
     )
     window: PositiveInt | None = field(
         default=None,
-        metadata={"help": "segmentation: side of evaluation's sliding windows in pixels; null: encoder's image size"},
+        metadata={"help": "segmentation: side of evaluation's sliding windows in pixels; null: the training crop's"},
     )
     loss: LossArguments = field(default_factory=LossArguments)
     optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)

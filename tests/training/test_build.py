@@ -1,0 +1,74 @@
+"""What is fitted or read before training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from deflect_hf.errors import ConfigError
+from deflect_hf.training.arguments import EncoderArguments, RunArguments
+from deflect_hf.training.build import (
+    base_statistics,
+    count_labels,
+    evaluation_window,
+    load_splits,
+    random_encoder,
+    stored_normalisation,
+)
+from deflect_hf.training.compose import parse_arguments
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def configured(*words: str) -> RunArguments:
+    return parse_arguments(RunArguments, "test", ["--config", str(CONF / "segmentation.yaml"), *words])
+
+
+def test_base_statistics_and_label_counts_are_those_of_the_whole_training_split() -> None:
+    config = configured("--augmentation.random_crop", "null")
+    train = load_splits(config, ("train",))["train"]
+    images = torch.stack([train[k]["pixel_values"] for k in range(len(train))]).double()
+    labels = torch.stack([train[k]["labels"] for k in range(len(train))])
+    mean, std = base_statistics(config, train, Accelerator())
+    rgb = images[:, [train.bands.index(band) for band in "RGB"]].movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(torch.tensor(mean).double(), rgb.mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(std).double(), rgb.std(0), rtol=1e-3, atol=0)
+    assert count_labels(config, train, Accelerator()) == torch.bincount(labels.flatten(), minlength=4).tolist()
+
+
+def test_statistics_of_the_configuration_and_of_the_encoder_come_first(tmp_path: Path) -> None:
+    stored = {"bands": ["B", "G", "R"], "unit": "reflectance", "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
+    (tmp_path / "normalisation.json").write_text(json.dumps(stored))
+    arguments = EncoderArguments(name_or_path=str(tmp_path))
+    assert stored_normalisation(arguments) == ([0.3, 0.2, 0.1], [3.0, 2.0, 1.0])
+    assert stored_normalisation(EncoderArguments(name_or_path="some/hub-id")) is None
+    config = configured("--encoder.mean", "1", "2", "3", "--encoder.std", "4", "5", "6")
+    train = load_splits(config, ("train",))["train"]
+    assert base_statistics(config, train, Accelerator()) == ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+    (tmp_path / "normalisation.json").write_text('{"bands": ["R"]}')
+    with pytest.raises(
+        ConfigError, match=r"normalisation\.json: cannot be read: .*; give encoder\.mean and encoder\.std"
+    ):
+        stored_normalisation(arguments)
+
+
+def test_random_encoders_depend_on_their_seed_alone() -> None:
+    def weight(seed: int) -> torch.Tensor:
+        torch.rand(3)
+        fields = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        return (
+            random_encoder(EncoderArguments(random=fields, random_seed=seed)).get_input_embeddings().projection.weight
+        )
+
+    assert torch.equal(weight(0), weight(0)) and not torch.equal(weight(0), weight(1))
+
+
+def test_evaluation_sees_the_scale_of_training() -> None:
+    assert evaluation_window(configured()) == 16  # the training crop
+    assert evaluation_window(configured("--augmentation.random_crop", "null")) is None
+    assert evaluation_window(configured("--segmentor.window", "8")) == 8
+    assert evaluation_window(configured("--augmentation.center_crop", "16", "16")) is None
