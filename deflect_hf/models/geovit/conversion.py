@@ -58,10 +58,11 @@ def convert(source: Source, checkpoint: Path, output: Path) -> Conversion:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} is there already: remove it, or choose another --output.")
     config = GeoViTConfig(**source.config)
+    tensors = read_tensors(checkpoint, source)
     try:
-        state, left_out = convert_tensors(read_tensors(checkpoint, source), source, config)
+        state, left_out = convert_tensors(tensors, source, config)
     except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint}: {str(error).removeprefix(f'{checkpoint}: ')}") from error
+        raise CheckpointError(f"{checkpoint}: {error}") from error
     with torch.device("meta"):
         model = GeoViTModel(config)
     model.load_state_dict(state, assign=True)

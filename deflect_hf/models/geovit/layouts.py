@@ -118,6 +118,12 @@ def _check_names(tensors: Mapping[str, Tensor], source: Source, needed: set[str]
     missing = sorted(needed - set(tensors))
     if missing:
         raise CheckpointError(f"the checkpoint of {source.title} lacks {len(missing)} tensors: {_shown(missing)}.")
+    foreign = sorted(name for name in tensors if name.removeprefix(prefix).startswith(source.foreign))
+    if foreign:
+        raise CheckpointError(
+            f"the checkpoint has {_shown(foreign)}, which that of {source.title} has not: it is another encoder of the "
+            "same shapes. Choose its own --source."
+        )
     own = tuple(prefix + part for part in (f"{layout.blocks}.", f"{layout.norm}.", "patch_embed.", "cls_token"))
     unknown = sorted(name for name in set(tensors) - needed if name.startswith(own))
     if unknown:

@@ -28,7 +28,7 @@ class Source:
     Attributes:
         config: fields of ``GeoViTConfig``.
         wrappers: keys of the file's outer dictionary under which the weights may lie.
-        unused: tensors of the encoder that GeoViT does without, below ``encoder.`` or whatever prefix the file has.
+        foreign: beginnings of names that a file of this source has not, but one of a source of the same shapes has.
         pixels: what its pretraining fed it, in words.
         mean, std: normalisation of the base bands in reflectance; None where it saw 8-bit images.
     """
@@ -44,7 +44,7 @@ class Source:
     files: tuple[str, ...]
     hub_id: str | None = None
     wrappers: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
     base_bands: tuple[str, ...] = ("R", "G", "B")
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -67,7 +67,6 @@ SCALE_MAE = Source(
     files=("scalemae-vitlarge-800.pth", "vit_large_patch16_224_fmow_rgb_scalemae-98ed9821.pth"),
     hub_id="isaaccorley/vit_large_patch16_224_fmow_rgb_scalemae",
     wrappers=("model",),
-    unused=("pos_embed",),  # the table at gsd 1, from which the file's own model computes nothing
 )
 DINO_MC = Source(
     name="dino-mc",
@@ -92,6 +91,7 @@ SATMAE = Source(
     pixels="8-bit RGB / 255, mean 0.4182 0.4215 0.3991, std 0.2877 0.2754 0.2764",
     files=("fmow_pretrain.pth",),
     wrappers=("model",),
+    foreign=("fpn.", "fcn_high.", "fcn_low."),  # the decoder of Scale-MAE
 )
 
 
@@ -126,8 +126,8 @@ def _prithvi(
         pixels="HLS surface reflectance: blue, green, red, narrow near-infrared, SWIR 1, SWIR 2",
         files=(file, "Prithvi_100M.pt") if "1.0" in repository else (file,),
         hub_id=f"ibm-nasa-geospatial/{repository}",
-        # The TL variants were also shown dates and places, and were trained to do without.
-        unused=("temporal_embed_enc.scale", "location_embed_enc.scale"),
+        # The TL variants were also shown dates and places, and were trained to do without: these are left out.
+        foreign=() if repository.endswith("-TL") else ("temporal_embed_enc.", "location_embed_enc."),
         base_bands=HLS_BANDS,
         mean=mean,
         std=std,

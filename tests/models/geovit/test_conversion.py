@@ -170,6 +170,16 @@ def test_other_fixed_positions_are_refused(published, tmp_path):
     assert f"{name} differs by" in refusal(published, tmp_path, tensors)
 
 
+@pytest.mark.parametrize(
+    ("taken_for", "name"),
+    [("satmae", "fcn_high.proj.weight"), ("prithvi-eo-2-300m", "encoder.temporal_embed_enc.scale")],
+)
+def test_another_encoder_of_the_same_shapes_is_refused(taken_for, name, tmp_path):
+    published = PUBLISHED[taken_for]
+    tensors = published.tensors() | {name: torch.ones(1)}
+    assert f"has '{name}', which that of {SOURCES[taken_for].title} has not" in refusal(published, tmp_path, tensors)
+
+
 def test_nan_is_refused(tmp_path):
     published = PUBLISHED["satmae"]
     tensors = published.tensors()
