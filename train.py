@@ -8,7 +8,7 @@
 
 Any key of a configuration file is also a flag (--segmentor.optimizer.lr 1e-3). `method` takes the options of
 --finetune, as --method.NAME VALUE:
-    deflect   rank, aux_dim, indices, layers_to_transform
+    deflect   rank, aux_dim, indices, layers_to_transform, band_dropout
     lora      rank, alpha, dropout, target
     frozen    none
     full      none
