@@ -149,7 +149,6 @@ CLASSIFIERS = {
     "vit": "ViTForImageClassification",
     "dinov2": "Dinov2ForImageClassification",
     "dinov2_with_registers": "Dinov2WithRegistersForImageClassification",
-    "dinov3_vit": "DINOv3ViTForImageClassification",
 }
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    _filter_state_dict_by_key_prefixes,
+    _get_tuner_state_dict_key_prefixes,
+)
 from torch import nn
+from transformers import PreTrainedModel
 
 from deflect_hf.errors import BandError, ConfigError, UnsupportedOperationError
 
 from .architectures import find_encoder
 from .config import DeflectConfig
 from .layer import CANNOT_MERGE, DeflectBlock, DeflectEmbeddings, DeflectLayer
+
+WRAPPER_INFIX = re.compile(r"(?<![^.])_(?:fsdp|checkpoint)_wrapped_module\.")
 
 
 class DeflectModel(BaseTuner):
@@ -112,8 +120,35 @@ class DeflectModel(BaseTuner):
         """Put `new_module` in the place of `child`. PEFT's own version copies a `weight`, which blocks do not have."""
         setattr(parent, child_name, new_module)
         new_module.train(child.training)
-        if isinstance(child, DeflectBlock) and not isinstance(new_module, DeflectBlock):
+        self._rename_unit(type(child).__name__, type(new_module).__name__)
+        if isinstance(child, DeflectBlock):
             child.uninstall()
+
+    def _rename_unit(self, old: str, new: str) -> None:
+        """Name `new` in place of `old` as the class whose modules FSDP and device maps must keep in one piece.
+
+        A block and its adapter are one unit: gathered, checkpointed and placed on a device together.
+        """
+        for module in self.model.modules():
+            if isinstance(module, PreTrainedModel) and old in (module._no_split_modules or ()):
+                module._no_split_modules = {new if name == old else name for name in module._no_split_modules}
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: DeflectConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """Select the adapter's entries, in a model that FSDP or activation checkpointing have wrapped inside, too.
+
+        They put an infix into the names of the modules but not into the keys of the state dict; PEFT 0.21 looks for
+        the one at the root alone, and would save an empty adapter.
+        """
+        prefixes = _get_tuner_state_dict_key_prefixes(model)
+        return _filter_state_dict_by_key_prefixes(state_dict, {WRAPPER_INFIX.sub("", prefix) for prefix in prefixes})
 
     def _check_merge_allowed(self) -> None:
         raise UnsupportedOperationError(CANNOT_MERGE)
