@@ -141,16 +141,16 @@ def score(results: dict[str, Any], metric: str) -> float:
 def summarise(row: Row, lr: float, results: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
     """Mean over the seeds, with Student's 95 % interval of the mean, and what is the same for all of them."""
     scores = [score(one, metric) for one in results]
-    spread = statistics.stdev(scores) if len(scores) > 1 else math.nan
     # Student's t at 97.5 % for 1 to 9 degrees of freedom; beyond that the normal value is close enough.
     student = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
-    factor = student[min(len(scores) - 2, 8)] if 1 < len(scores) <= 10 else 1.96
+    factor = student[len(scores) - 2] if 1 < len(scores) <= 10 else 1.96
+    error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
     return {
         "row": row.text,
         "lr": lr,
         "scores": scores,
         "mean": statistics.fmean(scores),
-        "half_interval": factor * spread / math.sqrt(len(scores)),
+        "half_interval": None if error is None else factor * error,
         "bytes": results[0]["bytes"],
         "seconds_per_step": statistics.median(one["seconds"] / one["steps"] for one in results),
         **results[0]["parameters"],
@@ -163,7 +163,7 @@ def as_markdown(summary: Sequence[dict[str, Any]], plan: Plan) -> str:
     head = f"| method | lr | test {title} (95 %) | encoder parameters | share | head | file kB | step time |"
     lines = [head, "|" + "---|" * 8]
     for one in summary:
-        interval = "" if math.isnan(one["half_interval"]) else f" ± {one['half_interval']:.3f}"
+        interval = "" if one["half_interval"] is None else f" ± {one['half_interval']:.3f}"
         lines.append(
             f"| {one['row']} | {one['lr']:g} | {one['mean']:.3f}{interval} | {one['encoder_trainable']:,} "
             f"| {one['encoder_trainable_percent']:.2f} % | {one['head_trainable']:,} | {one['bytes'] / 1e3:,.0f} "

@@ -17,8 +17,9 @@ def metric_over_parameters(path: Path, summary: Sequence[dict[str, Any]], metric
     axes = figure.subplots()
     axes.set_xscale("symlog", linthresh=100)
     for one in summary:
-        interval = one["half_interval"] if one["half_interval"] == one["half_interval"] else 0.0
-        axes.errorbar(one["encoder_trainable"], one["mean"], yerr=interval, fmt="o", capsize=3, label=one["row"])
+        axes.errorbar(
+            one["encoder_trainable"], one["mean"], yerr=one["half_interval"], fmt="o", capsize=3, label=one["row"]
+        )
     axes.set_xlabel("trainable parameters of the encoder")
     axes.set_ylabel(f"test {metric.replace(':', ' of ')}")
     axes.grid(alpha=0.3)

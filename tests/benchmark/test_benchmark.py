@@ -54,6 +54,13 @@ def test_a_second_call_trains_nothing_and_another_configuration_is_refused(finis
         accuracy.main(command(finished, "--batch_size", "3"))
 
 
+def test_one_seed_has_no_interval(finished, capsys):
+    accuracy.main([*command(finished), "--seeds", "0"])
+    summary = json.loads((finished / "summary.json").read_text())
+    assert [one["half_interval"] for one in summary] == [None, None]
+    assert "±" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flag", ["--seed", "--finetune", "--work_dir"])
 def test_what_the_benchmark_sets_itself_is_refused(flag, tmp_path):
     with pytest.raises(ConfigError, match=f"{flag} is set by the benchmark"):
