@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import warnings
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,9 +32,8 @@ def show_log() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    # Of no use to who runs this: PEFT calls a method by its old name, and chips cut for training have no georeference.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-    warnings.filterwarnings("ignore", "Dataset has no geotransform")
+    # chips cut for training need no georeference
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")
     # raised inside PEFT by a rename in transformers: nothing a user can do about it
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     handler = logging.StreamHandler()
