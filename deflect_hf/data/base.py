@@ -14,12 +14,14 @@ def load_dataset_splits(
 
     Args:
         args: What the data set is; see the help of each field.
-        processor: Reads images as an adapter was trained to (bands, scale, size), whatever ``args`` says about that.
+        processor: That of a trained model: its bands, unit and size stand, whatever ``args`` says about them. Scale,
+            offset and nodata values belong to the files and come from ``args`` and the files, failing those from it.
 
     Raises:
         ConfigError: A value of ``args`` does not fit the data set.
         DataError: A file or folder is missing, empty or inconsistent; the message names it.
         BandError: A band is missing or cannot be named.
+        UnitError: The images are of another unit than those the model was trained on.
     """
     if args.name == "synthetic":
         from deflect_hf.data.synthetic import load_synthetic

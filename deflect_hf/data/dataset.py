@@ -78,9 +78,10 @@ class Labels:
             known |= hit
         if not known.all():
             unknown = [int(value) for value in np.unique(mask[~known])]
+            ignored = f", ignored are {list(self.ignore_values)}" if self.ignore_values else ""
             raise DataError(
                 f"{where} holds unknown class value(s) {unknown[:10]}: known are {list(self.values)} "
-                f"({listing(self.classes)}) and, ignored, {list(self.ignore_values)}; "
+                f"({listing(self.classes)}){ignored}; "
                 f"correct `class_values` or add them to `ignore_values`."
             )
         return torch.from_numpy(labels)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset as Table
 
-from deflect_hf.bands import Sensor, resolve_bands, select_bands
+from deflect_hf.bands import Sensor, match_bands, resolve_bands
 from deflect_hf.data.arguments import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, Stored
 from deflect_hf.data.splits import SPLITS, check_disjoint, hold_out, keep_share, read_split_file, split_indices
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 Row = dict[str, Any]
-Tags = tuple[tuple[float, ...], tuple[float, ...]]  # GDAL scale and offset tags of some bands
+Tags = Mapping[str, tuple[float, float]]  # band -> its GDAL scale and offset tags
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ class FolderReader:
 
     Attributes:
         bands: Band codes to read, in order.
-        tags: GDAL (scale, offset) tags of these bands that every file must repeat; None where the config gave them.
+        needed_bands: Those that every file must have.
+        tags: GDAL tags of these bands that every file must repeat; None where scale and offset are not from tags.
     """
 
     bands: tuple[str, ...]
+    needed_bands: tuple[str, ...]
     source_bands: tuple[str, ...] | None
     sensor: Sensor | None
     tags: Tags | None
@@ -57,14 +59,17 @@ class FolderReader:
             BandError: A band is missing, or the file has another number of bands than announced.
         """
         path = row["image"]
-        raster = read_raster(path, self.bands, source_bands=self.source_bands, sensor=self.sensor)
-        if self.tags is not None and (raster.scales, raster.offsets) != self.tags:
-            raise DataError(
-                f"{path} has scale and offset tags {raster.scales} and {raster.offsets}, unlike the other images "
-                f"({self.tags[0]} and {self.tags[1]}): give `scale` and `offset` in the config, or separate the images."
-            )
+        raster = read_raster(
+            path, self.bands, needed=self.needed_bands, source_bands=self.source_bands, sensor=self.sensor
+        )
+        for band, *tags in zip(raster.bands, raster.scales, raster.offsets, strict=True):
+            if self.tags is not None and self.tags[band] != tuple(tags):
+                raise DataError(
+                    f"{path} has scale and offset tags {tuple(tags)} for band {band!r}, unlike the other images "
+                    f"({self.tags[band]}): give `scale` and `offset` in the config, or separate the images."
+                )
         if row.get("mask") is None:
-            return Stored(raster.values, self.bands, row["label"], path, raster.valid)
+            return Stored(raster.values, raster.bands, row["label"], path, raster.valid)
         mask = read_mask(row["mask"])
         if mask.values.shape[-2:] != raster.values.shape[-2:]:
             size, image_size = (f"{one.info.height} x {one.info.width}" for one in (mask, raster))
@@ -72,13 +77,13 @@ class FolderReader:
                 f"{row['mask']} is {size} pixels, but its image {path} is {image_size}: "
                 f"make the mask on the grid of the image."
             )
-        return Stored(raster.values, self.bands, mask.values[0], path, raster.valid, mask.valid[0], row["mask"])
+        return Stored(raster.values, raster.bands, mask.values[0], path, raster.valid, mask.valid[0], row["mask"])
 
 
 def load_folder(
     args: DatasetArguments, processor: MultispectralImageProcessor | None = None
 ) -> dict[str, ImageDataset]:
-    """Build the splits of a folder data set; ``processor`` replaces the one made from the arguments.
+    """Build the splits of a folder data set; ``processor`` is that of a trained model, whose bands, unit and size stand.
 
     Raises:
         DataError: The folder is missing or empty, an image has no mask, or a split file does not fit.
@@ -197,52 +202,75 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
 
 
 def _reader(
-    args: DatasetArguments, info: RasterInfo, processor: MultispectralImageProcessor | None
+    args: DatasetArguments, info: RasterInfo, trained: MultispectralImageProcessor | None
 ) -> tuple[FolderReader, MultispectralImageProcessor]:
-    """Settle bands, scale, offset, nodata and unit from the config, the first file's header and the sensor preset."""
+    """Settle bands, scale, offset, nodata and unit from the config, the first file's header and the sensor preset.
+
+    Bands, unit and size of a ``trained`` model's processor stand; scale, offset and nodata values belong to the files.
+    """
     sensor = get_sensor(args.sensor) if args.sensor is not None else None
     names = file_bands(info, args.source_bands, sensor)
-    tags: Tags | None = None
-    if processor is None:
-        named = [name for name in names if " " not in name]  # file_bands writes "band 3" where there is no name
-        bands = resolve_bands(args.bands, sensor) if args.bands is not None else named
-        try:
-            positions = select_bands(names, bands)
-        except BandError as error:
-            raise BandError(f"{info.path}: {error}") from error
-        tags = (tuple(info.scales[i] for i in positions), tuple(info.offsets[i] for i in positions))
-        scale, offset = _calibration(args, tags, sensor, info)
-        nodata = args.nodata if args.nodata is not None else list(sensor.nodata) if sensor is not None else []
-        processor = MultispectralImageProcessor(
-            bands=bands,
-            source_bands=names,
-            scale=scale,
-            offset=offset,
-            nodata=nodata,
-            unit=sensor.unit if sensor is not None else "reflectance",
-            unit_check=args.unit_check,
-            size=args.image_size,
-            gsd_m=args.gsd_m if args.gsd_m is not None else info.gsd_m,
-        )
-    explicit = args.scale is not None or args.offset is not None
+    named = [name for name in names if " " not in name]  # file_bands writes "band 3" where there is no name
+    gsd_m = args.gsd_m if args.gsd_m is not None else info.gsd_m
+    if trained is None:
+        unit = sensor.unit if sensor is not None else "reflectance"
+        bands = needed = resolve_bands(args.bands, sensor) if args.bands is not None else named
+    else:
+        unit, bands, needed = trained.unit, trained.bands, trained.needed_bands
+        trained.contract.compare(info.path, named, sensor.unit if sensor is not None else unit, gsd_m)
+    try:
+        positions = match_bands(names, bands, needed)
+    except BandError as error:
+        raise BandError(f"{info.path}: {error}") from error
+    first = next(position for position in positions if position is not None)
+    # a band that the first file lacks is taken to be tagged as the others are
+    sources = {band: first if position is None else position for band, position in zip(bands, positions, strict=True)}
+    tags = {band: (info.scales[source], info.offsets[source]) for band, source in sources.items()}
+    scale, offset = _calibration(args, tags, sensor, trained, info)
+    fills = sensor.nodata if sensor is not None else trained.nodata if trained is not None else []
+    processor = MultispectralImageProcessor(
+        bands=bands,
+        needed_bands=needed,
+        source_bands=names,
+        scale=scale,
+        offset=offset,
+        nodata=args.nodata if args.nodata is not None else list(fills),
+        unit=unit,
+        unit_check=args.unit_check and (trained is None or trained.unit_check),
+        size=args.image_size if trained is None else trained.size,
+        gsd_m=gsd_m if gsd_m is not None or trained is None else trained.gsd_m,
+    )
     source_bands = tuple(args.source_bands) if args.source_bands is not None else None
-    return FolderReader(tuple(processor.bands), source_bands, sensor, None if explicit else tags), processor
+    explicit = args.scale is not None or args.offset is not None
+    return FolderReader(tuple(bands), tuple(needed), source_bands, sensor, None if explicit else tags), processor
+
+
+Factor = float | list[float]
 
 
 def _calibration(
-    args: DatasetArguments, tags: Tags, sensor: Sensor | None, info: RasterInfo
-) -> tuple[float | list[float], float | list[float]]:
-    """Scale and offset: the config's, else the file's tags, else the sensor's; tags and sensor must not disagree."""
-    scales, offsets = tags
+    args: DatasetArguments,
+    tags: Tags,
+    sensor: Sensor | None,
+    trained: MultispectralImageProcessor | None,
+    info: RasterInfo,
+) -> tuple[Factor, Factor]:
+    """Scale and offset: the config's, else the file's tags, else the sensor's, else as in training.
+
+    Tags and sensor must not disagree.
+    """
+    scales, offsets = ([tag[part] for tag in tags.values()] for part in (0, 1))
     tagged = set(scales) != {1.0} or set(offsets) != {0.0}
     explicit = args.scale is not None and args.offset is not None
-    if sensor is not None and not tagged:
-        scales, offsets = (sensor.scale,), (sensor.offset,)
+    scale: Factor = scales[0] if len(set(scales)) == 1 else scales
+    offset: Factor = offsets[0] if len(set(offsets)) == 1 else offsets
+    if not tagged and sensor is not None:
+        scale, offset = sensor.scale, sensor.offset
+    elif not tagged and trained is not None:
+        scale, offset = trained.scale, trained.offset
     elif sensor is not None and not explicit and not np.allclose((scales, offsets), ([sensor.scale], [sensor.offset])):
         raise DataError(
             f"{info.path} is tagged scale {scales[0]}, offset {offsets[0]}, but sensor {sensor.name!r} has scale "
             f"{sensor.scale}, offset {sensor.offset}: give `scale` and `offset` in the config to say which is right."
         )
-    scale = scales[0] if len(set(scales)) == 1 else list(scales)
-    offset = offsets[0] if len(set(offsets)) == 1 else list(offsets)
     return args.scale if args.scale is not None else scale, args.offset if args.offset is not None else offset
