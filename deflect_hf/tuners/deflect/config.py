@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft.config import PeftConfig
@@ -12,6 +13,8 @@ from peft.utils.peft_types import PeftType
 from deflect_hf.bands import resolve_bands, select_bands
 from deflect_hf.errors import BandError, ConfigError
 from deflect_hf.indices import compile_formula, select_indices
+
+from .card import complete_card
 
 RGB = ("R", "G", "B")
 # An adapter is small by design: sizes above these come from a broken or hostile adapter_config.json.
@@ -103,6 +106,11 @@ class DeflectConfig(PeftConfig):
             self._refuse_spectral_fields()
         else:
             self._prepare_spectral_fields(list(self.bands))
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write adapter_config.json; a model card that PEFT wrote for this adapter gets told how to load it."""
+        super().save_pretrained(save_directory, **kwargs)
+        complete_card(Path(save_directory))
 
     def _refuse_spectral_fields(self) -> None:
         names = ("base_bands", "base_mean", "base_std", "formulas")

@@ -1,0 +1,150 @@
+"""What PEFT promises of every method beyond its tests: model card, refusals, compiled switching, printed summaries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftMixedModel, PeftModel, get_peft_model, inject_adapter_in_model
+from peft.utils.hotswap import hotswap_adapter
+from transformers import AutoModel
+
+from deflect_hf.errors import UnsupportedOperationError
+from tests.tuners.tiny import BANDS, adapted, base_pixels, make_encoder, randomise, run, spectral_config
+
+FOLDERS = {"default": ".", "water": "water"}
+
+
+def saved_encoder(tmp_path) -> str:
+    make_encoder().save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.mark.parametrize("name", list(FOLDERS))
+def test_the_card_says_how_to_load(name, tmp_path):
+    base = saved_encoder(tmp_path)
+    model = get_peft_model(AutoModel.from_pretrained(base), spectral_config(), adapter_name=name)
+    for _ in range(2):  # saved again, it says so once
+        model.save_pretrained(tmp_path / "adapter")
+        card = ModelCard.load(tmp_path / "adapter" / "README.md")
+        assert (card.data["library_name"], card.data["base_model"]) == ("peft", base)
+        assert set(card.data["tags"]) == {"deflect", "transformers", f"base_model:adapter:{base}"}
+        assert card.text.count("import deflect_hf") == 1
+        assert "### Framework versions" in card.text
+    assert model.get_base_model().model_tags is None
+
+
+def test_the_code_on_the_card_runs(tmp_path):
+    base = saved_encoder(tmp_path)
+    get_peft_model(AutoModel.from_pretrained(base), spectral_config()).save_pretrained(tmp_path / "adapter")
+    text = ModelCard.load(tmp_path / "adapter" / "README.md").text
+    code = text.split("```python\n")[1].split("```")[0]
+    code = code.replace('"path or name of this adapter"', repr(str(tmp_path / "adapter")))
+    before = f"from transformers import AutoModel\nbase_model = AutoModel.from_pretrained({base!r})"
+    code = f"{before}\n{code}\nprint(type(model))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "<class 'peft.peft_model.PeftModel'>"
+
+
+def test_a_readme_of_another_kind_is_left_alone(tmp_path):
+    for text in ("my notes", "---\nlibrary_name: timm\n---\nmine\n"):
+        (tmp_path / "README.md").write_text(text)
+        spectral_config().save_pretrained(tmp_path)
+        assert (tmp_path / "README.md").read_text() == text
+
+
+def test_text_of_the_user_stays_on_the_card(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nTrained on lakes.\n")
+    adapted().save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "mit"
+    assert "Trained on lakes." in card.text
+    assert "import deflect_hf" in card.text
+
+
+def test_hotswap_is_refused_and_changes_nothing(tmp_path, reflectance):
+    model = adapted()
+    randomise(adapted(), seed=3).save_pretrained(tmp_path)
+    expected = run(model, reflectance)
+    with pytest.raises(ValueError, match="Hotswapping only supports LORA but DEFLECT was passed"):
+        hotswap_adapter(model, str(tmp_path), adapter_name="default")
+    encoder = make_encoder()
+    encoder.load_adapter(tmp_path)
+    with pytest.raises(ValueError, match="only supported for LoRA, please set `hotswap=False`"):
+        encoder.load_adapter(tmp_path, adapter_name="default", hotswap=True)
+    assert torch.equal(run(model, reflectance), expected)
+    model.load_adapter(tmp_path, adapter_name="other")  # what to do instead
+    model.set_adapter("other")
+    assert not torch.equal(run(model, reflectance), expected)
+
+
+def test_mixed_models_are_refused_and_leave_the_base_alone(tmp_path, reflectance):
+    adapted().save_pretrained(tmp_path)
+    encoder = make_encoder()
+    expected = run(encoder, base_pixels(reflectance))
+    with pytest.raises(ValueError, match="'DEFLECT' is not compatible with the `PeftMixedModel`"):
+        get_peft_model(encoder, spectral_config(), mixed=True)
+    with pytest.raises(ValueError, match=r"DEFLECT is not supported for mixed models"):
+        PeftMixedModel.from_pretrained(encoder, tmp_path)
+    assert torch.equal(run(encoder, base_pixels(reflectance)), expected)
+
+
+def test_two_active_adapters_of_transformers_are_refused(reflectance):
+    encoder = make_encoder()
+    for name in ("one", "two"):
+        encoder.add_adapter(spectral_config(), adapter_name=name)
+    encoder.set_adapter(["one", "two"])
+    with pytest.raises(UnsupportedOperationError, match="'one', 'two' are active at once"):
+        run(encoder, reflectance)
+
+
+def test_compiled_model_follows_the_switches(reflectance):
+    torch.compiler.reset()
+    model = adapted(indices=None)
+    bands = ["R", "G", "B", "N"]
+    model.add_adapter("other", spectral_config(bands=bands, indices=None, aux_dim=8, rank=2, layers_to_transform=[1]))
+    model.set_adapter("other")
+    randomise(model, seed=1)
+    model.set_adapter("default")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = {"default": reflectance, "other": reflectance[:, [BANDS.index(band) for band in bands]]}
+    for name in ("default", "other", "default"):
+        model.set_adapter(name)
+        output = compiled(pixel_values=inputs[name]).last_hidden_state
+        torch.testing.assert_close(output, run(model, inputs[name]), rtol=1e-5, atol=1e-5)
+    with model.disable_adapter():
+        output = compiled(pixel_values=reflectance).last_hidden_state
+        torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
+    output = compiled(pixel_values=reflectance).last_hidden_state
+    torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
+
+
+def test_injected_layers_train_and_save_natively(architecture, tmp_path, reflectance):
+    """`inject_adapter_in_model` leaves no PeftModel behind: what counts lives in the layers."""
+    encoder = inject_adapter_in_model(spectral_config(), make_encoder(architecture)).train()
+    optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        run(encoder, reflectance).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all("deflect_" in name for name, p in encoder.named_parameters() if p.requires_grad)
+    native = make_encoder(architecture)
+    native.add_adapter(spectral_config())
+    state = {name: p for name, p in encoder.state_dict().items() if "deflect_" in name}
+    assert not native.load_state_dict(state, strict=False).unexpected_keys
+    native.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_encoder(architecture), tmp_path).eval()
+    assert torch.equal(run(loaded, reflectance), run(encoder.eval(), reflectance))
+
+
+def test_the_printed_model_shows_the_adapter(capsys):
+    model = adapted()
+    text = repr(model)
+    for part in ("DeflectModel", "DeflectEmbeddings", "DeflectBlock", "deflect_down", "deflect_up", "ViTLayer"):
+        assert part in text
+    model.print_trainable_parameters()
+    trainable, total = model.get_nb_trainable_parameters()
+    assert f"trainable params: {trainable:,} || all params: {total:,}" in capsys.readouterr().out
