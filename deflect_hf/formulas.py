@@ -36,7 +36,7 @@ MAX_DEPTH = 60
 MAX_EXPONENT = 8.0
 MAX_NUMBER = 1e6
 
-KEEP_STEPS = 30  # how long a shared value is kept for a later formula
+KEEP_STEPS = 6  # how long a shared value is kept for a later formula
 
 _OPERATORS: dict[type[ast.operator], str] = {
     ast.Add: "add",
@@ -177,18 +177,19 @@ class Program:
     def run(self, planes: Sequence[Tensor], consume: Callable[[int, Tensor], None]) -> None:
         """Evaluate all formulas on ``planes``, one tensor per band, all of one shape.
 
-        ``consume(i, value)`` gets the bounded value of formula i as soon as it is there; nothing is kept longer than
-        a later formula needs it.
+        ``consume(i, value)`` gets the bounded value of formula i at once; nothing is kept longer than needed later.
         """
         slots: dict[int, Tensor] = dict(enumerate(planes))
         for slot, step in enumerate(self.steps, start=len(self.bands)):
             operands = (slots[item] if isinstance(item, int) else item for item in step.operands)
-            slots[slot] = _EXECUTE[step.op](*operands)
-            bounded = [slots[slot].clamp(-self.bounds[output], self.bounds[output]) for output in step.outputs]
-            for released in step.release:
+            slots[slot] = value = _EXECUTE[step.op](*operands)
+            for released in step.release:  # before the result is limited, which takes one more plane
                 del slots[released]
+            bounds = [self.bounds[output] for output in step.outputs]
+            limited = [*map(value.clamp, [-bound for bound in bounds], bounds)]
+            del value
             for output in step.outputs:
-                consume(output, bounded.pop(0))
+                consume(output, limited.pop(0))
 
 
 def _safe(denominator: Tensor) -> Tensor:

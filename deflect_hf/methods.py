@@ -10,12 +10,13 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from deflect_hf.errors import ConfigError, listing, nearest
+from deflect_hf.spectrum import Unit
 from deflect_hf.tuners.deflect import DeflectConfig
 from deflect_hf.tuners.deflect.architectures import find_encoder
 
@@ -32,17 +33,18 @@ LORA_TARGETS = {
 
 @dataclass(frozen=True)
 class Bands:
-    """Bands of `pixel_values`, and what the frozen patch embedding takes of them, in reflectance."""
+    """Bands of `pixel_values`, what the frozen patch embedding takes of them, and the unit of both."""
 
     bands: Sequence[str]
     base_bands: Sequence[str]
     base_mean: Sequence[float] | None
     base_std: Sequence[float] | None
+    unit: Unit
 
     def as_fields(self) -> dict[str, Any]:
-        """The fields as plain lists, as configurations want them."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return {name: None if value is None else list(value) for name, value in values.items()}
+        """The lists of bands and numbers as plain lists, as configurations want them."""
+        names = ("bands", "base_bands", "base_mean", "base_std")
+        return {name: None if getattr(self, name) is None else list(getattr(self, name)) for name in names}
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class DeflectOptions:
     layers_to_transform: int | list[int] | None = field(
         default=None, metadata={"help": "deflected blocks (-1: the last), null: all"}
     )
+    band_dropout: float = field(
+        default=0.0, metadata={"help": "probability of losing a band in training; above 0, images may lack bands"}
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class LoraOptions:
 
 
 def _deflect(model: EncoderWithHead, options: DeflectOptions, bands: Bands) -> nn.Module:
-    config = DeflectConfig(**bands.as_fields(), **dataclasses.asdict(options), modules_to_save=[HEAD])
+    fields = {**bands.as_fields(), "unit": bands.unit, **dataclasses.asdict(options)}
+    config = DeflectConfig(**fields, modules_to_save=[HEAD])
     return _with_peft(model, config)
 
 
@@ -151,6 +157,7 @@ def adapt(
     base_bands: Sequence[str] = ("R", "G", "B"),
     base_mean: Sequence[float] | None = None,
     base_std: Sequence[float] | None = None,
+    unit: Unit = "reflectance",
     **options: Any,
 ) -> nn.Module:
     """Make `model` trainable by `method`: a `PeftModel` for `deflect` and `lora`, the model itself otherwise.
@@ -161,6 +168,7 @@ def adapt(
         bands: band codes of the channels of `pixel_values`, in order.
         base_bands: bands the encoder was pretrained on, in its channel order.
         base_mean, base_std: what the encoder subtracts and divides by, per base band, in reflectance.
+        unit: of `pixel_values`: "reflectance", or "8bit" for stretched images, which get fewer spectral indices.
         options: fields of the method's options, see `METHODS`.
 
     Raises:
@@ -168,7 +176,25 @@ def adapt(
         BandError: a base band is missing from `bands`.
     """
     checked = method_options(method, options)
-    return METHODS[method][1](model, checked, Bands(bands, base_bands, base_mean, base_std))
+    return METHODS[method][1](model, checked, Bands(bands, base_bands, base_mean, base_std, unit))
+
+
+def needed_bands(model: nn.Module) -> list[str]:
+    """Bands without which an adapted model cannot work; the others may be all NaN.
+
+    All of them, if a DEFLECT adapter was not trained with band dropout; else those that the frozen encoder sees.
+    """
+    config = deflect_config(model)
+    if config is not None:
+        return list((config.base_bands if config.band_dropout else config.bands) or [])
+    task = cast("EncoderWithHead", model.get_base_model() if isinstance(model, PeftModel) else model)
+    return list(task.config.selected_base_bands)
+
+
+def deflect_config(model: nn.Module) -> DeflectConfig | None:
+    """The configuration of the active DEFLECT adapter, None if the model has none."""
+    config = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
+    return config if isinstance(config, DeflectConfig) else None
 
 
 def encoder_parameters(model: nn.Module) -> tuple[int, int]:

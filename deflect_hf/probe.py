@@ -21,6 +21,7 @@ POINTS = 1024
 DARKEST, BRIGHTEST = 0.02, 0.8
 SPREAD = 2.5
 SHARE_INSIDE_BOUND = 0.99
+LARGEST_BOUND = 1e6  # about as many digits as float32 has
 _TOLERANCE = 1e-6
 
 
@@ -61,7 +62,7 @@ def bound_of(formula: str) -> float:
     if bool((size <= 1 + 1e-9).all()):
         return 1.0
     typical = torch.quantile(size, SHARE_INSIDE_BOUND).item()
-    for bound in (1e1, 1e2, 1e3, 1e4, 1e5, 1e6):
+    for bound in (1e1, 1e2, 1e3, 1e4, 1e5, LARGEST_BOUND):
         if typical <= bound:
             return bound
     raise IndexFormulaError(f"formula {formula!r:.80} exceeds 1e6 on plausible reflectances.")

@@ -28,12 +28,13 @@ class SpectralFeatures(nn.Module):
     """(B, C, H, W) reflectance -> (B, N, 2F) standardised means and standard deviations per patch, float32.
 
     F features: the C bands, then the indices. A pixel counts for a feature if all bands that the feature uses are
-    finite there; NaN marks what was not measured. Indices are bounded, see :func:`deflect_hf.probe.bound_of`. All
-    arithmetic is float32, whatever the autocast and the dtype of the surrounding model.
+    finite there; NaN marks what was not measured. All arithmetic is float32, whatever the autocast and the dtype of
+    the surrounding model.
 
     Attributes:
         bands: band codes, in channel order.
         formulas: index name to formula over band codes and numbers.
+        bounds: index name to the limit of its absolute value; by default :func:`deflect_hf.probe.bound_of`.
         patch_size: height and width of a patch in pixels.
         feature_mean, feature_std: (2F,) float32 buffers, not saved with the weights: they live in the configuration.
     """
@@ -48,17 +49,19 @@ class SpectralFeatures(nn.Module):
         patch_size: tuple[int, int],
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        bounds: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.bands, self.formulas = tuple(bands), dict(formulas)
+        self.bounds = {name: bound_of(formulas[name]) for name in formulas} if bounds is None else dict(bounds)
         self.patch_size = (int(patch_size[0]), int(patch_size[1]))
         if len(set(self.bands)) < len(self.bands) or not self.bands:
             raise BandError(f"the bands {listing(self.bands)} must be different from each other, and at least one.")
         clashes = [name for name in self.formulas if name in self.bands]
         if clashes:
             raise ConfigError(f"{listing(clashes)} are names of bands and of indices at once.")
-        bounds = [bound_of(formula) for formula in self.formulas.values()]
-        self.program = compile_program(list(self.formulas.values()), self.bands, bounds)
+        limits = [self.bounds[name] for name in self.formulas]
+        self.program = compile_program(list(self.formulas.values()), self.bands, limits)
         self.register_buffer("feature_mean", torch.zeros(self.num_features, device="cpu"), persistent=False)
         self.register_buffer("feature_std", torch.ones(self.num_features, device="cpu"), persistent=False)
         self.set_statistics(mean, std)
@@ -116,33 +119,36 @@ class SpectralFeatures(nn.Module):
         self._fill_buffers()
         return module
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, dropped: Mapping[str, Tensor] | None = None) -> Tensor:
         """(B, C, H, W) reflectance -> (B, N, 2F) standardised statistics; 0 where a patch has no valid pixel.
 
         Patches are in the order of a stride-P convolution, row by row.
+
+        Args:
+            dropped: band code to (B,) bool, True for images in which the band counts as not measured.
 
         Raises:
             BandError: the number of channels is not that of the bands.
             DataError: the image is not a whole number of patches.
         """
-        statistics = self.raw_statistics(pixel_values)
+        statistics = self.raw_statistics(pixel_values, dropped)
         standardised = (statistics - self.feature_mean) / self.feature_std
         return torch.where(torch.isnan(statistics), 0.0, standardised)
 
-    def raw_statistics(self, pixel_values: Tensor) -> Tensor:
+    def raw_statistics(self, pixel_values: Tensor, dropped: Mapping[str, Tensor] | None = None) -> Tensor:
         """(B, C, H, W) reflectance -> (B, N, 2F) statistics, float32; NaN where a patch has no valid pixel.
 
         This is what the mean and standard deviation of :meth:`set_statistics` are fitted on.
         """
         self._check_size(pixel_values)
-        planes, valid = [], []
         with torch.autocast(device_type=pixel_values.device.type, enabled=False):
-            for channel in pixel_values.float().unbind(1):  # one at a time: a second copy of all bands is never held
-                patches = self._patches(channel)
-                # x * 0 is 0 where measured, else NaN: on a CPU this is several times faster than isfinite
-                valid.append((patches.detach() * 0.0).nan_to_num(1.0) == 0.0)
-                planes.append(patches.nan_to_num(0.0, 0.0, 0.0))
-            return self._statistics_of(planes, valid)
+            # one at a time: a second copy of all bands is never held
+            measured = [_measured(self._patches(channel)) for channel in pixel_values.float().unbind(1)]
+            valid = [mask for _, mask in measured]
+            for band, images in (dropped or {}).items():
+                channel = self.bands.index(band)
+                valid[channel] = valid[channel] & ~images[:, None, None]
+            return self._statistics_of([plane for plane, _ in measured], valid)
 
     def _statistics_of(self, planes: list[Tensor], valid: list[Tensor]) -> Tensor:
         """C reflectances (B, N, P*P), finite, and where they were measured -> (B, N, 2F)."""
@@ -184,6 +190,12 @@ class SpectralFeatures(nn.Module):
             )
 
 
+def _measured(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Reflectance -> the same with 0 where there is none, and where it was measured."""
+    # x * 0 is 0 where measured, else NaN: on a CPU this is several times faster than isfinite
+    return values.nan_to_num(0.0, 0.0, 0.0), (values.detach() * 0.0).nan_to_num(1.0) == 0.0
+
+
 def _weights(valid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Masks (B, N, P*P) of the bands used -> 1 where all hold, else 0, and the number of such pixels (B, N, 1)."""
     mask = valid[0]
@@ -200,7 +212,7 @@ def _mean_and_std(values: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor
     """
     some = count.clamp(min=1.0)
     mean = (values * weight).sum(-1, keepdim=True) / some
-    deviation = (values - mean) * weight
+    deviation = (values - mean).mul_(weight)
     std = torch.linalg.vector_norm(deviation, dim=-1, keepdim=True) / some.sqrt()
     nothing = count == 0
     return mean.masked_fill(nothing, math.nan).squeeze(-1), std.masked_fill(nothing, math.nan).squeeze(-1)

@@ -12,11 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from deflect_hf.errors import BandError, ConfigError, listing, nearest
 
 Unit = Literal["reflectance", "8bit"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
 SINGLE_NIR = {"N": "N2", "N2": "N"}
 
 
@@ -123,8 +124,8 @@ class Sensor:
     def __post_init__(self) -> None:
         if not self.bands:
             raise ConfigError(f"sensor {self.name!r} has no bands: list them under 'bands' or 'wavelengths_nm'.")
-        if self.unit not in ("reflectance", "8bit"):
-            raise ConfigError(f"sensor {self.name!r}: unit {self.unit!r} is not one of 'reflectance', '8bit'.")
+        if self.unit not in UNITS:
+            raise ConfigError(f"sensor {self.name!r}: unit {self.unit!r} is not one of {listing(UNITS)}.")
         if not self.scale > 0:
             raise ConfigError(f"sensor {self.name!r}: scale {self.scale!r} is not positive.")
         refuse_duplicates([band.code for band in self.bands], f"sensor {self.name!r}")

@@ -16,8 +16,8 @@ from deflect_hf.tuners.deflect.layer import SpectralInput
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# A feature that does not vary in the training set must not be blown up by it elsewhere.
-SMALLEST_STD = 1e-4
+# Shares of a feature's size, or of 1 for a smaller one: float32 has seven digits, what varies less is rounding.
+RESOLUTION = 1e-6
 
 
 @torch.no_grad()
@@ -30,7 +30,9 @@ def fit_statistics(
     """Fit mean and standard deviation of the 2F pixel-set features and store them in the adapter.
 
     One streaming pass in float64 (Welford), over valid pixels only; the result does not depend on the batch size, nor
-    on the number of processes when `accelerator` is given and the loader is sharded by it.
+    on the number of processes when `accelerator` is given and the loader is sharded by it. A feature that does not
+    vary gets the standard deviation 0, with which it is only centred: dividing by what is left of rounding would blow
+    it up in the first image in which it does vary.
 
     Args:
         model: a model with a DEFLECT adapter made with `bands=[...]`.
@@ -59,7 +61,9 @@ def fit_statistics(
             f"No valid pixel was seen for {listing(empty)}: the loader is empty, or the band is NaN everywhere. "
             "Fix: check the nodata values, or leave the band out."
         )
-    mean, std = moments.mean.tolist(), moments.std.clamp_min(SMALLEST_STD).tolist()
+    size = moments.mean[: len(features.feature_names)].abs().clamp_min(1.0).repeat(2)
+    std = torch.where(moments.std > RESOLUTION * size, moments.std, 0.0).tolist()
+    mean = moments.mean.tolist()
     features.set_statistics(mean, std)
     config = _config_of(model, name)
     config.feature_mean, config.feature_std = mean, std

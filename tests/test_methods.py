@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from deflect_hf.errors import ConfigError
-from deflect_hf.methods import METHODS, adapt, encoder_parameters
+from deflect_hf.methods import METHODS, adapt, deflect_config, encoder_parameters, needed_bands
 from deflect_hf.models import EncoderForImageClassification
 from tests.tuners.tiny import BANDS, base_pixels, make_encoder
 
@@ -61,6 +61,18 @@ def test_lora_parameters(target, layers):
     square = min(layers, 4) * 2 * (32 + 32)
     expected = 3 * (square + (2 * 2 * (32 + 64) if layers == 6 else 0))
     assert encoder_parameters(model)[0] == expected
+
+
+def test_bands_that_a_model_cannot_do_without():
+    assert needed_bands(adapted("deflect")) == BANDS
+    assert needed_bands(adapted("deflect", band_dropout=0.2)) == ["R", "G", "B"]
+    assert needed_bands(adapted("lora")) == needed_bands(adapted("full")) == ["R", "G", "B"]
+
+
+def test_the_unit_reaches_the_adapter():
+    formulas = deflect_config(adapted("deflect", unit="8bit")).formulas
+    assert "NDVI" in formulas and "EVI" not in formulas
+    assert deflect_config(adapted("frozen")) is None
 
 
 def test_encoder_parameters_leave_the_head_out():

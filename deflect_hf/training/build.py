@@ -266,6 +266,7 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
         base_bands=config.encoder.base_bands,
         base_mean=mean,
         base_std=std,
+        unit=train.processor.unit,
         **config.method,
     )
     name_base(adapted, encoder.config.name_or_path, config.encoder.revision)

@@ -11,8 +11,11 @@ from peft.config import PeftConfig
 from peft.utils.peft_types import PeftType
 
 from deflect_hf.bands import resolve_bands, select_bands
-from deflect_hf.errors import BandError, ConfigError
-from deflect_hf.indices import compile_formula, select_indices
+from deflect_hf.errors import BandError, ConfigError, listing, nearest
+from deflect_hf.formulas import parse
+from deflect_hf.indices import select_indices
+from deflect_hf.probe import LARGEST_BOUND, bound_of
+from deflect_hf.spectrum import UNITS, Unit
 
 from .card import complete_card
 
@@ -37,12 +40,18 @@ class DeflectConfig(PeftConfig):
         base_bands: bands the frozen patch embedding was pretrained on, in its order. Default: R, G, B.
         base_mean, base_std: per base band, what the encoder subtracts and divides by, in reflectance. `None`: the
             base bands pass unchanged.
+        unit: `"reflectance"`, or `"8bit"` for stretched images (scaled to 0..1), which get no index with additive
+            constants.
         indices: spectral indices of the radiometric stream: `"default"`, `"all"`, an application domain of the
             spyndex catalogue, a list of names, or `None`.
         formulas: index name -> formula over band codes and numbers. Filled from the spyndex catalogue when the config
             is made and frozen into the adapter, so that a saved adapter never depends on the installed catalogue.
+        index_bounds: index name -> limit of its absolute value. Filled and frozen like the formulas.
         feature_mean, feature_std: statistics that standardise the 2F pixel-set features, filled by
             [`deflect_hf.fit_statistics`].
+        band_dropout: in training, the probability with which the radiometric stream loses a band of an image, each
+            band and image on its own, base bands excepted. Above 0 the adapter can do without these bands: give NaN
+            for a missing one.
         aux_dim: width d of the radiometric stream, a multiple of the number of attention heads. `None`: the first
             multiple from 64 on; filled in when the adapter is made.
         rank: rank r of the deflection, `u = U gelu(G [norm(a) ; norm(m)])`.
@@ -66,17 +75,24 @@ class DeflectConfig(PeftConfig):
     base_std: list[float] | None = field(
         default=None, metadata={"help": "standard deviation of the base bands, in reflectance"}
     )
+    unit: Unit = field(default="reflectance", metadata={"help": "'reflectance', or '8bit' for stretched images"})
     indices: str | list[str] | None = field(
         default="default", metadata={"help": "'default', 'all', an application domain, names, or None"}
     )
     formulas: dict[str, str] | None = field(
         default=None, metadata={"help": "index name -> formula, frozen into the adapter"}
     )
+    index_bounds: dict[str, float] | None = field(
+        default=None, metadata={"help": "index name -> limit of its absolute value, frozen into the adapter"}
+    )
     feature_mean: list[float] | None = field(
         default=None, metadata={"help": "mean of the 2F pixel-set features, from fit_statistics"}
     )
     feature_std: list[float] | None = field(
         default=None, metadata={"help": "standard deviation of the 2F pixel-set features, from fit_statistics"}
+    )
+    band_dropout: float = field(
+        default=0.0, metadata={"help": "probability of losing a band that is no base band, per image, in training"}
     )
     aux_dim: int | None = field(
         default=None, metadata={"help": "width d of the radiometric stream, None: about 64, to fit the attention heads"}
@@ -102,6 +118,12 @@ class DeflectConfig(PeftConfig):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
                 raise ConfigError(f"{name} must be a whole number from 1 to {MAX_RANK}, got {value!r}.")
+        if self.unit not in UNITS:
+            raise ConfigError(
+                f"unit={self.unit!r} is unknown; choose from {listing(UNITS)}.{nearest(str(self.unit), UNITS)}"
+            )
+        if type(self.band_dropout) not in (int, float) or not 0 <= self.band_dropout < 1:
+            raise ConfigError(f"band_dropout must be a number from 0 to below 1, got {self.band_dropout!r}.")
         if self.bands is None:
             self._refuse_spectral_fields()
         else:
@@ -113,8 +135,9 @@ class DeflectConfig(PeftConfig):
         complete_card(Path(save_directory))
 
     def _refuse_spectral_fields(self) -> None:
-        names = ("base_bands", "base_mean", "base_std", "formulas")
+        names = ("base_bands", "base_mean", "base_std", "formulas", "index_bounds")
         given = [name for name in names if getattr(self, name) is not None]
+        given += ["band_dropout"] if self.band_dropout else []
         if given:
             raise ConfigError(
                 f"{', '.join(given)} need(s) bands=[...]: the band codes of the input channels, in order."
@@ -132,18 +155,39 @@ class DeflectConfig(PeftConfig):
             raise ConfigError("base_mean and base_std come together: give both, or neither.")
         if self.base_std is not None and min(self.base_std) <= 0:
             raise ConfigError(f"base_std must be positive, got {self.base_std}.")
-        if self.formulas is None:
-            self.formulas = dict(select_indices(self.bands, self.indices).formulas)
-        else:
-            for formula in self.formulas.values():
-                compile_formula(formula, self.bands)
-        # Sorted, because PEFT sorts the keys of the file it writes: the order of the features must survive that.
-        self.formulas = dict(sorted(self.formulas.items()))
+        if self.band_dropout and set(self.bands) == set(self.base_bands):
+            raise ConfigError(f"band_dropout={self.band_dropout} has no band to drop: all are base bands.")
+        self._freeze_indices(self.bands)
         for name in ("feature_mean", "feature_std"):
-            features = 2 * (len(self.bands) + len(self.formulas))
+            features = 2 * (len(self.bands) + len(self.formulas or {}))
             setattr(self, name, _finite_floats(name, getattr(self, name), features, "pixel-set features"))
         if (self.feature_mean is None) != (self.feature_std is None):
             raise ConfigError("feature_mean and feature_std come together: use deflect_hf.fit_statistics.")
+
+    def _freeze_indices(self, bands: list[str]) -> None:
+        """Choose formulas and bounds, or check those that are there: they come from a file that anybody may write."""
+        for name in ("formulas", "index_bounds"):
+            if not isinstance(getattr(self, name), dict | None):
+                raise ConfigError(f"{name} must map index names to values, got {getattr(self, name)!r:.80}.")
+        if self.formulas is None:
+            self.formulas = dict(select_indices(bands, self.indices, self.unit).formulas)
+        for formula in self.formulas.values():
+            parse(formula, bands)
+        # Sorted, because PEFT sorts the keys of the file it writes: the order of the features must survive that.
+        self.formulas = dict(sorted(self.formulas.items()))
+        if self.index_bounds is None:
+            self.index_bounds = {name: bound_of(formula) for name, formula in self.formulas.items()}
+        if set(self.index_bounds) != set(self.formulas):
+            differing = sorted(set(self.index_bounds) ^ set(self.formulas))
+            raise ConfigError(
+                f"index_bounds and formulas must name the same indices; they differ in {listing(differing)}."
+            )
+        values = _finite_floats("index_bounds", list(self.index_bounds.values()), len(self.formulas), "indices") or []
+        if not all(0 < value <= LARGEST_BOUND for value in values):
+            raise ConfigError(
+                f"index_bounds must lie above 0 and be at most {LARGEST_BOUND:g}, got {self.index_bounds}."
+            )
+        self.index_bounds = dict(sorted(zip(self.index_bounds, values, strict=True)))
 
 
 def _finite_floats(name: str, values: Any, length: int, of: str) -> list[float] | None:

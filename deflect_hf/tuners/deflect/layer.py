@@ -49,8 +49,15 @@ class SpectralInput(nn.Module):
         self.patch_size = encoder.patch_size
         self.base_positions = select_bands(channels, config.base_bands) if config.base_bands else None
         self.base_mean, self.base_std = config.base_mean, config.base_std
+        self.band_dropout = config.band_dropout
+        self.droppable = [band for band in channels if band not in (config.base_bands or channels)]
         self.features = SpectralFeatures(
-            channels, config.formulas or {}, encoder.patch_size, config.feature_mean, config.feature_std
+            channels,
+            config.formulas or {},
+            encoder.patch_size,
+            config.feature_mean,
+            config.feature_std,
+            config.index_bounds or {},
         )
 
     def base_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -67,8 +74,14 @@ class SpectralInput(nn.Module):
         return normalise_base_bands(pixel_values, self.base_positions, self.base_mean, self.base_std)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) reflectance -> (B, N, 2F) standardised statistics of each patch's pixel set (equation 2)."""
-        return self.features(pixel_values)
+        """(B, C, H, W) reflectance -> (B, N, 2F) standardised statistics of each patch's pixel set (equation 2).
+
+        In training, bands that the frozen embedding does not see are lost with probability `band_dropout`.
+        """
+        if not (self.training and self.band_dropout):
+            return self.features(pixel_values)
+        lost = torch.rand(len(pixel_values), len(self.droppable), device=pixel_values.device) < self.band_dropout
+        return self.features(pixel_values, dropped=dict(zip(self.droppable, lost.unbind(1), strict=True)))
 
 
 class DeflectLayer(nn.Module, BaseTunerLayer):

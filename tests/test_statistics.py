@@ -1,0 +1,111 @@
+"""Fitting what standardises the pixel sets: valid pixels only, whatever the batches and processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.statistics import fit_statistics
+from tests.tuners.tiny import BANDS, adapted, make_encoder
+
+ROOT = Path(__file__).resolve().parents[1]
+INDICES = ["NDVI", "EVI"]
+
+SCRIPT = """
+import json, sys
+from accelerate import Accelerator
+from deflect_hf.statistics import fit_statistics
+from tests.test_statistics import INDICES, images
+from tests.tuners.tiny import adapted
+
+accelerator = Accelerator(cpu=True)
+model = adapted("vit", indices=INDICES)
+own = images()[accelerator.process_index :: accelerator.num_processes]
+moments = fit_statistics(model, [image[None] for image in own], accelerator=accelerator)
+config = model.peft_config["default"]
+with open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w") as file:
+    json.dump([config.feature_mean, config.feature_std, moments.count.tolist(), accelerator.num_processes], file)
+"""
+
+
+def images() -> torch.Tensor:
+    """(5, 6, 32, 32) reflectance of mixed validity: N is missing in two images, S1 in half of the pixels of one."""
+    pixels = 0.02 + 0.4 * torch.rand(5, 6, 32, 32, generator=torch.Generator().manual_seed(4))
+    pixels[:2, BANDS.index("N")] = math.nan
+    pixels[3, BANDS.index("S1"), :16] = math.nan
+    pixels[4, :, 8:24, 3:9] = math.nan
+    return pixels
+
+
+def test_statistics_are_those_of_all_valid_patches():
+    model = adapted("vit", indices=INDICES)
+    moments = fit_statistics(model, images().split(2))
+    features = model.base_model.model.embeddings.deflect_input["default"].features
+    raw = features.raw_statistics(images()).double().numpy().reshape(-1, 16)
+    config = model.peft_config["default"]
+    np.testing.assert_allclose(config.feature_mean, np.nanmean(raw, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(config.feature_std, np.nanstd(raw, axis=0), rtol=1e-6)
+    assert moments.count.tolist() == np.isfinite(raw).sum(axis=0).tolist()
+    # 16 patches per image: N and the indices that use it lack two images, S1 half of one
+    assert moments.count[:8].tolist() == [80, 80, 80, 48, 72, 80, 48, 48]
+    standardised = features(images()[2:])
+    assert standardised.mean(dim=(0, 1)).abs().max() < 0.5
+    assert torch.isfinite(features(images())).all()
+
+
+def test_two_processes_fit_what_one_fits(tmp_path):
+    script = tmp_path / "fit.py"
+    script.write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*launch, str(script), str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    model = adapted("vit", indices=INDICES)
+    moments = fit_statistics(model, [images()])
+    config = model.peft_config["default"]
+    for rank in (0, 1):
+        mean, std, count, processes = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert processes == 2
+        assert count == moments.count.tolist()
+        np.testing.assert_allclose(mean, config.feature_mean, rtol=1e-12)
+        np.testing.assert_allclose(std, config.feature_std, rtol=1e-9)
+
+
+def test_what_does_not_vary_is_centred_and_not_blown_up():
+    """A constant band, a band that varies by rounding alone, and a large index of both."""
+    flat = images()[2:4].nan_to_num(0.1)
+    flat[:, BANDS.index("S2")] = 0.25
+    flat[:, BANDS.index("S1")] = 0.2 + 1e-8 * torch.arange(32)
+    model = adapted("vit", formulas={"high": "700 + S2 + S1"})
+    fit_statistics(model, [flat])
+    config = model.peft_config["default"]
+    names = [*BANDS, "high"]
+    still = [name for name, std in zip(names * 2, config.feature_std, strict=True) if std == 0]
+    assert still == ["S1", "S2", "high"] * 2
+    features = model.base_model.model.embeddings.deflect_input["default"].features
+    flat[:, BANDS.index("S2")] = 0.75
+    column = names.index("S2")
+    torch.testing.assert_close(features(flat)[..., column], torch.full((2, 16), 0.5))
+    assert features(flat)[..., : len(names)].abs().max() < 10
+
+
+def test_what_cannot_be_fitted_is_refused():
+    pixels = images()
+    pixels[:, BANDS.index("N")] = math.nan
+    model = adapted("vit", indices=["NDVI"])
+    with pytest.raises(DataError, match=r"No valid pixel was seen for 'mean N', 'mean NDVI', 'std N', 'std NDVI'"):
+        fit_statistics(model, [pixels])
+    assert model.peft_config["default"].feature_mean is None
+    with pytest.raises(ConfigError, match="The model has no DEFLECT adapter"):
+        fit_statistics(make_encoder(), [pixels])
+    with pytest.raises(ConfigError, match="No DEFLECT adapter 'other' here; there are 'default'"):
+        fit_statistics(model, [pixels], adapter_name="other")
