@@ -35,6 +35,7 @@ __all__ = [
     "Sensor",
     "Unit",
     "get_sensor",
+    "match_bands",
     "normalise_base_bands",
     "resolve_bands",
     "select_bands",
@@ -90,6 +91,29 @@ def single_nir(wanted: str, available: Iterable[str]) -> str | None:
     return present
 
 
+def match_bands(available: Sequence[str], wanted: Sequence[str], needed: Sequence[str]) -> list[int | None]:
+    """Return the position in ``available`` of each band of ``wanted``, None for one that is missing; all are codes.
+
+    Where the images have a single near-infrared band (N or N2), it also answers to the other code, once.
+
+    Raises:
+        BandError: a band of ``needed`` is missing, or a band is given twice.
+    """
+    available = list(available)
+    refuse_duplicates(available, "bands of the images")
+    refuse_duplicates(wanted, "wanted bands")
+    spare = [code for code in available if code not in wanted]
+    found = {code: code if code in available else single_nir(code, spare) for code in wanted}
+    missing = [code for code in needed if found.get(code) is None]
+    if missing:
+        raise BandError(
+            f"the images lack the band(s) {listing(missing)}; they have {listing(available)}."
+            f"{nearest(missing[0], available)} Give images with these bands, or choose among the bands there are (a "
+            "model that is trained already can do without a band only if it was trained with band_dropout)."
+        )
+    return [None if source is None else available.index(source) for source in found.values()]
+
+
 def select_bands(available: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """Return the position in ``available`` of each band of ``wanted``; both are band codes.
 
@@ -98,19 +122,7 @@ def select_bands(available: Sequence[str], wanted: Sequence[str]) -> list[int]:
     Raises:
         BandError: a wanted band is missing, or a band is given twice in either list.
     """
-    available = list(available)
-    refuse_duplicates(available, "bands of the images")
-    refuse_duplicates(wanted, "wanted bands")
-    used = [code if code in available else single_nir(code, available) or code for code in wanted]
-    missing = [code for code, found in zip(wanted, used, strict=True) if found not in available]
-    if len(set(used)) < len(used):
-        missing = [code for code in wanted if code in SINGLE_NIR and code not in available]
-    if missing:
-        raise BandError(
-            f"the images lack the band(s) {listing(missing)}; they have {listing(available)}."
-            f"{nearest(missing[0], available)} Give images with these bands, or choose among the bands there are."
-        )
-    return [available.index(code) for code in used]
+    return [position for position in match_bands(available, wanted, needed=wanted) if position is not None]
 
 
 def normalise_base_bands(

@@ -1,19 +1,18 @@
-"""What an adapter assumes of its input: written down once, saved with it, and checked against what it is given."""
+"""What a trained model assumes of its images, and whether images fit: their bands, their unit, their values."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deflect_hf.bands import resolve_bands, select_bands, single_nir
-from deflect_hf.errors import BandError, ConfigError, UnitError, listing, nearest
+from deflect_hf.bands import match_bands
+from deflect_hf.errors import BandError, UnitError, listing
 from deflect_hf.spectrum import Unit
 
 logger = logging.getLogger(__name__)
@@ -31,116 +30,53 @@ GSD_RATIO = 2.0
 
 @dataclass(frozen=True)
 class BandContract:
-    """Bands, unit, statistics and indices that an adapter was trained with.
+    """What images a trained model takes: kept in its ``preprocessor_config.json``, checked where images are named.
 
-    ``pixel_values`` are reflectance in the order of ``bands``; ``scale`` and ``offset`` are what the training images
-    needed to become reflectance, ``gsd_m`` the size of their pixels on the ground, ``image_size`` (height, width) what
-    they were resized to. An adapter trained with ``band_dropout`` > 0 accepts images that lack bands.
+    Attributes:
+        bands: band codes of ``pixel_values``, in order.
+        needed_bands: those that every image must have; a model trained with band dropout does without the others.
+        ignored_bands: further bands of the training images, which the model was not given.
+        unit: of ``pixel_values``.
+        gsd_m: size of the training images' pixels on the ground, None where it is not known.
     """
 
     bands: tuple[str, ...]
+    needed_bands: tuple[str, ...]
+    ignored_bands: tuple[str, ...] = ()
     unit: Unit = "reflectance"
-    scale: float = 1.0
-    offset: float = 0.0
     gsd_m: float | None = None
-    image_size: tuple[int, int] | None = None
-    base_bands: tuple[str, ...] = ("R", "G", "B")
-    base_mean: tuple[float, ...] | None = None
-    base_std: tuple[float, ...] | None = None
-    formulas: Mapping[str, str] = field(default_factory=dict)
-    feature_mean: tuple[float, ...] | None = None
-    feature_std: tuple[float, ...] | None = None
-    band_dropout: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("bands", "image_size", "base_bands", "base_mean", "base_std", "feature_mean", "feature_std"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else tuple(value))
-        if self.unit not in ("reflectance", "8bit"):
-            raise ConfigError(f"unit {self.unit!r} is not one of 'reflectance', '8bit'.")
-        if not 0 <= self.band_dropout < 1:
-            raise ConfigError(f"band_dropout must be at least 0 and below 1, not {self.band_dropout!r}.")
-        resolve_bands(self.bands)
-        select_bands(self.bands, self.base_bands)
+    def compare(self, where: str, available: Sequence[str], unit: Unit, gsd_m: float | None) -> None:
+        """Compare images that have the bands ``available``, in any order, with the contract; warn of what is odd.
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the contract as JSON-able values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> BandContract:
-        """Rebuild a contract from :meth:`to_dict`.
+        Warnings: bands that nobody will look at, missing bands that the model can do without, and pixels more than
+        twice or less than half as large as in training.
 
         Raises:
-            ConfigError: a key is unknown, or ``bands`` is missing.
-        """
-        known = [item.name for item in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(
-                    f"band contract: unknown key {key!r}; the keys are {listing(known)}.{nearest(key, known)}"
-                )
-        if "bands" not in values:
-            raise ConfigError("band contract: the key 'bands' is missing.")
-        return cls(**values)
-
-    def check(
-        self, available: Sequence[str], unit: Unit = "reflectance", gsd_m: float | None = None
-    ) -> list[int | None]:
-        """Compare images that have the bands ``available`` with the contract.
-
-        Returns:
-            For each band of the contract its channel in the images, or None for a missing band, which only an adapter
-            trained with band dropout accepts. Bands in another order are reordered, extra ones ignored with a warning;
-            a pixel size beyond a factor of two of the trained one is warned about.
-
-        Raises:
-            BandError: bands are missing, or given twice.
-            UnitError: the images are 8-bit and the adapter expects reflectance, or the other way round.
+            BandError: a needed band is missing.
+            UnitError: the images are 8-bit and the model expects reflectance, or the other way round.
         """
         if unit != self.unit:
             raise UnitError(
-                f"the adapter was trained on {_UNIT_NAMES[self.unit]}, but the images hold {_UNIT_NAMES[unit]}: "
-                "use images of the same kind."
+                f"{where}: the model was trained on {_UNIT_NAMES[self.unit]}, but the images hold "
+                f"{_UNIT_NAMES[unit]}: use images of the same kind."
             )
-        if gsd_m is not None and self.gsd_m is not None and not 1 / GSD_RATIO <= gsd_m / self.gsd_m <= GSD_RATIO:
-            logger.warning("trained on pixels of %g m, applied to pixels of %g m", self.gsd_m, gsd_m)
-        available = resolve_bands(available)
-        stand_ins = {band: single_nir(band, available) for band in self.bands if {"N", "N2"} - set(self.bands)}
-        found = [band if band in available else stand_ins.get(band) for band in self.bands]
-        missing = [band for band, source in zip(self.bands, found, strict=True) if source is None]
-        needed = [band for band in self.base_bands if band in missing]
-        if missing and (not self.band_dropout or needed):
-            raise BandError(
-                f"the adapter needs the band(s) {listing(missing)}, but the images have {listing(available)}. "
-                + _MISSING_FIX["base" if self.band_dropout else "any"]
-            )
-        extra = [band for band in available if band not in found]
+        try:
+            positions = match_bands(available, self.bands, self.needed_bands)
+        except BandError as error:
+            raise BandError(f"{where}: {error}") from error
+        missing = [band for band, position in zip(self.bands, positions, strict=True) if position is None]
+        if missing:
+            logger.warning("%s: without the band(s) %s; the model was trained to do without", where, listing(missing))
+        used = {available[position] for position in positions if position is not None}
+        extra = [band for band in available if band not in used and band not in self.ignored_bands]
         if extra:
-            logger.warning("bands not used by the adapter are ignored: %s", listing(extra))
-        return [None if source is None else available.index(source) for source in found]
-
-    def arrange(self, pixel_values: Tensor, available: Sequence[str], unit: Unit = "reflectance") -> Tensor:
-        """(B, len(available), H, W) -> (B, len(bands), H, W) in the contract's order; a missing band is NaN.
-
-        Raises:
-            BandError: as :meth:`check`, or the number of channels is not that of ``available``.
-            UnitError: as :meth:`check`.
-        """
-        if pixel_values.shape[1] != len(available):
-            raise BandError(
-                f"the images have {pixel_values.shape[1]} channels, but the bands are {listing(available)}."
-            )
-        positions = self.check(available, unit)
-        nothing = torch.full_like(pixel_values[:, 0], torch.nan)
-        return torch.stack([nothing if p is None else pixel_values[:, p] for p in positions], dim=1)
+            logger.warning("%s: band(s) %s are unknown to the model and are ignored", where, listing(extra))
+        if gsd_m is not None and self.gsd_m is not None and not 1 / GSD_RATIO <= gsd_m / self.gsd_m <= GSD_RATIO:
+            logger.warning("%s: pixels of %g m, but the model was trained on %g m", where, gsd_m, self.gsd_m)
 
 
 _UNIT_NAMES = {"reflectance": "reflectance (1.0 = 100 %)", "8bit": "8-bit values"}
-_MISSING_FIX = {
-    "any": "Give images with these bands, or an adapter trained with band_dropout > 0, which can do without.",
-    "base": "Band dropout covers the bands beyond the base bands; these are needed by the frozen model.",
-}
 
 Problem = Literal["8bit", "digital numbers", "dark", "shifted", "standardised"]
 _FIXES: dict[Problem, str] = {

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from transformers import BatchFeature, ImageProcessingMixin
 
-from deflect_hf.bands import resolve_bands, select_bands
-from deflect_hf.contract import check_reflectance
+from deflect_hf.bands import match_bands, resolve_bands, select_bands
+from deflect_hf.contract import BandContract, check_reflectance
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.sensors import get_sensor
+from deflect_hf.spectrum import UNITS, Unit
 
 Image = np.ndarray | torch.Tensor
 Size = int | Sequence[int] | Mapping[str, int]
-UNITS = ("reflectance", "8bit")
 
 
 class MultispectralImageProcessor(ImageProcessingMixin):
@@ -41,6 +41,8 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         unit_check: Refuse values that cannot be reflectance; False only for data known to be extreme.
         size: Output height and width in pixels; None keeps the size.
         gsd_m: Pixel size of the incoming images on the ground, in metres.
+        needed_bands: Bands that every image must have; a missing other band becomes NaN. None: all of ``bands``.
+            Training sets it, to all bands unless the model was trained with band dropout.
 
     Raises:
         BandError: An output band is not among the source bands, or is unknown.
@@ -60,16 +62,19 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         scale: float | Sequence[float] = 1.0,
         offset: float | Sequence[float] = 0.0,
         nodata: Sequence[float] = (),
-        unit: str = "reflectance",
+        unit: Unit = "reflectance",
         unit_check: bool = True,
         size: Size | None = None,
         gsd_m: float | None = None,
+        needed_bands: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.source_bands = None if source_bands is None else list(source_bands)
         # a sensor described by the user may have codes of its own; those are known from source_bands only
         self.bands = resolve_bands(bands) if self.source_bands is None else list(bands)
-        select_bands(self.source_bands or self.bands, self.bands)
+        self.needed_bands = list(self.bands if needed_bands is None else needed_bands)
+        select_bands(self.bands, self.needed_bands)
+        match_bands(self.source_bands or self.bands, self.bands, self.needed_bands)
         self.scale = _per_band("scale", scale, self.bands)
         self.offset = _per_band("offset", offset, self.bands)
         if 0.0 in np.atleast_1d(self.scale):
@@ -77,7 +82,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         self.nodata = [float(value) for value in nodata]
         if unit not in UNITS:
             raise ConfigError(f"Unknown unit {unit!r}: choose one of {listing(UNITS)}.{nearest(unit, UNITS)}")
-        self.unit = unit
+        self.unit: Unit = unit
         self.unit_check = unit_check
         self.size = _size(size)
         self.gsd_m = gsd_m
@@ -169,12 +174,14 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         stored = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
         names = self._names(stored, source_bands, where)
         try:
-            positions = select_bands(names, self.bands)
+            found = match_bands(names, self.bands, self.needed_bands)
         except BandError as error:
             raise BandError(f"{where}: {error}") from error
+        positions = [position or 0 for position in found]
         stored = stored[positions]
         values = stored.astype(np.float32)
         invalid = ~np.isfinite(values)
+        invalid[[position is None for position in found]] = True
         for fill in self.nodata:
             if not math.isnan(fill):
                 invalid |= stored == fill
@@ -187,6 +194,12 @@ class MultispectralImageProcessor(ImageProcessingMixin):
             check_reflectance(values, where)
         pixels = torch.from_numpy(values)
         return pixels if self.size is None else resize(pixels, (self.size["height"], self.size["width"]))
+
+    @property
+    def contract(self) -> BandContract:
+        """What images must be like for a model that was trained with this processor."""
+        ignored = [band for band in self.source_bands or () if band not in self.bands]
+        return BandContract(tuple(self.bands), tuple(self.needed_bands), tuple(ignored), self.unit, self.gsd_m)
 
     def effective_gsd_m(self, height: int) -> float | None:
         """Pixel size on the ground after resizing images of ``height`` pixels; None where it is not known."""

@@ -21,7 +21,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from deflect_hf.bands import Sensor, select_bands
+from deflect_hf.bands import Sensor, match_bands
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster_header import RasterInfo, file_bands
 
@@ -103,6 +103,7 @@ def read_raster(
     path: PathLike,
     bands: Sequence[str] | None = None,
     *,
+    needed: Sequence[str] | None = None,
     source_bands: Sequence[str] | None = None,
     sensor: Sensor | None = None,
     window: tuple[int, int, int, int] | None = None,
@@ -112,6 +113,7 @@ def read_raster(
 
     Args:
         bands: Band codes wanted, in the order wanted; None reads all.
+        needed: Those of ``bands`` that must be there; others are left out of the result. None: all of them.
         source_bands: Names of the file's bands in file order, for files without band descriptions.
         sensor: Resolves the sensor's own names (``B8A``) and, failing the two above, gives the band order.
         window: (row, column, height, width) in pixels.
@@ -119,7 +121,7 @@ def read_raster(
 
     Raises:
         DataError: The file is missing, damaged or no raster, or the window leaves the image.
-        BandError: A wanted band is not in the file, or its bands cannot be named.
+        BandError: A needed band is not in the file, or its bands cannot be named.
     """
     with _opened(path) as source:
         info = _info(source, path)
@@ -127,10 +129,11 @@ def read_raster(
         positions = list(range(len(names)))
         if bands is not None:
             try:
-                positions = select_bands(names, bands)
+                found = match_bands(names, bands, bands if needed is None else needed)
             except BandError as error:
                 raise BandError(f"{path}: {error}") from error
-            names = list(bands)
+            positions = [position for position in found if position is not None]
+            names = [band for band, position in zip(bands, found, strict=True) if position is not None]
         indexes = [position + 1 for position in positions]
         area = _window(info, window)
         values = source.read(indexes, window=area)

@@ -2,8 +2,10 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from deflect_hf.bands import SENSORS, normalise_base_bands, resolve_bands, select_bands
+from deflect_hf.bands import SENSORS, match_bands, normalise_base_bands, resolve_bands, select_bands
 from deflect_hf.errors import BandError, ConfigError
 
 
@@ -76,6 +78,22 @@ def test_a_single_near_infrared_band_answers_to_both_codes(caplog):
     with pytest.raises(BandError, match=r"lack the band\(s\) 'N2'"):  # one band cannot be two features
         select_bands(["R", "N"], ["N", "N2"])
     assert select_bands(["N2", "N"], ["N", "N2"]) == [1, 0]
+
+
+def test_bands_that_are_not_needed_may_be_missing():
+    assert match_bands(["S1", "R"], ["R", "N", "S1"], needed=["R"]) == [1, None, 0]
+    assert match_bands(["R", "N2"], ["N", "R"], needed=["R"]) == [1, 0]  # the one near infrared stands in
+    assert match_bands(["R", "N2"], ["N", "N2"], needed=[]) == [None, 1]  # but not for two bands
+    with pytest.raises(BandError, match=r"lack the band\(s\) 'R'; they have 'S1'"):
+        match_bands(["S1"], ["R", "S1", "N"], needed=["R"])
+
+
+@given(st.permutations(["B", "G", "R", "N", "S1", "A"]), st.sets(st.sampled_from(["N", "S1"])))
+def test_any_order_of_the_bands_leads_to_the_same_ones(order, gone):
+    available = [band for band in order if band not in gone]
+    positions = match_bands(available, ["R", "G", "B", "N", "S1"], needed=["R", "G", "B"])
+    found = [None if position is None else available[position] for position in positions]
+    assert found == ["R", "G", "B", "N" if "N" not in gone else None, "S1" if "S1" not in gone else None]
 
 
 def test_base_bands_are_normalised_and_nodata_becomes_the_mean():

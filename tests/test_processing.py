@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deflect_hf.contract import BandContract
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
 from deflect_hf.processing import MultispectralImageProcessor, resize
 
@@ -103,6 +104,22 @@ def test_wrong_channels_are_explained(processor: MultispectralImageProcessor) ->
         processor(STORED, source_bands=["R", "G", "B"])
     with pytest.raises(DataError, match=r"image 0 has shape \(6, 8\): give one image as \(channels, height, width\)"):
         processor([STORED[0]])
+
+
+def test_a_missing_band_is_nan_where_the_model_was_trained_to_do_without(tmp_path: Path) -> None:
+    MultispectralImageProcessor(["N", "R", "S1"], needed_bands=["R"], scale=1e-4).save_pretrained(tmp_path)
+    processor = MultispectralImageProcessor.from_pretrained(tmp_path)
+    pixel_values = processor(STORED, source_bands=["R", "G", "N"])["pixel_values"][0]
+    np.testing.assert_allclose(pixel_values[:2].numpy(), STORED[[2, 0]] * 1e-4, atol=1e-7)
+    assert torch.isnan(pixel_values[2]).all()
+    with pytest.raises(BandError, match=r"lack the band\(s\) 'R'; they have 'S1', 'G', 'N'"):
+        processor(STORED, source_bands=["S1", "G", "N"])
+    with pytest.raises(BandError, match=r"lack the band\(s\) 'S2'"):
+        MultispectralImageProcessor(["N", "R"], needed_bands=["S2"])
+
+
+def test_the_contract_tells_what_images_must_be_like(processor: MultispectralImageProcessor) -> None:
+    assert processor.contract == BandContract(("N", "R"), ("N", "R"), ("G",), "reflectance", 10.0)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,12 @@ def test_a_missing_band_names_the_file_and_what_it_has(image: Path) -> None:
         read_raster(image, ["R", "S1"])
 
 
+def test_bands_that_are_not_needed_are_left_out(image: Path) -> None:
+    raster = read_raster(image, ["S2", "N", "R"], needed=["R"])
+    assert raster.bands == ("N", "R") and raster.values.shape[0] == 2 and len(raster.scales) == 2
+    assert np.array_equal(raster.values, read_raster(image, ["N", "R"]).values)
+
+
 def test_files_without_names_take_the_configured_ones(tmp_path: Path) -> None:
     path = tmp_path / "bare.tif"
     write_raster(path, VALUES)

@@ -83,7 +83,7 @@ class FolderReader:
 def load_folder(
     args: DatasetArguments, processor: MultispectralImageProcessor | None = None
 ) -> dict[str, ImageDataset]:
-    """Build the splits of a folder data set; ``processor`` is that of a trained model, whose bands, unit and size stand.
+    """Build the splits of a folder data set; bands, unit and size of a trained model's ``processor`` stand.
 
     Raises:
         DataError: The folder is missing or empty, an image has no mask, or a split file does not fit.

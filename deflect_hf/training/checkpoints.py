@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deflect_hf.errors import CheckpointError, listing
+from deflect_hf.methods import deflect_config, needed_bands
 from deflect_hf.models import load_encoder
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training.arguments import RunArguments
@@ -72,7 +73,8 @@ def save_model(folder: Path, model: nn.Module, config: RunArguments, processor: 
     else:
         save_file({name: tensor.contiguous() for name, tensor in inner.head.state_dict().items()}, folder / HEAD)
     inner.config.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    saved = MultispectralImageProcessor.from_dict(processor.to_dict(), needed_bands=needed_bands(model))
+    saved.save_pretrained(folder)
     (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
 
 
@@ -139,6 +141,28 @@ def load_model(folder: Path, config: RunArguments, encoder: str | None = None) -
         _reading(folder / HEAD, lambda: model.head.load_state_dict(load_file(folder / HEAD)))
         return model.eval()
     return _reading(folder, lambda: PeftModel.from_pretrained(model, str(folder))).eval()
+
+
+def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcessor:
+    """The processor of a result folder, which reads images as ``model``, the trained model of that folder, takes them.
+
+    Raises:
+        CheckpointError: the file is missing or broken, or says something else about the bands than the model.
+    """
+    processor: MultispectralImageProcessor = _reading(
+        folder, lambda: MultispectralImageProcessor.from_pretrained(folder)
+    )
+    adapter = deflect_config(model)
+    bands = adapter.bands if adapter is not None else task_model(model).config.bands
+    unit = adapter.unit if adapter is not None else processor.unit
+    missing = [band for band in needed_bands(model) if band not in processor.needed_bands]
+    if (processor.bands, processor.unit) != (bands, unit) or missing:
+        raise CheckpointError(
+            f"{folder}: preprocessor_config.json gives the bands {listing(processor.bands)} in {processor.unit}, of "
+            f"which every image must have {listing(processor.needed_bands)}; but the model takes "
+            f"{listing(bands or [])} in {unit} and needs {listing(needed_bands(model))}. Fix: put the file back that was saved with it."
+        )
+    return processor
 
 
 def _task(folder: Path) -> str:

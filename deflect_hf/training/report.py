@@ -12,9 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
-from deflect_hf.errors import DataError, listing
+from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.figures import confusion_figure, prediction_panel
-from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import DatasetArguments, EvaluateArguments, RunArguments
 from deflect_hf.training.build import evaluation_window, rank_of, task_model
@@ -27,7 +26,16 @@ from deflect_hf.training.schema import check_types
 
 
 def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
-    """The run's configuration with what evaluation was told to do differently."""
+    """The run's configuration with what evaluation was told to do differently.
+
+    Raises:
+        ConfigError: a key or value is unknown, or is the trained model's to say.
+    """
+    if "bands" in arguments.dataset:
+        raise ConfigError(
+            "--dataset.bands: the trained model says which bands it takes; they are found by name in any order. Name "
+            "those of the files with --dataset.source_bands or --dataset.sensor where the files do not."
+        )
     values = {**dataclasses.asdict(config.dataset), **arguments.dataset}
     origins = dict.fromkeys(arguments.dataset, "the command line, --dataset")
     changed: dict[str, Any] = {"dataset": check_types(DatasetArguments, values, origins)}
@@ -52,12 +60,12 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     folder = checkpoints.result_folder(Path(arguments.eval_dir))
     config = overlay(checkpoints.read_config(folder), arguments)
     accelerator = make_accelerator(config)
-    processor = MultispectralImageProcessor.from_pretrained(folder)
+    model = checkpoints.load_model(folder, config, arguments.encoder).to(accelerator.device)
+    processor = checkpoints.load_processor(folder, model)
     splits = load_dataset_splits(config.dataset, processor)
     if arguments.split not in splits:
         raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
     images = splits[arguments.split].with_transform(build_transform(config.augmentation, arguments.split))
-    model = checkpoints.load_model(folder, config, arguments.encoder).to(accelerator.device)
     check_classes(model, images, folder)
     protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config), config.metrics)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))

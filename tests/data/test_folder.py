@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 import torch
 
 from deflect_hf.data import DatasetArguments, load_dataset_splits
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
-from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.raster import raster_info, read_mask, write_raster
 
 from .conftest import BANDS, stored_image
@@ -174,33 +172,6 @@ def test_images_are_resized_with_their_masks_and_pixel_size(segmentation_folder:
     assert train[0]["pixel_values"].shape == (4, 12, 16)
     assert torch.equal(train[0]["labels"][::2, ::2], plain[0]["labels"])
     assert (plain.gsd_m, train.gsd_m) == (30.0, 15.0)
-
-
-def test_the_files_scale_tags_are_used_unless_told_otherwise(segmentation_folder: Path) -> None:
-    def tag(name: str, scale: float) -> None:
-        with rasterio.open(segmentation_folder / "images" / name, "r+") as sink:
-            sink.scales = (scale,) * 4
-
-    for index in range(10):
-        tag(f"a{index}.tif", 2e-4)
-    tagged = load_dataset_splits(segments(segmentation_folder, scale=None))["train"]
-    assert tagged.processor.scale == 2e-4
-    told = load_dataset_splits(segments(segmentation_folder, scale=1e-4))["train"]
-    torch.testing.assert_close(tagged[0]["pixel_values"], 2 * told[0]["pixel_values"])
-    with pytest.raises(DataError, match=r"is tagged scale 0.0002, offset 0.0, but sensor 'hls' has scale 0.0001"):
-        load_dataset_splits(segments(segmentation_folder, scale=None, sensor="hls"))
-    tag(f"{tagged.names[0]}.tif", 1e-4)
-    with pytest.raises(DataError, match=r"unlike the other images .*: give `scale` and `offset` in the config"):
-        for index in range(len(tagged)):
-            tagged[index]
-
-
-def test_a_saved_processor_reads_the_images_as_in_training(segmentation_folder: Path, tmp_path: Path) -> None:
-    trained = load_dataset_splits(segments(segmentation_folder, bands=["R", "N"]))["test"]
-    trained.processor.save_pretrained(tmp_path)
-    processor = MultispectralImageProcessor.from_pretrained(tmp_path)
-    evaluated = load_dataset_splits(segments(segmentation_folder, scale=None), processor)["test"]
-    assert torch.equal(evaluated[0]["pixel_values"], trained[0]["pixel_values"])
 
 
 def all_examples(args: DatasetArguments) -> None:
