@@ -192,6 +192,7 @@ class EvaluateArguments:
         default=None, metadata={"help": "means over which classes; null: as in training"}
     )
     panels: NonNegativeInt = field(default=4, metadata={"help": "prediction panels to draw"})
+    drop_bands: bool = field(default=False, metadata={"help": "score also with each further band missing in turn"})
     dataset: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "keys that differ from training, e.g. --dataset.root FOLDER"}
     )

@@ -160,7 +160,8 @@ def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcesso
         raise CheckpointError(
             f"{folder}: preprocessor_config.json gives the bands {listing(processor.bands)} in {processor.unit}, of "
             f"which every image must have {listing(processor.needed_bands)}; but the model takes "
-            f"{listing(bands or [])} in {unit} and needs {listing(needed_bands(model))}. Fix: put the file back that was saved with it."
+            f"{listing(bands or [])} in {unit} and needs {listing(needed_bands(model))}. Fix: put the file back that "
+            "was saved with it."
         )
     return processor
 

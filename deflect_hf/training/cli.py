@@ -55,6 +55,18 @@ def score_table(scores: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def drop_table(dropped: Mapping[str, Any]) -> str:
+    """The means with each band missing, and the change of the mIoU, as text."""
+    table = dropped["scores"]
+    width = max(len("no band"), *map(len, table))
+    lines = [f"{'missing':<{width}}{'accuracy':>10}{'miou':>10}{'f1_macro':>10}{'change':>10}"]
+    for band, row in table.items():
+        means = "".join(f"{row[name]:>10.4f}" for name in ("accuracy", "miou", "f1_macro"))
+        lines.append(f"{band or 'no band':<{width}}{means}{row['miou'] - table['']['miou']:>+10.4f}")
+    lines.append(f"change: of miou; trained with band_dropout {dropped['band_dropout']:g}")
+    return "\n".join(lines)
+
+
 def _cell(value: float | int | None) -> str:
     if value is None:
         return "-"

@@ -17,6 +17,7 @@ from deflect_hf.figures import confusion_figure, prediction_panel
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import DatasetArguments, EvaluateArguments, RunArguments
 from deflect_hf.training.build import evaluation_window, rank_of, task_model
+from deflect_hf.training.drop_bands import scores_without_bands
 from deflect_hf.training.environment import environment
 from deflect_hf.training.evaluation import Protocol, evaluate, predict_logits
 from deflect_hf.training.metrics import selection_metric
@@ -70,6 +71,8 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config), config.metrics)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))
     scores = evaluate(model, loader, accelerator, protocol)
+    if arguments.drop_bands:
+        scores["drop_bands"] = scores_without_bands(model, loader, accelerator, protocol, scores)
     results = {
         "eval_dir": str(folder),
         "split": arguments.split,
