@@ -1,8 +1,9 @@
 """What each method costs: step time, inference time and memory, as ratios from one run.
 
 Rows are measured in turns, round after round, so that a change of the machine's load falls on all of them alike; the
-median of the rounds is printed. Memory is what autograd keeps for the backward pass (on a GPU also the peak that the
-allocator reports), in MB, for one batch.
+median of the rounds is printed. Saved activations are what autograd keeps for the backward pass (on a GPU also the peak
+that the allocator reports), for one batch. Of the spectral input (indices and pixel sets), the time is given as a share
+of an inference, and the most memory that it holds at once as a multiple of the images'.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import itertools
 import logging
 import statistics
 import time
@@ -45,6 +47,7 @@ class Cost:
     inference_seconds: list[float] = dataclasses.field(default_factory=list)
     input_seconds: list[float] = dataclasses.field(default_factory=list)
     saved_bytes: int = 0
+    input_bytes: int | None = None
     peak_bytes: int | None = None
 
 
@@ -62,6 +65,7 @@ def main(argv: Sequence[str]) -> None:
         trainable, total = encoder_parameters(model)
         cost = Cost(text, trainable, total)
         cost.saved_bytes = saved_for_backward(model, pixels, labels)
+        cost.input_bytes = spectral_peak(model, pixels)
         costs.append(cost)
         models.append(model)
     for number in range(ROUNDS):
@@ -86,7 +90,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--rows", nargs="+", required=True, help="methods; ratios are to the first one")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["lora", "deflect:indices=null", "deflect:indices=default", "deflect:indices=all"],
+        help="methods; ratios are to the first one",
+    )
     parser.add_argument("--size", choices=list(SIZES), default="base", help="size of the vision transformer")
     parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--patch_size", type=int, default=16, help="side of the patches in pixels")
@@ -134,6 +143,35 @@ def saved_for_backward(model: nn.Module, pixels: torch.Tensor, labels: torch.Ten
     return sum(kept.values())
 
 
+def spectral_inputs(model: nn.Module) -> list[nn.Module]:
+    """The module that makes the pixel-set features, in a list; empty for a method that has none."""
+    return [module for name, module in model.named_modules() if name.endswith("deflect_input.default")]
+
+
+@torch.no_grad()
+def spectral_peak(model: nn.Module, pixels: torch.Tensor) -> int | None:
+    """Most bytes that the pixel-set features of one batch take at once, result included, the images not; None without.
+
+    What the allocator hands out and takes back, in order: all intermediate results, also those inside an operator, but
+    neither the caches of libraries nor what the allocator itself keeps in reserve.
+    """
+    features = spectral_inputs(model)
+    if not features:
+        return None
+    model.eval()
+    if pixels.is_cuda:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        features[0](pixels)
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        features[0](pixels)
+    assert profile.profiler is not None
+    events: Any = profile.profiler.kineto_results
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events.events() if event.name() == "[memory]")
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
+
+
 def measure(cost: Cost, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, warm_up: bool) -> None:
     """One round: a training step, a forward without gradients, and the radiometric input alone."""
     gc.collect()
@@ -152,7 +190,7 @@ def measure(cost: Cost, model: nn.Module, pixels: torch.Tensor, labels: torch.Te
         model.eval()
         model(pixels)
 
-    features = [module for name, module in model.named_modules() if name.endswith("deflect_input.default")]
+    features = spectral_inputs(model)
 
     @torch.no_grad()
     def read() -> None:
@@ -186,16 +224,19 @@ def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.de
     first = costs[0]
     step, inference = statistics.median(first.step_seconds), statistics.median(first.inference_seconds)
     lines = [
-        "| method | encoder parameters | step time | inference time | spectral input / inference | saved activations |",
-        "|" + "---|" * 6,
+        "| method | encoder parameters | step time | inference time | spectral input / inference "
+        "| its peak memory / images | saved activations |",
+        "|" + "---|" * 7,
     ]
+    images = 4 * own.batch_size * len(BANDS) * own.image_size**2  # bytes
     for cost in costs:
         own_inference = statistics.median(cost.inference_seconds)
         share = f"{100 * statistics.median(cost.input_seconds) / own_inference:.1f} %" if cost.input_seconds else "none"
+        memory = "none" if cost.input_bytes is None else f"{cost.input_bytes / images:.2f}"
         lines.append(
             f"| {cost.row} | {cost.encoder_trainable:,} ({100 * cost.encoder_trainable / cost.encoder_total:.2f} %) "
             f"| {statistics.median(cost.step_seconds) / step:.2f} | {own_inference / inference:.2f} "
-            f"| {share} | {cost.saved_bytes / max(first.saved_bytes, 1):.2f} |"
+            f"| {share} | {memory} | {cost.saved_bytes / max(first.saved_bytes, 1):.2f} |"
         )
     lines.append(
         f"\nViT-{own.size}, patch {own.patch_size}, {own.image_size} px, {len(BANDS)} bands, batch {own.batch_size}, "

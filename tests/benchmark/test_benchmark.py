@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from deflect_hf.benchmark import accuracy, cost
+from deflect_hf.benchmark.rows import Row
 from deflect_hf.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf" / "classification.yaml"
@@ -80,9 +82,34 @@ def test_cost_prints_ratios_to_the_first_row(tmp_path, capsys):
     rows = ["--rows", "frozen", "deflect", "deflect:layers_to_transform=[11]"]
     cost.main(["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1", *rows])
     table = capsys.readouterr().out
-    assert "| frozen | 0 (0.00 %) | 1.00 | 1.00 | none | 1.00 |" in table
+    assert "| frozen | 0 (0.00 %) | 1.00 | 1.00 | none | none | 1.00 |" in table
     frozen, everywhere, late = json.loads((tmp_path / "cost.json").read_text())
     assert frozen["saved_bytes"] < late["saved_bytes"] < 0.5 * everywhere["saved_bytes"]
+    assert frozen["input_bytes"] is None and everywhere["input_bytes"] == late["input_bytes"]
     assert len(everywhere["step_seconds"]) == cost.ROUNDS
     with pytest.raises(ConfigError, match="multiple of --patch_size 16"):
         cost.main(["--output", str(tmp_path), "--image_size", "40", *rows])
+
+
+@pytest.mark.parametrize("indices", ["null", "default", "all"])
+def test_the_spectral_input_takes_at_most_twice_the_memory_of_the_images(indices):
+    own = cost.parse(["--output", "unused", "--size", "tiny"])
+    model = cost.build(Row.parse(f"deflect:indices={indices}"), own)
+    pixels = torch.rand(1, len(cost.BANDS), 224, 224) * 0.4
+    peak = cost.spectral_peak(model, pixels)
+    # the planes of all bands without NaN, and where they are measured, a quarter of that
+    assert peak is not None and 1.25 <= peak / (pixels.numel() * 4) <= 2.0
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    class Twice(torch.nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            for _ in range(3):
+                values = (values + 1.0) * 2.0  # the sum goes when the product is there
+            return values
+
+    model = torch.nn.ModuleDict({"deflect_input": torch.nn.ModuleDict({"default": Twice()})})
+    values = torch.zeros(1000, 100)
+    # the values of the round before, the sum and the product
+    assert cost.spectral_peak(model, values) == pytest.approx(3 * values.numel() * 4, rel=0.01)
+    assert cost.spectral_peak(torch.nn.Identity(), values) is None
