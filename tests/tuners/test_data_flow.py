@@ -195,15 +195,15 @@ def test_masked_autoencoder_for_pretraining(reflectance):
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_compiles_without_graph_breaks(mode, architecture, attention, reflectance):
     torch.compiler.reset()
-    model = adapted(architecture, attention)
+    # The formulas make up most of the time that compiling takes; they are the same on every architecture.
+    indices = "default" if (architecture, attention) == ("vit", "sdpa") else None
+    model = adapted(architecture, attention, indices=indices)
     model.train(mode == "train")
-    if architecture == "vit_mae":
-        pytest.skip("the masking of ViTMAE draws its noise inside; its blocks are those of ViT")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    output = compiled(pixel_values=reflectance).last_hidden_state
+    output = run(compiled, reflectance)
     torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
     if mode == "train":
         expected = gradients(model, reflectance)
         model.zero_grad()
-        compiled(pixel_values=reflectance).last_hidden_state.square().sum().backward()
+        run(compiled, reflectance).square().sum().backward()
         assert_same({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected)

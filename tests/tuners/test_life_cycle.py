@@ -26,30 +26,34 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 from deflect_hf import DeflectConfig
-from tests.tuners.tiny import BANDS, adapted, base_pixels, make_encoder, randomise, run, spectral_config
+from tests.tuners.tiny import BANDS, ENCODERS, adapted, base_pixels, make_encoder, randomise, run, spectral_config
 
 LOAD = """
 import sys, torch, deflect_hf
+from pathlib import Path
 from peft import PeftModel
 from transformers import AutoModel
-base = AutoModel.from_pretrained(sys.argv[1], attn_implementation="sdpa")
-model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
-pixel_values, kwargs = torch.load(sys.argv[3])
-torch.save(model(pixel_values=pixel_values, **kwargs).last_hidden_state, sys.argv[4])
+for folder in map(Path, sys.argv[1:]):
+    base = AutoModel.from_pretrained(folder / "base", attn_implementation="sdpa")
+    model = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    pixel_values, kwargs = torch.load(folder / "input.pt")
+    torch.save(model(pixel_values=pixel_values, **kwargs).last_hidden_state, folder / "output.pt")
 """
 
 
-def test_save_then_load_in_a_new_process(architecture, tmp_path, reflectance):
-    model = adapted(architecture)
-    kwargs = {"noise": torch.rand(2, 16)} if architecture == "vit_mae" else {}
-    expected = run(model, reflectance, **kwargs)
-    base = make_encoder(architecture)
-    base.save_pretrained(tmp_path / "base")
-    model.save_pretrained(tmp_path / "adapter")
-    torch.save((reflectance, kwargs), tmp_path / "input.pt")
-    paths = [str(tmp_path / name) for name in ("base", "adapter", "input.pt", "output.pt")]
-    subprocess.run([sys.executable, "-c", LOAD, *paths], check=True)
-    assert torch.equal(torch.load(tmp_path / "output.pt"), expected)
+def test_save_then_load_in_a_new_process(tmp_path, reflectance):
+    expected = {}
+    for architecture in ENCODERS:
+        model, folder = adapted(architecture), tmp_path / architecture
+        kwargs = {"noise": torch.rand(2, 16)} if architecture == "vit_mae" else {}
+        expected[architecture] = run(model, reflectance, **kwargs)
+        make_encoder(architecture).save_pretrained(folder / "base")
+        model.save_pretrained(folder / "adapter")
+        torch.save((reflectance, kwargs), folder / "input.pt")
+    folders = [str(tmp_path / architecture) for architecture in ENCODERS]
+    subprocess.run([sys.executable, "-c", LOAD, *folders], check=True)
+    for architecture in ENCODERS:
+        assert torch.equal(torch.load(tmp_path / architecture / "output.pt"), expected[architecture]), architecture
 
 
 def test_the_file_holds_the_adapter_alone(tmp_path):
