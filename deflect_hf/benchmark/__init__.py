@@ -1,1 +1,1 @@
-"""Benchmarks: what a method reaches (`accuracy`) and what it costs (`cost`), as ratios from one run."""
+"""Benchmarks: what a method reaches (`accuracy`), what it costs (`cost`), and each published encoder (`encoders`)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deflect_hf.benchmark import accuracy, cost
+from deflect_hf.benchmark import accuracy, cost, encoders
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.errors import ConfigError
 
@@ -113,3 +113,15 @@ def test_peak_memory_is_what_is_held_at_once():
     # the values of the round before, the sum and the product
     assert cost.spectral_peak(model, values) == pytest.approx(3 * values.numel() * 4, rel=0.01)
     assert cost.spectral_peak(torch.nn.Identity(), values) is None
+
+
+def test_encoders_of_full_size(tmp_path, capsys):
+    flags = ["--encoders", "dino-mc", "--image_size", "16", "--rounds", "1"]
+    encoders.main(["--output", str(tmp_path), *flags])
+    (one,) = json.loads((tmp_path / "encoders.json").read_text())
+    assert (one["total"], one["encoder"]) == (21_670_272, "dino-mc")
+    assert 0 < one["trainable"] < 0.004 * one["total"]
+    assert min(one["frozen_ms"], one["deflected_ms"], one["training_ms"]) > 0
+    assert "| dino-mc | 21,670,272 |" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="dino-mc"):
+        encoders.main(["--output", str(tmp_path), "--encoders", "dino-mk"])
