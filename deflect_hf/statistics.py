@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
+from deflect_hf.contract import check_reflectance
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.spectral import RunningMoments, SpectralFeatures
-from deflect_hf.tuners.deflect import DeflectEmbeddings
+from deflect_hf.tuners.deflect import DeflectConfig, DeflectEmbeddings
 from deflect_hf.tuners.deflect.layer import SpectralInput
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+logger = logging.getLogger(__name__)
+
 # Shares of a feature's size, or of 1 for a smaller one: float32 has seven digits, what varies less is rounding.
 RESOLUTION = 1e-6
+LARGEST_SHIFT = 1.5  # standard deviations; of the mean over a training set, which seldom leaves one standard deviation
 
 
 @torch.no_grad()
@@ -26,6 +31,7 @@ def fit_statistics(
     loader: Iterable[Any],
     adapter_name: str | None = None,
     accelerator: Accelerator | None = None,
+    unit_check: bool = True,
 ) -> RunningMoments:
     """Fit mean and standard deviation of the 2F pixel-set features and store them in the adapter.
 
@@ -39,6 +45,8 @@ def fit_statistics(
         loader: batches with `pixel_values` (B, C, H, W) reflectance in the adapter's band order, or such tensors.
         adapter_name: which adapter. `None`: the active one.
         accelerator: reduces the moments across its processes.
+        unit_check: refuse images whose values cannot be reflectance, judged by the first batch. `False` only for data
+            known to be extreme.
 
     Returns:
         The moments: `mean`, `std` (2F) and the number of patches behind each feature.
@@ -46,12 +54,16 @@ def fit_statistics(
     Raises:
         ConfigError: the model has no DEFLECT adapter of that name, or the adapter has no spectral road.
         DataError: no valid pixel was seen for a feature.
+        UnitError: the images are digital numbers, 8-bit or standardised values.
     """
     features, name = _features_of(model, adapter_name)
+    config = _config_of(model, name)
     device = features.feature_mean.device
     moments = RunningMoments(features.num_features)
-    for batch in loader:
+    for number, batch in enumerate(loader):
         pixel_values = batch["pixel_values"] if isinstance(batch, Mapping) else batch
+        if number == 0 and unit_check and config.unit == "reflectance":
+            check_reflectance(pixel_values, "the first batch of pixel_values")
         moments.update(features.raw_statistics(pixel_values.to(device)))
     if accelerator is not None:
         moments.reduce(accelerator)
@@ -64,10 +76,22 @@ def fit_statistics(
     size = moments.mean[: len(features.feature_names)].abs().clamp_min(1.0).repeat(2)
     std = torch.where(moments.std > RESOLUTION * size, moments.std, 0.0).tolist()
     mean = moments.mean.tolist()
+    _warn_of_shift(config, dict(zip(features.feature_names, mean, strict=False)))
     features.set_statistics(mean, std)
-    config = _config_of(model, name)
     config.feature_mean, config.feature_std = mean, std
     return moments
+
+
+def _warn_of_shift(config: DeflectConfig, means: Mapping[str, float]) -> None:
+    """Warn if the frozen encoder is shown base bands far from what it was trained on: a mean in another unit, say."""
+    for band, mean, std in zip(config.base_bands or [], config.base_mean or [], config.base_std or [], strict=False):
+        shift = (means[band] - mean) / std
+        if abs(shift) > LARGEST_SHIFT:
+            logger.warning(
+                "band %s has the mean %.3g, but base_mean is %.3g and base_std %.3g: the frozen encoder is shown "
+                "values %.1f standard deviations away from its own. Are they in reflectance, as the images?",
+                *(band, means[band], mean, std, shift),
+            )
 
 
 def _features_of(model: nn.Module, adapter_name: str | None) -> tuple[SpectralFeatures, str]:
@@ -83,10 +107,10 @@ def _features_of(model: nn.Module, adapter_name: str | None) -> tuple[SpectralFe
     return spectral.features, name
 
 
-def _config_of(model: nn.Module, adapter_name: str) -> Any:
+def _config_of(model: nn.Module, adapter_name: str) -> DeflectConfig:
     """The adapter's configuration, wherever PEFT or transformers keeps it."""
     for module in model.modules():
         configs = module.__dict__.get("peft_config")
         if isinstance(configs, dict) and adapter_name in configs:
-            return configs[adapter_name]
+            return cast(DeflectConfig, configs[adapter_name])
     raise ConfigError(f"The configuration of the adapter {adapter_name!r} is not stored on the model.")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.errors import ConfigError, DataError, UnitError
 from deflect_hf.statistics import fit_statistics
 from tests.tuners.tiny import BANDS, adapted, make_encoder
 
@@ -109,3 +109,30 @@ def test_what_cannot_be_fitted_is_refused():
         fit_statistics(make_encoder(), [pixels])
     with pytest.raises(ConfigError, match="No DEFLECT adapter 'other' here; there are 'default'"):
         fit_statistics(model, [pixels], adapter_name="other")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: (x * 10000).round(), "digital numbers"),
+        (lambda x: (x - 0.2) / 0.1, "standardised .*indices need the reflectance itself, so give the images before"),
+    ],
+)
+def test_values_that_are_no_reflectance_are_refused(change, told):
+    pixels = change(images())
+    with pytest.raises(UnitError, match=rf"^the first batch of pixel_values: .*{told}"):
+        fit_statistics(adapted("vit", indices=INDICES), [pixels])
+    fit_statistics(adapted("vit", indices=INDICES), [pixels], unit_check=False)
+    fit_statistics(adapted("vit", indices=["NDVI"], unit="8bit"), [pixels])
+
+
+def test_a_base_mean_in_another_unit_is_warned_about(caplog):
+    fit_statistics(adapted("vit"), [images()])
+    assert caplog.messages == []
+    of_imagenet = {"base_mean": [0.485, 0.456, 0.406], "base_std": [0.229, 0.224, 0.225]}
+    fit_statistics(adapted("vit", **of_imagenet), [0.4 * images()])
+    red, green = caplog.messages  # the dark images of blue are not as far away
+    assert red.startswith(
+        "band R has the mean 0.0888, but base_mean is 0.485 and base_std 0.229: the frozen encoder is"
+    )
+    assert green.endswith("values -1.6 standard deviations away from its own. Are they in reflectance, as the images?")

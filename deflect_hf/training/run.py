@@ -106,7 +106,12 @@ def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
     counts = parameter_counts(experiment.model)
     experiment.model.to(accelerator.device)
     if config.finetune == "deflect":
-        fit_statistics(experiment.model, plain_loader(config, experiment.train, accelerator), accelerator=accelerator)
+        fit_statistics(
+            experiment.model,
+            plain_loader(config, experiment.train, accelerator),
+            accelerator=accelerator,
+            unit_check=config.dataset.unit_check,
+        )
     if accelerator.is_main_process:
         (work_dir / checkpoints.CONFIG).write_text(checkpoints.to_yaml(config), encoding="utf-8")
         logger.info(
