@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.tuners.peft_sources import fetch
 from tests.tuners.tiny import ENCODERS
 
 
@@ -18,6 +20,13 @@ def architecture(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["eager", "sdpa"])
 def attention(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def peft_folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with PEFT's own tests, kept in pytest's cache where there is one."""
+    cache = getattr(pytestconfig, "cache", None)
+    return fetch(Path(cache.mkdir("peft-sources")) if cache else tmp_path_factory.mktemp("peft-sources"))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

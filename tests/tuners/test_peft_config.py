@@ -19,7 +19,7 @@ import pytest
 from peft import TaskType
 
 from deflect_hf import DeflectConfig
-from tests.tuners.peft_sources import fetch, load
+from tests.tuners.peft_sources import load
 
 LEFT_OUT = {
     "test_from_pretrained", "test_from_pretrained_cache_dir", "test_save_pretrained_with_runtime_config",
@@ -44,9 +44,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def peft_class(pytestconfig: pytest.Config) -> Any:
+def peft_class(peft_folder: Path) -> Any:
     """PEFT's class of tests of configurations."""
-    (module,) = load(fetch(Path(pytestconfig.cache.mkdir("peft-sources"))), "test_config")  # type: ignore[union-attr]
+    (module,) = load(peft_folder, "test_config")
     return module.TestPeftConfig
 
 

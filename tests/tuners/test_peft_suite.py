@@ -42,7 +42,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from transformers import PreTrainedModel
 
 from deflect_hf import DeflectConfig
-from tests.tuners.peft_sources import fetch, load
+from tests.tuners.peft_sources import load
 from tests.tuners.tiny import ENCODERS, IMAGE, PATCH, make_encoder
 
 LEFT_OUT = {
@@ -145,9 +145,8 @@ def answering(architecture: str) -> type[PreTrainedModel]:
 
 
 @pytest.fixture(scope="module")
-def peft_tests(pytestconfig: pytest.Config) -> SimpleNamespace:
-    folder = fetch(Path(pytestconfig.cache.mkdir("peft-sources")))  # type: ignore[union-attr]
-    common, custom, utils = load(folder, "testing_common", "test_custom_models", "testing_utils")
+def peft_tests(peft_folder: Path) -> SimpleNamespace:
+    common, custom, utils = load(peft_folder, "testing_common", "test_custom_models", "testing_utils")
     return SimpleNamespace(common=common, custom=custom, utils=utils)
 
 
