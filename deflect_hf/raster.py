@@ -23,7 +23,7 @@ from rasterio.windows import Window
 
 from deflect_hf.bands import Sensor, match_bands
 from deflect_hf.errors import BandError, DataError
-from deflect_hf.raster_header import RasterInfo, file_bands
+from deflect_hf.raster_header import Quality, RasterInfo, file_bands
 
 PathLike = str | os.PathLike[str]
 
@@ -108,6 +108,7 @@ def read_raster(
     sensor: Sensor | None = None,
     window: tuple[int, int, int, int] | None = None,
     nodata: Sequence[float] = (),
+    quality: Quality | None = None,
 ) -> Raster:
     """Read bands by name, the whole image or a window of it.
 
@@ -118,6 +119,7 @@ def read_raster(
         sensor: Resolves the sensor's own names (``B8A``) and, failing the two above, gives the band order.
         window: (row, column, height, width) in pixels.
         nodata: Stored values that mean "no measurement", besides the file's own tag and NaN.
+        quality: A layer of the file that says where its bands are no measurement.
 
     Raises:
         DataError: The file is missing, damaged or no raster, or the window leaves the image.
@@ -141,6 +143,8 @@ def read_raster(
         flags = source.mask_flag_enums  # asks GDAL for every band each time
         if any(MaskFlags.per_dataset in flags[position] for position in positions):
             valid &= source.read_masks(indexes, window=area) > 0
+        if quality is not None:
+            valid &= ~np.isin(source.read(quality.position(info) + 1, window=area), quality.invalid)
     return Raster(
         values=values,
         valid=valid,

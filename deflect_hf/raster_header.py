@@ -37,6 +37,33 @@ class RasterInfo:
     gsd_m: float | None
 
 
+@dataclass(frozen=True)
+class Quality:
+    """A layer of classes in the file itself, such as Sentinel-2's SCL, some of which are no measurement of the ground.
+
+    Attributes:
+        band: Its band description in the file, whatever the case.
+        invalid: Stored values at which no band of the file is valid.
+    """
+
+    band: str
+    invalid: tuple[int, ...]
+
+    def position(self, info: RasterInfo) -> int:
+        """Where the layer is in a file, counted from 0.
+
+        Raises:
+            BandError: No band, or more than one, is described by that name.
+        """
+        found = [k for k, text in enumerate(info.descriptions) if text.casefold() == self.band.casefold()]
+        if len(found) != 1:
+            raise BandError(
+                f"{info.path}: {len(found)} bands are described as {self.band!r}, the quality layer; the descriptions "
+                f"are {listing(text for text in info.descriptions if text)}: correct `qa_band`."
+            )
+        return found[0]
+
+
 def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sensor | None = None) -> list[str]:
     """Name the bands of a file: by its own descriptions, else by ``source_bands``, else by the sensor's order.
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster import create_raster, raster_info, read_mask, read_raster, write_raster
+from deflect_hf.raster_header import Quality
 from deflect_hf.sensors import get_sensor
 
 VALUES = np.arange(4 * 6 * 8, dtype=np.int16).reshape(4, 6, 8)
@@ -138,6 +139,20 @@ def test_bands_that_are_not_needed_are_left_out(image: Path) -> None:
     raster = read_raster(image, ["S2", "N", "R"], needed=["R"])
     assert raster.bands == ("N", "R") and raster.values.shape[0] == 2 and len(raster.scales) == 2
     assert np.array_equal(raster.values, read_raster(image, ["N", "R"]).values)
+
+
+def test_a_quality_layer_makes_pixels_invalid_in_all_bands(tmp_path: Path) -> None:
+    layer = np.full((1, 6, 8), 4, dtype=np.int16)
+    layer[0, 2, :3], layer[0, 5, 7] = 9, 8
+    path = tmp_path / "scl.tif"
+    write_raster(path, np.concatenate([VALUES, layer]), descriptions=(*BANDS, "SCL"))
+    raster = read_raster(path, ["N", "R"], quality=Quality("scl", (8, 9)))
+    assert raster.bands == ("N", "R")
+    np.testing.assert_array_equal(raster.valid, np.broadcast_to(layer == 4, (2, 6, 8)))
+    window = read_raster(path, ["N"], window=(2, 1, 3, 4), quality=Quality("SCL", (9,)))
+    assert (~window.valid).nonzero()[2].tolist() == [0, 1]
+    with pytest.raises(BandError, match=r"scl\.tif: 0 bands are described as 'QA'.* 'N', 'SCL': correct `qa_band`"):
+        read_raster(path, ["N"], quality=Quality("QA", (9,)))
 
 
 def test_files_without_names_take_the_configured_ones(tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ class DatasetArguments:
         default=None,
         metadata=_help("Stored values that are no measurements, besides NaN and the files' tags. None: the sensor's."),
     )
+    qa_band: str | None = field(
+        default=None,
+        metadata=_help("Description of a band that classifies the pixels, such as SCL; it is no band of the model."),
+    )
+    qa_values: list[int] = field(
+        default_factory=list,
+        metadata=_help("Values of qa_band at which nothing was measured, cloud for example; SCL: [0, 1, 3, 8, 9, 10]."),
+    )
     unit_check: bool = field(
         default=True, metadata=_help("Refuse images whose values cannot be reflectance. Turn off only knowingly.")
     )
@@ -119,6 +127,8 @@ class DatasetArguments:
         overlap = sorted(set(self.ignore_values) & set(self.class_values or ()))
         if overlap:
             raise ConfigError(f"Mask value(s) {overlap} are in both class_values and ignore_values: keep one of them.")
+        if (self.qa_band is None) != (not self.qa_values):
+            raise ConfigError("qa_band and qa_values go together: the band, and its values that are no measurement.")
         if self.ignore_index >= 0:
             raise ConfigError(f"ignore_index={self.ignore_index}: it must be negative, unlike any class id.")
         if self.num_samples < 1 or self.noise < 0:

@@ -24,7 +24,7 @@ from deflect_hf.data.splits import SPLITS, check_disjoint, hold_out, keep_share,
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.raster import raster_info, read_mask, read_raster
-from deflect_hf.raster_header import RasterInfo, file_bands
+from deflect_hf.raster_header import Quality, RasterInfo, file_bands
 from deflect_hf.sensors import get_sensor
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class FolderReader:
     source_bands: tuple[str, ...] | None
     sensor: Sensor | None
     tags: Tags | None
+    quality: Quality | None
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the example of a row.
@@ -60,7 +61,12 @@ class FolderReader:
         """
         path = row["image"]
         raster = read_raster(
-            path, self.bands, needed=self.needed_bands, source_bands=self.source_bands, sensor=self.sensor
+            path,
+            self.bands,
+            needed=self.needed_bands,
+            source_bands=self.source_bands,
+            sensor=self.sensor,
+            quality=self.quality,
         )
         for band, *tags in zip(raster.bands, raster.scales, raster.offsets, strict=True):
             if self.tags is not None and self.tags[band] != tuple(tags):
@@ -242,7 +248,9 @@ def _reader(
     )
     source_bands = tuple(args.source_bands) if args.source_bands is not None else None
     explicit = args.scale is not None or args.offset is not None
-    return FolderReader(tuple(bands), tuple(needed), source_bands, sensor, None if explicit else tags), processor
+    quality = Quality(args.qa_band, tuple(args.qa_values)) if args.qa_band is not None else None
+    reader = FolderReader(tuple(bands), tuple(needed), source_bands, sensor, None if explicit else tags, quality)
+    return reader, processor
 
 
 Factor = float | list[float]

@@ -145,7 +145,18 @@ def load_synthetic(
         BandError: A band that the measured samples cannot give.
         ConfigError: Arguments that only make sense for stored files.
     """
-    for key in ("root", "sensor", "source_bands", "scale", "offset", "nodata", "classes", "class_values", "gsd_m"):
+    for key in (
+        "root",
+        "sensor",
+        "source_bands",
+        "scale",
+        "offset",
+        "nodata",
+        "classes",
+        "class_values",
+        "gsd_m",
+        "qa_band",
+    ):
         if getattr(args, key) is not None:
             raise ConfigError(f"Data set 'synthetic' makes its own images: remove `{key}`, or choose `name: folder`.")
     task = args.task or "classification"

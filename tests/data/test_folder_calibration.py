@@ -13,7 +13,7 @@ import torch
 
 from deflect_hf.data import load_dataset_splits
 from deflect_hf.data.dataset import ImageDataset
-from deflect_hf.errors import BandError, DataError, UnitError
+from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.raster import write_raster
 
@@ -144,3 +144,16 @@ def test_the_pixel_size_is_that_of_the_images_at_hand(segmentation_folder: Path)
     processor = trained(size=[12, 16])
     assert read(segmentation_folder, processor).gsd_m == 5.0
     assert read(segmentation_folder, processor, gsd_m=8.0).gsd_m == 4.0
+
+
+def test_clouds_of_the_quality_layer_are_no_measurement_and_carry_no_label(segmentation_folder: Path) -> None:
+    for index in range(10):
+        cloud = np.where(np.arange(8) < 3, 9, 4).astype(np.int16)
+        values = np.concatenate([stored_image(index), np.broadcast_to(cloud, (1, 6, 8))])
+        write_raster(segmentation_folder / "images" / f"a{index}.tif", values, descriptions=(*BANDS, "SCL"))
+    example = load_dataset_splits(segments(segmentation_folder, qa_band="SCL", qa_values=[8, 9]))["test"][0]
+    assert example["pixel_values"].shape[0] == len(BANDS)
+    assert torch.isnan(example["pixel_values"]).all(dim=1).all(dim=0).tolist() == [True] * 3 + [False] * 5
+    assert (example["labels"][:, :3] == -100).all() and (example["labels"][:, 3:] != -100).any()
+    with pytest.raises(ConfigError, match="qa_band and qa_values go together"):
+        segments(segmentation_folder, qa_band="SCL")
