@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import configparser
 import copy
 import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import peft
 import pytest
 import transformers
+from packaging.requirements import Requirement
 from packaging.version import Version
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.peft_types import PeftType
@@ -50,7 +53,7 @@ def test_another_method_of_the_name_is_not_overwritten():
         registration.register("lora", DeflectConfig, DeflectModel)
 
 
-@pytest.mark.parametrize(("package", "version"), [(peft, "0.20.0"), (transformers, "5.17.2"), (transformers, "6.0.1")])
+@pytest.mark.parametrize(("package", "version"), [(peft, "0.20.0"), (transformers, "5.19.0"), (transformers, "5.24.0")])
 def test_versions_outside_the_range_are_refused(monkeypatch, package, version):
     monkeypatch.setattr(package, "__version__", version)
     with pytest.raises(ImportError, match=rf"{package.__name__} {version} is installed. Fix: pip install"):
@@ -60,6 +63,17 @@ def test_versions_outside_the_range_are_refused(monkeypatch, package, version):
 def test_the_installed_versions_are_supported():
     registration.check_versions()
     assert Version(peft.__version__) >= registration.SUPPORTED_PEFT[0]
+
+
+def test_the_supported_ranges_are_those_of_the_package():
+    parser = configparser.ConfigParser()
+    parser.read(Path(__file__).parents[2] / "setup.cfg")
+    required = {r.name: r.specifier for r in map(Requirement, parser["options"]["install_requires"].split("\n")[1:])}
+    supported = {"peft": registration.SUPPORTED_PEFT, "transformers": registration.SUPPORTED_TRANSFORMERS}
+    for name, (low, high) in supported.items():
+        assert low in required[name]
+        assert high not in required[name]
+        assert {Version(part.version) for part in required[name]} == {low, high}
 
 
 def test_spawned_workers_can_unpickle_a_config(tmp_path):
