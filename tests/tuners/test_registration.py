@@ -53,7 +53,7 @@ def test_another_method_of_the_name_is_not_overwritten():
         registration.register("lora", DeflectConfig, DeflectModel)
 
 
-@pytest.mark.parametrize(("package", "version"), [(peft, "0.20.0"), (transformers, "5.19.0"), (transformers, "5.24.0")])
+@pytest.mark.parametrize(("package", "version"), [(peft, "0.20.0"), (transformers, "5.22.2"), (transformers, "5.24.0")])
 def test_versions_outside_the_range_are_refused(monkeypatch, package, version):
     monkeypatch.setattr(package, "__version__", version)
     with pytest.raises(ImportError, match=rf"{package.__name__} {version} is installed. Fix: pip install"):
