@@ -104,8 +104,8 @@ def find_encoder(model: nn.Module) -> Encoder:
     if not found:
         raise ArchitectureError(
             f"DEFLECT finds no vision transformer that it knows in {type(model).__name__}. It adapts models built of "
-            f"{listing(dict.fromkeys(row.block for row in ARCHITECTURES))}. To add another one, enter its embeddings and block "
-            "classes in deflect_hf.tuners.deflect.architectures.ARCHITECTURES."
+            f"{listing(dict.fromkeys(row.block for row in ARCHITECTURES))}. To add another one, enter its embeddings "
+            "and block classes in deflect_hf.tuners.deflect.architectures.ARCHITECTURES."
         )
     if len(found) > 1:
         raise ArchitectureError(
