@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
+from deflect_hf.bands import select_bands
 from deflect_hf.contract import check_reflectance
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.spectral import RunningMoments, SpectralFeatures
@@ -76,21 +77,29 @@ def fit_statistics(
     size = moments.mean[: len(features.feature_names)].abs().clamp_min(1.0).repeat(2)
     std = torch.where(moments.std > RESOLUTION * size, moments.std, 0.0).tolist()
     mean = moments.mean.tolist()
-    _warn_of_shift(config, dict(zip(features.feature_names, mean, strict=False)))
+    _warn_of_shift(config, mean)
     features.set_statistics(mean, std)
     config.feature_mean, config.feature_std = mean, std
     return moments
 
 
-def _warn_of_shift(config: DeflectConfig, means: Mapping[str, float]) -> None:
-    """Warn if the frozen encoder is shown base bands far from what it was trained on: a mean in another unit, say."""
-    for band, mean, std in zip(config.base_bands or [], config.base_mean or [], config.base_std or [], strict=False):
-        shift = (means[band] - mean) / std
+def _warn_of_shift(config: DeflectConfig, means: Sequence[float]) -> None:
+    """Warn if the frozen encoder is shown base bands far from what it was trained on: a mean in another unit, say.
+
+    `means` are those of the features, which begin with the bands.
+    """
+    base_bands = config.base_bands or []
+    # By position, since one near-infrared band may stand for the other.
+    positions = select_bands(config.bands or [], base_bands)
+    for band, position, mean, std in zip(
+        base_bands, positions, config.base_mean or [], config.base_std or [], strict=False
+    ):
+        shift = (means[position] - mean) / std
         if abs(shift) > LARGEST_SHIFT:
             logger.warning(
                 "band %s has the mean %.3g, but base_mean is %.3g and base_std %.3g: the frozen encoder is shown "
                 "values %.1f standard deviations away from its own. Are they in reflectance, as the images?",
-                *(band, means[band], mean, std, shift),
+                *(band, means[position], mean, std, shift),
             )
 
 

@@ -50,7 +50,8 @@ class SpectralInput(nn.Module):
         self.base_positions = select_bands(channels, config.base_bands) if config.base_bands else None
         self.base_mean, self.base_std = config.base_mean, config.base_std
         self.band_dropout = config.band_dropout
-        self.droppable = [band for band in channels if band not in (config.base_bands or channels)]
+        base = range(len(channels)) if self.base_positions is None else self.base_positions
+        self.droppable = [band for position, band in enumerate(channels) if position not in base]
         self.features = SpectralFeatures(
             channels,
             config.formulas or {},
