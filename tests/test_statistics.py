@@ -136,3 +136,11 @@ def test_a_base_mean_in_another_unit_is_warned_about(caplog):
         "band R has the mean 0.0888, but base_mean is 0.485 and base_std 0.229: the frozen encoder is"
     )
     assert green.endswith("values -1.6 standard deviations away from its own. Are they in reflectance, as the images?")
+
+
+def test_an_aliased_base_band_is_compared_too(caplog):
+    """An encoder of N2 on images that have N alone, as Prithvi's on most sensors."""
+    base = {"base_bands": ["N2", "G", "B"], "base_mean": [0.9, 0.2, 0.2], "base_std": [0.1] * 3}
+    fit_statistics(adapted("vit", **base), [images()])
+    (near_infrared,) = [message for message in caplog.messages if message.startswith("band ")]
+    assert near_infrared.startswith("band N2 has the mean 0.22")

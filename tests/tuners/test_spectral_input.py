@@ -94,6 +94,11 @@ def test_band_dropout_loses_each_other_band_per_image_and_never_a_base_band():
         assert observed == pytest.approx(0.3 ** len(bands) * 0.7 ** (3 - len(bands)), abs=0.1)
 
 
+def test_an_aliased_base_band_is_never_dropped():
+    base = {"base_bands": ["N2", "G", "B"], "base_mean": None, "base_std": None}
+    assert spectral_input(adapted("vit", band_dropout=0.5, **base)).droppable == ["R", "S1", "S2"]
+
+
 def test_band_dropout_is_for_training_alone_and_draws_from_torch(reflectance):
     plain, dropping = adapted("vit"), adapted("vit", band_dropout=0.5)
     assert torch.equal(run(dropping, reflectance), run(plain, reflectance))
