@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 INDICES = ["NDVI", "EVI"]
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from accelerate import Accelerator
 from deflect_hf.statistics import fit_statistics
 from tests.test_statistics import INDICES, images
@@ -34,6 +34,9 @@ moments = fit_statistics(model, [image[None] for image in own], accelerator=acce
 config = model.peft_config["default"]
 with open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w") as file:
     json.dump([config.feature_mean, config.feature_std, moments.count.tolist(), accelerator.num_processes], file)
+accelerator.wait_for_everyone()
+accelerator.end_training()
+os._exit(0)  # gloo's threads can abort a process while the interpreter is torn down
 """
 
 
