@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from deflect_hf.errors import ConfigError, listing, nearest
 
-READERS = ("folder", "synthetic")
+SEGMENTATION_SETS = ("mados", "hlsburnscars", "sen1floods11")
+CLASSIFICATION_SETS = ("m-so2sat", "m-brick-kiln", "m-forestnet", "m-eurosat", "eurosat")
+PUBLIC_SETS = (*SEGMENTATION_SETS, *CLASSIFICATION_SETS)
+READERS = ("folder", "synthetic", *PUBLIC_SETS)
 TASKS = ("classification", "segmentation")
+BAND_ORDERS = ("true", "nominal")
+RESAMPLINGS = ("nearest", "bilinear")
+
+_OWN = ("folder", "synthetic")
+_SPLIT_FILES = ("folder", "mados", "sen1floods11")
+# the readers that look at a key; every reader looks at the others
+USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "root": ("folder", *PUBLIC_SETS),
+        "download": PUBLIC_SETS,
+        "task": _OWN,
+        "sensor": ("folder",),
+        "source_bands": ("folder",),
+        "band_order": ("m-brick-kiln", "m-eurosat"),
+        "scale": ("folder", *PUBLIC_SETS),
+        "offset": ("folder", *PUBLIC_SETS),
+        "nodata": ("folder", *PUBLIC_SETS),
+        "qa_band": ("folder",),
+        "qa_values": ("folder",),
+        "resampling": ("mados",),
+        "gsd_m": ("folder",),
+        "classes": ("folder",),
+        "class_values": ("folder",),
+        "ignore_values": ("folder",),
+        "ignore_index": (*_OWN, *SEGMENTATION_SETS),
+        "train_split": _SPLIT_FILES,
+        "val_split": _SPLIT_FILES,
+        "test_split": _SPLIT_FILES,
+        "val_fraction": _OWN,
+        "test_fraction": _OWN,
+        "num_folds": _OWN,
+        "fold": _OWN,
+        "num_samples": ("synthetic",),
+        "noise": ("synthetic",),
+    }
+)
 
 
 def _help(text: str) -> dict[str, str]:
@@ -24,7 +66,12 @@ class DatasetArguments:
     """
 
     name: str = field(default="synthetic", metadata=_help(f"Which reader: {listing(READERS)}."))
-    root: str | None = field(default=None, metadata=_help("Folder of the data; needed by 'folder'."))
+    root: str | None = field(
+        default=None, metadata=_help("Folder of the data; needed by every reader but 'synthetic'.")
+    )
+    download: bool = field(
+        default=False, metadata=_help("Public data sets: fetch what is missing from where it is published into root.")
+    )
     task: str | None = field(
         default=None,
         metadata=_help(
@@ -41,6 +88,12 @@ class DatasetArguments:
     )
     source_bands: list[str] | None = field(
         default=None, metadata=_help("Names of the stored bands in file order, for files that do not name them.")
+    )
+    band_order: str = field(
+        default="true",
+        metadata=_help(
+            "'m-brick-kiln', 'm-eurosat': 'true' names the stored bands as they are, 'nominal' as the files do."
+        ),
     )
     scale: float | None = field(
         default=None,
@@ -66,6 +119,10 @@ class DatasetArguments:
         default=None,
         metadata=_help("[height, width] in pixels: what images are resized to, and what 'synthetic' makes (64 x 64)."),
     )
+    resampling: str = field(
+        default="nearest",
+        metadata=_help("'mados': how its 20 and 60 m bands come to 10 m, 'nearest' (published) or 'bilinear'."),
+    )
     gsd_m: float | None = field(
         default=None, metadata=_help("Pixel size on the ground as stored, in metres. None: from the georeference.")
     )
@@ -82,9 +139,16 @@ class DatasetArguments:
     ignore_index: int = field(
         default=-100, metadata=_help("Label of pixels that count neither in loss nor in metrics; negative.")
     )
-    train_split: str = field(default="train.txt", metadata=_help("File below root listing training ids, one a line."))
-    val_split: str = field(default="val.txt", metadata=_help("File below root listing validation ids."))
-    test_split: str = field(default="test.txt", metadata=_help("File below root listing test ids."))
+    train_split: str | None = field(
+        default=None,
+        metadata=_help("File below root listing training ids, one a line. None: train.txt, or the published one."),
+    )
+    val_split: str | None = field(
+        default=None, metadata=_help("File below root listing validation ids. None: val.txt, or the published one.")
+    )
+    test_split: str | None = field(
+        default=None, metadata=_help("File below root listing test ids. None: test.txt, or the published one.")
+    )
     val_fraction: float = field(
         default=0.15, metadata=_help("Share held out for validation where no split file says otherwise.")
     )
@@ -107,10 +171,16 @@ class DatasetArguments:
             raise ConfigError(
                 f"Unknown data set {self.name!r}: choose one of {listing(READERS)}.{nearest(self.name, READERS)}"
             )
-        if self.task is not None and self.task not in TASKS:
-            raise ConfigError(f"Unknown task {self.task!r}: choose one of {listing(TASKS)}.{nearest(self.task, TASKS)}")
-        if self.name == "folder" and self.root is None:
-            raise ConfigError("Data set 'folder' needs `root`, the folder with images/ and masks/ or the classes.")
+        self._refuse_unused()
+        for key, choices in (("task", TASKS), ("band_order", BAND_ORDERS), ("resampling", RESAMPLINGS)):
+            value = getattr(self, key)
+            if value is not None and value not in choices:
+                raise ConfigError(
+                    f"Unknown {key} {value!r}: choose one of {listing(choices)}.{nearest(value, choices)}"
+                )
+        if self.root is None and self.name in USED_BY["root"]:
+            kind = "images/ and masks/ or the classes" if self.name == "folder" else "the files as they are published"
+            raise ConfigError(f"Data set {self.name!r} needs `root`, the folder with {kind}.")
         for key in ("val_fraction", "test_fraction"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise ConfigError(f"{key}={getattr(self, key)}: give a share of at least 0 and below 1.")
@@ -135,6 +205,17 @@ class DatasetArguments:
             raise ConfigError("num_samples must be at least 1 and noise at least 0.")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
             raise ConfigError(f"image_size={self.image_size}: give [height, width] in pixels.")
+
+    def _refuse_unused(self) -> None:
+        """Refuse a key that was set and that the chosen reader would not look at."""
+        for one in dataclasses.fields(self):
+            readers = USED_BY.get(one.name, READERS)
+            default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+            if self.name not in readers and getattr(self, one.name) != default:
+                raise ConfigError(
+                    f"`{one.name}` does nothing for the data set {self.name!r}: remove it. "
+                    f"It is for {listing(readers)}."
+                )
 
 
 @dataclass

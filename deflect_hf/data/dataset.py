@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +15,8 @@ from datasets import Dataset as Table
 
 from deflect_hf.errors import DataError, listing
 from deflect_hf.processing import MultispectralImageProcessor
+
+logger = logging.getLogger(__name__)
 
 Example = dict[str, Any]
 Transform = Callable[[Example, torch.Generator], Example]
@@ -186,6 +190,31 @@ class ImageDataset(torch.utils.data.Dataset):
         if self.transform is not None:
             example = self.transform(example, example_generator(self.seed, int(self._epoch), index))
         return example
+
+
+def make_datasets(
+    rows_by_split: Mapping[str, Sequence[Mapping[str, Any]]],
+    reader: Reader,
+    processor: MultispectralImageProcessor,
+    labels: Labels,
+    gsd_m: float | None,
+    seed: int,
+    title: str,
+) -> dict[str, ImageDataset]:
+    """One data set per split, from one row per example; the log says how many images ``title`` has in each.
+
+    Args:
+        rows_by_split: Rows with a ``name``, for classification a ``label``, and whatever ``reader`` looks at.
+        gsd_m: Pixel size on the ground of the examples, in metres.
+    """
+    for split, rows in rows_by_split.items():
+        counts = Counter(labels.classes[row["label"]] for row in rows) if labels.task == "classification" else {}
+        per_class = "".join(f", {name} {counts[name]}" for name in counts)
+        logger.info("%s: %s split, %d images%s", title, split, len(rows), per_class)
+    return {
+        split: ImageDataset(Table.from_list([*rows]), reader, processor, labels, gsd_m, seed)
+        for split, rows in rows_by_split.items()
+    }
 
 
 def resize_labels(labels: torch.Tensor, height: int, width: int) -> torch.Tensor:

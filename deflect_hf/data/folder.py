@@ -8,18 +8,16 @@ layout, or are drawn at random (seeded, each class on its own).
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset as Table
 
 from deflect_hf.bands import Sensor, match_bands, resolve_bands
 from deflect_hf.data.arguments import DatasetArguments
-from deflect_hf.data.dataset import ImageDataset, Labels, Stored
+from deflect_hf.data.dataset import ImageDataset, Labels, Stored, make_datasets
 from deflect_hf.data.splits import SPLITS, check_disjoint, hold_out, keep_share, read_split_file, split_indices
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.processing import MultispectralImageProcessor
@@ -106,15 +104,7 @@ def load_folder(
     info = raster_info(next(iter(splits.values()))[0]["image"])
     reader, processor = _reader(args, info, processor)
     gsd_m = processor.effective_gsd_m(info.height)
-    datasets = {
-        split: ImageDataset(Table.from_list(members), reader, processor, labels, gsd_m, args.seed)
-        for split, members in splits.items()
-    }
-    for split, members in splits.items():
-        counts = Counter(labels.classes[row["label"]] for row in members) if task == "classification" else {}
-        per_class = "".join(f", {name} {counts[name]}" for name in counts)
-        logger.info("%s: %s split, %d images%s", root, split, len(members), per_class)
-    return datasets
+    return make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
 
 
 def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Labels:
@@ -177,7 +167,7 @@ def _rows(base: Path, labels: Labels) -> list[Row]:
 
 def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -> dict[str, list[Row]]:
     """Sort rows into train, val and test, by sub-folder, split file or chance; then keep ``limited_label`` of train."""
-    files = {"train": root / args.train_split, "val": root / args.val_split, "test": root / args.test_split}
+    files = {split: root / (getattr(args, f"{split}_split") or f"{split}.txt") for split in SPLITS}
     files = {split: path for split, path in files.items() if path.is_file()}
     if "" not in rows and args.num_folds is not None:
         raise ConfigError(f"{root} is split into {listing(rows)} already: remove `num_folds`, or merge the folders.")

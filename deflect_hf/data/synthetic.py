@@ -11,7 +11,6 @@ The red edge bands in between are our interpolation; the combinations of visible
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,16 +20,13 @@ import numpy as np
 import spyndex
 import torch
 import torch.nn.functional as F
-from datasets import Dataset as Table
 
 from deflect_hf.bands import resolve_bands
 from deflect_hf.data.arguments import DatasetArguments
-from deflect_hf.data.dataset import ImageDataset, Labels, Stored
+from deflect_hf.data.dataset import ImageDataset, Labels, Stored, make_datasets
 from deflect_hf.data.splits import keep_share, split_indices
-from deflect_hf.errors import BandError, ConfigError, listing
+from deflect_hf.errors import BandError, listing
 from deflect_hf.processing import MultispectralImageProcessor
-
-logger = logging.getLogger(__name__)
 
 MEASURED = ("A", "B", "G", "R", "N", "S1", "S2")  # the columns SR_B1 .. SR_B7 of the bundled samples
 VISIBLE = 4  # the first four of them
@@ -143,22 +139,7 @@ def load_synthetic(
 
     Raises:
         BandError: A band that the measured samples cannot give.
-        ConfigError: Arguments that only make sense for stored files.
     """
-    for key in (
-        "root",
-        "sensor",
-        "source_bands",
-        "scale",
-        "offset",
-        "nodata",
-        "classes",
-        "class_values",
-        "gsd_m",
-        "qa_band",
-    ):
-        if getattr(args, key) is not None:
-            raise ConfigError(f"Data set 'synthetic' makes its own images: remove `{key}`, or choose `name: folder`.")
     task = args.task or "classification"
     if processor is None:
         bands = resolve_bands(args.bands if args.bands is not None else MEASURED)
@@ -175,16 +156,6 @@ def load_synthetic(
     keep = keep_share([rows[i].get("label") for i in splits["train"]], args.limited_label, args.seed)
     splits["train"] = [splits["train"][i] for i in keep]
     labels = Labels(task, tuple(CLASSES), tuple(range(len(CLASSES))), ignore_index=args.ignore_index)
-    for split, members in splits.items():
-        logger.info("synthetic: %s split, %d scenes", split, len(members))
-    return {
-        split: ImageDataset(
-            Table.from_list([rows[i] for i in members]),
-            reader,
-            processor,
-            labels,
-            processor.effective_gsd_m(size[0]),
-            args.seed,
-        )
-        for split, members in splits.items()
-    }
+    chosen = {split: [rows[i] for i in members] for split, members in splits.items()}
+    gsd_m = processor.effective_gsd_m(size[0])
+    return make_datasets(chosen, reader, processor, labels, gsd_m, args.seed, "synthetic")

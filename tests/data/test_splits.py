@@ -51,6 +51,9 @@ def test_a_class_smaller_than_the_folds_is_named() -> None:
         split_indices(["a", "a", "b"], DatasetArguments(num_folds=2))
 
 
+FOLDER = {"name": "folder", "root": "data"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -61,8 +64,8 @@ def test_a_class_smaller_than_the_folds_is_named() -> None:
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
         ({"limited_label": 0.0}, "limited_label=0.0"),
         ({"num_folds": 4, "fold": 4}, "fold=4, num_folds=4"),
-        ({"classes": ["a"], "class_values": [1, 2]}, "of the same length"),
-        ({"class_values": [1, 2], "ignore_values": [2]}, r"\[2\] are in both"),
+        ({**FOLDER, "classes": ["a"], "class_values": [1, 2]}, "of the same length"),
+        ({**FOLDER, "class_values": [1, 2], "ignore_values": [2]}, r"\[2\] are in both"),
         ({"ignore_index": 0}, "must be negative"),
         ({"image_size": [64]}, "image_size="),
     ],
