@@ -11,7 +11,8 @@ from typing import Any
 from deflect_hf.errors import ConfigError, listing, nearest
 
 SEGMENTATION_SETS = ("mados", "hlsburnscars", "sen1floods11")
-CLASSIFICATION_SETS = ("m-so2sat", "m-brick-kiln", "m-forestnet", "m-eurosat", "eurosat")
+GEOBENCH_SETS = ("m-so2sat", "m-brick-kiln", "m-forestnet", "m-eurosat")
+CLASSIFICATION_SETS = (*GEOBENCH_SETS, "eurosat")
 PUBLIC_SETS = (*SEGMENTATION_SETS, *CLASSIFICATION_SETS)
 READERS = ("folder", "synthetic", *PUBLIC_SETS)
 TASKS = ("classification", "segmentation")
@@ -29,6 +30,7 @@ USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "sensor": ("folder",),
         "source_bands": ("folder",),
         "band_order": ("m-brick-kiln", "m-eurosat"),
+        "partition": GEOBENCH_SETS,
         "scale": ("folder", *PUBLIC_SETS),
         "offset": ("folder", *PUBLIC_SETS),
         "nodata": ("folder", *PUBLIC_SETS),
@@ -138,6 +140,13 @@ class DatasetArguments:
     )
     ignore_index: int = field(
         default=-100, metadata=_help("Label of pixels that count neither in loss nor in metrics; negative.")
+    )
+    partition: str = field(
+        default="default",
+        metadata=_help(
+            "GEO-Bench: which PARTITION_partition.json splits the images; '0.01x_train' ... '1.00x_train' keep that "
+            "share of the training images."
+        ),
     )
     train_split: str | None = field(
         default=None,
