@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deflect_hf.errors import DataError
+from deflect_hf.training.bootstrap import Bootstrap
 from deflect_hf.training.losses import label_weight
 from deflect_hf.training.metrics import Confusion, Convention, scores
 
@@ -69,12 +70,19 @@ def predict_logits(model: nn.Module, pixel_values: Tensor, window: int | None) -
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Iterable[dict[str, Any]], accelerator: Accelerator, protocol: Protocol
+    model: nn.Module,
+    loader: Iterable[dict[str, Any]],
+    accelerator: Accelerator,
+    protocol: Protocol,
+    replicates: int = 0,
 ) -> dict[str, Any]:
     """Scores and confusion matrix of a model on the images of ``loader``, summed over all processes.
 
     The model is put into evaluation mode and back. Give the model itself, not its distributed wrapper: processes may
     have different numbers of batches.
+
+    Args:
+        replicates: Of the bootstrap over images that adds ``"intervals"`` to the scores; 0 leaves them out.
 
     Raises:
         DataError: the images carry no labels.
@@ -82,6 +90,7 @@ def evaluate(
     training = model.training
     model.eval()
     confusion = Confusion(len(protocol.classes), protocol.ignore_index).to(accelerator.device)
+    bootstrap = Bootstrap(len(protocol.classes), protocol.ignore_index, replicates) if replicates else None
     loss = torch.zeros(2, device=accelerator.device)  # sum of the losses, labelled pixels or images
     for batch in loader:
         if "labels" not in batch:
@@ -90,13 +99,18 @@ def evaluate(
         with accelerator.autocast():
             logits = predict_logits(model, pixel_values, protocol.window)
         confusion.update(logits, labels)
+        if bootstrap is not None:
+            bootstrap.update(logits, labels, batch["name"])
         mean = nn.functional.cross_entropy(logits, labels, ignore_index=protocol.ignore_index, reduction="sum")
         loss += torch.stack([mean, label_weight(labels, protocol.ignore_index, None)])
     model.train(training)
     matrix = confusion.matrix(accelerator)
     total, weight = accelerator.reduce(loss, reduction="sum").tolist()
-    return {
+    found: dict[str, Any] = {
         "loss": total / max(weight, 1.0),
         **scores(matrix, protocol.classes, protocol.convention),
         "confusion_matrix": matrix.tolist(),
     }
+    if bootstrap is not None:
+        found["intervals"] = bootstrap.intervals(protocol.classes, protocol.convention, accelerator)
+    return found

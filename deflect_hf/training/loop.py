@@ -169,14 +169,14 @@ class Trainer:
             with (self.work_dir / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "seconds": round(self.progress.seconds, 3)}) + "\n")
 
-    def score(self, model: nn.Module, split: str) -> dict[str, Any]:
-        """Scores of ``model`` on a split.
+    def score(self, model: nn.Module, split: str, replicates: int = 0) -> dict[str, Any]:
+        """Scores of ``model`` on a split, with intervals where ``replicates`` of the bootstrap are asked for.
 
         Raises:
             DataError: its outputs are not finite.
         """
         loader = evaluation_loader(self.splits[split], self.config.batch_size, self.config.num_workers, self.rank)
-        result = evaluate(model, loader, self.accelerator, self.protocol)
+        result = evaluate(model, loader, self.accelerator, self.protocol, replicates)
         if result["loss"] - result["loss"] != 0:
             raise DataError(f"the model's outputs on the {split} split are not finite: lower the learning rate.")
         return result

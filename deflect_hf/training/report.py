@@ -12,10 +12,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.arguments import keys_of_reader
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.figures import confusion_figure, prediction_panel
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import DatasetArguments, EvaluateArguments, RunArguments
+from deflect_hf.training.bootstrap import REPLICATES
 from deflect_hf.training.build import evaluation_window, rank_of, task_model
 from deflect_hf.training.drop_bands import scores_without_bands
 from deflect_hf.training.environment import environment
@@ -37,7 +39,8 @@ def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
             "--dataset.bands: the trained model says which bands it takes; they are found by name in any order. Name "
             "those of the files with --dataset.source_bands or --dataset.sensor where the files do not."
         )
-    values = {**dataclasses.asdict(config.dataset), **arguments.dataset}
+    reader = str(arguments.dataset.get("name", config.dataset.name))  # another one has no use for some of the keys
+    values = {**keys_of_reader(dataclasses.asdict(config.dataset), reader), **arguments.dataset}
     origins = dict.fromkeys(arguments.dataset, "the command line, --dataset")
     changed: dict[str, Any] = {"dataset": check_types(DatasetArguments, values, origins)}
     for name in ("batch_size", "num_workers", "metrics"):
@@ -70,7 +73,7 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     check_classes(model, images, folder)
     protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config), config.metrics)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))
-    scores = evaluate(model, loader, accelerator, protocol)
+    scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
     if arguments.drop_bands:
         scores["drop_bands"] = scores_without_bands(model, loader, accelerator, protocol, scores)
     results = {

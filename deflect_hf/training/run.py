@@ -18,6 +18,7 @@ from deflect_hf.methods import encoder_parameters
 from deflect_hf.statistics import fit_statistics
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.bootstrap import REPLICATES
 from deflect_hf.training.build import build, plain_loader
 from deflect_hf.training.environment import environment
 from deflect_hf.training.loop import LOG, Trainer
@@ -141,7 +142,7 @@ def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
         "parameters": counts,
-        **{split: trainer.score(model, split) for split in ("val", "test") if split in experiment.splits},
+        **{split: trainer.score(model, split, REPLICATES) for split in ("val", "test") if split in experiment.splits},
         "environment": environment(accelerator.device, accelerator.num_processes),
     }
     if accelerator.is_main_process:
