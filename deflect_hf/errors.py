@@ -38,6 +38,10 @@ class CheckpointError(DeflectError):
     """A checkpoint or adapter folder is missing, incomplete or belongs to something else."""
 
 
+class HubError(DeflectError):
+    """The Hub cannot be reached, refuses, lacks what was asked for, or a file did not arrive as it was announced."""
+
+
 class ArchitectureError(DeflectError):
     """The model is not a vision transformer that DEFLECT knows how to adapt."""
 
