@@ -126,7 +126,7 @@ class EncoderWithHead(PreTrainedModel):
         super().__init__(config)
         if encoder is None:
             encoder = AutoModel.from_config(config.encoder_config, **_without_pooler(config.encoder_config))
-        config.encoder_config = encoder.config
+        config.take_encoder(encoder.config)
         self.encoder = encoder
         parameters = inspect.signature(encoder.forward).parameters
         self._takes_noise = "noise" in parameters

@@ -79,9 +79,14 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         self._check_head()
         self.check_bands()
         self._check_loss()
+        self.take_encoder(self.encoder_config)
+
+    def take_encoder(self, encoder_config: Any) -> None:
+        """Describe the model around an encoder of this configuration, which from now on hides no patch from it."""
+        self.encoder_config = encoder_config
         # A masked auto-encoder drops patches in every forward; an encoder that feeds a head must see all of them.
-        if getattr(self.encoder_config, "mask_ratio", None):
-            self.encoder_config.mask_ratio = 0.0
+        if getattr(encoder_config, "mask_ratio", None):
+            encoder_config.mask_ratio = 0.0
 
     @property
     def depth(self) -> int:

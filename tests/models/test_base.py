@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     PreTrainedModel,
     ResNetConfig,
     ResNetModel,
@@ -16,6 +17,7 @@ from transformers import (
     ViTForImageClassification,
     ViTMAEConfig,
     ViTMAEForPreTraining,
+    ViTMAEModel,
     ViTModel,
 )
 
@@ -56,6 +58,18 @@ def test_masked_autoencoder_sees_every_patch_in_place(images: torch.Tensor) -> N
     reference = EncoderForSemanticSegmentation.from_encoder(plain, num_labels=3)
     torch.testing.assert_close(model.encode(images).layers[0], reference.encode(images).layers[0])
     assert torch.equal(model(images).logits, model(images).logits)
+
+
+def test_masked_autoencoder_loaded_afresh_under_a_saved_task_configuration(
+    tmp_path: Path, images: torch.Tensor
+) -> None:
+    """As when a trained model is loaded: the encoder's own folder still says that it hides patches."""
+    ViTMAEModel(ViTMAEConfig(**CONFIG)).save_pretrained(tmp_path / "encoder")
+    model = EncoderForSemanticSegmentation.from_encoder(tmp_path / "encoder", num_labels=3)
+    model.config.save_pretrained(tmp_path / "task")
+    config = AutoConfig.from_pretrained(tmp_path / "task")
+    again = EncoderForSemanticSegmentation(config, load_encoder(tmp_path / "encoder"))
+    assert torch.equal(again.encode(images).layers[0], model.encode(images).layers[0])
 
 
 @pytest.mark.parametrize("encoder", ["vit", "vit_mae", "dinov2", "dinov2_with_registers"], indirect=True)
