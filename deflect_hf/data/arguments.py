@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from deflect_hf.errors import ConfigError, listing, nearest
 
@@ -17,6 +17,7 @@ PUBLIC_SETS = (*SEGMENTATION_SETS, *CLASSIFICATION_SETS)
 READERS = ("folder", "synthetic", *PUBLIC_SETS)
 TASKS = ("classification", "segmentation")
 BAND_ORDERS = ("true", "nominal")
+ENCODER_SIZE = "encoder"
 RESAMPLINGS = ("nearest", "bilinear")
 
 _OWN = ("folder", "synthetic")
@@ -55,8 +56,24 @@ USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+def keys_of_reader(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Those of the ``DatasetArguments`` in ``values`` that the reader ``name`` looks at."""
+    return {key: value for key, value in values.items() if name in USED_BY.get(key, READERS)}
+
+
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
+
+
+def _check_size(key: str, size: list[int] | str | None) -> None:
+    if size not in (None, ENCODER_SIZE) and (isinstance(size, str) or len(size or ()) != 2 or min(size or ()) < 1):
+        raise ConfigError(f"{key}={size}: give [height, width] in pixels.")
+
+
+def _in_numbers(key: str, size: list[int] | str | None) -> list[int] | None:
+    if isinstance(size, str):
+        raise ConfigError(f"{key}={size}: the encoder is not known here, give [height, width] in pixels.")
+    return size
 
 
 @dataclass
@@ -117,9 +134,12 @@ class DatasetArguments:
     unit_check: bool = field(
         default=True, metadata=_help("Refuse images whose values cannot be reflectance. Turn off only knowingly.")
     )
-    image_size: list[int] | None = field(
+    image_size: list[int] | Literal["encoder"] | None = field(
         default=None,
-        metadata=_help("[height, width] in pixels: what images are resized to, and what 'synthetic' makes (64 x 64)."),
+        metadata=_help(
+            "[height, width] in pixels: what images are resized to, and what 'synthetic' makes (64 x 64). 'encoder': "
+            "the size that the encoder was pretrained on."
+        ),
     )
     resampling: str = field(
         default="nearest",
@@ -212,8 +232,16 @@ class DatasetArguments:
             raise ConfigError(f"ignore_index={self.ignore_index}: it must be negative, unlike any class id.")
         if self.num_samples < 1 or self.noise < 0:
             raise ConfigError("num_samples must be at least 1 and noise at least 0.")
-        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ConfigError(f"image_size={self.image_size}: give [height, width] in pixels.")
+        _check_size("image_size", self.image_size)
+
+    @property
+    def size(self) -> list[int] | None:
+        """``image_size`` in numbers.
+
+        Raises:
+            ConfigError: it is 'encoder', which only a run with an encoder can tell.
+        """
+        return _in_numbers("image_size", self.image_size)
 
     def _refuse_unused(self) -> None:
         """Refuse a key that was set and that the chosen reader would not look at."""
@@ -221,9 +249,11 @@ class DatasetArguments:
             readers = USED_BY.get(one.name, READERS)
             default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
             if self.name not in readers and getattr(self, one.name) != default:
+                own = [repr(reader) for reader in readers if reader not in PUBLIC_SETS]
+                everyone = set(PUBLIC_SETS) <= set(readers)
+                who = " and ".join([*own, "the public data sets"]) if everyone else listing(readers)
                 raise ConfigError(
-                    f"`{one.name}` does nothing for the data set {self.name!r}: remove it. "
-                    f"It is for {listing(readers)}."
+                    f"`{one.name}` does nothing for the data set {self.name!r}: remove it. It is for {who}."
                 )
 
 
@@ -235,8 +265,16 @@ class AugmentationArguments:
         ConfigError: A size that is not [height, width], or a probability outside 0 to 1.
     """
 
-    random_crop: list[int] | None = field(
-        default=None, metadata=_help("[height, width] in pixels: cut a random window out of each training image.")
+    random_crop: list[int] | Literal["encoder"] | None = field(
+        default=None,
+        metadata=_help(
+            "[height, width] in pixels: cut a random window out of each training image. 'encoder': of the size that "
+            "the encoder was pretrained on, with keep_smaller."
+        ),
+    )
+    keep_smaller: bool = field(
+        default=False,
+        metadata=_help("random_crop takes an image whole along an axis where it is smaller, instead of refusing it."),
     )
     focus_crop: bool = field(
         default=False, metadata=_help("Prefer random crops with at least one labelled pixel (sparse labels).")
@@ -250,11 +288,19 @@ class AugmentationArguments:
 
     def __post_init__(self) -> None:
         for key in ("random_crop", "center_crop"):
-            size = getattr(self, key)
-            if size is not None and (len(size) != 2 or min(size) < 1):
-                raise ConfigError(f"{key}={size}: give [height, width] in pixels.")
+            _check_size(key, getattr(self, key))
         for key in ("horizontal_flip", "vertical_flip"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise ConfigError(f"{key}={getattr(self, key)}: a probability lies between 0 and 1.")
-        if self.focus_crop and self.random_crop is None:
-            raise ConfigError("focus_crop needs random_crop, the size of the window.")
+        for key in ("focus_crop", "keep_smaller"):
+            if getattr(self, key) and self.random_crop is None:
+                raise ConfigError(f"{key} needs random_crop, the size of the window.")
+
+    @property
+    def crop(self) -> list[int] | None:
+        """``random_crop`` in numbers.
+
+        Raises:
+            ConfigError: it is 'encoder', which only a run with an encoder can tell.
+        """
+        return _in_numbers("random_crop", self.random_crop)

@@ -233,7 +233,7 @@ def _reader(
         nodata=args.nodata if args.nodata is not None else list(fills),
         unit=unit,
         unit_check=args.unit_check and (trained is None or trained.unit_check),
-        size=args.image_size if trained is None else trained.size,
+        size=args.size if trained is None else trained.size,
         gsd_m=gsd_m if gsd_m is not None or trained is None else trained.gsd_m,
     )
     source_bands = tuple(args.source_bands) if args.source_bands is not None else None

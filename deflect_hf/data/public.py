@@ -125,7 +125,7 @@ def _processor(
             nodata=args.nodata if args.nodata is not None else sensor.nodata,
             unit=sensor.unit,
             unit_check=args.unit_check and (trained is None or trained.unit_check),
-            size=args.image_size if trained is None else trained.size,
+            size=args.size if trained is None else trained.size,
             gsd_m=public.gsd_m,
         )
     except BandError as error:

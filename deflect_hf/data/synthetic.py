@@ -147,7 +147,7 @@ def load_synthetic(
         if unknown:
             raise BandError(f"Data set 'synthetic' has no band {listing(unknown)}: choose among {listing(MIXED)}.")
         processor = MultispectralImageProcessor(bands, scale=SCALE, unit_check=args.unit_check, gsd_m=GSD_M)
-    size = SIZE if args.image_size is None else (args.image_size[0], args.image_size[1])
+    size = SIZE if args.size is None else (args.size[0], args.size[1])
     reader = SyntheticReader(tuple(processor.bands), task, size, args.seed, args.noise, spectral_library())
     rows: list[dict[str, Any]] = [{"name": f"scene-{i:05d}", "index": i} for i in range(args.num_samples)]
     if task == "classification":

@@ -23,9 +23,9 @@ def build_transform(args: AugmentationArguments, split: str) -> Transform | None
     """The transforms of a split (random ones for ``"train"`` only), or None when there are none."""
     steps: list[Transform] = []
     if split == "train":
-        if args.random_crop is not None:
-            height, width = args.random_crop
-            steps.append(RandomCrop(height, width, args.focus_crop))
+        if args.crop is not None:
+            height, width = args.crop
+            steps.append(RandomCrop(height, width, args.focus_crop, args.keep_smaller))
         if args.horizontal_flip > 0:
             steps.append(RandomFlip(args.horizontal_flip, dimension=-1))
         if args.vertical_flip > 0:
@@ -55,7 +55,8 @@ class RandomCrop:
     """A random window; with ``focus``, drawn again (at most FOCUS_TRIALS times) until it holds a labelled pixel.
 
     Where sparse labels make that fail, a window around a random labelled pixel is taken; an image without any keeps
-    its last draw.
+    its last draw. With ``keep_smaller`` an image that is smaller along an axis is taken whole along it, as evaluation's
+    sliding windows do.
 
     Raises:
         DataError: The image is smaller than the window.
@@ -64,9 +65,14 @@ class RandomCrop:
     height: int
     width: int
     focus: bool = False
+    keep_smaller: bool = False
 
     def __call__(self, example: Example, generator: torch.Generator) -> Example:
         """Cut a random window out of image and mask."""
+        if self.keep_smaller:
+            height, width = example["pixel_values"].shape[-2:]
+            fitting = RandomCrop(min(self.height, height), min(self.width, width), self.focus)
+            return fitting(example, generator)
         rows, columns = _room(example, self.height, self.width)
         labelled = example["labels"] >= 0 if self.focus and _has_mask(example) else None
         top, left = _draw(rows, generator), _draw(columns, generator)

@@ -8,7 +8,7 @@ PEFT, so that ``train.py --help`` answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -17,6 +17,8 @@ from deflect_hf.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+TRACKERS = get_args(Tracker)
 Finetune = Literal["deflect", "lora", "frozen", "full"]
 
 
@@ -40,6 +42,13 @@ class EncoderArguments:
     )
     std: list[PositiveFloat] | None = field(
         default=None, metadata={"help": "deviation of the base bands in reflectance; null: fitted, as mean"}
+    )
+    gsd: PositiveFloat | Literal["data"] | None = field(
+        default=None,
+        metadata={
+            "help": "encoders whose positions know a ground sampling distance (Scale-MAE): that distance; null: the "
+            "checkpoint's, 1.0; data: metres per pixel of the images as the encoder gets them"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -95,12 +104,19 @@ class SchedulerArguments:
     """Learning rate over the iterations of the run."""
 
     name: Literal["multistep", "cosine", "constant"] = field(default="multistep", metadata={"help": "its shape"})
-    milestones: list[Fraction] = field(
-        default_factory=lambda: [0.6, 0.9],
-        metadata={"help": "multistep: shares of all iterations after which the rate is multiplied by gamma"},
+    milestones: list[Fraction] | None = field(
+        default=None,
+        metadata={"help": "multistep: shares of all iterations after which the rate changes; null: 0.6 and 0.9"},
     )
-    gamma: PositiveFloat = field(default=0.1, metadata={"help": "multistep: the factor"})
+    gamma: PositiveFloat | None = field(
+        default=None, metadata={"help": "multistep: the factor at each milestone; null: 0.1"}
+    )
     warmup: Probability = field(default=0.0, metadata={"help": "share of all iterations spent on a linear warm-up"})
+
+    def __post_init__(self) -> None:
+        if self.name == "multistep":
+            self.milestones = [0.6, 0.9] if self.milestones is None else self.milestones
+            self.gamma = 0.1 if self.gamma is None else self.gamma
 
 
 @dataclass
@@ -157,6 +173,9 @@ class RunArguments:
     )
     eval_interval: PositiveInt = field(default=5, metadata={"help": "epochs between evaluations on the val split"})
     log_interval: PositiveInt = field(default=10, metadata={"help": "optimizer steps between lines of log.jsonl"})
+    tracker: list[Tracker] = field(
+        default_factory=list, metadata={"help": f"where the log goes besides log.jsonl, any of: {', '.join(TRACKERS)}"}
+    )
     metrics: Literal["present", "pangaea"] = field(
         default="present",
         metadata={"help": "means over classes present in target or prediction; pangaea: an absent class counts 0"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -18,12 +18,11 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from deflect_hf.errors import ConfigError, listing, nearest
+from deflect_hf.training.official import ALIASES, refuse_launcher_key
 from deflect_hf.training.schema import check_types, leaves, parse_text
 
 GROUPS = ("encoder", "dataset", "segmentor", "augmentation")
 TYPED = "the command line"
-# keys of the official code that live in a group here
-ALIASES = {"limited_label": "dataset.limited_label"}
 
 Config = TypeVar("Config")
 
@@ -89,14 +88,16 @@ def flatten(values: Mapping[str, Any], schema: type, origin: str, prefix: str = 
     known = {leaf.key: leaf for leaf in leaves(schema)}
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        dotted = ALIASES.get(dotted, dotted)
-        if dotted in known:
+        if dotted in ALIASES and ALIASES[dotted].key in known:
+            yield ALIASES[dotted].key, ALIASES[dotted].value(value)
+        elif dotted in known:
             yield dotted, value
         elif any(name.startswith(f"{dotted}.") for name in known):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{origin}: {dotted!r} holds several keys, not the single value {value!r}")
             yield from flatten(value, schema, origin, prefix=f"{dotted}.")
         else:
+            refuse_launcher_key(dotted, origin)
             depth = dotted.count(".") + 1
             siblings = dict.fromkeys(".".join(name.split(".")[:depth]) for name in known if name.startswith(prefix))
             raise ConfigError(
@@ -104,10 +105,16 @@ def flatten(values: Mapping[str, Any], schema: type, origin: str, prefix: str = 
             )
 
 
+def groups_of(schema: type) -> list[str]:
+    """The groups of keys that a schema has and that files may hold."""
+    beginnings = {leaf.key.partition(".")[0] for leaf in leaves(schema) if "." in leaf.key}
+    return [group for group in GROUPS if group in beginnings]
+
+
 def file_flags(schema: type) -> list[str]:
     """The flags that name YAML files: none for a schema without groups."""
-    grouped = any(leaf.key.startswith(f"{GROUPS[0]}.") for leaf in leaves(schema))
-    return ["config", *(f"{group}_config" for group in GROUPS)] if grouped else []
+    groups = groups_of(schema)
+    return ["config", *(f"{group}_config" for group in groups)] if groups else []
 
 
 def build_parser(schema: type, description: str) -> Parser:
@@ -116,14 +123,15 @@ def build_parser(schema: type, description: str) -> Parser:
     files = parser.add_argument_group("configuration files (typed files win over --config, typed flags over all)")
     if "config" in file_flags(schema):
         files.add_argument("--config", metavar="YAML", help="the run: any key below, and the files of the groups")
-        for group in GROUPS:
+        for group in groups_of(schema):
             files.add_argument(f"--{group}_config", metavar="YAML", help=f"keys of the group '{group}'")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     known = {leaf.key: leaf for leaf in leaves(schema)}
-    for alias, key in ALIASES.items():
-        if key in known:
-            parser.add_argument(f"--{alias}", dest=key, default=argparse.SUPPRESS, help=f"short for --{key}")
+    for name, alias in ALIASES.items():
+        if alias.key in known:
+            switch: dict[str, Any] = {"nargs": "?", "const": "true"} if known[alias.key].is_list else {}
+            parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=alias.help, **switch)
     sections: dict[str, Any] = {}
     for leaf in known.values():
         section = leaf.key.rpartition(".")[0] or "run"
@@ -141,13 +149,17 @@ def typed_flags(arguments: Mapping[str, Any], rest: Sequence[str], schema: type)
     """Dotted keys and values of what was typed; ``rest`` may reach into mappings: ``--method.rank 8``."""
     known = {leaf.key: leaf for leaf in leaves(schema)}
     for key, text in arguments.items():
-        yield key, parse_text(text, known[key])
+        if key in ALIASES:
+            yield ALIASES[key].key, ALIASES[key].value(yaml_value(text, f"--{key}"))
+        else:
+            yield key, parse_text(text, known[key])
     words = list(rest)
     while words:
         flag, equals, text = words.pop(0).partition("=")
         key = flag.removeprefix("--")
         owner = next((leaf for leaf in known.values() if leaf.is_mapping and key.startswith(f"{leaf.key}.")), None)
         if not flag.startswith("--") or owner is None:
+            refuse_launcher_key(key, TYPED)
             options = [*known, *ALIASES, *file_flags(schema), "print_config", "debug"]
             near = nearest(flag, [f"--{option}" for option in options])
             raise ConfigError(f"{TYPED}: unknown option {flag!r}.{near} All of them: --help")
@@ -180,13 +192,13 @@ def compose(schema: type, typed: Mapping[str, Any], rest: Sequence[str]) -> Comp
     if paths.get("config") is not None:
         run_file = Path(paths["config"])
         run = read_yaml(run_file)
-    for group in GROUPS if paths else ():
+    for group in groups_of(schema):
         named, typed_file = run.pop(f"{group}_config", None), paths[f"{group}_config"]
         if named is not None and typed_file is None:
             layers += read_group(group, run_file.parent / str(named), schema)
     layers += [(key, value, str(run_file)) for key, value in flatten(run, schema, str(run_file))]
-    for group in GROUPS:
-        if paths.get(f"{group}_config") is not None:
+    for group in groups_of(schema):
+        if paths[f"{group}_config"] is not None:
             layers += read_group(group, Path(paths[f"{group}_config"]), schema)
     layers += [(key, value, TYPED) for key, value in typed_flags(flags, rest, schema)]
     return merge(layers)
@@ -212,8 +224,16 @@ def merge(layers: Sequence[tuple[str, Any, str]]) -> Composed:
     return composed
 
 
-def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
+def parse_arguments(
+    schema: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    check: Callable[[Config], None] | None = None,
+) -> Config:
     """The configuration that the command line asks for, of type ``schema``.
+
+    Args:
+        check: refuses values that do not go together; what it lets pass is printed or returned.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type, a missing or broken file.
@@ -223,6 +243,8 @@ def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] 
     namespace, rest = parser.parse_known_args(argv)
     composed = compose(schema, {key: value for key, value in vars(namespace).items() if value is not None}, rest)
     config = check_types(schema, composed.values, composed.origins)
+    if check is not None:
+        check(config)
     if namespace.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)

@@ -36,7 +36,7 @@ def rate_factor(arguments: SchedulerArguments, step: int, total: int) -> float:
     ramp = round(arguments.warmup * total)
     if step < ramp:
         return (step + 1) / (ramp + 1)
-    if arguments.name == "multistep":
+    if arguments.name == "multistep" and arguments.milestones is not None and arguments.gamma is not None:
         passed = sum(step >= round(milestone * total) for milestone in arguments.milestones)
         return arguments.gamma**passed
     if arguments.name == "cosine":

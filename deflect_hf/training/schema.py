@@ -77,7 +77,8 @@ class Leaf:
     @property
     def metavar(self) -> str:
         """How the help shows its value."""
-        if self.choices and not self.is_list:
+        words = [m for m in self.members if m is not type(None) and typing.get_origin(m) is not Literal]
+        if self.choices and not words:
             return "{" + ",".join(map(str, self.choices)) + "}"
         return self.key.rpartition(".")[2].upper()
 

@@ -55,6 +55,7 @@ def test_precedence(write) -> None:
 def test_flags_reach_every_kind_of_value() -> None:
     config = parse(
         *("--config", EMBEDDED, "--bf16", "--epochs", "3", "--limited_label", "0.1", "--dataset.root", "2024"),
+        *("--dataset.name", "folder"),
         *("--dataset.bands", "R", "G", "B", "N", "--encoder.random.hidden_size", "64", "--method.rank", "8"),
         *("--method.indices", "NDVI", "NDWI", "--segmentor.output_layers", "[1, 3]", "--encoder.revision", "null"),
         *("--segmentor.loss.class_weights", "balanced", "--segmentor.optimizer.betas", "0.8", "0.95"),
