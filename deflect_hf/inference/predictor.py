@@ -1,0 +1,140 @@
+"""A trained folder, ready to predict: stored values in, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deflect_hf.errors import UnsupportedOperationError
+from deflect_hf.processing import Image, MultispectralImageProcessor
+from deflect_hf.training import checkpoints
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.build import evaluation_window, task_model
+from deflect_hf.training.evaluation import predict_logits
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model, and how images are to be read for it.
+
+    Attributes:
+        model: in evaluation mode, on ``device``; (B, C, H, W) reflectance -> ``.logits``.
+        processor: stored values -> reflectance, as in training.
+        task: ``"classification"`` or ``"segmentation"``.
+        classes: their names, in the order of the probabilities.
+        window: larger images go through sliding windows of this side in pixels (of ``pixel_values``), as in
+            evaluation; None: images are taken whole.
+        device: where the model lies.
+        precision: of mixed precision, None for float32.
+
+    Example:
+        >>> predictor = Predictor.from_folder("work-dir/RUN")
+        >>> predictor(stored_values, source_bands=["B", "G", "R", "N"])  # (1, K) or (1, K, H, W) probabilities
+    """
+
+    model: nn.Module
+    processor: MultispectralImageProcessor
+    task: str
+    classes: tuple[str, ...]
+    window: int | None
+    device: torch.device
+    precision: torch.dtype | None = None
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, *, encoder: str | None = None, device: str | torch.device | None = None
+    ) -> Predictor:
+        """Load a run's folder, or its ``best/`` folder.
+
+        Args:
+            encoder: Hub id or folder of the base encoder, where it is not found as the run's configuration says.
+            device: where to predict; None: the accelerator if there is one, else the CPU.
+
+        Raises:
+            CheckpointError: the folder is no trained run, or a file is missing, broken or does not fit.
+            UnsupportedOperationError: the model predicts something other than one class per image or pixel.
+        """
+        found = checkpoints.result_folder(Path(folder))
+        config = checkpoints.read_config(found)
+        model = checkpoints.load_model(found, config, encoder)
+        settings = task_model(model).config
+        if settings.problem_type not in (None, "single_label_classification"):
+            raise UnsupportedOperationError(
+                f"{found}: the model's problem_type is {settings.problem_type!r}, but only models that give one class "
+                "per image or pixel predict. Fix: call the model itself, on processor(images)['pixel_values']."
+            )
+        processor = checkpoints.load_processor(found, model)
+        place = torch.device(device) if device is not None else default_device()
+        return cls(
+            model=model.to(place),
+            processor=processor,
+            task="classification" if settings.model_type == "deflect_image_classification" else "segmentation",
+            classes=tuple(settings.id2label[number] for number in range(settings.num_labels)),
+            window=evaluation_window(config),
+            device=place,
+            precision=_precision(config, place),
+        )
+
+    def __call__(
+        self,
+        images: Image | Sequence[Image],
+        source_bands: Sequence[str] | None = None,
+        valid: Image | Sequence[Image] | None = None,
+    ) -> Tensor:
+        """``(C_in, H, W)``, ``(B, C_in, H, W)`` or a list, stored values -> probabilities, as :meth:`probabilities`.
+
+        The processor turns stored values into reflectance, and resizes if training did; H and W are those of its
+        result. One call is one batch.
+
+        Args:
+            source_bands: Band codes of the channels; None: those of the training images.
+            valid: Booleans shaped like each image, or (H, W) for all its channels; False: not a measurement.
+
+        Raises:
+            BandError: The channels do not fit ``source_bands``, or a needed band is missing.
+            UnitError: The images are not in the unit of the training images.
+            DataError: Images of different sizes, or no multiple of the patch size.
+        """
+        return self.probabilities(self.processor(images, source_bands, valid)["pixel_values"])
+
+    def probabilities(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 probabilities on the CPU, NaN where not measured.
+
+        A pixel, or an image, none of whose bands holds a measurement has no probabilities.
+        """
+        probabilities = self.logits(pixel_values).softmax(dim=1).cpu()
+        measured = torch.isfinite(pixel_values).any(dim=1, keepdim=True).cpu()
+        if probabilities.ndim == 2:
+            measured = measured.flatten(1).any(dim=1, keepdim=True)
+        return probabilities.masked_fill(~measured, torch.nan)
+
+    @torch.no_grad()
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``."""
+        with self.autocast():
+            return predict_logits(self.model, pixel_values.to(self.device), self.window)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision to run the model in."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found if found is not None else torch.device("cpu")
+
+
+def _precision(config: RunArguments, device: torch.device) -> torch.dtype | None:
+    """As in training; float16 is for accelerators, so the CPU takes float32 instead."""
+    if config.bf16:
+        return torch.bfloat16
+    return torch.float16 if config.fp16 and device.type != "cpu" else None
