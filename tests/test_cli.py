@@ -66,6 +66,7 @@ def test_two_processes_train_as_one_of_twice_the_batch_to_a_model_that_reloads_b
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("train.py", "--config", str(CONF / "classification.yaml"), "--epochs", "1", "--segmentor.dropout", "0")
+    words += ("--dataset.num_samples", "53", "--dataset.test_fraction", "0.25")  # 13 test images: 4 + 3 and 4 + 2
     run(parse_arguments(RunArguments, "test", [*words[1:], "--work_dir", str(tmp_path / "one"), "--batch_size", "8"]))
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
@@ -75,6 +76,7 @@ def test_two_processes_train_as_one_of_twice_the_batch_to_a_model_that_reloads_b
     assert max(abs(one[step] - two[step]) for step in one) < 1e-5
     scores = [json.loads((tmp_path / name / "results.json").read_text())["test"] for name in ("one", "two")]
     assert scores[0]["confusion_matrix"] == scores[1]["confusion_matrix"]
+    assert scores[0]["intervals"] == scores[1]["intervals"] and scores[0]["intervals"]["images"] == 13
     command("-c", LOGITS, str(tmp_path / "one"), str(tmp_path / "there.pt"))
     with monkeypatch.context() as patched:
         patched.setattr(sys, "argv", ["", str(tmp_path / "one"), str(tmp_path / "here.pt")])

@@ -50,7 +50,22 @@ def test_absent_classes_follow_the_convention() -> None:
     assert present["per_class"]["c"] == {"iou": None, "f1": None, "precision": None, "recall": None, "support": 0}
     pangaea = scores(matrix, ["a", "b", "c"], "pangaea")
     assert pangaea["miou"] == pytest.approx((6 / 8 + 4 / 6) / 3)
-    assert pangaea["accuracy"] == present["accuracy"] == pytest.approx(10 / 12)
+    assert pangaea["accuracy"] == pytest.approx(present["accuracy"], abs=1e-6) == pytest.approx(10 / 12)
+
+
+def test_the_pangaea_convention_divides_as_its_evaluator_does() -> None:
+    """Expected: its formulas in float64 on the same counts, in percent; few counts make the small numbers visible."""
+    matrix = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]])
+    found = scores(matrix, ["a", "b", "c"], "pangaea")
+    iou = [100 * hits / (union + 1e-6) for hits, union in ((1, 2), (1, 2), (0, 0))]
+    pairs = [(100 * hits / (rows + 1e-6), 100 * hits / (columns + 1e-6))
+             for hits, rows, columns in ((1, 1, 2), (1, 2, 1), (0, 0, 0))]  # fmt: skip
+    f1 = [2 * p * r / (p + r + 1e-6) for p, r in pairs]
+    assert 100 * found["miou"] == pytest.approx(sum(iou) / 3, rel=1e-13)
+    assert 100 * found["f1_macro"] == pytest.approx(sum(f1) / 3, rel=1e-13)
+    assert found["accuracy"] == pytest.approx(2 / (3 + 1e-6), rel=1e-13)
+    row = found["per_class"]["a"]
+    assert (row["precision"], row["recall"]) == (0.5, 1.0)  # its log has them the other way round
 
 
 def test_a_class_that_is_only_predicted_is_present_and_wrong() -> None:
