@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from deflect_hf.errors import UnsupportedOperationError
 from deflect_hf.processing import Image, MultispectralImageProcessor
@@ -48,12 +49,17 @@ class Predictor:
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, *, encoder: str | None = None, device: str | torch.device | None = None
+        cls,
+        folder: str | Path,
+        *,
+        encoder: str | PreTrainedModel | None = None,
+        device: str | torch.device | None = None,
     ) -> Predictor:
         """Load a run's folder, or its ``best/`` folder.
 
         Args:
-            encoder: Hub id or folder of the base encoder, where it is not found as the run's configuration says.
+            encoder: Hub id or folder of the base encoder, where it is not found as the run's configuration says; or
+                the loaded base encoder, which is taken over, not copied.
             device: where to predict; None: the accelerator if there is one, else the CPU.
 
         Raises:

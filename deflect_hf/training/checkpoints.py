@@ -22,6 +22,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from deflect_hf.errors import CheckpointError, listing
 from deflect_hf.methods import deflect_config, needed_bands
@@ -120,11 +121,12 @@ def encoder_source(folder: Path, config: RunArguments) -> str:
     return str(found)
 
 
-def load_model(folder: Path, config: RunArguments, encoder: str | None = None) -> nn.Module:
-    """The trained model of a result folder, in evaluation mode, on the CPU.
+def load_model(folder: Path, config: RunArguments, encoder: str | PreTrainedModel | None = None) -> nn.Module:
+    """The trained model of a result folder, in evaluation mode, on the CPU or where a given encoder lies.
 
     Args:
-        encoder: Hub id or folder of the base encoder, where it is not found as the run's configuration says.
+        encoder: Hub id or folder of the base encoder, where it is not found as the run's configuration says; or the
+            loaded base encoder, which is taken over, not copied.
 
     Raises:
         CheckpointError: a file is missing, broken, or does not fit.
@@ -133,10 +135,11 @@ def load_model(folder: Path, config: RunArguments, encoder: str | None = None) -
 
     if config.finetune == "full":
         return _reading(folder, lambda: model_class(_task(folder)).from_pretrained(folder)).eval()
-    source = encoder if encoder is not None else encoder_source(folder, config)
-    revision = config.encoder.revision if encoder is None else None
+    if not isinstance(encoder, PreTrainedModel):
+        source = encoder if encoder is not None else encoder_source(folder, config)
+        encoder = load_encoder(source, revision=config.encoder.revision if encoder is None else None)
     model_config = _reading(folder, lambda: AutoConfig.from_pretrained(folder))
-    model = model_class(_task(folder))(model_config, load_encoder(source, revision=revision))
+    model = model_class(_task(folder))(model_config, encoder)
     if config.finetune == "frozen":
         _reading(folder / HEAD, lambda: model.head.load_state_dict(load_file(folder / HEAD)))
         return model.eval()
