@@ -1,12 +1,35 @@
-"""Sliding windows."""
+"""Sliding windows, and what evaluation makes of images of any size."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from deflect_hf.training.evaluation import sliding_logits, window_offsets
+from deflect_hf.errors import DataError
+from deflect_hf.training.evaluation import Protocol, evaluate, predict_logits, sliding_logits, window_offsets
+
+IGNORE = -100
+PROTOCOL = Protocol(["a", "b"], IGNORE, window=8, convention="present")
+
+
+@given(st.integers(1, 400), st.integers(1, 100))
+def test_windows_are_the_fewest_that_cover_and_none_leaves_the_image(length: int, size: int) -> None:
+    size = min(size, length)
+    starts = window_offsets(length, size)
+    assert len(starts) == -(-length // size)
+    assert starts[0] == 0 and starts[-1] == length - size
+    assert all(0 < after - before <= size for before, after in pairwise(starts))
+    # as the published evaluation places them
+    assert starts == torch.linspace(0, length - size, len(starts), dtype=torch.float64).round().long().tolist()
 
 
 def test_windows_cover_evenly() -> None:
@@ -37,3 +60,69 @@ def test_overlaps_are_averaged_and_sizes_kept() -> None:
     result = sliding_logits(mean_of_window, image, 4)  # columns 0-3 and 2-5
     torch.testing.assert_close(result[0, 0, 0], torch.tensor([1.5, 1.5, 2.5, 2.5, 3.5, 3.5]))
     assert set(sizes) == {(1, 4)}
+
+
+class PerPixel(nn.Module):
+    """Logits (B, 2, H, W) of the sign of the first channel, whatever the window; notes the sizes it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[tuple[int, ...]] = set()
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        self.sizes.add(tuple(pixel_values.shape[-2:]))
+        first = pixel_values[:, 0]
+        return SimpleNamespace(logits=torch.stack([first, -first], dim=1))
+
+
+def batches(shapes: list[tuple[int, int]], seed: int) -> list[dict[str, Any]]:
+    """One batch of two images per shape, three bands, a fifth of the pixels without label."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for number, (height, width) in enumerate(shapes):
+        pixels = torch.randn(2, 3, height, width, generator=generator)
+        labels = torch.randint(2, (2, height, width), generator=generator)
+        labels[torch.rand(labels.shape, generator=generator) < 0.2] = IGNORE
+        made.append({"pixel_values": pixels, "labels": labels, "name": [f"{number} left", f"{number} right"]})
+    return made
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=4), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_every_labelled_pixel_is_scored_once_whatever_the_sizes(shapes: list[tuple[int, int]], seed: int) -> None:
+    loader = batches(shapes, seed)
+    model = PerPixel()
+    found = evaluate(model, loader, Accelerator(cpu=True), PROTOCOL)
+    expected = np.zeros((2, 2), dtype=int)
+    for batch in loader:
+        counted = batch["labels"] != IGNORE
+        np.add.at(expected, (batch["labels"][counted], (batch["pixel_values"][:, 0] < 0).long()[counted]), 1)
+    assert found["confusion_matrix"] == expected.tolist()
+    assert max(max(size) for size in model.sizes) <= 8
+    assert "intervals" not in found
+
+
+def test_intervals_come_with_the_scores_when_asked_for() -> None:
+    loader = batches([(9, 5), (8, 8), (20, 3)], seed=1)
+    plain = evaluate(PerPixel(), loader, Accelerator(cpu=True), PROTOCOL)
+    found = evaluate(PerPixel(), loader, Accelerator(cpu=True), PROTOCOL, replicates=200)
+    intervals = found.pop("intervals")
+    assert found == plain
+    assert (intervals["images"], intervals["replicates"]) == (6, 200)
+    for name in ("accuracy", "miou", "f1_macro"):
+        low, high = intervals[name]
+        assert low < found[name] < high
+    assert intervals["iou"].keys() == {"a", "b"}
+
+
+def test_an_image_within_the_window_is_seen_whole() -> None:
+    model = PerPixel()
+    predict_logits(model, torch.zeros(1, 3, 7, 8), window=8)
+    predict_logits(model, torch.zeros(1, 3, 30, 9), window=None)
+    assert model.sizes == {(7, 8), (30, 9)}
+
+
+def test_images_without_labels_are_named() -> None:
+    batch = {"pixel_values": torch.zeros(1, 3, 4, 4), "name": ["scene 5"]}
+    with pytest.raises(DataError, match="scene 5: has no label, so there is nothing to evaluate against"):
+        evaluate(PerPixel(), [batch], Accelerator(cpu=True), PROTOCOL)
