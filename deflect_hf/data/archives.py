@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import shutil
@@ -29,6 +30,8 @@ _BROKEN = (
     RuntimeError,
     NotImplementedError,
 )
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_CHUNK = 1 << 20
 _JUNK = "__MACOSX"  # what macOS adds to archives
 
 
@@ -73,7 +76,11 @@ def _unpack_all(archive: Path, folder: Path) -> None:
             raise DataError(f"{archive} is no zip or tar archive, or is cut off: remove it and download it again.")
     except tarfile.FilterError as error:
         raise DataError(f"{archive} is refused: {error}. It is not what was published: remove it.") from error
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.errno in NO_ROOM:
+                raise DataError(f"{folder.parent}: the disk is full. Make room, or give another `root`.") from error
+            raise
         raise DataError(f"{archive} is damaged ({error}): remove it and download it again.") from error
 
 
@@ -97,6 +104,8 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
             refuse_full_disk(folder.parent, member.size, f"{member.name} in {archive}")
             source.extract(member, folder, filter="data")  # no links to outside, no devices
             progress.update(member.size)
+        while source.fileobj.read(_CHUNK):  # tarfile stops before the checksum at the end of the compressed stream
+            pass
 
 
 def _refuse_outside(archive: Path, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import logging
@@ -17,7 +16,7 @@ from typing import IO, Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from deflect_hf.data.archives import PathLike, refuse_full_disk, unpack
+from deflect_hf.data.archives import NO_ROOM, PathLike, refuse_full_disk, unpack
 from deflect_hf.errors import DataError
 
 __all__ = ["fetch", "fetch_from_hub", "unpack"]
@@ -26,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that another try may change
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _MEANINGS = {401: "asks for a login", 403: "does not allow it", 404: "does not have it", 410: "does not have it"}
 
 
@@ -204,7 +202,7 @@ def _copy(response: Any, file: IO[bytes], name: str, begin: int, total: int | No
                 file.write(chunk)
                 file.flush()
             except OSError as error:
-                if error.errno in _NO_ROOM:
+                if error.errno in NO_ROOM:
                     raise DataError(f"{file.name}: the disk is full. Make room, or give another `root`.") from error
                 raise
             progress.update(len(chunk))
@@ -245,7 +243,7 @@ def fetch_from_hub(
     except GatedRepoError as error:
         raise DataError(f"{where} needs its terms accepted on its page, and then a login: hf auth login.") from error
     except (HfHubHTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise DataError(f"{folder}: the disk is full. Make room, or give another `root`.") from error
         raise DataError(f"{where} cannot be fetched: {' '.join(str(error).split())}") from error
     problem = _Published(None, {} if md5 is None else {"md5": md5}).problem(path)
