@@ -43,6 +43,8 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         gsd_m: Pixel size of the incoming images on the ground, in metres.
         needed_bands: Bands that every image must have; a missing other band becomes NaN. None: all of ``bands``.
             Training sets it, to all bands unless the model was trained with band dropout.
+        trained_size: Height and width of the training images as stored, in pixels; None where it is not known. Training
+            sets it: windows of a scene are best of the same size.
 
     Raises:
         BandError: An output band is not among the source bands, or is unknown.
@@ -67,6 +69,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         size: Size | None = None,
         gsd_m: float | None = None,
         needed_bands: Sequence[str] | None = None,
+        trained_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.source_bands = None if source_bands is None else list(source_bands)
@@ -86,6 +89,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         self.unit_check = unit_check
         self.size = _size(size)
         self.gsd_m = gsd_m
+        self.trained_size = None if trained_size is None else list(trained_size)
 
     @classmethod
     def from_sensor(cls, sensor: str | Mapping[str, Any], bands: Sequence[str] | None = None, **options: Any) -> Self:

@@ -102,7 +102,7 @@ def load_folder(
     rows = {split: _rows(base, labels) for split, base in bases.items()}
     splits = _splits(rows, root, args)
     info = raster_info(next(iter(splits.values()))[0]["image"])
-    reader, processor = _reader(args, info, processor)
+    reader, processor = settle_reader(args, info, processor)
     gsd_m = processor.effective_gsd_m(info.height)
     return make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
 
@@ -197,12 +197,17 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
     return {split: splits[split] for split in SPLITS if splits.get(split)}
 
 
-def _reader(
+def settle_reader(
     args: DatasetArguments, info: RasterInfo, trained: MultispectralImageProcessor | None
 ) -> tuple[FolderReader, MultispectralImageProcessor]:
     """Settle bands, scale, offset, nodata and unit from the config, the first file's header and the sensor preset.
 
     Bands, unit and size of a ``trained`` model's processor stand; scale, offset and nodata values belong to the files.
+
+    Raises:
+        BandError: The bands cannot be named, or a needed one is missing.
+        DataError: The file's tags contradict the sensor.
+        UnitError: The sensor's unit is not that of the trained model.
     """
     sensor = get_sensor(args.sensor) if args.sensor is not None else None
     names = file_bands(info, args.source_bands, sensor)

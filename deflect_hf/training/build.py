@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +16,20 @@ from deflect_hf.bands import resolve_bands, select_bands
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing, nearest
 from deflect_hf.methods import METHODS, adapt
-from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation, load_encoder
+from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
 from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.spectral import RunningMoments
-from deflect_hf.training.arguments import EncoderArguments, RunArguments
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.combinations import refuse_idle_keys
+from deflect_hf.training.encoders import build_encoder, chosen_gsd, set_gsd, stored_normalisation, with_encoder_size
 from deflect_hf.training.losses import balanced_weights
 from deflect_hf.training.order import Rank, evaluation_loader
 from deflect_hf.training.schema import check_types
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-NORMALISATION = "normalisation.json"
 
 
 @dataclass
@@ -48,11 +46,11 @@ class Experiment:
         return self.splits["train"]
 
 
-def evaluation_window(config: RunArguments) -> int | None:
-    """Side of the sliding windows: as configured, else the training crop's, so that both see the same scale."""
-    if config.segmentor.window is not None:
+def evaluation_window(config: RunArguments, task: str) -> int | None:
+    """Side of segmentation's sliding windows: as configured, else the training crop's, so that both see one scale."""
+    if task == "classification" or config.segmentor.window is not None:
         return config.segmentor.window
-    crop = config.augmentation.random_crop
+    crop = config.augmentation.crop
     return max(crop) if crop is not None and config.augmentation.center_crop is None else None
 
 
@@ -98,59 +96,6 @@ def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, Imag
     return splits
 
 
-def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
-    """A randomly initialised encoder, the same for the same seed.
-
-    Raises:
-        ConfigError: the model type or one of its fields is unknown to transformers.
-    """
-    from transformers import CONFIG_MAPPING, AutoModel
-
-    fields = dict(arguments.random or {})
-    kind = fields.pop("model_type")
-    if kind not in CONFIG_MAPPING:
-        near = nearest(str(kind), CONFIG_MAPPING.keys())
-        raise ConfigError(f"encoder.random.model_type: transformers knows no {kind!r}.{near} For instance 'vit'")
-    known = CONFIG_MAPPING[kind]().to_dict()
-    for name in fields:
-        if name not in known:
-            raise ConfigError(f"encoder.random: a {kind!r} has no field {name!r}.{nearest(name, known)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(arguments.random_seed)
-        try:
-            model: PreTrainedModel = AutoModel.from_config(CONFIG_MAPPING[kind](**fields))
-        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            raise ConfigError(f"encoder.random: transformers cannot build this {kind!r}: {error}") from error
-    if hasattr(model, "pooler"):
-        model.pooler = None  # no head reads it
-    return model
-
-
-def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> PreTrainedModel:
-    """The base encoder; a random one is written to ``work_dir/encoder`` first, so that evaluation finds the same."""
-    if config.encoder.name_or_path is not None:
-        return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
-    folder = work_dir / "encoder"
-    if accelerator.is_main_process and not (folder / "config.json").is_file():
-        random_encoder(config.encoder).save_pretrained(folder)
-    accelerator.wait_for_everyone()
-    return load_encoder(folder)
-
-
-def stored_normalisation(arguments: EncoderArguments) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation that the pretraining wrote beside the encoder, in the order of the base bands."""
-    path = Path(arguments.name_or_path or "") / NORMALISATION
-    if arguments.name_or_path is None or not path.is_file():
-        return None
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        positions = select_bands(stored["bands"], resolve_bands(arguments.base_bands))
-        mean, std = ([float(stored[name][k]) for k in positions] for name in ("mean", "std"))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; give encoder.mean and encoder.std") from error
-    return mean, std
-
-
 def base_statistics(
     config: RunArguments, train: ImageDataset, accelerator: Accelerator
 ) -> tuple[list[float], list[float]]:
@@ -191,11 +136,7 @@ def model_class(task: str) -> type[EncoderForImageClassification] | type[Encoder
 
 
 def head_options(config: RunArguments, task: str) -> dict[str, Any]:
-    """The fields of the model's configuration that the segmentor group sets.
-
-    Raises:
-        ConfigError: an option of the other task.
-    """
+    """The fields of the model's configuration that the segmentor group sets."""
     segmentor = config.segmentor
     options: dict[str, Any] = {
         "head": segmentor.head,
@@ -204,13 +145,6 @@ def head_options(config: RunArguments, task: str) -> dict[str, Any]:
         "head_dropout": segmentor.dropout,
         "label_smoothing": segmentor.loss.label_smoothing,
     }
-    only = {"classification": ("pooling",), "segmentation": ("auxiliary_loss", "window")}
-    for kind, names in only.items():
-        given = [name for name in names if getattr(segmentor, name)]
-        if given and kind != task:
-            raise ConfigError(f"segmentor.{given[0]} is for {kind}, but the data set's task is {task}")
-    if segmentor.head == "linear" and segmentor.channels is not None:
-        raise ConfigError("segmentor.channels: the 'linear' head has no hidden layer; leave it null")
     if task == "segmentation":
         options["auxiliary_loss_weight"] = segmentor.auxiliary_loss
     elif segmentor.pooling is not None:
@@ -237,8 +171,12 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
         DeflectError: whatever the user's configuration or data got wrong.
     """
     config = check_method(config)
+    refuse_idle_keys(config)
+    config = with_encoder_size(config)
     splits = load_splits(config, ("train", "val"))
     train = splits["train"]
+    refuse_idle_keys(config, train.task)
+    train.processor.trained_size = list(train.reader.read(train.table[0]).values.shape[-2:])
     options = head_options(config, train.task)
     encoder = build_encoder(config, work_dir, accelerator)
     channels = encoder.config.num_channels
@@ -247,6 +185,8 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
             f"the encoder takes {channels} channels, but encoder.base_bands names {len(config.encoder.base_bands)}: "
             f"{listing(config.encoder.base_bands)}"
         )
+    gsd = chosen_gsd(config.encoder, train)
+    set_gsd(encoder, gsd)
     mean, std = base_statistics(config, train, accelerator)
     weights = config.segmentor.loss.class_weights
     if weights == "balanced":
@@ -270,5 +210,5 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
         **config.method,
     )
     name_base(adapted, encoder.config.name_or_path, config.encoder.revision)
-    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, mean=mean, std=std))
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, mean=mean, std=std, gsd=gsd))
     return Experiment(config, splits, adapted)

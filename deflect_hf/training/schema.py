@@ -59,6 +59,12 @@ class Leaf:
         return any(typing.get_origin(member) in (list, tuple) for member in self.members)
 
     @property
+    def is_list_of_text(self) -> bool:
+        """Whether it takes several values, all of them text: a file called 2020 is no number."""
+        lists = [member for member in self.members if typing.get_origin(member) in (list, tuple)]
+        return bool(lists) and all(typing.get_args(member)[:1] == (str,) for member in lists)
+
+    @property
     def is_mapping(self) -> bool:
         """Whether it takes keys and values of its own."""
         return any(member is dict or typing.get_origin(member) in (dict, Mapping) for member in self.members)
@@ -115,7 +121,7 @@ def parse_text(text: str | list[str], leaf: Leaf) -> Any:
     if isinstance(text, list):
         if len(text) == 1 and (text[0].startswith(("[", "{")) or text[0] == "null" or leaf.is_text):
             return parse_text(text[0], leaf)
-        return [yaml.safe_load(word) for word in text]
+        return list(text) if leaf.is_list_of_text else [yaml.safe_load(word) for word in text]
     if text == "null" and type(None) in leaf.members:
         return None
     if leaf.is_text and not text.startswith(("[", "{")):
