@@ -77,12 +77,13 @@ class Predictor:
             )
         processor = checkpoints.load_processor(found, model)
         place = torch.device(device) if device is not None else default_device()
+        task = "classification" if settings.model_type == "deflect_image_classification" else "segmentation"
         return cls(
             model=model.to(place),
             processor=processor,
-            task="classification" if settings.model_type == "deflect_image_classification" else "segmentation",
+            task=task,
             classes=tuple(settings.id2label[number] for number in range(settings.num_labels)),
-            window=evaluation_window(config),
+            window=evaluation_window(config, task),
             device=place,
             precision=_precision(config, place),
         )

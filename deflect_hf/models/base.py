@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -54,6 +55,32 @@ def _refuse_new_weights(missing: Collection[str], source: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def _readable(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"The encoder {str(source)!r} cannot be loaded: {error} Give a folder with config.json and "
+            f"model.safetensors, or the name of a model on the Hub.{conversion_hint(source)}"
+        ) from error
+
+
+def load_encoder_config(
+    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
+) -> PreTrainedConfig:
+    """The configuration of a vision transformer in a folder or on the Hub, without its weights.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with _readable(source):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source, revision=revision, local_files_only=local_files_only
+        )
+    return config
+
+
 def load_encoder(
     source: str | Path,
     *,
@@ -68,8 +95,8 @@ def load_encoder(
         CheckpointError: it cannot be read, or lacks weights that the encoder needs (all of them are named).
     """
     where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    try:
-        config = AutoConfig.from_pretrained(source, **where)
+    config = load_encoder_config(source, **where)
+    with _readable(source):
         encoder, report = AutoModel.from_pretrained(
             source,
             config=config,
@@ -79,11 +106,6 @@ def load_encoder(
             **_without_pooler(config),
             **where,
         )
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"The encoder {str(source)!r} cannot be loaded: {error} Give a folder with config.json and "
-            f"model.safetensors, or the name of a model on the Hub.{conversion_hint(source)}"
-        ) from error
     _refuse_new_weights(report["missing_keys"], f"The encoder checkpoint {str(source)!r}")
     return encoder
 

@@ -185,7 +185,7 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
             f"the encoder takes {channels} channels, but encoder.base_bands names {len(config.encoder.base_bands)}: "
             f"{listing(config.encoder.base_bands)}"
         )
-    gsd = chosen_gsd(config.encoder, train)
+    gsd = chosen_gsd(config.encoder, train.gsd_m)
     set_gsd(encoder, gsd)
     mean, std = base_statistics(config, train, accelerator)
     weights = config.segmentor.loss.class_weights

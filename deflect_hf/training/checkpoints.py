@@ -31,6 +31,7 @@ from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.build import model_class, task_model
 from deflect_hf.training.compose import load_config, to_yaml
+from deflect_hf.training.encoders import chosen_gsd, set_gsd
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ def load_model(folder: Path, config: RunArguments, encoder: str | PreTrainedMode
     if not isinstance(encoder, PreTrainedModel):
         source = encoder if encoder is not None else encoder_source(folder, config)
         encoder = load_encoder(source, revision=config.encoder.revision if encoder is None else None)
+    set_gsd(encoder, chosen_gsd(config.encoder, gsd_m=None))
     model_config = _reading(folder, lambda: AutoConfig.from_pretrained(folder))
     model = model_class(_task(folder))(model_config, encoder)
     if config.finetune == "frozen":

@@ -70,7 +70,9 @@ class Trainer:
         accelerator.register_for_checkpointing(self.scheduler)
         accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
         accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
-        self.protocol = Protocol(train.classes, train.ignore_index, evaluation_window(config), config.metrics)
+        self.protocol = Protocol(
+            train.classes, train.ignore_index, evaluation_window(config, train.task), config.metrics
+        )
         self.class_weights: list[float] | None = task_model(experiment.model).config.class_weights
 
     def train(self) -> Progress:

@@ -71,7 +71,7 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
         raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
     images = splits[arguments.split].with_transform(build_transform(config.augmentation, arguments.split))
     check_classes(model, images, folder)
-    protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config), config.metrics)
+    protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config, images.task), config.metrics)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))
     scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
     if arguments.drop_bands:

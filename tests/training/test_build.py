@@ -16,10 +16,9 @@ from deflect_hf.training.build import (
     count_labels,
     evaluation_window,
     load_splits,
-    random_encoder,
-    stored_normalisation,
 )
 from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.encoders import random_encoder, stored_normalisation
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -68,7 +67,7 @@ def test_random_encoders_depend_on_their_seed_alone() -> None:
 
 
 def test_evaluation_sees_the_scale_of_training() -> None:
-    assert evaluation_window(configured()) == 16  # the training crop
-    assert evaluation_window(configured("--augmentation.random_crop", "null")) is None
-    assert evaluation_window(configured("--segmentor.window", "8")) == 8
-    assert evaluation_window(configured("--augmentation.center_crop", "16", "16")) is None
+    assert evaluation_window(configured(), "segmentation") == 16  # the training crop
+    assert evaluation_window(configured("--augmentation.random_crop", "null"), "segmentation") is None
+    assert evaluation_window(configured("--segmentor.window", "8"), "segmentation") == 8
+    assert evaluation_window(configured("--augmentation.center_crop", "16", "16"), "segmentation") is None

@@ -185,7 +185,10 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
             ("--segmentor.window", "8"),
             "segmentor.window is for segmentation, but the data set's task is classification",
         ),
-        (("--segmentor.channels", "8"), "segmentor.channels: the 'linear' head has no hidden layer; leave it null"),
+        (
+            ("--segmentor.channels", "8"),
+            "segmentor.channels is for segmentor.head mlp, conv, upernet, but that is linear: leave it",
+        ),
         (("--encoder.base_bands", "R", "G"), "the encoder takes 3 channels, but encoder.base_bands names 2: 'R', 'G'"),
         (("--dataset.val_fraction", "0"), "the data set synthetic has no split 'val', only 'train', 'test'"),
         (("--segmentor.loss.class_weights", "1", "2"), "class_weights=[1.0, 2.0]: give one weight"),

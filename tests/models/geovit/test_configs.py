@@ -11,15 +11,16 @@ from deflect_hf.models.geovit.sources import SOURCES
 from deflect_hf.training.arguments import EncoderArguments
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "foundation_models"
+OFFICIAL = {"scale-mae": "scalemae", "prithvi-eo-1": "prithvi"}  # names of the official code
 
 
 @pytest.mark.parametrize("name", list(SOURCES))
 def test_every_encoder_has_a_file_that_says_where_it_is(name):
-    source, file = SOURCES[name], FOLDER / f"{name.replace('-', '_')}.yaml"
+    source, file = SOURCES[name], FOLDER / f"{OFFICIAL.get(name, name.replace('-', '_'))}.yaml"
     text = file.read_text()
     arguments = EncoderArguments(**yaml.safe_load(text))
     assert arguments.base_bands == list(source.base_bands)
-    assert arguments.name_or_path == f"./encoders/{file.stem}"
+    assert arguments.name_or_path == f"./encoders/{name.replace('-', '_')}"
     assert text.startswith("# python train.py --config")
     assert source.download in text and source.paper in text and f"--source {name} " in text
     assert {"cc-by-nc-4.0": "CC BY-NC 4.0", "mit": "MIT", "apache-2.0": "Apache-2.0"}[source.licence] in text
