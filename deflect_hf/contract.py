@@ -109,8 +109,12 @@ def check_reflectance(values: NDArray[Any] | Tensor, where: str) -> None:
     channels = np.moveaxis(array, -3, 0).reshape(array.shape[-3], -1) if array.ndim >= 3 else array.reshape(1, -1)
     brightest = 0.0
     for number, channel in enumerate(channels):
-        sample = channel[:: max(1, channel.size // _SAMPLE)].astype(np.float64)
-        sample = sample[np.isfinite(sample)]
+        sample = channel[:: max(1, channel.size // _SAMPLE)]
+        lowest, highest = float(np.fmin.reduce(sample)), float(np.fmax.reduce(sample))
+        if lowest >= SHIFTED and highest <= TOO_BRIGHT:  # then no percentile can be out of the limits either
+            brightest = max(brightest, -lowest, highest)
+            continue
+        sample = sample[np.isfinite(sample)].astype(np.float64)
         if not sample.size:
             continue
         low, half, high = np.percentile(sample, [5, 50, 90])

