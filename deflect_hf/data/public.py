@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from deflect_hf.bands import match_bands, resolve_bands
 from deflect_hf.data.arguments import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, Reader, make_datasets
-from deflect_hf.data.splits import SPLITS, keep_share
+from deflect_hf.data.splits import SPLITS, check_disjoint, check_unique, keep_share
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.spectrum import Sensor
@@ -132,16 +132,47 @@ def _processor(
         raise BandError(f"{public.title}: {error}") from error
 
 
-def refuse_incomplete(public: PublicDataset, root: Path, problems: Sequence[str]) -> None:
+def split_rows(
+    public: PublicDataset, root: Path, files: Mapping[str, str], row_of: Callable[[str], tuple[Row, list[str]]]
+) -> dict[str, list[Row]]:
+    """One row for each line of each split file.
+
+    Args:
+        files: Split -> its file, below ``root``.
+        row_of: From a line to its row, and what is wrong with its files.
+
+    Raises:
+        DataError: A split file or a file that it needs is missing or empty, all of them in one message; or an image is
+            listed twice.
+    """
+    problems: list[str] = []
+    rows: dict[str, list[Row]] = {}
+    for split, file in files.items():
+        text = (root / file).read_text(encoding="utf-8") if (root / file).is_file() else None
+        lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+        if not lines:
+            problems.append(f"{file} is missing" if text is None else f"{file} lists no images")
+        found = [row_of(line) for line in lines]
+        rows[split] = [row for row, _ in found]
+        problems += [f"{problem} (listed in {file})" for _, faults in found for problem in faults]
+    refuse_incomplete(public, root, problems)
+    names = {split: [row["name"] for row in members] for split, members in rows.items()}
+    for split, file in files.items():
+        check_unique(names[split], root / file)
+    check_disjoint(names, {split: root / file for split, file in files.items()})
+    return rows
+
+
+def refuse_incomplete(public: PublicDataset, root: Path, problems: Iterable[str]) -> None:
     """Complain about a broken folder file by file, the first several by name.
 
     Raises:
         DataError: There is a problem.
     """
-    if problems:
-        rest = len(problems) - _NAMED
-        more = f"; and {rest} more" if rest > 0 else ""
+    unique = list(dict.fromkeys(problems))
+    if unique:
+        more = f"; and {len(unique) - _NAMED} more" if len(unique) > _NAMED else ""
         raise DataError(
-            f"{root} is not all of {public.title}, {len(problems)} problem(s): {'; '.join(problems[:_NAMED])}{more}. "
-            f"Copy these files again, or download the data again from {public.source}."
+            f"{root} is not {public.title} as published, {len(unique)} problem(s): {'; '.join(unique[:_NAMED])}{more}. "
+            f"Copy it again, or download it again from {public.source}."
         )

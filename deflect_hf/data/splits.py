@@ -98,10 +98,19 @@ def read_split_file(path: Path, known: Sequence[str]) -> list[str]:
             f"add the images or remove these lines."
         )
     found = [id_ for id_ in ids if id_ is not None]
-    repeated = [id_ for id_, count in Counter(found).items() if count > 1]
+    check_unique(found, path)
+    return found
+
+
+def check_unique(ids: Sequence[str], path: Path) -> None:
+    """Refuse a split file that lists an image twice.
+
+    Raises:
+        DataError: It does.
+    """
+    repeated = [id_ for id_, count in Counter(ids).items() if count > 1]
     if repeated:
         raise DataError(f"{path} lists {listing(repeated[:3])} more than once: keep one line each.")
-    return found
 
 
 def check_disjoint(ids: dict[str, list[str]], files: dict[str, Path]) -> None:
