@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.enums import MaskFlags
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
@@ -107,6 +107,7 @@ def read_raster(
     source_bands: Sequence[str] | None = None,
     sensor: Sensor | None = None,
     window: tuple[int, int, int, int] | None = None,
+    size: tuple[int, int] | None = None,
     nodata: Sequence[float] = (),
     quality: Quality | None = None,
 ) -> Raster:
@@ -118,6 +119,8 @@ def read_raster(
         source_bands: Names of the file's bands in file order, for files without band descriptions.
         sensor: Resolves the sensor's own names (``B8A``) and, failing the two above, gives the band order.
         window: (row, column, height, width) in pixels.
+        size: (height, width) to shrink it to while reading, by averaging what is valid; None: as stored. At full size
+            there is only GDAL's block cache in memory (``GDAL_CACHEMAX``); overviews in the file are used.
         nodata: Stored values that mean "no measurement", besides the file's own tag and NaN.
         quality: A layer of the file that says where its bands are no measurement.
 
@@ -138,13 +141,15 @@ def read_raster(
             names = [band for band, position in zip(bands, found, strict=True) if position is not None]
         indexes = [position + 1 for position in positions]
         area = _window(info, window)
-        values = source.read(indexes, window=area)
+        shrink = _shrinking(size, len(indexes), Resampling.average)
+        values = source.read(indexes, window=area, **shrink)
         valid = _valid(values, [info.nodata[position] for position in positions], nodata)
         flags = source.mask_flag_enums  # asks GDAL for every band each time
         if any(MaskFlags.per_dataset in flags[position] for position in positions):
-            valid &= source.read_masks(indexes, window=area) > 0
+            valid &= source.read_masks(indexes, window=area, **_shrinking(size, len(indexes), Resampling.nearest)) > 0
         if quality is not None:
-            valid &= ~np.isin(source.read(quality.position(info) + 1, window=area), quality.invalid)
+            layer = source.read(quality.position(info) + 1, window=area, **_shrinking(size, 0, Resampling.mode))
+            valid &= ~np.isin(layer, quality.invalid)
     return Raster(
         values=values,
         valid=valid,
@@ -153,6 +158,17 @@ def read_raster(
         offsets=tuple(info.offsets[position] for position in positions),
         info=info,
     )
+
+
+def _shrinking(size: tuple[int, int] | None, count: int, resampling: Resampling) -> dict[str, Any]:
+    """How rasterio is told to read ``count`` bands (0: one, without an axis of bands) at another size."""
+    return {} if size is None else {"out_shape": (count, *size) if count else size, "resampling": resampling}
+
+
+def overview_size(info: RasterInfo, side: int) -> tuple[int, int]:
+    """Height and width of the raster shrunk so that neither exceeds ``side``; its own if they do not."""
+    factor = min(1.0, side / max(info.height, info.width))
+    return max(1, round(info.height * factor)), max(1, round(info.width * factor))
 
 
 def _window(info: RasterInfo, window: tuple[int, int, int, int] | None) -> Window | None:
@@ -177,8 +193,12 @@ def _valid(values: np.ndarray, tags: Sequence[float | None], extra: Sequence[flo
     return valid
 
 
-def read_mask(path: PathLike) -> Raster:
+def read_mask(
+    path: PathLike, *, window: tuple[int, int, int, int] | None = None, size: tuple[int, int] | None = None
+) -> Raster:
     """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False at nodata.
+
+    ``window`` and ``size`` are those of :func:`read_raster`; a shrunk pixel has the most frequent value of its area.
 
     Raises:
         DataError: As :func:`read_raster`, or the file has several bands or fractional values.
@@ -190,7 +210,7 @@ def read_mask(path: PathLike) -> Raster:
                 f"{path} has {info.count} bands, but a mask has one: store class values, not colours "
                 f"(a palette PNG or a single-band GeoTIFF)."
             )
-        values = source.read()
+        values = source.read(window=_window(info, window), **_shrinking(size, 1, Resampling.mode))
         valid = _valid(values, info.nodata, ())
     if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values[valid], np.round(values[valid])):
         raise DataError(f"{path} holds fractional values: a mask stores one whole class value per pixel.")

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deflect_hf.errors import BandError, DataError
-from deflect_hf.raster import create_raster, raster_info, read_mask, read_raster, write_raster
+from deflect_hf.raster import create_raster, overview_size, raster_info, read_mask, read_raster, write_raster
 from deflect_hf.raster_header import Quality
 from deflect_hf.sensors import get_sensor
 
@@ -213,6 +213,26 @@ def test_masks_hold_one_band_of_whole_numbers(image: Path, tmp_path: Path) -> No
     write_raster(tmp_path / "soft.tif", labels.astype(np.float32) / 2)
     with pytest.raises(DataError, match=r"soft\.tif holds fractional values"):
         read_mask(tmp_path / "soft.tif")
+
+
+def test_images_shrink_by_averaging_what_is_valid(tmp_path: Path) -> None:
+    values = np.array([[[10, 20, 0, 0], [30, 40, 0, 8]]], dtype=np.uint16)
+    write_raster(tmp_path / "image.tif", values, nodata=0, descriptions=["R"])
+    shrunk = read_raster(tmp_path / "image.tif", size=(1, 2))
+    assert shrunk.values.tolist() == [[[25, 8]]] and shrunk.valid.all()
+    assert not read_raster(tmp_path / "image.tif", window=(0, 2, 1, 2), size=(1, 1)).valid.any()
+
+
+def test_masks_shrink_to_the_most_frequent_class(tmp_path: Path) -> None:
+    labels = np.array([[[2, 2, 7, 255], [2, 5, 255, 255]]], dtype=np.uint8)
+    write_raster(tmp_path / "mask.tif", labels, nodata=255)
+    assert read_mask(tmp_path / "mask.tif", size=(1, 2)).values.tolist() == [[[2, 7]]]
+    assert read_mask(tmp_path / "mask.tif", window=(1, 1, 1, 2)).values.tolist() == [[[5, 255]]]
+
+
+@pytest.mark.parametrize(("side", "expected"), [(100, (6, 8)), (8, (6, 8)), (4, (3, 4)), (1, (1, 1))])
+def test_the_size_of_an_overview_keeps_the_proportions(image: Path, side: int, expected: tuple[int, int]) -> None:
+    assert overview_size(raster_info(image), side) == expected
 
 
 def test_another_size_cannot_take_the_georeference(georeferenced: Path, tmp_path: Path) -> None:
