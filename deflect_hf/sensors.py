@@ -2,7 +2,8 @@
 
 Sources: ESA Sentinel-2 product specification (centre wavelengths of S2A; processing baseline 04.00 and later adds 1000
 to the digital numbers, hence the offset of -0.1); USGS Landsat Collection 2 Level 2 (scale 2.75e-5, offset -0.2); NASA
-HLS v2 user guide (1e-4, fill -9999); Planet SuperDove band table; So2Sat LCZ42; MADOS (ACOLITE reflectance); EuroSAT.
+HLS v2 user guide (1e-4, fill -9999); Planet SuperDove band table; So2Sat LCZ42; MADOS (ACOLITE reflectance); EuroSAT;
+ForestNet; the notebook that exported Brick Kiln (mliu356/kiln-scaling), whose order GEO-Bench's own names contradict.
 """
 
 from __future__ import annotations
@@ -97,6 +98,9 @@ SENSORS: Mapping[str, Sensor] = MappingProxyType(
             Sensor("so2sat", _sentinel2("B2 B3 B4 B5 B6 B7 B8 B8A B11 B12")),
             Sensor("mados", _sentinel2("B1 B2 B3 B4 B5 B6 B7 B8 B8A B11 B12")),
             Sensor("eurosat", _sentinel2("B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 B11 B12 B8A"), scale=1e-4),
+            Sensor("brick_kiln", _sentinel2("B1 B2 B3 B4 B5 B7 B8A B8 B11 B12"), scale=1e-4),
+            # stretched to 8 bits, so the values only look like reflectance
+            Sensor("forestnet", _LANDSAT[1:], scale=1 / 255, unit="8bit"),
             Sensor("planetscope_superdove", _SUPERDOVE, scale=1e-4, nodata=(0.0,)),
             Sensor("rgb", _RGB, scale=1 / 255, unit="8bit"),
         )
