@@ -1,0 +1,1 @@
+"""Trained models on the Hugging Face Hub: push them, fetch them, describe them, and trust nothing that was fetched."""

@@ -1,0 +1,239 @@
+"""The way to the Hub: whole files that are what was announced, and each failure as one sentence.
+
+`huggingface_hub` does the transfers and keeps the cache. Added here: files are compared with the hash that the Hub
+keeps of them, because the client compares sizes only, and one that differs leaves the cache at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+
+from deflect_hf.errors import DeflectError, HubError, listing
+
+LOG_IN = "`hf auth login`, the variable HF_TOKEN, or token=..."
+GIT_HASH, SHA256_HASH = 40, 64  # hexadecimal digits
+BLOCK_BYTES = 1 << 20
+
+Inspect = Callable[[Mapping[str, int]], None]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of one commit of a repository, in the local cache."""
+
+    folder: Path
+    commit: str
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What the Hub says about a commit: sizes in bytes and hashes of its files."""
+
+    commit: str
+    sizes: Mapping[str, int]
+    hashes: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """How the Hub is reached: with which token, through which cache, or through the cache alone."""
+
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+    @property
+    def api(self) -> HfApi:
+        """The client."""
+        return HfApi(token=self.token, library_name="deflect_hf")
+
+    @property
+    def offline(self) -> bool:
+        """Whether only the cache may be read."""
+        return self.local_files_only or constants.is_offline_mode()
+
+    def announced(self, repo_id: str, revision: str | None) -> Announced:
+        """Files and commit of a revision, as the Hub tells them.
+
+        Raises:
+            HubError: it cannot be asked, or there is no such repository or revision.
+        """
+        with in_words(repo_id, revision):
+            info = self.api.model_info(repo_id, revision=revision, files_metadata=True)
+        files = info.siblings or []
+        return Announced(
+            str(info.sha),
+            {file.rfilename: file.size or 0 for file in files},
+            {file.rfilename: file.lfs.sha256 if file.lfs is not None else str(file.blob_id) for file in files},
+        )
+
+    def fetch(self, repo_id: str, revision: str | None, patterns: Sequence[str], inspect: Inspect) -> Snapshot:
+        """The files that match ``patterns``, complete and checked, in the cache.
+
+        Args:
+            inspect: gets name and size of every file of the repository before any is downloaded, and raises to refuse.
+
+        Raises:
+            HubError: they cannot be had, or are not what the Hub announced; such a file is removed from the cache.
+        """
+        announced = None if self.offline else self.announced(repo_id, revision)
+        if announced is not None:
+            inspect(announced.sizes)
+        with in_words(repo_id, revision):
+            folder = Path(
+                snapshot_download(
+                    repo_id,
+                    revision=revision,
+                    allow_patterns=list(patterns),
+                    cache_dir=self.cache_dir,
+                    token=self.token,
+                    endpoint=self.api.endpoint,
+                    local_files_only=self.offline,
+                    library_name="deflect_hf",
+                )
+            )
+        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        if announced is None:
+            inspect({name: (folder / name).stat().st_size for name in names})
+        elif folder.name != announced.commit:
+            raise HubError(f"{repo_id} changed while it was fetched: do it again.")
+        for name in filter_repo_objects(names, allow_patterns=list(patterns)):
+            expected = announced.hashes[name] if announced is not None else stored_hash(folder / name)
+            if expected is not None:
+                verify(folder / name, expected, f"{repo_id}: {name}")
+        return Snapshot(folder, folder.name)
+
+
+def stored_hash(path: Path) -> str | None:
+    """The hash that the cache keeps a file under: the name of the blob it links to. None where links are copies."""
+    return Path(os.readlink(path)).name if path.is_symlink() else None
+
+
+def verify(path: Path, expected: str, what: str) -> None:
+    """Compare a file of the cache with its hash, and remove it from the cache if it differs.
+
+    Raises:
+        HubError: it differs.
+    """
+    digest = hashlib.sha256()
+    if len(expected) == GIT_HASH:
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)  # how git names the content of a file
+    elif len(expected) != SHA256_HASH:
+        raise HubError(f"{what}: the Hub gives {expected!r} as its hash, which is neither git's nor SHA-256.")
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        blob = path.resolve()
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise HubError(
+            f"{what} has another hash than the Hub announced ({digest.hexdigest()}, not {expected}): it was changed or "
+            "broken on its way, and was removed from the cache. Fetch it again."
+        )
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        HubError: naming the form that is wanted.
+    """
+    try:
+        validate_repo_id(repo_id)
+        valid = repo_id.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise HubError(f"{repo_id!r} is no name of a repository on the Hub: give user/name, letters, digits and -_. .")
+
+
+@contextmanager
+def in_words(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the client raises into a HubError that says what happened and what to do.
+
+    Raises:
+        HubError: for any failure of the network, the Hub, the access rights or the cache.
+    """
+    try:
+        yield
+    except DeflectError:
+        raise
+    except LocalTokenNotFoundError as error:
+        raise HubError(f"{repo_id}: no token of the Hub was found. Give one: {LOG_IN}.") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise HubError(_not_cached(repo_id, revision, error)) from error
+    except GatedRepoError as error:
+        raise HubError(
+            f"{repo_id} is gated: accept its conditions on its page, and log in with that account ({LOG_IN})."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(
+            f"{repo_id} has no revision {revision!r}: give a branch, a tag or a commit of it ("
+            f"{constants.ENDPOINT}/{repo_id}/commits/main)."
+        ) from error
+    except EntryNotFoundError as error:
+        raise HubError(f"{repo_id} lacks a file that is needed: {_first_line(error)}") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{repo_id}: there is no such model on {constants.ENDPOINT}, or this token may not read it. Check the "
+            f"name; for a private one give a token that may: {LOG_IN}."
+        ) from error
+    except HfHubHTTPError as error:
+        raise HubError(_refused(repo_id, error)) from error
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no name of a repository on the Hub: {_first_line(error)}") from error
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        told = _first_line(error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error)
+        raise HubError(f"{repo_id}: the transfer failed and nothing of it was kept: {told} Try again.") from error
+
+
+def _not_cached(repo_id: str, revision: str | None, error: Exception) -> str:
+    which = repo_id if revision is None else f"{repo_id} (revision {revision!r})"
+    if constants.is_offline_mode():
+        return f"{which} is not complete in the cache, and HF_HUB_OFFLINE forbids to fetch it: unset that once."
+    cause = error.__cause__
+    if cause is None:
+        return f"{which} is not complete in the cache, and only the cache may be read: allow the download once."
+    return f"{which} is not in the cache, and {constants.ENDPOINT} cannot be reached: {_first_line(cause)}"
+
+
+def _refused(repo_id: str, error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status == 401:
+        return f"{repo_id}: the Hub does not know this token. Give a valid one: {LOG_IN}."
+    if status == 403:
+        return f"{repo_id}: this token has no permission for that. Give one that may write there: {LOG_IN}."
+    return f"{repo_id}: the Hub answered with an error: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a message that says something, as a sentence."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if line.endswith((".", "!", "?")) else f"{line}."
+
+
+def branches(hub: Hub, repo_id: str) -> str:
+    """The branches of a repository, for a message."""
+    with in_words(repo_id):
+        return listing(branch.name for branch in hub.api.list_repo_refs(repo_id).branches)

@@ -1,0 +1,238 @@
+"""What a published model's configurations say, checked before anything is built of them.
+
+They may come from anybody. A local folder that the user trained passes the same checks, except that its encoder may
+lie on this machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+
+from deflect_hf.errors import CheckpointError, DeflectError, listing
+from deflect_hf.hub.adapters import CODE_KEYS, check_adapter, needs_code, refuse_unknown
+from deflect_hf.hub.client import check_repo_id
+from deflect_hf.hub.safety import (
+    ENCODER,
+    MODEL_WEIGHTS,
+    check_trained_listing,
+    check_yaml,
+    is_path,
+    read_json,
+    tensor_shapes,
+)
+from deflect_hf.processing import MultispectralImageProcessor
+from deflect_hf.training import checkpoints
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.build import model_class
+
+TASKS = {"deflect_image_classification": "classification", "deflect_semantic_segmentation": "segmentation"}
+# Vision transformers that transformers builds by itself, from numbers alone.
+ENCODERS = (
+    "beit", "clip_vision_model", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "geovit",
+    "ijepa", "siglip_vision_model", "vit", "vit_mae", "vit_msn",
+)  # fmt: skip
+# The largest published vision transformer (22 B parameters) has 48 blocks of width 6144.
+LARGEST = {"num_hidden_layers": 128, "hidden_size": 16_384, "intermediate_size": 65_536, "image_size": 16_384}
+MAX_SIDE = 16_384
+MAX_CLASSES = 10_000
+REVISION = re.compile(r"[\w][\w./-]{0,199}")
+
+
+def check_folder(folder: Path, *, published: bool) -> RunArguments:
+    """Refuse a trained model whose files are not what they should be; returns its configuration.
+
+    Args:
+        published: whether it comes from the Hub: then its encoder must be a repository there.
+
+    Raises:
+        DeflectError: CheckpointError for what is dangerous or does not fit, or the error of the wrong entry.
+    """
+    names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    check_trained_listing(str(folder), names)
+    config = check_configs(folder, published=published)
+    check_weights(folder, config)
+    return config
+
+
+def check_configs(folder: Path, *, published: bool) -> RunArguments:
+    """The part of :func:`check_folder` that needs no weights."""
+    check_yaml(folder / checkpoints.CONFIG)
+    config = checkpoints.read_config(folder)
+    task = check_task(folder / "config.json")
+    check_processor(folder / "preprocessor_config.json")
+    own_encoder = folder / ENCODER / "config.json"
+    if published:
+        _check_origin(folder, config)
+    if own_encoder.is_file():
+        check_encoder(own_encoder, read_json(own_encoder))
+    if config.finetune not in ("frozen", "full"):
+        path = folder / "adapter_config.json"
+        entries = check_adapter(path, int(task["encoder_config"]["hidden_size"]))
+        if (config.finetune == "deflect") != (entries["peft_type"] == "DEFLECT"):
+            raise CheckpointError(
+                f"{path}: peft_type is {entries['peft_type']!r}, but config.yaml says --finetune {config.finetune}."
+            )
+        if published:
+            _check_base(path, entries, config)
+    return config
+
+
+def _check_origin(folder: Path, config: RunArguments) -> None:
+    path, source = folder / checkpoints.CONFIG, config.encoder.name_or_path
+    if config.finetune == "full" or source is None:
+        return
+    _check_hub_id(path, "encoder.name_or_path", source)
+    _check_revision(path, config.encoder.revision)
+
+
+def _check_base(path: Path, entries: Mapping[str, Any], config: RunArguments) -> None:
+    """The two places that name the encoder must agree: PEFT reads one, we the other."""
+    stated = entries.get("base_model_name_or_path") or None, entries.get("revision")
+    if stated[0] is not None:
+        _check_hub_id(path, "base_model_name_or_path", stated[0])
+    _check_revision(path, stated[1])
+    if stated != (config.encoder.name_or_path, config.encoder.revision):
+        raise CheckpointError(
+            f"{path} names the base {stated[0]!r} (revision {stated[1]!r}), config.yaml "
+            f"{config.encoder.name_or_path!r} (revision {config.encoder.revision!r}): they must be the same."
+        )
+
+
+def _check_hub_id(path: Path, key: str, value: Any) -> None:
+    try:
+        if not isinstance(value, str) or is_path(value):
+            raise CheckpointError("not a name")
+        check_repo_id(value)
+    except DeflectError:
+        raise CheckpointError(
+            f"{path}: {key} is {value!r:.100}, which is no repository of the Hub (user/name): nothing is read from a "
+            "path that somebody else chose."
+        ) from None
+
+
+def _check_revision(path: Path, value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and REVISION.fullmatch(value) and ".." not in value):
+        raise CheckpointError(f"{path}: the revision {value!r:.100} is no branch, tag or commit.")
+
+
+def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse an encoder's configuration that needs foreign code, or is larger than any encoder there is.
+
+    Raises:
+        CheckpointError: naming the entry.
+    """
+    for key in entries:
+        # attn_implementation may name a kernel on the Hub, which would be downloaded and run
+        if key in CODE_KEYS or (key.lstrip("_").startswith(("attn_implementation", "experts_impl")) and entries[key]):
+            raise CheckpointError(needs_code(path, prefix + key))
+    kind = entries.get("model_type")
+    if kind not in ENCODERS:
+        raise CheckpointError(
+            f"{path}: {prefix}model_type is {kind!r:.80}, which is none of the encoders that are loaded from the Hub: "
+            f"{listing(ENCODERS)}."
+        )
+    defaults = CONFIG_MAPPING[str(kind)]().to_dict()
+    for key in {*LARGEST, *(name for name, value in defaults.items() if type(value) is int)} & entries.keys():
+        values = entries[key] if isinstance(entries[key], list) else [entries[key]]
+        limit = LARGEST.get(key, max(LARGEST.values()))
+        if len(values) > 3 or not all(
+            value is None or (type(value) is int and 0 <= value <= limit) for value in values
+        ):
+            raise CheckpointError(
+                f"{path}: {prefix}{key} is {entries[key]!r:.80}; a whole number up to {limit} is meant."
+            )
+    if type(entries.get("hidden_size")) is not int or type(entries.get("num_hidden_layers")) is not int:
+        raise CheckpointError(f"{path}: {prefix}hidden_size and {prefix}num_hidden_layers must be whole numbers.")
+
+
+def check_task(path: Path) -> dict[str, Any]:
+    """The entries of a task model's ``config.json``.
+
+    Raises:
+        CheckpointError: another kind of model, an unknown entry, or a size beyond any real one.
+    """
+    entries = read_json(path)
+    kind = entries.get("model_type")
+    if kind not in TASKS:
+        raise CheckpointError(f"{path}: model_type is {kind!r:.80}; {listing(TASKS)} are loaded.")
+    known = {item.name for item in dataclasses.fields(CONFIG_MAPPING[str(kind)])}
+    refuse_unknown(path, entries, {*known, "model_type", "transformers_version", "_name_or_path"}, "a task model")
+    encoder = entries.get("encoder_config")
+    if not isinstance(encoder, dict):
+        raise CheckpointError(f"{path}: encoder_config must describe the encoder, not be {encoder!r:.80}.")
+    check_encoder(path, encoder, prefix="encoder_config.")
+    classes, channels = entries.get("id2label"), entries.get("head_channels")
+    if classes is not None and not (isinstance(classes, dict) and 0 < len(classes) <= MAX_CLASSES):
+        raise CheckpointError(f"{path}: id2label must name 1 to {MAX_CLASSES} classes.")
+    if channels is not None and not (type(channels) is int and 0 < channels <= LARGEST["hidden_size"]):
+        raise CheckpointError(f"{path}: head_channels is {channels!r:.80}; up to {LARGEST['hidden_size']} are meant.")
+    return entries
+
+
+def check_processor(path: Path) -> None:
+    """Refuse a ``preprocessor_config.json`` that is another processor's or resizes beyond reason.
+
+    Raises:
+        DeflectError: as the processor says it; CheckpointError for a size.
+    """
+    entries = read_json(path)
+    for key in ("size", "trained_size"):
+        sides = entries.get(key) or []
+        sides = list(sides.values()) if isinstance(sides, dict) else sides if isinstance(sides, list) else [sides]
+        if any(type(side) is not int or not 0 < side <= MAX_SIDE for side in sides):
+            raise CheckpointError(f"{path}: {key} is {entries[key]!r:.80}; sides up to {MAX_SIDE} pixels are meant.")
+    try:
+        MultispectralImageProcessor.from_dict(entries)
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: an entry has the wrong type: {error}.") from error
+
+
+def check_weights(folder: Path, config: RunArguments) -> None:
+    """Refuse weights that are broken or smaller than what the configuration would make room for.
+
+    Raises:
+        CheckpointError: naming the file, or both counts.
+    """
+    encoder = folder / ENCODER
+    if (encoder / "config.json").is_file():
+        check_encoder_weights(encoder)
+    task = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = model_class(TASKS[task.model_type])(task)
+    if config.finetune == "full":
+        _check_count(folder, model, _model_files(folder))
+        return
+    name = "head.safetensors" if config.finetune == "frozen" else "adapter_model.safetensors"
+    _check_count(folder, model.head, [folder / name])
+
+
+def check_encoder_weights(folder: Path) -> None:
+    """The same for an encoder's folder."""
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # no head reads it, and many checkpoints lack it
+    _check_count(folder, model, _model_files(folder))
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(path for pattern in (MODEL_WEIGHTS[0], MODEL_WEIGHTS[2]) for path in folder.glob(pattern))
+
+
+def _check_count(folder: Path, model: torch.nn.Module, files: list[Path]) -> None:
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    stored = sum(math.prod(shape) for shape in tensor_shapes(files).values())
+    if needed > stored:
+        raise CheckpointError(
+            f"{folder}: the configuration describes {needed:,} weights, but only {stored:,} are stored: it is "
+            "incomplete, or was changed."
+        )

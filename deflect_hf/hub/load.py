@@ -1,0 +1,131 @@
+"""From the name of a trained model on the Hub to its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from deflect_hf.errors import ConfigError
+from deflect_hf.hub.client import Hub, Snapshot, check_repo_id
+from deflect_hf.hub.contents import check_configs, check_encoder, check_encoder_weights, check_folder
+from deflect_hf.hub.safety import (
+    CONFIGS,
+    ENCODER,
+    ENCODER_FILES,
+    TRAINED_FILES,
+    check_encoder_listing,
+    check_trained_listing,
+    read_json,
+)
+from deflect_hf.inference.predictor import Predictor
+from deflect_hf.training import checkpoints
+from deflect_hf.training.arguments import RunArguments
+
+
+def load_adapter(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    encoder: str | Path | None = None,
+    device: str | torch.device | None = None,
+) -> Predictor:
+    """A trained model from the Hub or from a folder, with the encoder it was trained on, its processor and its head.
+
+    The encoder comes from where the model's configuration says, at the commit that was adapted. Nothing that is
+    fetched is executed: weights are safetensors, configurations are checked before anything is built of them.
+
+    Args:
+        name_or_path: ``user/name`` on the Hub, the folder of a run, or its ``best/`` folder. A folder goes first.
+        revision: branch, tag or commit; default: the main branch.
+        token: for private and gated repositories; default: the one of ``hf auth login`` or HF_TOKEN.
+        cache_dir: where files are kept; default: the cache of huggingface_hub.
+        local_files_only: take everything from the cache, as HF_HUB_OFFLINE=1 does.
+        encoder: Hub id or folder of the base encoder, instead of the one that the configuration names.
+        device: where to predict; None: the accelerator if there is one, else the CPU.
+
+    Raises:
+        HubError: a repository, revision or file cannot be had, or arrived broken.
+        CheckpointError: it is no trained model, or one that is not safe to load; the message says why.
+
+    Example:
+        >>> import deflect_hf
+        >>> predict = deflect_hf.load_adapter("user/name")
+        >>> probabilities = predict(images, source_bands=["B", "G", "R", "N"])
+    """
+    hub = Hub(token, cache_dir, local_files_only)
+    published = not Path(name_or_path).is_dir()
+    if published:
+        snapshot, config = pull(hub, str(name_or_path), revision)
+        folder = snapshot.folder
+    else:
+        if revision is not None:
+            raise ConfigError(f"revision={revision!r} is for the Hub, but {name_or_path} is a folder on this machine.")
+        folder = checkpoints.result_folder(Path(name_or_path))
+        config = check_folder(folder, published=False)
+    source = encoder_folder(hub, folder, config, encoder=encoder, published=published)
+    return Predictor.from_folder(folder, encoder=source, device=device)
+
+
+def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Snapshot, RunArguments]:
+    """A trained model's files in the cache, checked; configurations before any weights are fetched.
+
+    Raises:
+        HubError, CheckpointError: see :func:`load_adapter`.
+    """
+    check_repo_id(repo_id)
+
+    def inspect(sizes: Mapping[str, int]) -> None:
+        check_trained_listing(repo_id, sizes)
+
+    if not hub.offline:
+        first = hub.fetch(repo_id, revision, [*CONFIGS, f"{ENCODER}/config.json"], inspect)
+        check_configs(first.folder, published=True)
+    snapshot = hub.fetch(repo_id, revision, TRAINED_FILES, inspect)
+    return snapshot, check_folder(snapshot.folder, published=True)
+
+
+def pull_encoder(hub: Hub, repo_id: str, revision: str | None) -> Path:
+    """An encoder's files in the cache, checked like a trained model's.
+
+    Raises:
+        HubError, CheckpointError: see :func:`load_adapter`.
+    """
+    check_repo_id(repo_id)
+
+    def inspect(sizes: Mapping[str, int]) -> None:
+        check_encoder_listing(repo_id, sizes)
+
+    if not hub.offline:
+        first = hub.fetch(repo_id, revision, ["config.json"], inspect)
+        check_encoder(first.folder / "config.json", read_json(first.folder / "config.json"))
+    folder = hub.fetch(repo_id, revision, ENCODER_FILES, inspect).folder
+    check_encoder(folder / "config.json", read_json(folder / "config.json"))
+    check_encoder_weights(folder)
+    return folder
+
+
+def encoder_folder(
+    hub: Hub, folder: Path, config: RunArguments, *, encoder: str | Path | None, published: bool
+) -> str | None:
+    """Where the encoder of a trained model lies on this machine, fetched if need be; None for ``full``.
+
+    Raises:
+        ConfigError: an encoder is given for a model that holds its own.
+        HubError, CheckpointError: it cannot be had.
+    """
+    if config.finetune == "full":
+        if encoder is not None:
+            raise ConfigError(f"encoder={str(encoder)!r}: {folder} was trained with --finetune full, it holds its own.")
+        return None
+    if encoder is not None:
+        return str(encoder) if Path(encoder).is_dir() else str(pull_encoder(hub, str(encoder), None))
+    source = checkpoints.encoder_source(folder, config)
+    # a name that came from the Hub is a name there, whatever folders this machine has
+    if config.encoder.name_or_path is None or (not published and Path(source).is_dir()):
+        return source
+    return str(pull_encoder(hub, source, config.encoder.revision))

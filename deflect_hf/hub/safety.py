@@ -1,0 +1,210 @@
+"""Files that anybody may have written: which are accepted, how large, how deep, before anything is made of them.
+
+Weights come as safetensors only, which hold numbers and nothing else; configurations are read with limits that real
+ones stay far below. What the entries mean is checked in :mod:`deflect_hf.hub.contents`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from huggingface_hub.utils import filter_repo_objects
+from safetensors import SafetensorError, safe_open
+
+from deflect_hf.errors import CheckpointError, listing
+
+CONFIGS = ("config.json", "config.yaml", "adapter_config.json", "preprocessor_config.json")
+ENCODER = "encoder"
+TRAINED = ("adapter_model.safetensors", "head.safetensors", "model.safetensors")
+MODEL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+# What is fetched of a trained model, and of an encoder.
+TRAINED_FILES = (
+    *CONFIGS,
+    *TRAINED,
+    *MODEL_WEIGHTS,
+    f"{ENCODER}/config.json",
+    *(f"{ENCODER}/{name}" for name in MODEL_WEIGHTS),
+)
+ENCODER_FILES = ("config.json", *MODEL_WEIGHTS)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+
+# The largest adapter_config.json of the catalogue (all indices of 13 bands) has 60 kB, a config.yaml 4 kB.
+MAX_CONFIG_BYTES = 1_000_000
+MAX_YAML_BYTES = 100_000
+MAX_DEPTH = 12
+MAX_VALUES = 100_000
+MAX_CHARACTERS = 4_000
+MAX_INTEGER = 2**53
+
+ABSOLUTE = re.compile(r"\s*(?:/|\\|~|[A-Za-z]:[\\/]|file:)")
+CLIMBING = re.compile(r"(?:^|[\\/])\.\.(?:[\\/]|$)")
+
+
+def check_trained_listing(where: str, sizes: Mapping[str, int]) -> None:
+    """Refuse a repository or folder that is no trained model, holds it as pickles, or has huge configurations.
+
+    Raises:
+        CheckpointError: naming what is missing or too large.
+    """
+    _check_sizes(where, sizes)
+    if not any(name in sizes for name in (*TRAINED, MODEL_WEIGHTS[1])):
+        raise CheckpointError(f"{where} holds no {_one_of(TRAINED)}{_pickles(sizes)}")
+    missing = [name for name in ("config.json", "config.yaml", "preprocessor_config.json") if name not in sizes]
+    if missing:
+        raise CheckpointError(
+            f"{where} lacks {listing(missing)}: it was not pushed as a trained run, and does not say how images are to "
+            "be read for it. If it is an adapter alone, make its base model and use PeftModel.from_pretrained(base, "
+            "...)."
+        )
+
+
+def check_encoder_listing(where: str, sizes: Mapping[str, int]) -> None:
+    """Refuse what is no encoder in safetensors.
+
+    Raises:
+        CheckpointError: naming what is missing or too large.
+    """
+    _check_sizes(where, sizes)
+    if "config.json" not in sizes:
+        raise CheckpointError(f"{where} is no encoder of transformers: it has no config.json.")
+    if not any(name in sizes for name in MODEL_WEIGHTS[:2]):
+        raise CheckpointError(f"{where} holds no {_one_of(MODEL_WEIGHTS[:2])}{_pickles(sizes)}")
+
+
+def _check_sizes(where: str, sizes: Mapping[str, int]) -> None:
+    """Of the configurations alone: weights are as large as they are, and are not read into memory to be looked at."""
+    for name in filter_repo_objects(sizes, allow_patterns=["*.json", "*.yaml"]):
+        if PurePosixPath(name).name in (*CONFIGS, MODEL_WEIGHTS[1]) and sizes[name] > MAX_CONFIG_BYTES:
+            raise CheckpointError(
+                f"{where}: {name} has {sizes[name]:,} bytes; a configuration has at most {MAX_CONFIG_BYTES:,}."
+            )
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return " or ".join(names)
+
+
+def _pickles(sizes: Mapping[str, int]) -> str:
+    """The end of a sentence about missing weights: whether they are there in a form that is not opened."""
+    found = sorted(name for name in sizes if PurePosixPath(name).suffix in PICKLES)
+    if not found:
+        return ": there is nothing to load."
+    return (
+        f", only {listing(found[:4])}: such a file may run any program when it is opened, so it is not. Ask its author "
+        "for safetensors."
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, within the limits.
+
+    Raises:
+        CheckpointError: it is missing, too large or deep, holds a key twice, or something else than finite numbers.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError("a key is given twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    content = _read(
+        path, MAX_CONFIG_BYTES, lambda text: json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    )
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected an object, found {type(content).__name__}.")
+    check_values(path, content)
+    return content
+
+
+def check_yaml(path: Path) -> None:
+    """Refuse a YAML file beyond the limits, or with aliases, which unfold to any size.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+
+    def parsed(text: str) -> None:
+        depth = 0
+        for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it holds an alias (*name); write the value out")
+            if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+                raise ValueError(f"it holds a tag ({event.tag}); plain values only")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH or count > MAX_VALUES:
+                raise ValueError(f"it holds more than {MAX_DEPTH} levels or {MAX_VALUES:,} values")
+
+    _read(path, MAX_YAML_BYTES, parsed)
+
+
+def _read(path: Path, limit: int, parse: Callable[[str], Any]) -> Any:
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise CheckpointError(f"{path} has {size:,} bytes; a configuration has at most {limit:,}.")
+        return parse(path.read_text(encoding="utf-8"))
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}.") from error
+
+
+def walk(content: Any, key: str = "") -> Iterator[tuple[str, Any, int]]:
+    """Dotted key, value and depth of everything in a nested mapping, without recursion."""
+    waiting = [(key, content, 0)]
+    while waiting:
+        name, value, depth = waiting.pop()
+        yield name, value, depth
+        if isinstance(value, Mapping):
+            waiting += [(f"{name}.{inner}".lstrip("."), item, depth + 1) for inner, item in value.items()]
+        elif isinstance(value, list | tuple):
+            waiting += [(name, item, depth + 1) for item in value]
+
+
+def check_values(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse values that no configuration of ours holds: too many, too long, too large, or paths of a machine.
+
+    Raises:
+        CheckpointError: naming file and key.
+    """
+    for number, (key, value, depth) in enumerate(walk(content)):
+        if number > MAX_VALUES or depth > MAX_DEPTH:
+            raise CheckpointError(f"{path} holds more than {MAX_VALUES:,} values or {MAX_DEPTH} levels.")
+        words = list(value) if isinstance(value, Mapping) else [value]
+        for word in words:
+            if isinstance(word, str) and len(word) > MAX_CHARACTERS:
+                raise CheckpointError(f"{path}: {key[:80]!r} is longer than {MAX_CHARACTERS} characters.")
+        if (isinstance(value, int) and abs(value) > MAX_INTEGER) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
+            raise CheckpointError(f"{path}: {key[:80]!r} is a number that no setting is.")
+
+
+def is_path(value: Any) -> bool:
+    """Whether a text is a path on some machine: absolute, below a home, or climbing out of its folder."""
+    return isinstance(value, str) and bool(ABSOLUTE.match(value) or CLIMBING.search(value))
+
+
+def tensor_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in safetensors files, from their headers alone.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or something else.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: is no whole safetensors file: {error}.") from error
+    return shapes
