@@ -7,7 +7,7 @@ PEFT, so that ``train.py --help`` answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -180,6 +180,21 @@ class RunArguments:
         default="present",
         metadata={"help": "means over classes present in target or prediction; pangaea: an absent class counts 0"},
     )
+    push_to_hub: bool = field(default=False, metadata={"help": "publish the best model on the Hub at the end"})
+    hub_model_id: str | None = field(default=None, metadata={"help": "its name there, user/name"})
+    hub_private: bool | None = field(
+        default=None, metadata={"help": "whether only its owner may see it; null: as the account's default"}
+    )
+    hub_revision: str | None = field(default=None, metadata={"help": "branch it goes to; null: main"})
+    hub_strategy: Literal["best", "every_checkpoint"] = field(
+        default="best", metadata={"help": "every_checkpoint: besides the best, each checkpoint to a branch step-N"}
+    )
+    hub_base_model_id: str | None = field(
+        default=None, metadata={"help": "where an encoder that was loaded from a folder lies on the Hub"}
+    )
+    hub_picture: bool = field(
+        default=True, metadata={"help": "publish a picture of a prediction, which shows one of the images, too"}
+    )
     encoder: EncoderArguments = field(default_factory=EncoderArguments)
     dataset: DatasetArguments = field(default_factory=DatasetArguments)
     segmentor: SegmentorArguments = field(default_factory=SegmentorArguments)
@@ -191,6 +206,12 @@ class RunArguments:
     def __post_init__(self) -> None:
         if self.fp16 and self.bf16:
             raise ConfigError("fp16 and bf16 exclude each other: give one of them")
+        hub = [item for item in fields(self) if item.name.startswith("hub_")]
+        given = [item.name for item in hub if getattr(self, item.name) != item.default]
+        if given and not self.push_to_hub:
+            raise ConfigError(f"{given[0]} is for --push_to_hub true, which is not given")
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ConfigError("push_to_hub needs hub_model_id, the name on the Hub: --hub_model_id user/name")
 
 
 @dataclass
