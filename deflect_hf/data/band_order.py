@@ -68,6 +68,21 @@ def eurosat_evidence(images: Sequence[Image]) -> Evidence:
     return Evidence(None, why)
 
 
+def check_eurosat(title: str, images: Sequence[Image]) -> None:
+    """Refuse EuroSAT images in another order than the published one, B8A last, given by the codes of that order.
+
+    Raises:
+        DataError: What should be SWIR (B11) is far darker than what should be cirrus: B8A is in the ninth place.
+    """
+    swir, cirrus = (_mean(images, code) for code in ("S1", "CIRRUS"))
+    if swir * _DARKER < cirrus:
+        raise DataError(
+            f"{title}: the tenth channel has a mean of {cirrus:.0f}, the eleventh of {swir:.0f}: cirrus, the dark one, "
+            f"is in the eleventh place, so B8A is in the ninth and not the last as published. Read these files with "
+            f"`name: folder` and `source_bands`."
+        )
+
+
 def check_order(title: str, declared: str, evidence: Evidence) -> None:
     """Compare the declared order with what the values say; ``nominal`` against the values only warns.
 

@@ -34,7 +34,7 @@ class Release:
 
     @property
     def _marks(self) -> str:
-        return " and ".join(f"{mark}/" for mark in self.marks)
+        return " or ".join(mark if Path(mark).suffix else f"{mark}/" for mark in self.marks)
 
     def within(self, folder: Path) -> bool:
         """Whether the release lies directly in ``folder``."""
