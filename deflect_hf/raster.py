@@ -1,6 +1,6 @@
 """GeoTIFF and PNG files in and out: bands by name, windows, validity, georeference.
 
-The only file that imports rasterio. Values leave it as they are stored (digital numbers); turning them into
+Nothing else reads pixels through rasterio. Values leave it as they are stored (digital numbers); turning them into
 reflectance belongs to :mod:`deflect_hf.processing` alone.
 """
 
@@ -26,6 +26,20 @@ from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster_header import Quality, RasterInfo, file_bands
 
 PathLike = str | os.PathLike[str]
+Box = tuple[int, int, int, int]
+
+CACHE_BYTES = 64_000_000  # GDAL would take 5 % of the machine's memory
+
+
+@dataclass(frozen=True)
+class OpenRaster:
+    """A file that stays open from one read to the next, so that a block is not decoded for each of them."""
+
+    path: str
+    source: Any
+
+    def __str__(self) -> str:
+        return self.path
 
 
 @dataclass(frozen=True)
@@ -49,8 +63,23 @@ class Raster:
 
 
 @contextmanager
-def _opened(path: PathLike) -> Iterator[Any]:
+def open_raster(path: PathLike) -> Iterator[OpenRaster]:
+    """Keep a file open for many reads by window, of one thread at a time, with little memory for decoded blocks.
+
+    Raises:
+        DataError: As :func:`raster_info`.
+    """
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _opened(path) as source:
+        yield OpenRaster(str(path), source)
+
+
+@contextmanager
+def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[Any]:
     """Open ``path`` for reading; whatever GDAL complains about becomes a DataError naming the file."""
+    if isinstance(path, OpenRaster):
+        with _reading(path, window):
+            yield path.source
+        return
     if not Path(path).is_file():
         raise DataError(f"{path} is not there: check the path, and the data folder it should lie in.")
     try:
@@ -61,14 +90,21 @@ def _opened(path: PathLike) -> Iterator[Any]:
         raise DataError(
             f"{path} cannot be opened as a raster ({error}): it must be a GeoTIFF or PNG file; copy it again."
         ) from error
-    with source:
-        try:
-            yield source
-        except RasterioError as error:
-            raise DataError(f"{path} is truncated or damaged ({error}): copy it again or remove it.") from error
+    with source, _reading(path, window):
+        yield source
 
 
-def _info(source: Any, path: PathLike) -> RasterInfo:
+@contextmanager
+def _reading(path: PathLike | OpenRaster, window: Box | None) -> Iterator[None]:
+    try:
+        yield
+    except RasterioError as error:
+        where = "" if window is None else " in the window (row {}, column {}, {} x {})".format(*window)
+        reason = error.__cause__ or error
+        raise DataError(f"{path} is truncated or damaged{where} ({reason}): copy it again or remove it.") from error
+
+
+def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
     if source.count == 0:
         raise DataError(f"{path} holds no bands: a raster needs at least one (is it a container of subdatasets?).")
     projected = source.crs is not None and source.crs.is_projected
@@ -89,7 +125,7 @@ def _info(source: Any, path: PathLike) -> RasterInfo:
     )
 
 
-def raster_info(path: PathLike) -> RasterInfo:
+def raster_info(path: PathLike | OpenRaster) -> RasterInfo:
     """Read the header of a raster file.
 
     Raises:
@@ -100,13 +136,13 @@ def raster_info(path: PathLike) -> RasterInfo:
 
 
 def read_raster(
-    path: PathLike,
+    path: PathLike | OpenRaster,
     bands: Sequence[str] | None = None,
     *,
     needed: Sequence[str] | None = None,
     source_bands: Sequence[str] | None = None,
     sensor: Sensor | None = None,
-    window: tuple[int, int, int, int] | None = None,
+    window: Box | None = None,
     size: tuple[int, int] | None = None,
     nodata: Sequence[float] = (),
     quality: Quality | None = None,
@@ -128,7 +164,7 @@ def read_raster(
         DataError: The file is missing, damaged or no raster, or the window leaves the image.
         BandError: A needed band is not in the file, or its bands cannot be named.
     """
-    with _opened(path) as source:
+    with _opened(path, window) as source:
         info = _info(source, path)
         names = file_bands(info, source_bands, sensor)
         positions = list(range(len(names)))
@@ -171,7 +207,7 @@ def overview_size(info: RasterInfo, side: int) -> tuple[int, int]:
     return max(1, round(info.height * factor)), max(1, round(info.width * factor))
 
 
-def _window(info: RasterInfo, window: tuple[int, int, int, int] | None) -> Window | None:
+def _window(info: RasterInfo, window: Box | None) -> Window | None:
     if window is None:
         return None
     row, column, height, width = window
@@ -193,9 +229,7 @@ def _valid(values: np.ndarray, tags: Sequence[float | None], extra: Sequence[flo
     return valid
 
 
-def read_mask(
-    path: PathLike, *, window: tuple[int, int, int, int] | None = None, size: tuple[int, int] | None = None
-) -> Raster:
+def read_mask(path: PathLike, *, window: Box | None = None, size: tuple[int, int] | None = None) -> Raster:
     """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False at nodata.
 
     ``window`` and ``size`` are those of :func:`read_raster`; a shrunk pixel has the most frequent value of its area.
