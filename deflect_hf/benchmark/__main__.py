@@ -1,4 +1,4 @@
-"""`python -m deflect_hf.benchmark accuracy|cost|encoders ...`."""
+"""`python -m deflect_hf.benchmark accuracy|cost|encoders|loader ...`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.training.cli import show_log, user_errors
 
-COMMANDS = ("accuracy", "cost", "encoders")
+COMMANDS = ("accuracy", "cost", "encoders", "loader")
 
 
 def main() -> None:

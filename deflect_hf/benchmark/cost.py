@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,6 +27,9 @@ from deflect_hf.errors import ConfigError
 from deflect_hf.methods import adapt, encoder_parameters
 from deflect_hf.models import EncoderForImageClassification
 from deflect_hf.training.checkpoints import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -106,21 +109,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return own
 
 
-def build(row: Row, own: argparse.Namespace) -> nn.Module:
-    """A task model of the asked size with random weights, adapted by the row's method."""
+def make_vit(size: str, image_size: tuple[int, int], patch_size: int) -> PreTrainedModel:
+    """A vision transformer of one of the SIZES with random weights, for RGB images of (height, width) pixels."""
     from transformers import ViTConfig, ViTModel
 
-    width, depth, heads = SIZES[own.size]
+    width, depth, heads = SIZES[size]
     config = ViTConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=heads,
         intermediate_size=4 * width,
-        image_size=own.image_size,
-        patch_size=own.patch_size,
+        image_size=image_size,
+        patch_size=patch_size,
     )
+    return ViTModel(config, add_pooling_layer=False)
+
+
+def build(row: Row, own: argparse.Namespace) -> nn.Module:
+    """A task model of the asked size with random weights, adapted by the row's method."""
     torch.manual_seed(0)
-    model = EncoderForImageClassification.from_encoder(ViTModel(config, add_pooling_layer=False), num_labels=10)
+    encoder = make_vit(own.size, (own.image_size, own.image_size), own.patch_size)
+    model = EncoderForImageClassification.from_encoder(encoder, num_labels=10)
     return adapt(model, row.method, bands=BANDS, base_mean=[0.1] * 3, base_std=[0.1] * 3, **row.options)
 
 
