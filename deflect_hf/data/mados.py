@@ -194,8 +194,6 @@ class Scene:
         if lacking > 0 and len(elsewhere) == lacking:
             return [f"{where}/{self.folder.name}_L2R_rhorc_{nm}_{crop}.tif is missing" for nm in sorted(elsewhere)]
         if lacking:
-            return [
-                f"{where} has {len(files)} bands of crop {crop} ({', '.join(f'{nm} nm' for nm in sorted(files))}), "
-                f"but {BANDS_BY_GSD[gsd_m]} are published"
-            ]
+            known = f" ({', '.join(f'{nm} nm' for nm in sorted(files))})" if files else ""
+            return [f"{where} holds {len(files)} band(s) of crop {crop}{known} instead of {BANDS_BY_GSD[gsd_m]}"]
         return []

@@ -1,0 +1,170 @@
+"""HLS Burn Scars: pixels, masks and the published split of a replica, and broken folders."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
+
+from deflect_hf.data import DatasetArguments, burn_scars, load_dataset_splits
+from deflect_hf.data.burn_scars import held_out
+from deflect_hf.errors import ConfigError, DataError, UnitError
+from deflect_hf.processing import MultispectralImageProcessor
+from deflect_hf.raster import write_raster
+from tests.data.replicas import write_burn_scars
+
+FIRST = "subsetted_512x512_HLS.S30.T10SGD.2018100.v1.4"
+
+
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_burn_scars(tmp_path_factory.mktemp("burn") / "hls_burn_scars")
+
+
+@pytest.fixture
+def copy(replica: Path, tmp_path: Path) -> Path:
+    """A replica to break."""
+    return shutil.copytree(replica, tmp_path / "hls_burn_scars")
+
+
+def arguments(root: Path, **options: object) -> DatasetArguments:
+    return DatasetArguments(name="hlsburnscars", root=str(root), **options)
+
+
+def test_pixels_and_masks_of_full_size(tmp_path: Path) -> None:
+    root = write_burn_scars(tmp_path / "burn", training=2, validation=1, size=512)
+    split = load_dataset_splits(arguments(root))["test"]
+    example = split[0]
+    with rasterio.open(root / "validation" / f"{FIRST}_merged.tif") as image:
+        stored = image.read()
+    with rasterio.open(root / "validation" / f"{FIRST}.mask.tif") as mask:
+        labels = mask.read(1).astype(np.int64)
+    assert example["pixel_values"].shape == (6, 512, 512) and example["name"] == FIRST
+    assert torch.isnan(example["pixel_values"][:, 0, :3]).all()  # 9999, -9999 and NaN
+    np.testing.assert_array_equal(example["pixel_values"][:, 1:], stored[:, 1:])
+    np.testing.assert_array_equal(example["pixel_values"][:, 0, 3:], stored[:, 0, 3:])
+    assert example["labels"][0, :3].tolist() == [-100] * 3  # the mask itself says so of the first two only
+    labels[0, :3] = -100
+    np.testing.assert_array_equal(example["labels"], labels)
+    assert split.bands == ["B", "G", "R", "N", "S1", "S2"] and split.gsd_m == 30.0
+    assert split.classes == ["Not burned", "Burn scar"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 1000))
+def test_validation_images_are_those_that_sklearn_holds_out(count: int) -> None:
+    train, val = train_test_split(np.arange(count), test_size=0.1, random_state=23)
+    assert held_out(count) == set(val.tolist())
+    assert set(range(count)) - held_out(count) == set(train.tolist())
+
+
+def test_the_split_of_the_published_540_images() -> None:
+    assert sorted(held_out(540))[:8] == [19, 45, 46, 63, 64, 73, 86, 115] and len(held_out(540)) == 54
+
+
+def test_splits_do_not_depend_on_the_seed(replica: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "deflect_hf"):
+        splits = load_dataset_splits(arguments(replica))
+    other = load_dataset_splits(arguments(replica, seed=5))
+    names = {split: images.names for split, images in splits.items()}
+    assert names == {split: images.names for split, images in other.items()}
+    stems = sorted(path.name.removesuffix("_merged.tif") for path in (replica / "training").glob("*_merged.tif"))
+    assert names["val"] == [stems[index] for index in sorted(held_out(12))] and len(names["val"]) == 2
+    assert sorted(names["train"] + names["val"]) == stems and len(names["test"]) == 4
+    assert "HLS Burn Scars: 10 images in the train split, but 486 are published" in caplog.text
+    assert "HLS Burn Scars: test split, 4 images" in caplog.text
+
+
+def test_a_trained_model_says_the_bands(replica: Path) -> None:
+    trained = MultispectralImageProcessor(["S2", "N2", "R"], scale=1e-4)  # N2 is N where there is one near infrared
+    split = load_dataset_splits(arguments(replica), trained)["test"]
+    full = load_dataset_splits(arguments(replica, bands=["SWIR2", "B8A", "B04"]))["test"]
+    assert split.bands == ["S2", "N2", "R"] and full.bands == ["S2", "N", "R"]
+    torch.testing.assert_close(split[0]["pixel_values"], full[0]["pixel_values"], equal_nan=True)
+
+
+def test_another_scale_of_the_files_can_be_said(copy: Path) -> None:
+    expected = load_dataset_splits(arguments(copy))["test"][0]["pixel_values"]
+    path = copy / "validation" / f"{FIRST}_merged.tif"
+    with rasterio.open(path) as source:
+        values = source.read()
+    measured = np.isfinite(values) & (np.abs(values) < 9999)
+    write_raster(path, np.where(measured, np.round(values * 10000), -9999).astype(np.int16))
+    with pytest.raises(UnitError, match=r"v1\.4_merged\.tif: .*these look like digital numbers: give the sensor, or"):
+        load_dataset_splits(arguments(copy))["test"][0]
+    pixels = load_dataset_splits(arguments(copy, scale=1e-4))["test"][0]["pixel_values"]
+    torch.testing.assert_close(pixels, expected, equal_nan=True, atol=6e-5, rtol=0)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (remove(f"training/{FIRST}.mask.tif"), f"1 problem(s): training/{FIRST}.mask.tif is missing. Copy it again"),
+        (remove(f"validation/{FIRST}_merged.tif"), f"1 problem(s): validation/{FIRST}_merged.tif is missing"),
+        (lambda root: (root / "training" / f"{FIRST}_merged.tif").write_bytes(b""), f"{FIRST}_merged.tif is empty"),
+        (lambda root: shutil.rmtree(root / "validation"), "1 problem(s): validation/ is missing or has no files"),
+    ],
+)
+def test_a_broken_folder_is_reported_file_by_file(copy: Path, act: Callable[[Path], None], message: str) -> None:
+    act(copy)
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_dataset_splits(arguments(copy))
+
+
+def test_damaged_files_are_named_when_they_are_read(copy: Path) -> None:
+    image, mask = copy / "validation" / f"{FIRST}_merged.tif", copy / "validation" / f"{FIRST}.mask.tif"
+    split = load_dataset_splits(arguments(copy))["test"]
+    content = image.read_bytes()
+    write_raster(image, np.zeros((3, 24, 24), dtype=np.float32))
+    with pytest.raises(DataError) as caught:
+        split[0]
+    assert str(caught.value) == (
+        f"{image} does not have the 6 bands of HLS Burn Scars, 'B', 'G', 'R', 'N', 'S1', 'S2': copy the file again."
+    )
+    image.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=rf"{re.escape(str(image))} (is truncated or damaged|cannot be opened)"):
+        split[0]
+    image.write_bytes(content)
+    write_raster(mask, np.full((1, 24, 24), 7, dtype=np.int16))
+    with pytest.raises(DataError, match=r"mask\.tif holds unknown class value\(s\) \[7\]: known are \[0, 1\]"):
+        split[0]
+    write_raster(mask, np.zeros((1, 12, 24), dtype=np.int16))
+    with pytest.raises(DataError, match=r"mask\.tif is 12 x 24 pixels, but its image"):
+        split[0]
+
+
+def test_it_is_fetched_from_the_hub(replica: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(repository: str, name: str, folder: Path) -> Path:
+        asked.append((repository, name))
+        with tarfile.open(folder / name, "w:gz") as archive:
+            for part in ("training", "validation"):
+                archive.add(replica / part, part)
+        return folder / name
+
+    monkeypatch.setattr(burn_scars, "fetch_from_hub", fetch)
+    for _ in range(2):
+        splits = load_dataset_splits(arguments(tmp_path / "data", download=True))
+    assert asked == [("ibm-nasa-geospatial/hls_burn_scars", "hls_burn_scars.tar.gz")]
+    assert len(splits["train"]) == 10 and not (tmp_path / "data" / "hls_burn_scars.tar.gz").exists()
+
+
+def test_the_split_is_not_for_the_user_to_choose(replica: Path) -> None:
+    with pytest.raises(ConfigError, match="`val_fraction` does nothing for the data set 'hlsburnscars'"):
+        arguments(replica, val_fraction=0.2)

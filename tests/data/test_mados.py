@@ -1,0 +1,254 @@
+"""MADOS: pixels, labels and splits of a replica, and every way its folder can be broken."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.enums import Resampling
+
+from deflect_hf.data import DatasetArguments, load_dataset_splits
+from deflect_hf.data.mados import Scene
+from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
+from deflect_hf.processing import MultispectralImageProcessor
+from deflect_hf.raster import write_raster
+from tests.data.replicas import SATELLITES, write_lines, write_mados
+
+CODES = ["A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "S1", "S2"]
+
+
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mados(tmp_path_factory.mktemp("data") / "MADOS")
+
+
+@pytest.fixture
+def copy(replica: Path, tmp_path: Path) -> Path:
+    """A replica to break."""
+    return shutil.copytree(replica, tmp_path / "MADOS")
+
+
+def arguments(root: Path, **options: object) -> DatasetArguments:
+    return DatasetArguments(name="mados", root=str(root), **options)
+
+
+def original_image(root: Path, name: str, resampling: Resampling) -> np.ndarray:
+    """(11, H, W) as the loader published with the data makes it: all files, by wavelength, upscaled by GDAL."""
+    scene, crop = name.rsplit("_", 1)
+    files = sorted((root / scene).glob(f"*/*L2R_rhorc*_{crop}.tif"), key=lambda path: int(path.stem.split("_")[-2]))
+    planes = []
+    for file in files:
+        factor = int(file.parent.name) // 10
+        with rasterio.open(file) as source:
+            shape = (source.height * factor, source.width * factor)
+            planes.append(source.read(1, out_shape=shape, resampling=resampling))
+    return np.stack(planes)
+
+
+def original_labels(root: Path, name: str) -> np.ndarray:
+    scene, crop = name.rsplit("_", 1)
+    with rasterio.open(root / scene / "10" / f"{scene}_L2R_cl_{crop}.tif") as source:
+        return source.read(1).astype(np.int64) - 1
+
+
+def test_pixels_and_labels_of_full_size_are_those_of_the_original_loader(tmp_path: Path) -> None:
+    root = write_mados(tmp_path / "MADOS", train=1, val=1, test=1, size=240, crops_per_scene=1)
+    splits = load_dataset_splits(arguments(root, ignore_index=-1))
+    for split in splits.values():  # the first and the third scene are of S2A, the second of S2B
+        example = split[0]
+        image = original_image(root, example["name"], Resampling.nearest)
+        assert example["pixel_values"].shape == (11, 240, 240) and example["pixel_values"].dtype == torch.float32
+        np.testing.assert_array_equal(example["pixel_values"].numpy(), image)
+        labels = original_labels(root, example["name"])
+        labels[np.isnan(image).all(axis=0)] = -1
+        np.testing.assert_array_equal(example["labels"].numpy(), labels)
+    assert split.bands == CODES and split.gsd_m == 10.0
+    assert split.classes[0] == "Marine Debris" and split.classes[-1] == "Sea snot" and split.num_classes == 15
+
+
+def test_nan_is_invalid_negative_reflectance_is_kept_and_unlabelled_pixels_are_ignored(replica: Path) -> None:
+    example = load_dataset_splits(arguments(replica))["train"][0]
+    pixels, labels = example["pixel_values"], example["labels"]
+    assert torch.isnan(pixels[:, :6, :6]).all() and torch.isfinite(pixels[:, 6:]).all()
+    assert (labels[:6, :6] == -100).all()
+    assert pixels[:, -1, -1].tolist() == pytest.approx([-0.004] * 11)
+    assert (pixels[CODES.index("A"), -6:, -6:] == pixels[CODES.index("A"), -1, -1]).all()  # one pixel of 60 m
+    stored = original_labels(replica, example["name"])
+    assert set(labels.unique().tolist()) == {-100, 4, 5, 6}
+    assert (labels[stored == -1] == -100).all() and (labels[6:][stored[6:] >= 0] >= 0).all()
+
+
+def test_bilinear_is_that_of_gdal_away_from_invalid_pixels(replica: Path) -> None:
+    example = load_dataset_splits(arguments(replica, resampling="bilinear"))["val"][0]
+    expected = original_image(replica, example["name"], Resampling.bilinear)
+    np.testing.assert_allclose(example["pixel_values"][:, 12:, 12:], expected[:, 12:, 12:], atol=1e-6)
+    nearest = original_image(replica, example["name"], Resampling.nearest)
+    assert np.abs(expected[0, 12:, 12:] - nearest[0, 12:, 12:]).max() > 0.01
+
+
+def test_bands_are_found_by_name_and_no_other_file_is_read(copy: Path) -> None:
+    full = load_dataset_splits(arguments(copy))["test"][1]["pixel_values"]
+    for file in copy.glob("Scene_*/20/*_rhorc_704_*.tif"):
+        file.write_bytes(b"not an image")
+    few = load_dataset_splits(arguments(copy, bands=["B12", "red", "N"]))["test"]
+    assert few.bands == ["S2", "R", "N"]
+    expected = full[[CODES.index(band) for band in few.bands]]
+    torch.testing.assert_close(few[1]["pixel_values"], expected, equal_nan=True, rtol=0, atol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_whatever_the_wavelengths_in_the_names_bands_ascend(data: st.DataObject) -> None:
+    jitter = {nm: nm + data.draw(st.integers(-8, 8)) for by_gsd in SATELLITES[0].values() for nm in by_gsd}
+    files = {
+        (gsd_m, "7"): {jitter[nm]: f"Scene_1_L2R_rhorc_{jitter[nm]}_7.tif" for nm in data.draw(st.permutations(by_gsd))}
+        for gsd_m, by_gsd in SATELLITES[0].items()
+    }
+    sizes = {(gsd_m, file): 1 for (gsd_m, _), by_nm in files.items() for file in by_nm.values()}
+    mask = "Scene_1_L2R_cl_7.tif"
+    scene = Scene(Path("Scene_1"), files, {"7": mask}, {**sizes, (10, mask): 1})
+    row, problems = scene.row("Scene_1_7", "7")
+    found = [int(Path(path).name.split("_")[-2]) for path in row["bands"]]
+    expected = ["60", "10", "10", "10", "20", "20", "20", "10", "20", "20", "20"]
+    assert found == sorted(jitter.values()) and not problems
+    assert [Path(path).parent.name for path in row["bands"]] == expected
+
+
+def test_split_files_are_read_and_counted(replica: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "deflect_hf"):
+        splits = load_dataset_splits(arguments(replica, test_split="splits/val_X.txt", val_split="splits/test_X.txt"))
+    assert splits["train"].names == ["Scene_0_1", "Scene_0_2", "Scene_0_3", "Scene_1_1", "Scene_1_2", "Scene_1_3"]
+    assert splits["test"].names == ["Scene_2_1", "Scene_2_2"] and splits["val"].names == ["Scene_2_3", "Scene_3_1"]
+    assert "MADOS: train split, 6 images" in caplog.text and "CC BY 4.0" in caplog.text
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [  # not of the splits that the user chose
+        "MADOS: 6 images in the train split, but 1433 are published: results do not compare with published ones"
+    ]
+
+
+def test_fewer_labels(replica: Path) -> None:
+    splits = load_dataset_splits(arguments(replica, limited_label=0.5))
+    assert len(splits["train"]) == 3 and len(splits["test"]) == 2
+
+
+def test_a_trained_model_says_bands_and_size(replica: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained = MultispectralImageProcessor(["N", "B"], scale=1e-4, size=12, gsd_m=30.0)
+    split = load_dataset_splits(arguments(replica), trained)["train"]
+    full = load_dataset_splits(arguments(replica, bands=["N", "B"], image_size=[12, 12]))["train"]
+    torch.testing.assert_close(split[0]["pixel_values"], full[0]["pixel_values"], equal_nan=True)
+    assert split.gsd_m == 20.0 and split[0]["labels"].shape == (12, 12)
+    assert "MADOS: pixels of 10 m, but the model was trained on 30 m" in caplog.text
+    with pytest.raises(BandError, match=r"MADOS: the images lack the band\(s\) 'WV'"):
+        load_dataset_splits(arguments(replica), MultispectralImageProcessor(["B", "WV"]))
+    with pytest.raises(UnitError, match="MADOS: the model was trained on 8-bit values"):
+        load_dataset_splits(arguments(replica), MultispectralImageProcessor.from_sensor("rgb"))
+
+
+def damage(kind: str) -> Callable[[Path], None]:
+    """What can go wrong on the way from the archive to the disk."""
+
+    def act(root: Path) -> None:
+        scene = root / "Scene_0"
+        if kind == "band":
+            (scene / "20" / "Scene_0_L2R_rhorc_740_2.tif").unlink()
+        elif kind == "bands of a scene":
+            for file in (scene / "60").iterdir():
+                file.unlink()
+        elif kind == "mask":
+            (scene / "10" / "Scene_0_L2R_cl_3.tif").unlink()
+        elif kind == "empty":
+            (scene / "10" / "Scene_0_L2R_rhorc_665_1.tif").write_bytes(b"")
+        elif kind == "scene":
+            shutil.rmtree(scene)
+        elif kind == "wrong folder":
+            (scene / "20" / "Scene_0_L2R_rhorc_783_1.tif").rename(scene / "10" / "Scene_0_L2R_rhorc_783_1.tif")
+        elif kind == "absent crop":
+            write_lines(root / "splits" / "val_X.txt", ["Scene_2_1", "Scene_2_17", "Scene_9_1"])
+        elif kind == "split":
+            (root / "splits" / "test_X.txt").unlink()
+        elif kind == "empty split":
+            write_lines(root / "splits" / "test_X.txt", [])
+        elif kind == "twice":
+            write_lines(root / "splits" / "val_X.txt", ["Scene_2_1", "Scene_2_1"])
+        elif kind == "both":
+            write_lines(root / "splits" / "val_X.txt", ["Scene_0_1"])
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("band", "1 problem(s): Scene_0/20/Scene_0_L2R_rhorc_740_2.tif is missing (listed in splits/train_X.txt)"),
+        (
+            "bands of a scene",
+            "3 problem(s): Scene_0/60 holds 0 band(s) of crop 1 instead of 1 (listed in splits/train_X.txt); Scene",
+        ),
+        ("mask", "Scene_0/10/Scene_0_L2R_cl_3.tif is missing"),
+        ("empty", "Scene_0/10/Scene_0_L2R_rhorc_665_1.tif is empty"),
+        ("scene", "1 problem(s): Scene_0/ is missing or has no files (listed in splits/train_X.txt). Copy it again"),
+        (
+            "wrong folder",
+            "Scene_0/10 holds 5 band(s) of crop 1 (492 nm, 560 nm, 665 nm, 783 nm, 833 nm) instead of 4",
+        ),
+        ("absent crop", "2 problem(s): Scene_2 has no crop 17 (listed in splits/val_X.txt); Scene_9/ is missing"),
+        ("split", "splits/test_X.txt is missing"),
+        ("empty split", "splits/test_X.txt lists no images"),
+        ("twice", "val_X.txt lists 'Scene_2_1' more than once"),
+        ("both", "both list 'Scene_0_1'"),
+    ],
+)
+def test_a_broken_folder_is_reported_file_by_file(copy: Path, kind: str, message: str) -> None:
+    damage(kind)(copy)
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_dataset_splits(arguments(copy))
+
+
+def test_many_broken_files_are_counted_and_the_first_ones_named(copy: Path) -> None:
+    for file in copy.glob("Scene_*/10/*_cl_*.tif"):
+        file.unlink()
+    with pytest.raises(DataError) as caught:
+        load_dataset_splits(arguments(copy))
+    assert f"{copy} is not MADOS as published, 10 problem(s): " in str(caught.value)
+    assert str(caught.value).count("is missing") == 8 and "; and 2 more. Copy it again" in str(caught.value)
+
+
+def test_a_damaged_file_is_named_when_it_is_read(copy: Path) -> None:
+    file = copy / "Scene_0" / "20" / "Scene_0_L2R_rhorc_865_1.tif"
+    file.write_bytes(file.read_bytes()[:200])
+    split = load_dataset_splits(arguments(copy))["train"]
+    with pytest.raises(DataError, match=rf"{re.escape(str(file))} (is truncated or damaged|cannot be opened)"):
+        split[0]
+    write_raster(file, np.zeros((1, 24, 24), dtype=np.float32))
+    with pytest.raises(DataError) as caught:
+        split[0]
+    assert str(caught.value) == (
+        f"{file} is 24 x 24 pixels: in the folder of 20 m bands, 2 times that must be the 24 x 24 of its mask. "
+        f"Copy the file again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"source_bands": CODES},
+            "`source_bands` does nothing for the data set 'mados': remove it. It is for 'folder'.",
+        ),
+        ({"num_samples": 8}, "`num_samples` does nothing for the data set 'mados': remove it. It is for 'synthetic'."),
+        ({"band_order": "nominal"}, "It is for 'm-brick-kiln', 'm-eurosat'."),
+        ({"resampling": "cubic"}, "Unknown resampling 'cubic': choose one of 'nearest', 'bilinear'."),
+    ],
+)
+def test_keys_of_other_readers_are_refused(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        arguments(tmp_path, **options)
