@@ -1,8 +1,8 @@
 """deflect_hf: adapt geospatial vision transformers to multispectral images with PEFT.
 
-Importing the package registers DEFLECT with PEFT, and the encoders and task models with transformers' Auto classes.
-Everything else is loaded when it is first asked for, so that `import deflect_hf` costs little more than importing peft
-and transformers.
+Importing the package registers DEFLECT, SLR and BitFit with PEFT, and the encoders and task models with transformers'
+Auto classes. Everything else is loaded when it is first asked for, so that `import deflect_hf` costs little more than
+importing peft and transformers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import deflect_hf.models  # noqa: F401  (registration)
+from deflect_hf.tuners.bitfit import BitFitConfig, BitFitModel
 from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
+from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel
 
 if TYPE_CHECKING:
     from deflect_hf.bands import SENSORS, Band, Sensor, get_sensor, resolve_bands, select_bands
@@ -41,12 +43,16 @@ _LAZY = {
 __all__ = [
     "SENSORS",
     "Band",
+    "BitFitConfig",
+    "BitFitModel",
     "DeflectConfig",
     "DeflectError",
     "DeflectModel",
     "EncoderForImageClassification",
     "EncoderForSemanticSegmentation",
     "MultispectralImageProcessor",
+    "ScaledLoraConfig",
+    "ScaledLoraModel",
     "Sensor",
     "adapt",
     "fit_statistics",

@@ -1,4 +1,4 @@
-"""PEFT's own tests of configurations (`TestPeftConfig`), run against `DeflectConfig`.
+"""PEFT's own tests of configurations (`TestPeftConfig`), run against ours.
 
 | left out | why |
 | --- | --- |
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from peft import TaskType
 
-from deflect_hf import DeflectConfig
+from deflect_hf import BitFitConfig, DeflectConfig, ScaledLoraConfig
 from tests.tuners.peft_sources import load
 
 LEFT_OUT = {
@@ -37,9 +37,12 @@ TESTS = [
     "test_peft_version_is_dev_version_but_commit_hash_cannot_be_determined",
     "test_peft_version_warn_when_commit_hash_errors",
 ]  # fmt: skip
-CONFIGS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "spectral": {"bands": ["red", "green", "blue", "nir"], "layers_to_transform": [-1], "modules_to_save": ["head"]},
+SPECTRAL = {"bands": ["red", "green", "blue", "nir"], "layers_to_transform": [-1], "modules_to_save": ["head"]}
+CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
+    "DEFLECT-defaults": (DeflectConfig, {}),
+    "DEFLECT": (DeflectConfig, SPECTRAL),
+    "SLR": (ScaledLoraConfig, {"r": 4, "exclude_modules": ".*k_proj"}),
+    "BITFIT": (BitFitConfig, {"modules_to_save": ["head"]}),
 }
 
 
@@ -57,7 +60,8 @@ def peft_class(peft_folder: Path) -> Any:
 )
 def test_of_peft(test, variant, mandatory, peft_class, tmp_path, monkeypatch, recwarn):
     run = getattr(peft_class(), test)
-    known = {"config_class": DeflectConfig, "mandatory_kwargs": CONFIGS[mandatory], "tmp_path": tmp_path,
+    config_class, fields = CONFIGS[mandatory]
+    known = {"config_class": config_class, "mandatory_kwargs": dict(fields), "tmp_path": tmp_path,
              "monkeypatch": monkeypatch, "recwarn": recwarn, **variant}  # fmt: skip
     run(**{name: known[name] for name in inspect.signature(run).parameters})
 

@@ -1,5 +1,7 @@
 """PEFT's own common tests, run against DEFLECT on every architecture, with LoRA on the same models as control.
 
+SLR and BitFit run on ViT, where their layers are the same as on the others.
+
 They come from the source distribution of the installed PEFT (`peft_sources`): the methods of `PeftCommonTester` and
 `TestPeftCustomModel` that PEFT runs on its whole matrix of methods and models. Nothing of them is rewritten; the model
 they get is a tiny encoder that answers with log-probabilities, as PEFT's own small models do, and DEFLECT is announced
@@ -16,9 +18,9 @@ How many ran and passed per architecture: `python -m pytest tests/tuners/test_pe
 | save_load_roundtrip_fsdp_wrapped_learnable_bias | for methods with a `bias` argument; LoRA's runs in PEFT |
 | tests over `ALL_PEFT_CONFIG_CLASSES` | adapt layer `lin0` of an MLP; those on `requires_grad` run on ViT, below |
 | merge_*, safe_merge, delete_merged_*, disable_adapters_with_merging | DEFLECT alone: refused, see `test_deflect.py` |
-| weighted_combination_of_adapters | DEFLECT alone: refused, see `test_deflect.py` |
-| adding_multiple_adapters_with_bias_raises | DEFLECT alone: for methods with a `bias` argument |
-| LoRA's training_layer_indexing on ViT, ViTMAE | expected to fail: see `KNOWN_TO_FAIL` |
+| weighted_combination_of_adapters | DEFLECT: refused, see `test_deflect.py`; SLR, BitFit: skips itself |
+| adding_multiple_adapters_with_bias_raises | LoRA alone: for methods with a `bias` argument |
+| four tests of LoRA, SLR, BitFit on ViT, ViTMAE | expected to fail: see `KNOWN_TO_FAIL` |
 | tests of one other method (DoRA, IA3, ...) | take no model and method: not part of the matrix |
 
 `test_every_test_of_the_matrix_is_accounted_for` keeps this table true when PEFT adds a test.
@@ -41,7 +43,7 @@ from peft import LoraConfig
 from peft.utils.error import NoMatchingPeftModuleError
 from transformers import PreTrainedModel
 
-from deflect_hf import DeflectConfig
+from deflect_hf import BitFitConfig, DeflectConfig, ScaledLoraConfig
 from tests.tuners.peft_sources import load
 from tests.tuners.tiny import ENCODERS, IMAGE, PATCH, make_encoder
 
@@ -51,13 +53,13 @@ LEFT_OUT = {
     "_test_training_prompt_learning_tasks", "test_disable_adapter_with_bias_warns", "_test_lora_conversion",
     "test_save_load_roundtrip_fsdp_wrapped_learnable_bias",
 }  # fmt: skip
-LORA_ONLY = {
+MERGING = {
     "test_merge_layers", "test_merge_layers_fp16", "test_merge_layers_is_idempotent", "test_safe_merge",
     "test_merge_layers_is_deterministic_in_train_mode", "_test_merge_layers_nan", "_test_merge_layers_multi",
     "test_disable_adapters_with_merging", "test_delete_merged_adapter_raises_without_mutation",
-    "test_delete_merged_adapter_only_rejects_the_merged_one", "_test_weighted_combination_of_adapters",
-    "test_adding_multiple_adapters_with_bias_raises",
+    "test_delete_merged_adapter_only_rejects_the_merged_one",
 }  # fmt: skip
+LORA_ONLY = {"_test_weighted_combination_of_adapters", "test_adding_multiple_adapters_with_bias_raises"}
 COMMON = {
     "_test_prepare_for_training", "_test_save_pretrained_selected_adapters", "_test_training_layer_indexing",
     "_test_training_gradient_checkpointing", "_test_unload_adapter", "_test_disable_adapter",
@@ -95,9 +97,21 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "DEFLECT": (DeflectConfig, {"bands": ["R", "G", "B"], "aux_dim": 16, "rank": 4}),
     "DEFLECT-defaults": (DeflectConfig, {}),
     "LORA": (LoraConfig, {"target_modules": ["q_proj", "v_proj"]}),
+    "SLR": (ScaledLoraConfig, {"target_modules": ["q_proj", "v_proj"]}),
+    # PEFT wants a gradient for each parameter: nothing here reads the pooler, and softmax ignores the bias of the keys.
+    "BITFIT": (BitFitConfig, {"exclude_modules": ["pooler.dense", "k_proj"]}),
 }
-# LoRA's pattern for `layers_to_transform` wants a module above `layers`, which these models alone do not have.
-KNOWN_TO_FAIL = {("LORA", name, "_test_training_layer_indexing") for name in ("vit", "vit_mae")}
+MERGEABLE = ("LORA", "SLR", "BITFIT")
+# the road without bands is the same on every architecture, and so are the layers of SLR and BitFit
+ON_VIT_ALONE = ("DEFLECT-defaults", "SLR", "BITFIT")
+KNOWN_TO_FAIL: dict[tuple[str, str, str], type[Exception]] = {
+    # PEFT's pattern for `layers_to_transform` wants a module above `layers`, which these models alone do not have.
+    ("LORA", "vit", "_test_training_layer_indexing"): NoMatchingPeftModuleError,
+    ("LORA", "vit_mae", "_test_training_layer_indexing"): NoMatchingPeftModuleError,
+    ("SLR", "vit", "_test_training_layer_indexing"): NoMatchingPeftModuleError,
+    # It wants the embedded input to need no gradient, but BitFit trains the bias of the patch embedding.
+    ("BITFIT", "vit", "_test_prepare_for_training"): AssertionError,
+}
 # Three steps of PEFT's optimizer must move every parameter by more than its tolerance.
 SHARPNESS = 10.0
 
@@ -181,13 +195,14 @@ def instance_of_peft_class(peft_tests: SimpleNamespace, architecture: str, test:
 def matrix() -> Iterator[Any]:
     """(method, architecture, test, variant) of every run."""
     for method, architecture in itertools.product(METHODS, ENCODERS):
-        if method == "DEFLECT-defaults" and architecture != "vit":
-            continue  # the road without bands is the same on every architecture
-        for test in sorted(CUSTOM | COMMON | (LORA_ONLY if method == "LORA" else set())):
+        if method in ON_VIT_ALONE and architecture != "vit":
+            continue
+        further = (MERGING if method in MERGEABLE else set()) | (LORA_ONLY if method == "LORA" else set())
+        for test in sorted(CUSTOM | COMMON | further):
             for number, variant in enumerate(VARIANTS.get(test, [{}])):
                 label = f"{method}-{architecture}-{test.removeprefix('_')}" + (f"-{number}" if variant else "")
-                fails = (method, architecture, test) in KNOWN_TO_FAIL
-                marks = pytest.mark.xfail(raises=NoMatchingPeftModuleError, strict=True) if fails else ()
+                fails = KNOWN_TO_FAIL.get((method, architecture, test))
+                marks = pytest.mark.xfail(raises=fails, strict=True) if fails else ()
                 yield pytest.param(method, architecture, test, variant, id=label, marks=marks)
 
 
@@ -205,7 +220,7 @@ def test_of_peft(
     known = {"test_name": method, "model_id": saved_encoders[architecture], "config_cls": config_cls,
              "config_kwargs": config_kwargs, "tmp_path": tmp_path, **variant}  # fmt: skip
     arguments = {name: value for name, value in known.items() if name in inspect.signature(run).parameters}
-    if method != "LORA":
+    if method not in MERGEABLE:
         for module in (peft_tests.common, peft_tests.custom):
             monkeypatch.setattr(module, "_skip_if_merging_not_supported", refuse_merging)
     torch.manual_seed(0)
@@ -216,7 +231,7 @@ def test_of_peft(
         else:
             run(**arguments)
     except MergingReachedError:
-        assert test.startswith("test_forward_"), f"{test} is about merging: it belongs in LORA_ONLY"
+        assert test.startswith("test_forward_"), f"{test} is about merging: it belongs in MERGING"
 
 
 def test_every_test_of_the_matrix_is_accounted_for(peft_tests):
@@ -233,7 +248,7 @@ def test_every_test_of_the_matrix_is_accounted_for(peft_tests):
         name for name in vars(common)
         if name.startswith("_test_") and f"self.{name}(" not in wrapped and name not in called_by_others
     }  # fmt: skip
-    accounted = LEFT_OUT | LORA_ONLY | COMMON | CUSTOM
+    accounted = LEFT_OUT | MERGING | LORA_ONLY | COMMON | CUSTOM
     assert found == accounted
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from deflect_hf.errors import ArchitectureError, ConfigError, listing
@@ -98,7 +99,7 @@ def find_encoder(model: nn.Module) -> Encoder:
     Raises:
         ArchitectureError: there is none that DEFLECT knows, or more than one.
     """
-    modules = _outermost_modules(model)
+    modules = outermost_modules(model)
     rows = {row.embeddings: row for row in ARCHITECTURES}
     found = [(name, module) for name, module in modules.items() if type(module).__name__ in rows]
     if not found:
@@ -134,8 +135,18 @@ def find_encoder(model: nn.Module) -> Encoder:
     )
 
 
-def _outermost_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Module name -> module as it was before adaptation, leaving out what lies inside wrappers of this tuner."""
+def block_layers(model: nn.Module, encoder: Encoder, kind: type[nn.Module]) -> list[str]:
+    """Names of the modules of one kind in the blocks of an encoder that was found in `model`."""
+    inside = tuple(f"{block}." for block in encoder.blocks)
+    return [
+        name
+        for name, module in outermost_modules(model).items()
+        if isinstance(module, kind) and name.startswith(inside)
+    ]
+
+
+def outermost_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Module name -> module as it was before adaptation, leaving out what lies inside the wrappers of adapters."""
     modules: dict[str, nn.Module] = {}
     wrappers: list[str] = []
     for name, module in model.named_modules():
@@ -144,5 +155,7 @@ def _outermost_modules(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
             wrappers.append(name)
             module = module.get_base_layer()
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            wrappers.append(name)
         modules[name] = module
     return modules

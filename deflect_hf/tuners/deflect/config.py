@@ -16,10 +16,12 @@ from deflect_hf.formulas import parse
 from deflect_hf.indices import select_indices
 from deflect_hf.probe import LARGEST_BOUND, bound_of
 from deflect_hf.spectrum import UNITS, Unit
-
-from .card import complete_card
+from deflect_hf.tuners.card import complete_card
 
 RGB = ("R", "G", "B")
+BANDS_NOTE = (
+    "`adapter_config.json` names the bands that `pixel_values` must hold, in this order, in reflectance (1.0 = 100 %)."
+)
 # An adapter is small by design: sizes above these come from a broken or hostile adapter_config.json.
 MAX_RANK = 4096
 MAX_BANDS = 1024
@@ -132,7 +134,7 @@ class DeflectConfig(PeftConfig):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write adapter_config.json; a model card that PEFT wrote for this adapter gets told how to load it."""
         super().save_pretrained(save_directory, **kwargs)
-        complete_card(Path(save_directory))
+        complete_card(Path(save_directory), "DEFLECT", BANDS_NOTE)
 
     def _refuse_spectral_fields(self) -> None:
         names = ("base_bands", "base_mean", "base_std", "formulas", "index_bounds")

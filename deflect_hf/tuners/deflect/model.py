@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from deflect_hf.errors import BandError, ConfigError, UnsupportedOperationError
+from deflect_hf.tuners.mixed_batches import OneAdapterPerBatch
 
 from .architectures import find_encoder
 from .config import DeflectConfig
@@ -25,7 +24,7 @@ from .layer import CANNOT_MERGE, DeflectBlock, DeflectEmbeddings, DeflectLayer
 WRAPPER_INFIX = re.compile(r"(?<![^.])_(?:fsdp|checkpoint)_wrapped_module\.")
 
 
-class DeflectModel(BaseTuner):
+class DeflectModel(OneAdapterPerBatch, BaseTuner):
     """Adapts an RGB vision transformer to multispectral images by embedding deflection.
 
     Source: arXiv 2503.09493; the equations are this project's definition (README, "The method").
@@ -49,6 +48,7 @@ class DeflectModel(BaseTuner):
         ```
     """
 
+    method = "DEFLECT"
     prefix: str = "deflect_"
     tuner_layer_cls = DeflectLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - as BaseTuner declares it
@@ -167,12 +167,3 @@ class DeflectModel(BaseTuner):
             "DEFLECT adapters cannot be averaged: each bends the displacements in its own spectral space. "
             "Fix: train one adapter on both data sets, or switch with model.set_adapter(name)."
         )
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise UnsupportedOperationError(
-                "DEFLECT cannot use another adapter per sample (adapter_names=[...]): adapters differ in their bands. "
-                "Fix: group the samples by adapter and call model.set_adapter(name) before each group."
-            )
-        yield

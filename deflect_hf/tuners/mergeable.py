@@ -1,0 +1,151 @@
+"""What our mergeable tuners share: a wrapper around one module, whose adapters can be folded into its parameters."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from deflect_hf.errors import CheckpointError, UnsupportedOperationError
+from deflect_hf.tuners.mixed_batches import OneAdapterPerBatch
+
+
+class MergeableLayer(nn.Module, BaseTunerLayer):
+    """A wrapped module, on which several active adapters act one after the other, the first one innermost.
+
+    It is as if each had been merged before the next was put on top. Merging keeps the module's own parameters, so that
+    unmerging gives them back bit for bit; until then they take their memory a second time.
+    """
+
+    base_layer: nn.Module
+    if TYPE_CHECKING:  # PEFT has no types, and nn.Module says that any attribute may be a tensor
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._unmerged: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def update_layer(self, adapter_name: str, config: Any) -> None:
+        """Add the parameters of an adapter."""
+
+    @abstractmethod
+    def adapted(self, x: Tensor, names: list[str]) -> Tensor:
+        """What the module returns with the adapters `names` on it, at least one."""
+
+    @abstractmethod
+    def folded(self, adapter_name: str) -> dict[str, Tensor]:
+        """The module's parameters with the adapter in them, by name."""
+
+    def refusal_to_merge(self) -> str | None:
+        """Why this layer cannot be merged, if it cannot."""
+        parameters = dict(self.get_base_layer().named_parameters(recurse=False))
+        whole = [name for name, parameter in parameters.items() if not parameter.is_floating_point()]
+        return f"its base {' and '.join(whole)} hold(s) whole numbers (it is quantised)" if whole else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*, in) -> (*, out), or (B, C, H, W) -> (B, D, h, w) for a convolution"""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x)
+        present = self._get_available_adapters()
+        names = [] if self.merged else [name for name in self.active_adapters if name in present]
+        return self.adapted(x, names) if names else self.base_layer(x)
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Fold adapters into the module's own parameters, the active ones by default.
+
+        Args:
+            safe_merge: refuse values that are not finite.
+
+        Raises:
+            CheckpointError: `safe_merge` found some; the module is unchanged.
+        """
+        present = self._get_available_adapters()
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in present:
+                continue
+            folded = self.folded(name)
+            if safe_merge and not all(torch.isfinite(value).all() for value in folded.values()):
+                raise CheckpointError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+            base = self.get_base_layer()
+            for parameter_name, value in folded.items():
+                parameter = base.get_parameter(parameter_name)
+                self._unmerged.setdefault(parameter_name, parameter.data)
+                parameter.data = value.to(parameter.dtype)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Give the module the parameters back that it had before it was merged, bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        for parameter_name, kept in self._unmerged.items():
+            parameter = self.get_base_layer().get_parameter(parameter_name)
+            parameter.data = kept.to(parameter)  # the model may have moved in the meantime
+        self._unmerged.clear()
+        self.merged_adapters.clear()
+
+
+class MergeableModel(OneAdapterPerBatch, BaseTuner):
+    """Puts a `MergeableLayer` around each targeted module."""
+
+    tuner_layer_cls: type[MergeableLayer]
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, self.tuner_layer_cls) else self._wrap(target, current_key)
+        if layer is None:
+            return
+        layer.update_layer(adapter_name, peft_config)
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+    @abstractmethod
+    def _wrap(self, target: nn.Module, name: str) -> MergeableLayer | None:
+        """The layer for a targeted module, None to leave it alone.
+
+        Raises:
+            ArchitectureError: the module is of a kind that the method does not adapt.
+        """
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse before any module is touched (UnsupportedOperationError)."""
+        super()._check_merge_allowed()
+        for name, module in self.model.named_modules():
+            reason = module.refusal_to_merge() if isinstance(module, MergeableLayer) else None
+            if reason is not None:
+                raise UnsupportedOperationError(
+                    f"The adapter cannot be merged: {name!r} cannot take it, since {reason}. Fix: keep the adapter, or "
+                    "train one without this module (exclude_modules)."
+                )
+
+
+def pattern(names: Iterable[str]) -> str:
+    """A regular expression for modules of these names and of the same names in all blocks: numbers stand for any."""
+    alike = dict.fromkeys(re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in names)
+    return "|".join(alike)

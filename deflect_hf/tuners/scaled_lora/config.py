@@ -1,0 +1,80 @@
+"""Configuration of scaled low-rank adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft.config import PeftConfig
+from peft.utils.peft_types import PeftType
+
+from deflect_hf.errors import ConfigError
+from deflect_hf.tuners.card import complete_card
+
+
+@dataclass
+class ScaledLoraConfig(PeftConfig):
+    """Configuration of [`ScaledLoraModel`].
+
+    Parameters of a layer: `in + out` for the scales and `r * in + r + r * out + out` for the low-rank part. The
+    published sizes are those of encoders with a fused `qkv` layer, which has one low-rank part where our encoders have
+    three, for `q_proj`, `k_proj` and `v_proj`. All linear layers of the blocks, without norms:
+
+    | | fused, r=8 | fused, r=16 | separate, r=8 | separate, r=16 |
+    | --- | --- | --- | --- | --- |
+    | ViT-S | 705,408 | 1,295,616 | 788,544 | 1,452,672 |
+    | ViT-B | 1,410,432 | 2,590,464 | 1,576,512 | 2,904,192 |
+    | ViT-L | 3,760,896 | 6,907,392 | 4,203,648 | 7,743,744 |
+
+    The published recipe trains the norms, too (`modules_to_save`, or `--finetune slr`): 19,200, 38,400 and 100,352
+    more.
+
+    Args:
+        r: rank of the low-rank part.
+        target_modules: names or a regular expression of linear layers. `None`: all those in the blocks of a vision
+            transformer.
+        exclude_modules: names or a regular expression of modules that are left alone.
+        modules_to_save: modules trained and saved in full beside the adapter, such as the task head or the norms.
+        layers_to_transform: numbers of the blocks; with a list of `target_modules` only.
+        layers_pattern: name of the list of blocks, where `layers_to_transform` does not find it.
+        init_weights: `True` starts at the frozen model exactly (U = 0, scales 1). `False` draws U at random, for tests.
+
+    Raises:
+        ConfigError: the rank is no positive number, or `layers_to_transform` cannot be followed.
+    """
+
+    r: int = field(default=8, metadata={"help": "rank of the low-rank part"})
+    target_modules: str | list[str] | None = field(
+        default=None, metadata={"help": "linear layers by name or regular expression, None: all of a ViT's blocks"}
+    )
+    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "modules that are left alone"})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "modules trained and saved in full beside the adapter"}
+    )
+    layers_to_transform: int | list[int] | None = field(default=None, metadata={"help": "numbers of the blocks"})
+    layers_pattern: str | list[str] | None = field(
+        default=None, metadata={"help": "name of the list of blocks, for layers_to_transform"}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "start at the frozen model exactly"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType["SLR"]
+        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
+            raise ConfigError(f"r must be a whole number above 0, got {self.r!r}.")
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            setattr(self, name, set(value) if isinstance(value, list) else value)
+        if self.layers_to_transform is not None and not isinstance(self.target_modules, set):
+            raise ConfigError(
+                f"layers_to_transform={self.layers_to_transform!r} picks among a list of target_modules, such as "
+                f"['q_proj', 'v_proj'], but target_modules is {self.target_modules!r}."
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ConfigError(f"layers_pattern={self.layers_pattern!r} is for layers_to_transform, which is not given.")
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write adapter_config.json; a model card that PEFT wrote for this adapter gets told how to load it."""
+        super().save_pretrained(save_directory, **kwargs)
+        complete_card(Path(save_directory), "SLR")

@@ -1,0 +1,237 @@
+"""What SLR and BitFit share: the life of an adapter that can be merged."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.utils.peft_types import PeftType
+from safetensors import safe_open
+from torch import nn
+
+from deflect_hf import BitFitConfig, ScaledLoraConfig
+from deflect_hf.errors import CheckpointError, UnsupportedOperationError
+from tests.tuners.tiny import make_encoder, randomise, run
+
+CONFIGS: dict[str, type] = {"slr": ScaledLoraConfig, "bitfit": BitFitConfig}
+
+
+@pytest.fixture(params=list(CONFIGS))
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    """(2, 3, 32, 32) normalised images of the base bands."""
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def adapted(method: str, architecture: str = "vit", trained: bool = True, **fields: Any) -> PeftModel:
+    model = get_peft_model(make_encoder(architecture), CONFIGS[method](**fields)).eval()
+    return randomise(model, scale=0.1) if trained else model  # type: ignore[return-value]
+
+
+def test_it_starts_at_the_frozen_model_bit_for_bit(method, architecture, pixels):
+    expected = run(make_encoder(architecture), pixels)
+    assert torch.equal(run(adapted(method, architecture, trained=False), pixels), expected)
+
+
+def test_the_adapter_alone_is_trained_and_the_base_stays(method, pixels):
+    base = make_encoder()
+    before = copy.deepcopy(base.state_dict())
+    model = get_peft_model(base, CONFIGS[method]())
+    run(model, pixels).square().sum().backward()
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(f".{method}_" in name for name in named)
+    assert not [name for name, parameter in named.items() if parameter.grad is None and "pooler" not in name]
+    randomise(model)
+    run(model, pixels)
+    kept = {
+        key.replace(".base_layer", ""): value for key, value in base.state_dict().items() if f".{method}_" not in key
+    }
+    assert kept.keys() == before.keys()
+    assert all(torch.equal(kept[key], before[key]) for key in before)
+
+
+def test_disabling_and_unloading_give_the_base_back(method, architecture, pixels):
+    expected = run(make_encoder(architecture), pixels)
+    model = adapted(method, architecture)
+    output = run(model, pixels)
+    assert not torch.allclose(output, expected)
+    with model.disable_adapter():
+        assert torch.equal(run(model, pixels), expected)
+    assert torch.equal(run(model, pixels), output)
+    assert torch.equal(run(model.unload(), pixels), expected)
+
+
+def test_merging_keeps_the_output_and_unmerging_restores_every_bit(method, pixels):
+    model = adapted(method)
+    output = run(model, pixels)
+    base = {name: p.clone() for name, p in model.named_parameters() if f".{method}_" not in name}
+    model.merge_adapter(safe_merge=True)
+    torch.testing.assert_close(run(model, pixels), output, rtol=1e-5, atol=1e-5)
+    assert any(not torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
+    model.unmerge_adapter()
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
+    assert torch.equal(run(model, pixels), output)
+    model.merge_adapter()
+    with model.disable_adapter():
+        run(model, pixels)
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
+    torch.testing.assert_close(run(model.merge_and_unload(), pixels), output, rtol=1e-5, atol=1e-5)
+
+
+def test_a_merged_model_may_move_before_it_is_unmerged(method, pixels):
+    model = adapted(method)
+    model.merge_adapter()
+    model.double()
+    model.unmerge_adapter()
+    base = model.unload()
+    assert {parameter.dtype for parameter in base.parameters()} == {torch.float64}
+    assert all(torch.equal(p.float(), q) for p, q in zip(base.parameters(), make_encoder().parameters(), strict=True))
+
+
+def test_broken_values_are_not_merged(method, pixels):
+    model = adapted(method)
+    name = next(name for name, p in model.named_parameters() if p.requires_grad)
+    model.get_parameter(name).data[0] = torch.nan
+    expected = run(make_encoder(), pixels)
+    with pytest.raises(CheckpointError, match=r"NaNs detected in the merged weights\. The adapter default"):
+        model.merge_adapter(safe_merge=True)
+    assert torch.equal(run(model.unload(), pixels), expected)
+
+
+def test_several_adapters(method, pixels):
+    """Switched, deleted, and both at once: as if the first had been merged before the second was added."""
+    model = adapted(method)
+    first = run(model, pixels)
+    model.add_adapter("second", CONFIGS[method]())
+    assert torch.equal(run(model, pixels), first)
+    model.set_adapter("second")
+    randomise(model, scale=0.1, seed=1)
+    second = run(model, pixels)
+    model.base_model.set_adapter(["default", "second"])
+    both = run(model, pixels)
+    assert not torch.allclose(both, first) and not torch.allclose(both, second)
+    model.merge_adapter(adapter_names=["default", "second"])
+    torch.testing.assert_close(run(model, pixels), both, rtol=1e-4, atol=1e-4)
+    model.unmerge_adapter()
+    model.set_adapter("second")
+    assert torch.equal(run(model, pixels), second)
+    model.delete_adapter("second")
+    assert not any("second" in name for name, _ in model.named_parameters())
+    model.set_adapter("default")
+    assert torch.equal(run(model, pixels), first)
+
+
+LOAD = """
+import sys, torch, deflect_hf
+from pathlib import Path
+from peft import PeftModel
+from transformers import AutoModel
+for folder in map(Path, sys.argv[1:]):
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(folder / "base"), folder / "adapter").eval()
+    torch.save(model(pixel_values=torch.load(folder / "input.pt")).last_hidden_state, folder / "output.pt")
+"""
+
+
+def test_save_then_load_in_a_new_process(tmp_path, pixels):
+    models = {tmp_path / method: adapted(method, modules_to_save=["pooler"]) for method in CONFIGS}
+    for folder, model in models.items():
+        make_encoder().save_pretrained(folder / "base")
+        model.save_pretrained(folder / "adapter")
+        torch.save(pixels, folder / "input.pt")
+    subprocess.run([sys.executable, "-c", LOAD, *map(str, models)], check=True)
+    for folder, model in models.items():
+        assert torch.equal(torch.load(folder / "output.pt"), run(model, pixels)), folder.name
+
+
+def test_the_file_holds_the_adapter_alone_and_the_card_says_how_to_load_it(method, tmp_path):
+    model = adapted(method, modules_to_save=["pooler"])
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        keys = list(file.keys())
+        total = sum(file.get_tensor(key).numel() for key in keys)
+    assert all(f".{method}_" in key or ".pooler." in key for key in keys)
+    assert total == model.get_nb_trainable_parameters()[0]
+    card = ModelCard.load(tmp_path / "README.md")
+    assert method in card.data["tags"] and f"KeyError: '{method.upper()}'" in card.text
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_load_under_another_name(method, low_cpu_mem_usage, tmp_path, pixels):
+    model = adapted(method)
+    expected = run(model, pixels)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(
+        make_encoder(), tmp_path, adapter_name="water", low_cpu_mem_usage=low_cpu_mem_usage
+    ).eval()
+    assert torch.equal(run(loaded, pixels), expected)
+
+
+def test_adapters_of_transformers_itself(method, architecture, tmp_path, pixels):
+    model = adapted(method, architecture)
+    expected = run(model, pixels)
+    model.save_pretrained(tmp_path / "peft")
+    native = make_encoder(architecture)
+    native.load_adapter(tmp_path / "peft")
+    assert torch.equal(run(native, pixels), expected)
+    native.save_pretrained(tmp_path / "native")
+    again = make_encoder(architecture)
+    again.load_adapter(tmp_path / "native")
+    assert torch.equal(run(again, pixels), expected)
+
+
+def test_inject_and_set_state_dict(method, pixels):
+    model = adapted(method)
+    injected = inject_adapter_in_model(CONFIGS[method](), make_encoder())
+    assert not set_peft_model_state_dict(injected, get_peft_model_state_dict(model)).unexpected_keys
+    assert torch.equal(run(injected.eval(), pixels), run(model, pixels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+def test_dtypes(method, dtype, autocast_adapter_dtype, pixels):
+    base = make_encoder().to(dtype)
+    expected = run(base, pixels.to(dtype))
+    model = get_peft_model(base, CONFIGS[method](), autocast_adapter_dtype=autocast_adapter_dtype).eval()
+    kinds = {parameter.dtype for name, parameter in model.named_parameters() if f".{method}_" in name}
+    assert kinds == {torch.float32 if autocast_adapter_dtype else dtype}
+    assert torch.equal(run(model, pixels.to(dtype)), expected)
+    output = run(randomise(model, scale=0.02), pixels.to(dtype))
+    assert output.dtype == dtype and torch.isfinite(output).all()
+    model.merge_adapter()
+    torch.testing.assert_close(run(model, pixels.to(dtype)), output, rtol=0.1, atol=0.1)
+
+
+def test_the_type_stands_in_pefts_enum(method):
+    name = method.upper()
+    assert PeftType[name] in list(PeftType)
+    assert isinstance(CONFIGS[method](), PeftConfig) and CONFIGS[method]().peft_type is PeftType(name)
+
+
+def test_a_quantised_layer_is_not_merged(method):
+    model = adapted(method, target_modules=["fc1"])
+    layer = model.base_model.model.layers[0].mlp.fc1.base_layer
+    layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(UnsupportedOperationError, match=r"'layers\.0\.mlp\.fc1' cannot .* its base weight hold"):
+        model.merge_adapter()
+
+
+def test_another_adapter_per_sample_is_refused(method, pixels):
+    with pytest.raises(UnsupportedOperationError, match=r"cannot use another adapter per sample \(adapter_names"):
+        adapted(method)(pixel_values=pixels, adapter_names=["default", "default"])
