@@ -5,42 +5,58 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
 from deflect_hf.errors import ConfigError
+from deflect_hf.figures import curves_figure
 from deflect_hf.methods import encoder_parameters
 from deflect_hf.statistics import fit_statistics
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.bootstrap import REPLICATES
-from deflect_hf.training.build import build, plain_loader
+from deflect_hf.training.build import Experiment, build, plain_loader
 from deflect_hf.training.environment import environment
-from deflect_hf.training.loop import LOG, Trainer
+from deflect_hf.training.loop import TOLD, Trainer
 from deflect_hf.training.metrics import selection_metric
+from deflect_hf.training.trackers import EVENTS, LOG, require_trackers, start_trackers
 
 logger = logging.getLogger(__name__)
 
-WRITTEN = ("best", "checkpoints", "encoder", LOG, checkpoints.CONFIG, checkpoints.RESULTS)
+CURVES = "curves.png"
+ENVIRONMENT = "environment.json"
+WRITTEN = (
+    *("best", "checkpoints", "encoder", EVENTS, LOG, CURVES, ENVIRONMENT),
+    *(checkpoints.CONFIG, checkpoints.RESULTS),
+)
 
 
-def make_accelerator(config: RunArguments) -> Accelerator:
+def make_accelerator(config: RunArguments, tracked: Path | None = None) -> Accelerator:
     """The processes, device and precision of the run.
 
+    Args:
+        tracked: folder of a run whose trackers are to be told how it goes.
+
     Raises:
-        ConfigError: the machine cannot do the precision.
+        ConfigError: the machine cannot do the precision, or a tracker is not installed.
     """
     precision = "fp16" if config.fp16 else "bf16" if config.bf16 else None
     # Without being told so, accelerate does not see that it was launched as one of several processes on CPUs, and
     # each of them would train alone and write over the others.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    trackers: dict[str, Any] = {}
+    if tracked is not None:
+        require_trackers(config.tracker)
+        folders = ProjectConfiguration(project_dir=str(tracked), logging_dir=str(tracked / EVENTS))
+        trackers = {"log_with": list(config.tracker), "project_config": folders}
     try:
-        return Accelerator(mixed_precision=precision, cpu=several and not torch.accelerator.is_available())
+        return Accelerator(mixed_precision=precision, cpu=several and not torch.accelerator.is_available(), **trackers)
     except ValueError as error:
         raise ConfigError(f"--{precision}: {error}") from error
 
@@ -53,13 +69,12 @@ def default_work_dir(config: RunArguments) -> Path:
     return Path("work-dir") / f"{data}-{encoder}-{config.finetune}-{config.seed}"
 
 
-def prepare_work_dir(config: RunArguments, accelerator: Accelerator) -> Path:
-    """The run's folder, empty of an earlier run unless that is resumed.
+def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> None:
+    """Make the run's folder, and empty it of an earlier run unless that is resumed.
 
     Raises:
         ConfigError: it holds an earlier run that is neither resumed nor to be replaced.
     """
-    work_dir = Path(config.work_dir) if config.work_dir is not None else default_work_dir(config)
     if config.resume_from is None:
         if (work_dir / checkpoints.CONFIG).exists() and not config.overwrite:
             raise ConfigError(
@@ -73,7 +88,6 @@ def prepare_work_dir(config: RunArguments, accelerator: Accelerator) -> Path:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     work_dir.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
-    return work_dir
 
 
 def parameter_counts(model: nn.Module) -> dict[str, Any]:
@@ -97,14 +111,14 @@ def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
     Raises:
         DeflectError: what the user's configuration or data got wrong.
     """
-    accelerator = make_accelerator(config)
+    work_dir = Path(config.work_dir) if config.work_dir is not None else default_work_dir(config)
+    accelerator = make_accelerator(config, tracked=work_dir)
     resumed = config.resume_from
-    work_dir = prepare_work_dir(config, accelerator)
+    prepare_work_dir(config, work_dir, accelerator)
     state = checkpoints.state_to_resume(work_dir, resumed) if resumed is not None else None
     set_seed(config.seed)
     experiment = build(config, work_dir, accelerator)
     config = experiment.config
-    counts = parameter_counts(experiment.model)
     experiment.model.to(accelerator.device)
     if config.finetune == "deflect":
         fit_statistics(
@@ -113,26 +127,53 @@ def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
             accelerator=accelerator,
             unit_check=config.dataset.unit_check,
         )
+    surroundings = environment(accelerator.device, accelerator.num_processes)
     if accelerator.is_main_process:
         (work_dir / checkpoints.CONFIG).write_text(checkpoints.to_yaml(config), encoding="utf-8")
-        logger.info(
-            "%s on %s: %d of %d encoder parameters are trained (%.2f %%), and %d of the head",
-            config.finetune,
-            accelerator.device,
-            counts["encoder_trainable"],
-            counts["encoder_total"],
-            counts["encoder_trainable_percent"],
-            counts["head_trainable"],
-        )
+        checkpoints.write_json(work_dir / ENVIRONMENT, surroundings)
+        tell(config, accelerator, parameter_counts(experiment.model))
     set_seed(config.seed, device_specific=True)
     trainer = Trainer(experiment, accelerator, work_dir)
     if state is not None:
         trainer.resume(state)
-    progress = trainer.train()
-    best = checkpoints.result_folder(work_dir)
-    model = checkpoints.load_model(best, config).to(accelerator.device)
+    start_trackers(accelerator, config, work_dir, trainer.progress.step)
+    if state is not None:
+        trainer.restore_best(state)
+    trainer.train()
+    results = {**score_best(trainer, experiment), "environment": surroundings}
+    if accelerator.is_main_process:
+        for folder in (checkpoints.result_folder(work_dir), work_dir):
+            checkpoints.write_json(folder / checkpoints.RESULTS, results)
+        curves_figure(work_dir / CURVES, [work_dir])
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results, work_dir, accelerator.is_main_process
+
+
+def tell(config: RunArguments, accelerator: Accelerator, counts: Mapping[str, Any]) -> None:
+    """Log what is trained, and where."""
+    logger.info(
+        "%s on %s: %d of %d encoder parameters are trained (%.2f %%), and %d of the head",
+        config.finetune,
+        accelerator.device,
+        counts["encoder_trainable"],
+        counts["encoder_total"],
+        counts["encoder_trainable_percent"],
+        counts["head_trainable"],
+    )
+
+
+def score_best(trainer: Trainer, experiment: Experiment) -> dict[str, Any]:
+    """Reload the best model from its folder and score it: what ``results.json`` holds besides the environment."""
+    config, progress = experiment.config, trainer.progress
+    counts = parameter_counts(experiment.model)
+    model = checkpoints.load_model(checkpoints.result_folder(trainer.work_dir), config).to(trainer.accelerator.device)
     task = experiment.train.task
-    results: dict[str, Any] = {
+    splits = [name for name in ("val", "test") if name in experiment.splits]
+    scores: dict[str, Any] = {split: trainer.score(model, split, REPLICATES) for split in splits}
+    if "test" in scores:
+        trainer.log.track(progress.step, {"test": {name: scores["test"][name] for name in TOLD}})
+    return {
         "task": task,
         "finetune": config.finetune,
         "seed": config.seed,
@@ -141,13 +182,7 @@ def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
         "epochs": config.epochs,
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
+        "images": {name: len(split) for name, split in experiment.splits.items()},
         "parameters": counts,
-        **{split: trainer.score(model, split, REPLICATES) for split in ("val", "test") if split in experiment.splits},
-        "environment": environment(accelerator.device, accelerator.num_processes),
+        **scores,
     }
-    if accelerator.is_main_process:
-        checkpoints.write_json(best / checkpoints.RESULTS, results)
-        checkpoints.write_json(work_dir / checkpoints.RESULTS, results)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return results, work_dir, accelerator.is_main_process
