@@ -229,7 +229,7 @@ def _valid(values: np.ndarray, tags: Sequence[float | None], extra: Sequence[flo
     return valid
 
 
-def read_mask(path: PathLike, *, window: Box | None = None, size: tuple[int, int] | None = None) -> Raster:
+def read_mask(path: PathLike | OpenRaster, *, window: Box | None = None, size: tuple[int, int] | None = None) -> Raster:
     """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False at nodata.
 
     ``window`` and ``size`` are those of :func:`read_raster`; a shrunk pixel has the most frequent value of its area.
