@@ -72,7 +72,8 @@ class Bootstrap:
         totals, images = self.reduced(accelerator)
         labelled, *with_class = images.tolist()
         drawn = totals[totals[:, 1].sum(dim=1) > 0]  # few images may all be left out of a replicate
-        found = class_scores(*drawn.double().unbind(dim=1), convention)
+        hits, targets, predictions = drawn.double().unbind(dim=1)
+        found = class_scores(hits, targets, predictions, convention)
         enough = [count >= FEWEST_IMAGES for count in with_class]
         iou = found.iou.where(found.present, torch.nan)
         return {

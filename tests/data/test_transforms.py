@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -23,24 +24,61 @@ from deflect_hf.errors import ConfigError, DataError
 EVERYTHING = AugmentationArguments(random_crop=[6, 6], horizontal_flip=0.5, vertical_flip=0.5, rot90=True)
 
 
-def coordinates(height: int = 9, width: int = 11) -> dict[str, Any]:
+def coordinates(height: int = 9, width: int = 11, bands: int = 3) -> dict[str, Any]:
     """An example whose channels and mask hold each pixel's number, with NaN where the number is a multiple of 7."""
     numbers = torch.arange(height * width).reshape(height, width)
-    pixels = numbers.float().expand(3, -1, -1).clone()
+    pixels = numbers.float().expand(bands, -1, -1).clone()
     pixels[1][numbers % 7 == 0] = torch.nan
     return {"pixel_values": pixels, "labels": numbers, "name": "numbers"}
 
 
-@given(st.integers(0, 2**31))
-def test_image_validity_and_mask_move_together(seed: int) -> None:
+@given(st.integers(0, 2**31), st.integers(2, 14), st.booleans())
+@settings(deadline=None)
+def test_image_validity_and_mask_move_together(seed: int, bands: int, focus: bool) -> None:
+    transform = build_transform(dataclasses.replace(EVERYTHING, focus_crop=focus), "train")
+    assert transform is not None
+    original = coordinates(bands=bands)
+    before = {name: original[name].clone() for name in ("pixel_values", "labels")}
+    example = transform(original, torch.Generator().manual_seed(seed))
+    pixels, labels = example["pixel_values"], example["labels"]
+    assert pixels.shape == (bands, 6, 6)
+    for band in range(bands):
+        hidden = labels % 7 == 0 if band == 1 else torch.zeros_like(labels, dtype=torch.bool)
+        assert torch.equal(torch.isnan(pixels[band]), hidden)
+        assert torch.equal(pixels[band][~hidden].long(), labels[~hidden])
+    assert labels.unique().numel() == 36
+    assert torch.equal(original["labels"], before["labels"])
+    assert torch.equal(original["pixel_values"].nan_to_num(-1), before["pixel_values"].nan_to_num(-1))
+
+
+@pytest.mark.parametrize(("options", "split"), [({"random_crop": [9, 4]}, "train"), ({"center_crop": [5, 11]}, "val")])
+def test_a_crop_may_take_a_whole_side(options: dict, split: str) -> None:
+    transform = build_transform(AugmentationArguments(**options), split)
+    assert transform is not None
+    example = transform(coordinates(), example_generator(0, 0, 0))
+    (size,) = options.values()
+    assert list(example["pixel_values"].shape[-2:]) == list(example["labels"].shape) == size
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.booleans(), st.integers(0, 2**31))
+@settings(deadline=None)
+def test_smaller_images_are_kept_whole_along_that_axis(height: int, width: int, focus: bool, seed: int) -> None:
+    arguments = AugmentationArguments(random_crop=[6, 7], keep_smaller=True, focus_crop=focus)
+    transform = build_transform(arguments, "train")
+    assert transform is not None
+    example = transform(coordinates(height, width), torch.Generator().manual_seed(seed))
+    labels = example["labels"]
+    assert labels.shape == (min(height, 6), min(width, 7)) == example["pixel_values"].shape[-2:]
+    top, left = divmod(int(labels[0, 0]), width)
+    assert torch.equal(labels, coordinates(height, width)["labels"][top : top + 6, left : left + 7])
+
+
+def test_images_with_one_class_move_without_a_mask() -> None:
     transform = build_transform(EVERYTHING, "train")
     assert transform is not None
-    example = transform(coordinates(), torch.Generator().manual_seed(seed))
-    pixels, labels = example["pixel_values"], example["labels"]
-    assert pixels.shape == (3, 6, 6)
-    assert torch.equal(pixels[0].long(), labels)
-    assert torch.equal(torch.isnan(pixels[1]), labels % 7 == 0)
-    assert labels.unique().numel() == 36
+    example = {**coordinates(), "labels": torch.tensor(2)}
+    changed = transform(example, example_generator(0, 0, 3))
+    assert changed["pixel_values"].shape == (3, 6, 6) and changed["labels"] == 2
 
 
 def test_every_symmetry_and_position_occurs() -> None:
@@ -148,9 +186,10 @@ def epochs(workers: int, order: list[int]) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_only() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_augmentation_depends_on_seed_epoch_and_index_only(workers: int) -> None:
     alone = epochs(workers=0, order=[0, 1, 2, 3, 4])
-    helped = epochs(workers=2, order=[3, 1, 4, 0, 2])  # persistent workers, another order and other batches
+    helped = epochs(workers=workers, order=[3, 1, 4, 0, 2])  # persistent workers, another order and other batches
     for epoch in range(2):
         assert alone[epoch].keys() == helped[epoch].keys()
         assert all(torch.equal(alone[epoch][name], helped[epoch][name]) for name in alone[epoch])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deflect_hf.training.order import Rank, epoch_batches, grouped, steps_of
+from deflect_hf.data import AugmentationArguments, DatasetArguments, build_transform, load_dataset_splits
+from deflect_hf.training.order import Rank, epoch_batches, evaluation_loader, grouped, steps_of, training_loader
 
 
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 3), st.integers(0, 5), st.integers(0, 5))
@@ -36,3 +40,35 @@ def test_steps_count_what_grouping_gives() -> None:
             groups = list(grouped(({"k": k} for k in range(len(batches))), accumulate))
             assert len(groups) == steps_of(length, 4, accumulate, Rank())
             assert sum(len(group) for group in groups) == len(batches)
+
+
+def training_batches(workers: int, skip: int = 0) -> list[list[dict[str, Any]]]:
+    """The batches of two epochs of the embedded scenes, cropped and turned at random."""
+    split = load_dataset_splits(DatasetArguments(num_samples=20, image_size=[12, 12]))["train"]
+    augmentation = AugmentationArguments(random_crop=[8, 8], horizontal_flip=0.5, rot90=True)
+    split = split.with_transform(build_transform(augmentation, "train"))
+    return [list(training_loader(split, 3, workers, 4, epoch, Rank(), skip)) for epoch in range(2)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_give_the_batches_of_one_process_also_after_a_resume(workers: int) -> None:
+    alone = training_batches(workers=0)
+    for skip in (0, 2):
+        helped = training_batches(workers, skip)
+        for expected, found in zip(alone, helped, strict=True):
+            assert [batch["name"] for batch in found] == [batch["name"] for batch in expected[skip:]]
+            for one, other in zip(expected[skip:], found, strict=True):
+                assert torch.equal(one["pixel_values"], other["pixel_values"])
+
+
+@given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_evaluation_sees_every_image_once_over_all_processes(length: int, count: int, size: int) -> None:
+    examples = [{"pixel_values": torch.zeros(1, 2, 2), "name": str(k)} for k in range(length)]
+    seen = [
+        name
+        for index in range(count)
+        for batch in evaluation_loader(examples, size, workers=0, rank=Rank(index, count))
+        for name in batch["name"]
+    ]
+    assert sorted(seen, key=int) == [str(k) for k in range(length)]
