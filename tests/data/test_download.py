@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deflect_hf.data.download import fetch, fetch_from_hub
 from deflect_hf.errors import DataError
-from tests.data.web import FileServer, Mischief, serving
+from tests.data.web import FileServer, Mischief, serving, serving_hub
 
 CONTENT = bytes(range(256)) * 40
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -40,7 +40,7 @@ def test_a_file_is_fetched_verified_and_not_fetched_again(server: FileServer, tm
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(drops=st.lists(st.integers(1, 3000), max_size=4), ignored=st.booleans())
+@given(drops=st.lists(st.integers(1, len(CONTENT) // 4 - 1), max_size=4), ignored=st.booleans())
 def test_broken_connections_are_resumed_where_they_broke(
     server: FileServer, tmp_path: Path, drops: list[int], ignored: bool
 ) -> None:
@@ -152,14 +152,7 @@ def test_of_several_processes_one_fetches(server: FileServer, tmp_path: Path) ->
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    from huggingface_hub import constants
-
-    with serving({"/datasets/them/theirs/resolve/main/sub/data.zip": CONTENT}) as files:
-        monkeypatch.setattr(constants, "ENDPOINT", files.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{files.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving_hub({"them/theirs/main/sub/data.zip": CONTENT}, monkeypatch) as files:
         yield files
 
 

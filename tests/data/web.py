@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 
 @dataclass(frozen=True)
 class Mischief:
@@ -28,6 +30,10 @@ class FileServer:
     url: str = ""
     mischief: deque[Mischief] = field(default_factory=deque)
     log: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    def asked(self, path: str) -> int:
+        """How often the content of a file was asked for."""
+        return sum(method == "GET" and wanted == path for method, wanted, _ in self.log)
 
     @property
     def ranges(self) -> list[str | None]:
@@ -97,3 +103,20 @@ def serving(files: Mapping[str, bytes]) -> Iterator[FileServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def serving_hub(files: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A Hub that the client uses meanwhile, with ``files`` (``"owner/data set/revision/name"`` -> content)."""
+    from huggingface_hub import constants
+
+    paths = {}
+    for name, content in files.items():
+        owner, repository, revision, file = name.split("/", 3)
+        paths[f"/datasets/{owner}/{repository}/resolve/{revision}/{file}"] = content
+    with serving(paths) as server, monkeypatch.context() as patched:
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patched.setattr(constants, "ENDPOINT", server.url)
+        patched.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patched.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
