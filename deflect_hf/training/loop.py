@@ -28,12 +28,13 @@ from deflect_hf.training.losses import label_weight, soft_dice
 from deflect_hf.training.metrics import selection_metric
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
 from deflect_hf.training.order import evaluation_loader, grouped, steps_of, training_loader
+from deflect_hf.training.trackers import RunLog
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.jsonl"
 KEPT_STATES = 2
 NAMED_FILES = 16
+TOLD = ("loss", "accuracy", "miou", "f1_macro")  # of each validation
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Trainer:
         self.rank = rank_of(accelerator)
         self.work_dir = work_dir
         self.progress = Progress()
+        self.log = RunLog(accelerator, work_dir)
         self.plain = experiment.model
         self.processor: MultispectralImageProcessor = experiment.train.processor
         optimizer = build_optimizer(experiment.model, self.config.segmentor.optimizer)
@@ -106,7 +108,7 @@ class Trainer:
                 self.progress.epoch, self.progress.batch = epoch + 1, 0
                 last = epoch + 1 == config.epochs
                 if last or (epoch + 1) % config.eval_interval == 0:
-                    self._validate(bar)
+                    self._validate()
                 if last or (epoch + 1) % config.ckpt_interval == 0:
                     self.save_state()
         return self.progress
@@ -164,12 +166,8 @@ class Trainer:
         bar.update()
         bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.1e}", refresh=False)
         if step % self.config.log_interval == 0 or step == self.total_steps:
-            self._write_log({"step": step, "epoch": self.progress.epoch, "loss": loss, "lr": rate})
-
-    def _write_log(self, line: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.work_dir / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "seconds": round(self.progress.seconds, 3)}) + "\n")
+            line = {"epoch": self.progress.epoch, "loss": loss, "lr": rate}
+            self.log.write(step, line, self.progress.seconds)
 
     def score(self, model: nn.Module, split: str, replicates: int = 0) -> dict[str, Any]:
         """Scores of ``model`` on a split, with intervals where ``replicates`` of the bootstrap are asked for.
@@ -183,17 +181,17 @@ class Trainer:
             raise DataError(f"the model's outputs on the {split} split are not finite: lower the learning rate.")
         return result
 
-    def _validate(self, bar: tqdm[Any]) -> None:
+    def _validate(self) -> None:
         # the plain model: processes may have different numbers of batches, which the distributed wrapper forbids
         scores = self.score(self.plain, "val")
         epoch, task = self.progress.epoch, self.splits["val"].task
         score = scores[selection_metric(task)]
         best = self.progress.best_score is None or score > self.progress.best_score
-        told = {name: scores[name] for name in ("loss", "accuracy", "miou", "f1_macro")}
-        self._write_log({"step": self.progress.step, "epoch": epoch, "val": told})
+        told = {name: scores[name] for name in TOLD}
+        self.log.write(self.progress.step, {"epoch": epoch, "val": told}, self.progress.seconds)
         if self.accelerator.is_main_process:
             summary = ", ".join(f"{name} {value:.4f}" for name, value in told.items())
-            bar.write(f"epoch {epoch}: val {summary}{' (best)' if best else ''}")
+            tqdm.write(f"epoch {epoch}: val {summary}{' (best)' if best else ''}")
         if not best:
             return
         self.progress.best_score, self.progress.best_epoch = score, epoch
@@ -256,11 +254,34 @@ class Trainer:
         checkpoints.load_trained_state(self.plain, state, folder)
         self.accelerator.load_state(str(folder))
         self.progress = progress
-        if self.accelerator.is_main_process:
-            self._drop_log_after(progress.step)
+        self.log.drop_after(progress.step)
 
-    def _drop_log_after(self, step: int) -> None:
-        path = self.work_dir / LOG
-        if path.is_file():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    def restore_best(self, state: Path) -> None:
+        """Have the best model so far in ``best/`` after resuming from ``state``, whatever became of it.
+
+        It is there still, or copied from the run that wrote ``state``; where it is gone, the resumed model is it.
+        """
+        if self.progress.best_epoch is None:
+            return
+        own, other = self.work_dir / "best", state.resolve().parent.parent / "best"
+        found = next((folder for folder in (own, other) if self._is_best(folder)), None)
+        self.accelerator.wait_for_everyone()
+        if found is None:
+            logger.warning(
+                "the best model so far, of epoch %d, is not kept anywhere: the resumed one takes its place",
+                self.progress.best_epoch,
+            )
+            self.progress.best_score = None
+            self._validate()
+        elif found == other and self.accelerator.is_main_process and own.resolve() != other:
+            with checkpoints.whole_folder(own) as folder:
+                shutil.copytree(other, folder, dirs_exist_ok=True)
+        self.accelerator.wait_for_everyone()
+
+    def _is_best(self, folder: Path) -> bool:
+        try:
+            told = json.loads((folder / checkpoints.RESULTS).read_text(encoding="utf-8"))
+            score = told["val"][selection_metric(self.splits["val"].task)]
+        except (OSError, ValueError, KeyError):
+            return False
+        return (told["best_epoch"], score) == (self.progress.best_epoch, self.progress.best_score)

@@ -1,0 +1,97 @@
+"""Pictures of a data set before training, and of how runs went.
+
+    python -m deflect_hf.figures dataset --dataset_config configs/datasets/synthetic.yaml --output FOLDER
+    python -m deflect_hf.figures curves work-dir/RUN [work-dir/RUN ...] --output curves.png
+
+Each of the two has a --help of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from deflect_hf.data.arguments import ENCODER_SIZE, DatasetArguments
+from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.figures.curves import curves_figure
+from deflect_hf.training.cli import show_log, user_errors
+from deflect_hf.training.compose import Parser, parse_arguments
+
+
+@dataclass
+class DatasetFigureArguments:
+    """What ``python -m deflect_hf.figures dataset`` can be told."""
+
+    output: str = field(metadata={"help": "folder of the pictures (needed)"})
+    split: Literal["train", "val", "test"] = field(default="train", metadata={"help": "which images"})
+    samples: PositiveInt = field(default=12, metadata={"help": "images on the sample sheets, spread over the split"})
+    images: PositiveInt | None = field(
+        default=500, metadata={"help": "images that the statistics are made of, spread over the split; null: all"}
+    )
+    dataset: DatasetArguments = field(default_factory=DatasetArguments)
+
+
+def draw_dataset(argv: Sequence[str]) -> list[Path]:
+    """Sample sheets and band statistics of one split; a size that only an encoder would tell is left as stored.
+
+    Raises:
+        DeflectError: the data set cannot be read.
+    """
+    description = "Sample sheets, band histograms and class counts of a data set."
+    arguments = parse_arguments(DatasetFigureArguments, description, argv)
+    from deflect_hf.data import load_dataset_splits
+    from deflect_hf.figures.samples import sample_sheets
+    from deflect_hf.figures.statistics import statistics_figure
+
+    dataset = arguments.dataset
+    if dataset.image_size == ENCODER_SIZE:
+        dataset = dataclasses.replace(dataset, image_size=None)
+    splits = load_dataset_splits(dataset)
+    if arguments.split not in splits:
+        raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
+    images, folder = splits[arguments.split], Path(arguments.output)
+    title = f"{Path(dataset.root).name if dataset.root else dataset.name}, {arguments.split}"
+    statistics = folder / f"statistics_{arguments.split}.png"
+    return [
+        *sample_sheets(folder, images, arguments.split, title, arguments.samples),
+        statistics_figure(statistics, images, title, arguments.images),
+    ]
+
+
+def draw_curves(argv: Sequence[str]) -> list[Path]:
+    """Learning curves of one or several runs.
+
+    Raises:
+        DeflectError: a folder is no run.
+    """
+    parser = Parser(prog="python -m deflect_hf.figures curves", description="Learning curves of runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, with log.jsonl")
+    parser.add_argument("--output", default="curves.png", help="the picture [curves.png]")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(argv)
+    return [curves_figure(Path(arguments.output), [Path(run) for run in arguments.runs])]
+
+
+def main() -> None:
+    """Choose the picture, draw, tell where it is."""
+    drawers = {"dataset": draw_dataset, "curves": draw_curves}
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    with user_errors(sys.argv):
+        if words[0] not in drawers:
+            raise ConfigError(f"unknown picture {words[0]!r}: choose one of {listing(drawers)}.")
+        show_log()
+        for path in drawers[words[0]](words[1:]):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""From numbers to colours: composites of bands, classes, unlabelled and unmeasured pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deflect_hf.errors import DataError
+
+Array = np.ndarray[Any, Any]
+
+# Source: M. Okabe and K. Ito, "Color Universal Design" (2008), reordered so that the first two differ most.
+OKABE_ITO = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+IGNORED = "#BFBFBF"
+TRUE_COLOUR = ("R", "G", "B")
+# False-colour composites, best first; the first whose bands are all there is drawn.
+FALSE_COLOURS = (("N", "R", "G"), ("N2", "R", "G"), ("S1", "N", "R"), ("S1", "N2", "R"))
+STRETCH = (2.0, 98.0)  # percentiles of the finite values that become black and white
+
+
+def class_colours(count: int) -> Array:
+    """(count, 3) RGB in [0, 1]: Okabe-Ito, then the same hues darker and lighter, then (from 23) evenly spaced ones."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+
+    plain = np.array([to_rgb(colour) for colour in OKABE_ITO])
+    hues = plain[:-1]  # without black, of which darker and lighter are greys
+    table = np.vstack([plain, 0.5 * hues, 0.5 + 0.5 * hues])
+    if count <= len(table):
+        return table[:count]
+    return np.asarray(colormaps["turbo"](np.linspace(0.03, 0.97, count)))[:, :3]
+
+
+def composite(pixel_values: Array, bands: Sequence[str], shown: Sequence[str]) -> Array:
+    """(C, H, W) reflectance -> (H, W, 3) in [0, 1], stretched per image; invalid pixels are grey.
+
+    Raises:
+        DataError: a band is not there.
+    """
+    missing = [band for band in shown if band not in bands]
+    if missing:
+        raise DataError(f"cannot draw {'/'.join(shown)}: no band {missing} among {list(bands)}")
+    picked = np.asarray(pixel_values, dtype=np.float64)[[list(bands).index(band) for band in shown]]
+    finite = np.isfinite(picked)
+    if not finite.any():
+        return np.full((*picked.shape[1:], 3), 0.75)
+    # one stretch for all three bands keeps their ratios, hence the hue
+    low, high = np.percentile(picked[finite], STRETCH)
+    scaled = np.clip((picked - low) / max(high - low, 1e-6), 0, 1)
+    return np.where(finite.all(axis=0), scaled, 0.75).transpose(1, 2, 0)
+
+
+def false_colour_bands(bands: Sequence[str]) -> tuple[str, ...] | None:
+    """The false-colour composite these bands allow, or None."""
+    return next((shown for shown in FALSE_COLOURS if set(shown) <= set(bands)), None)
+
+
+def composites_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What is drawn of images with these bands: title -> three bands; the first band in grey if they allow nothing."""
+    found: dict[str, tuple[str, ...]] = {}
+    if set(TRUE_COLOUR) <= set(bands):
+        found[f"true colour {'/'.join(TRUE_COLOUR)}"] = TRUE_COLOUR
+    false = false_colour_bands(bands)
+    if false is not None:
+        found[f"false colour {'/'.join(false)}"] = false
+    return found or {f"band {bands[0]}": (bands[0],) * 3}
+
+
+def paint(labels: Array, count: int) -> Array:
+    """(H, W) class numbers -> (H, W, 3) colours; numbers outside ``range(count)`` (ignored pixels) are grey."""
+    from matplotlib.colors import to_rgb
+
+    table = np.vstack([class_colours(count), to_rgb(IGNORED)])
+    inside = (labels >= 0) & (labels < count)
+    return table[np.where(inside, labels, count)]

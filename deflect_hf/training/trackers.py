@@ -1,0 +1,92 @@
+"""What a run writes down as it goes: ``log.jsonl``, and the trackers of accelerate that were asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deflect_hf.errors import ConfigError
+from deflect_hf.training.arguments import RunArguments
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOG = "log.jsonl"
+EVENTS = "tensorboard"  # folder of TensorBoard's files in that of the run
+PROJECT = "deflect_hf"
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """Refuse trackers that are not installed, which accelerate would leave out without a word.
+
+    Raises:
+        ConfigError: naming what to install.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--tracker {name}: the package is not installed: pip install {name}")
+
+
+def start_trackers(accelerator: Accelerator, config: RunArguments, work_dir: Path, step: int) -> None:
+    """Open the trackers that ``accelerator`` was made with, and tell them the configuration.
+
+    Args:
+        step: where the run stands; what an interrupted run told TensorBoard of later steps is forgotten.
+    """
+    if not config.tracker:
+        return
+    options: dict[str, dict[str, Any]] = {
+        "tensorboard": {"purge_step": step + 1},
+        "wandb": {"name": work_dir.name, "dir": str(work_dir)},
+        "trackio": {"name": work_dir.name},
+    }
+    accelerator.init_trackers(PROJECT, config=dict(flat_settings(config)), init_kwargs=options)
+
+
+def flat_settings(config: RunArguments) -> Iterable[tuple[str, bool | int | float | str]]:
+    """Dotted keys and values of everything that is set; lists and mappings as JSON."""
+
+    def walk(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{prefix}{key}.")
+            elif value is not None:
+                yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else json.dumps(value)
+
+    return walk(dataclasses.asdict(config), "")
+
+
+class RunLog:
+    """Lines of ``log.jsonl`` and the same numbers for the trackers; only the first process writes."""
+
+    def __init__(self, accelerator: Accelerator, work_dir: Path) -> None:
+        self.accelerator = accelerator
+        self.path = work_dir / LOG
+
+    def write(self, step: int, line: Mapping[str, Any], seconds: float) -> None:
+        """Append a line: numbers of the training, or a mapping of numbers for each split that was scored."""
+        self.track(step, line)
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **line, "seconds": round(seconds, 3)}) + "\n")
+
+    def track(self, step: int, line: Mapping[str, Any]) -> None:
+        """Tell the trackers alone: ``train/NAME`` for the training's numbers, ``SPLIT/NAME`` for those of a split."""
+        values: dict[str, float] = {}
+        for key, value in line.items():
+            if isinstance(value, Mapping):
+                values |= {f"{key}/{name}": score for name, score in value.items()}
+            else:
+                values[f"train/{key}"] = value
+        self.accelerator.log(values, step=step)
+
+    def drop_after(self, step: int) -> None:
+        """Forget the lines of later steps, which a resumed run writes again."""
+        if self.accelerator.is_main_process and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
