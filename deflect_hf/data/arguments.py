@@ -108,7 +108,7 @@ class DatasetArguments:
     source_bands: list[str] | None = field(
         default=None, metadata=_help("Names of the stored bands in file order, for files that do not name them.")
     )
-    band_order: str = field(
+    band_order: str | bool = field(
         default="true",
         metadata=_help(
             "'m-brick-kiln', 'm-eurosat': 'true' names the stored bands as they are, 'nominal' as the files do."
@@ -200,6 +200,8 @@ class DatasetArguments:
             raise ConfigError(
                 f"Unknown data set {self.name!r}: choose one of {listing(READERS)}.{nearest(self.name, READERS)}"
             )
+        if isinstance(self.band_order, bool):  # what YAML makes of an unquoted true
+            self.band_order = str(self.band_order).lower()
         self._refuse_unused()
         for key, choices in (("task", TASKS), ("band_order", BAND_ORDERS), ("resampling", RESAMPLINGS)):
             value = getattr(self, key)

@@ -108,7 +108,7 @@ def load_geobench(
     folder = release.find(args, lambda root: fetch_from_hub(REPO_ID, f"classification_v1.0/{args.name}.zip", root))
     rows = _rows(chosen.public, folder, args.partition)
     sample = [row for split in rows.values() for row in split]
-    public, names = _settle_bands(chosen, args.band_order, folder, sample[:: -(-len(sample) // _SAMPLE) or 1])
+    public, names = _settle_bands(chosen, str(args.band_order), folder, sample[:: -(-len(sample) // _SAMPLE) or 1])
     if args.partition != "default":  # its training images are fewer on purpose
         public = dataclasses.replace(public, counts={**public.counts, "train": len(rows.get("train", ()))})
     return build_splits(
