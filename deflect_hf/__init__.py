@@ -18,6 +18,7 @@ from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel
 if TYPE_CHECKING:
     from deflect_hf.bands import SENSORS, Band, Sensor, get_sensor, resolve_bands, select_bands
     from deflect_hf.errors import DeflectError
+    from deflect_hf.hub.load import load_adapter
     from deflect_hf.methods import adapt
     from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
     from deflect_hf.processing import MultispectralImageProcessor
@@ -36,6 +37,7 @@ _LAZY = {
     "adapt": "methods",
     "fit_statistics": "statistics",
     "get_sensor": "bands",
+    "load_adapter": "hub.load",
     "resolve_bands": "bands",
     "select_bands": "bands",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "adapt",
     "fit_statistics",
     "get_sensor",
+    "load_adapter",
     "resolve_bands",
     "select_bands",
 ]

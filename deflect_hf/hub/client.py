@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
-from deflect_hf.errors import DeflectError, HubError, listing
+from deflect_hf.errors import DeflectError, HubError
 
 LOG_IN = "`hf auth login`, the variable HF_TOKEN, or token=..."
 GIT_HASH, SHA256_HASH = 40, 64  # hexadecimal digits
@@ -52,6 +52,7 @@ class Announced:
     commit: str
     sizes: Mapping[str, int]
     hashes: Mapping[str, str]
+    licence: str | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Hub:
             str(info.sha),
             {file.rfilename: file.size or 0 for file in files},
             {file.rfilename: file.lfs.sha256 if file.lfs is not None else str(file.blob_id) for file in files},
+            info.card_data.get("license") if info.card_data is not None else None,
         )
 
     def fetch(self, repo_id: str, revision: str | None, patterns: Sequence[str], inspect: Inspect) -> Snapshot:
@@ -129,27 +131,35 @@ def stored_hash(path: Path) -> str | None:
     return Path(os.readlink(path)).name if path.is_symlink() else None
 
 
+def file_hash(path: Path, like: str) -> str:
+    """The hash of a file, git's name of its content or SHA-256, whichever ``like`` is.
+
+    Raises:
+        HubError: ``like`` is neither.
+    """
+    if len(like) not in (GIT_HASH, SHA256_HASH):
+        raise HubError(f"{path.name}: the Hub gives {like!r} as its hash, which is neither git's nor SHA-256.")
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if len(like) == GIT_HASH else hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def verify(path: Path, expected: str, what: str) -> None:
     """Compare a file of the cache with its hash, and remove it from the cache if it differs.
 
     Raises:
         HubError: it differs.
     """
-    digest = hashlib.sha256()
-    if len(expected) == GIT_HASH:
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)  # how git names the content of a file
-    elif len(expected) != SHA256_HASH:
-        raise HubError(f"{what}: the Hub gives {expected!r} as its hash, which is neither git's nor SHA-256.")
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    found = file_hash(path, expected)
+    if found != expected:
         blob = path.resolve()
         path.unlink()
         blob.unlink(missing_ok=True)
         raise HubError(
-            f"{what} has another hash than the Hub announced ({digest.hexdigest()}, not {expected}): it was changed or "
-            "broken on its way, and was removed from the cache. Fetch it again."
+            f"{what} has another hash than the Hub announced ({found}, not {expected}): it was changed or broken on "
+            "its way, and was removed from the cache. Fetch it again."
         )
 
 
@@ -231,9 +241,3 @@ def _first_line(error: BaseException) -> str:
     """The first line of a message that says something, as a sentence."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if line.endswith((".", "!", "?")) else f"{line}."
-
-
-def branches(hub: Hub, repo_id: str) -> str:
-    """The branches of a repository, for a message."""
-    with in_words(repo_id):
-        return listing(branch.name for branch in hub.api.list_repo_refs(repo_id).branches)

@@ -1,0 +1,148 @@
+"""What a model card is made of: the files of a result folder, read."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from deflect_hf.data.base import LOADERS
+from deflect_hf.data.public import PublicDataset
+from deflect_hf.models.geovit.sources import SOURCES
+from deflect_hf.processing import MultispectralImageProcessor
+from deflect_hf.training import checkpoints
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.build import evaluation_window
+
+METHODS = {
+    "deflect": "DEFLECT",
+    "lora": "LoRA",
+    "slr": "scaled low-rank adapters (SLR)",
+    "bitfit": "BitFit",
+    "norm": "norm tuning",
+    "frozen": "a frozen encoder under a trained head",
+    "full": "full fine-tuning",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card is made of.
+
+    Attributes:
+        name: how the model is loaded: its name on the Hub, or its folder.
+        branch: of the Hub, None for main.
+        files: size of each file in bytes.
+        licence: of the base model; None where it is not known.
+    """
+
+    name: str
+    branch: str | None
+    config: RunArguments
+    task: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    processor: MultispectralImageProcessor
+    results: Mapping[str, Any]
+    files: Mapping[str, int]
+    licence: str | None
+    public: PublicDataset | None
+
+    @property
+    def method(self) -> str:
+        """The method's name for people."""
+        return METHODS.get(self.config.finetune, self.config.finetune)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes in label order."""
+        return [self.task["id2label"][key] for key in sorted(self.task["id2label"], key=int)]
+
+    @property
+    def is_segmentation(self) -> bool:
+        """Whether every pixel gets a class."""
+        return self.task["model_type"] == "deflect_semantic_segmentation"
+
+    @property
+    def base_bands(self) -> list[str]:
+        """Bands that the frozen encoder sees."""
+        return list(self.adapter.get("base_bands") or self.task.get("base_bands") or self.config.encoder.base_bands)
+
+    @property
+    def data(self) -> str:
+        """The training data's name for people."""
+        if self.public is not None:
+            return self.public.title
+        return {"folder": "images of the author", "synthetic": "synthetic scenes"}.get(
+            self.config.dataset.name, self.config.dataset.name
+        )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image that the model takes as it is."""
+        crop, window = (
+            self.config.augmentation.center_crop,
+            evaluation_window(self.config, "segmentation" if self.is_segmentation else "classification"),
+        )
+        trained = self.processor.trained_size
+        if crop is not None:
+            return crop[0], crop[1]
+        if window is not None:
+            return window, window
+        if trained:
+            return trained[0], trained[1]
+        size = self.task["encoder_config"]["image_size"]
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def read_facts(folder: Path, name: str, branch: str | None = None, licence: str | None = None) -> Facts:
+    """The facts of a result folder that is safe to read: made here, or checked.
+
+    Raises:
+        CheckpointError: it is no result folder.
+    """
+    config = checkpoints.read_config(folder)
+
+    def stored(file: str) -> dict[str, Any]:
+        path = folder / file
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    return Facts(
+        name=name,
+        branch=branch,
+        config=config,
+        task=stored("config.json"),
+        adapter=stored("adapter_config.json"),
+        processor=MultispectralImageProcessor.from_pretrained(folder),
+        results=stored(checkpoints.RESULTS),
+        files={
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        },
+        licence=licence if licence is not None else known_licence(config.encoder.name_or_path),
+        public=public_dataset(config.dataset.name),
+    )
+
+
+def known_licence(encoder: str | None) -> str | None:
+    """The licence of a published encoder by its name on the Hub, or as the card in its folder states it."""
+    if encoder is None:
+        return None
+    by_name = {source.hub_id: source.licence for source in SOURCES.values() if source.hub_id is not None}
+    card = Path(encoder) / "README.md"
+    if card.is_file():
+        return ModelCard.load(card).data.get("license")
+    return by_name.get(encoder)
+
+
+def public_dataset(name: str) -> PublicDataset | None:
+    """The facts of a public data set, None for one that is not public."""
+    if name not in LOADERS or name in ("folder", "synthetic"):
+        return None
+    module = vars(importlib.import_module(f"deflect_hf.data.{LOADERS[name][0]}"))
+    nested = [value for item in module.values() if isinstance(item, Mapping) for value in item.values()]
+    found = [item for item in (*module.values(), *nested) if isinstance(item, PublicDataset) and item.name == name]
+    return found[0] if found else None
