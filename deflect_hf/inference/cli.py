@@ -1,0 +1,95 @@
+"""Maps from scenes: a trained segmentation model on georeferenced images of any size.
+
+    deflect-predict IN.tif OUT.tif --adapter work-dir/RUN
+    deflect-predict A.tif B.tif 'more/*.tif' MAPS/ --adapter work-dir/RUN --output probabilities --dtype uint8 --cog
+    python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
+    accelerate launch --multi_gpu evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
+
+A map has the size, CRS and transform of its image: class numbers with colours and names, 255 where nothing was
+measured, or one band of probabilities per class. Windows overlap and are blended. Interrupted, the same command goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.inference.arguments import PredictArguments
+from deflect_hf.training.cli import show_log, user_errors
+from deflect_hf.training.compose import parse_arguments
+
+
+def main() -> None:
+    """The console script ``deflect-predict``."""
+    with user_errors(sys.argv):
+        predict(parse(sys.argv[1:]))
+
+
+def parse(words: Sequence[str]) -> PredictArguments:
+    """The command line, with or without ``--predict`` before the files.
+
+    Raises:
+        ConfigError: a flag or its value is unknown.
+    """
+    words = list(words)
+    if "--help" in words or "-h" in words:
+        words = ["--help"]
+    elif words and not words[0].startswith("-"):
+        words = ["--predict", *words]
+    return parse_arguments(PredictArguments, __doc__ or "", words)
+
+
+def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
+    """Image and map of each job: the last of ``files`` is the map, or the folder of the maps, the others are images.
+
+    Raises:
+        ConfigError: no map is given, or two maps have the same name.
+        DataError: a pattern fits no file.
+    """
+    if len(files) < 2:
+        raise ConfigError("--predict needs an image and a map to write: --predict IN.tif OUT.tif")
+    *patterns, last = files
+    images: list[Path] = []
+    for pattern in patterns:
+        found = [pattern] if Path(pattern).exists() or not glob.has_magic(pattern) else sorted(glob.glob(pattern))
+        if not found:
+            raise DataError(f"{pattern} fits no file: correct the pattern.")
+        images += [Path(name) for name in found if Path(name) not in images]
+    target = Path(last)
+    if len(images) == 1 and not target.is_dir() and not last.endswith("/"):
+        return [(images[0], target)]
+    if target.suffix and not target.is_dir():
+        raise ConfigError(f"{len(images)} images need a folder for their maps, but {target} is a file; give FOLDER/")
+    names = [f"{image.stem}.tif" for image in images]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"several images would become {listing(repeated)} in {target}: predict them one by one.")
+    return [(image, target / name) for image, name in zip(images, names, strict=True)]
+
+
+def predict(arguments: PredictArguments) -> None:
+    """Write the maps, and say where they are."""
+    from deflect_hf.inference.mapping import predict_raster, refuse
+    from deflect_hf.inference.predictor import Predictor
+    from deflect_hf.training.checkpoints import read_config, result_folder
+    from deflect_hf.training.run import make_accelerator
+
+    show_log()
+    jobs = pairs(arguments.predict)
+    accelerator = make_accelerator(read_config(result_folder(Path(arguments.adapter))))
+    predictor = Predictor.from_folder(arguments.adapter, encoder=arguments.encoder, device=accelerator.device)
+    for image, target in jobs:  # before hours of work on the first
+        refuse(predictor, image, target, arguments)
+    for image, target in jobs:
+        predict_raster(predictor, image, target, arguments, accelerator)
+        if accelerator.is_main_process:
+            print(f"{target}: {arguments.output} of {image}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

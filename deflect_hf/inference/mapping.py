@@ -1,0 +1,215 @@
+"""From an image file to a map file: what is refused, what is written, who of several processes does what."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
+from deflect_hf.figures import class_colours
+from deflect_hf.inference.arguments import SceneArguments
+from deflect_hf.inference.predictor import Predictor
+from deflect_hf.inference.scenes import Scene, SceneWindows, cut
+from deflect_hf.inference.spool import Part, Spool, plan_parts
+from deflect_hf.raster import open_raster
+from deflect_hf.raster_map import MapLayout, sidecar, write_map
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+NODATA = 255  # of uint8 maps
+STEPS = 250  # probability 1.0 in uint8: steps of 0.004
+
+
+def predict_raster(
+    predictor: Predictor,
+    source: Path,
+    target: Path,
+    arguments: SceneArguments,
+    accelerator: Accelerator | None = None,
+) -> None:
+    """Write the map of one image: a GeoTIFF with its size, CRS and transform.
+
+    Interrupted, the same call goes on where it stopped; ``TARGET.parts`` holds what is finished until the map is there.
+    Several processes share the work, and the first of them writes the map.
+
+    Raises:
+        UnsupportedOperationError: the model classifies whole images, or has more classes than a map can hold.
+        ConfigError: the map is there already, is the image itself, or the windows do not fit.
+        DataError: the image is damaged, or the map cannot be written.
+        BandError: the image lacks a band that the model needs.
+        UnitError: the image is not in the model's unit.
+    """
+    refuse(predictor, source, target, arguments)
+    layout, finish = map_layout(predictor.classes, arguments)
+    with open_raster(source) as file:
+        scene = Scene.of(file, predictor.processor, arguments)
+        rows, columns = cut(predictor, scene.info, arguments)
+        windows = SceneWindows(scene, predictor, rows, columns, arguments.batch_size)
+        parts = plan_parts(rows, len(columns))
+        folder = target.with_name(f"{target.name}.parts")
+        dtype = np.dtype(layout.dtype)
+        spool = Spool(folder, scene.info.width, len(predictor.classes), layout.count, dtype, finish)
+        together(accelerator, lambda: _begin(spool, windows, arguments, parts), main_only=True)
+        together(accelerator, lambda: _predict(spool, windows, parts, accelerator))
+    together(accelerator, lambda: _assemble(spool, parts, layout, scene, target, arguments), main_only=True)
+
+
+def refuse(predictor: Predictor, source: Path, target: Path, arguments: SceneArguments) -> None:
+    """Refuse what cannot become a map before anything is read."""
+    if predictor.task != "segmentation":
+        raise UnsupportedOperationError(
+            f"{source}: the model gives one class to a whole image, which makes no map. Give the folder of a "
+            "segmentation model, or cut the scene into images and call the model on them."
+        )
+    if len(predictor.classes) > NODATA:
+        raise UnsupportedOperationError(
+            f"{source}: {len(predictor.classes)} classes do not fit into a map of 8 bits, which holds {NODATA}."
+        )
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ConfigError(f"{target} is the image itself: give the map another name.")
+    if target.exists() and not arguments.overwrite:
+        raise ConfigError(f"{target} is there already: give the map another name, or replace it with --overwrite.")
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder: give the map a name.")
+
+
+def map_layout(classes: tuple[str, ...], arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
+    """What the bands of the map are, and what makes stored values (count, h, W) of sums of logits (K, h, W)."""
+    tags = {"SOFTWARE": "deflect_hf"}
+    if arguments.output == "classes":
+        colours = [tuple(round(255 * part) for part in colour) for colour in class_colours(len(classes)).tolist()]
+        layout = MapLayout("uint8", NODATA, ("class",), categories=classes, colours=tuple(colours), tags=tags)
+        return layout, _classes
+    if arguments.dtype == "uint8":
+        return MapLayout("uint8", NODATA, classes, scale=1 / STEPS, tags=tags), _stepped_probabilities
+    return MapLayout("float32", float("nan"), classes, tags=tags), _probabilities
+
+
+def _classes(sums: Array) -> Array:
+    return np.where(np.isnan(sums[:1]), NODATA, sums.argmax(axis=0, keepdims=True)).astype(np.uint8)
+
+
+def _probabilities(sums: Array) -> Array:
+    return torch.from_numpy(sums).softmax(dim=0).numpy()
+
+
+def _stepped_probabilities(sums: Array) -> Array:
+    return np.nan_to_num(np.rint(_probabilities(sums) * STEPS), nan=NODATA).astype(np.uint8)
+
+
+def _begin(spool: Spool, windows: SceneWindows, arguments: SceneArguments, parts: list[Part]) -> None:
+    """Make the folder of the parts, or find those of an interrupted run."""
+    changed = spool.prepare(job_of(windows, arguments))
+    if changed is not None:
+        logger.warning("%s was begun with another %s: it is begun anew", spool.folder, changed)
+    finished = sum(spool.is_finished(part) for part in parts)
+    if finished:
+        logger.info("%s: %d of %d parts are finished and are kept", spool.folder, finished, len(parts))
+
+
+def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
+    """All that the values of the map depend on; parts of another job are of no use."""
+    info, predictor = windows.scene.info, windows.predictor
+    stat = Path(info.path).stat()
+    return {
+        "image": [str(Path(info.path).resolve()), stat.st_size, stat.st_mtime_ns],
+        "model": weights_digest(predictor.model),
+        "classes": predictor.classes,
+        "precision": str(predictor.precision),
+        "reading": {
+            **windows.scene.processor.to_dict(),
+            "resized to": predictor.processor.size,
+            "quality layer": str(windows.scene.reader.quality),
+        },
+        "windows": [windows.rows.size, windows.columns.size, arguments.overlap, windows.batch_size],
+        "output": [arguments.output, arguments.dtype],
+        "version": 1,  # of the files in the folder
+    }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Checksum of all weights and buffers that predict: not of the untrained head that PEFT keeps beside the trained."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        if ".original_module." in f".{name}":
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _predict(spool: Spool, windows: SceneWindows, parts: list[Part], accelerator: Accelerator | None) -> None:
+    """This process's share of the parts that are not there yet."""
+    index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    mine = [part for part in parts[index::count] if not spool.is_finished(part)]
+    total = sum(part.stop - part.first for part in mine) * len(windows.columns)
+    # one bar is enough, and none in a log file
+    with tqdm(total=total, unit="window", disable=None if index == 0 else True) as bar:
+        for part in mine:
+            with spool.open(part) as write, closing(windows.sums(part, bar.update)) as pieces:
+                for sums in pieces:
+                    write(sums.numpy())
+
+
+def _assemble(
+    spool: Spool, parts: list[Part], layout: MapLayout, scene: Scene, target: Path, arguments: SceneArguments
+) -> None:
+    """Put the map together in the folder of the parts, then move it to its place and remove the folder."""
+    made = spool.folder / "map.tif"
+    seen = False
+
+    def pieces() -> Iterator[Array]:
+        nonlocal seen
+        for piece in spool.rows(parts):
+            seen = seen or not bool((np.isnan(piece) if np.isnan(layout.nodata) else piece == layout.nodata).all())
+            yield piece
+
+    write_map(made, layout, scene.info, pieces(), cog=arguments.cog)
+    with spool.writing():
+        if sidecar(made).exists():
+            os.replace(sidecar(made), sidecar(target))
+        else:
+            sidecar(target).unlink(missing_ok=True)
+        os.replace(made, target)
+    spool.remove()
+    if not seen:
+        logger.warning("%s holds nodata alone: no pixel of %s is a measurement", target, scene.info.path)
+
+
+def together(accelerator: Accelerator | None, work: Callable[[], None], main_only: bool = False) -> None:
+    """Do ``work`` in all processes, or in the first alone, and go on in all of them or in none.
+
+    A process that fails alone would leave the others waiting for it.
+    """
+    if accelerator is None or accelerator.num_processes == 1:
+        work()
+        return
+    from accelerate.utils import gather_object
+
+    problem: DeflectError | None = None
+    if not main_only or accelerator.is_main_process:
+        try:
+            work()
+        except DeflectError as error:
+            problem = error
+    messages = gather_object([None if problem is None else str(problem)])
+    if problem is not None:
+        raise problem
+    for message in messages:
+        if message is not None:
+            raise DataError(message)

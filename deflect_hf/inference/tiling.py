@@ -1,0 +1,89 @@
+"""Windows over a scene: where they lie, and how much each counts where they overlap.
+
+Along an axis, a window counts nothing in its outermost quarter of the overlap, where a model sees the least around a
+pixel, then rises along half a cosine to 1; at the edge of the scene it counts fully up to the last pixel. The weights
+sum to 1 at every pixel, so that what all windows agree on comes out unchanged. As the windows form a grid, the weight of
+one is the product of its weights along rows and columns.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Windows along one axis of a scene.
+
+    Attributes:
+        length: pixels of the scene.
+        size: pixels of a window; a single window may be longer than the scene.
+        offsets: first pixel of each window, rising.
+        margin: pixels at an inner border of a window that it counts nothing for.
+    """
+
+    length: int
+    size: int
+    offsets: tuple[int, ...]
+    margin: int
+
+    @classmethod
+    def cover(cls, length: int, size: int, overlap: float, step: int) -> Axis:
+        """Windows of ``size`` pixels that overlap by at least the share ``overlap``, at multiples of ``step`` pixels.
+
+        The last one ends at the scene's edge, wherever that is, rather than looking beyond it.
+        """
+        if length <= size:
+            return cls(length, size, (0,), 0)
+        shared = min(math.ceil(overlap * size), size - 1)
+        stride = max((size - shared) // step * step, min(step, size))
+        offsets = [*range(0, length - size, stride), length - size]
+        return cls(length, size, tuple(offsets), (size - stride) // 4)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @functools.cached_property
+    def starts(self) -> list[int]:
+        """First pixel that each window counts for."""
+        return [0] + [offset + self.margin for offset in self.offsets[1:]]
+
+    @functools.cached_property
+    def ends(self) -> list[int]:
+        """One past the last pixel that each window counts for."""
+        return [offset + self.size - self.margin for offset in self.offsets[:-1]] + [self.length]
+
+    @functools.cached_property
+    def weights(self) -> list[Array]:
+        """(ends - starts,) float32 weights of each window, from its first to its last pixel that counts."""
+        raw = [self._raw(number) for number in range(len(self))]
+        total = np.zeros(self.length)
+        for start, end, values in zip(self.starts, self.ends, raw, strict=True):
+            total[start:end] += values
+        parts = zip(self.starts, self.ends, raw, strict=True)
+        return [(values / total[start:end]).astype(np.float32) for start, end, values in parts]
+
+    def _raw(self, number: int) -> Array:
+        """Rise and fall over the overlap without its margins; no rise at the first pixel of the scene, no last fall."""
+        first, last = number == 0, number == len(self) - 1
+        values = np.ones(self.ends[number] - self.starts[number])
+        if not first:
+            rise = self._rise(self.ends[number - 1] - self.starts[number], len(values))
+            values[: len(rise)] *= rise
+        if not last:
+            fall = self._rise(self.ends[number] - self.starts[number + 1], len(values))
+            values[len(values) - len(fall) :] *= fall[::-1]
+        return values
+
+    @staticmethod
+    def _rise(shared: int, room: int) -> Array:
+        """Half a cosine from 0 to 1 over the ``shared`` pixels, at their centres."""
+        width = min(shared, room)
+        return 0.5 - 0.5 * np.cos(np.pi * (np.arange(width) + 0.5) / max(width, 1))

@@ -1,0 +1,184 @@
+"""Maps as GeoTIFF: classes with colours and names, or probabilities; read back once they are written.
+
+A map is written from top to bottom, a few rows at a time, and never held whole. GDAL does not report every failure of
+its last writes, so the finished file is compared with what was to be in it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import xml.etree.ElementTree as ElementTree
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from deflect_hf.errors import DataError
+from deflect_hf.raster import CACHE_BYTES
+from deflect_hf.raster_header import RasterInfo
+
+Array = np.ndarray[Any, Any]
+Colour = tuple[int, int, int]
+
+BLOCK = 256
+COG_BLOCK = 512
+SIDECAR = ".aux.xml"  # where GDAL keeps what a GeoTIFF has no tag for
+
+
+@dataclass(frozen=True)
+class MapLayout:
+    """What the bands of a map are.
+
+    Attributes:
+        dtype: ``"uint8"`` or ``"float32"``.
+        nodata: stored value where nothing was measured.
+        descriptions: one per band.
+        scale: what a stored value is multiplied by.
+        categories: names of the stored values 0, 1, 2 ... of a band of classes; empty for other maps.
+        colours: red, green and blue (0 to 255) of each category.
+        tags: further text for the file's metadata.
+    """
+
+    dtype: str
+    nodata: float
+    descriptions: tuple[str, ...]
+    scale: float = 1.0
+    categories: tuple[str, ...] = ()
+    colours: tuple[Colour, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of bands."""
+        return len(self.descriptions)
+
+
+def write_map(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[Array], *, cog: bool) -> None:
+    """Write a map with the size, CRS and transform of ``like``, or leave nothing.
+
+    Args:
+        path: in a folder of its own: files beside it with names that start with its name are written and removed.
+        pieces: (count, h, W) stored values from top to bottom.
+        cog: as Cloud Optimized GeoTIFF, with overviews.
+
+    Raises:
+        DataError: the disk is full, or the file is not what was to be written.
+    """
+    plain = path.with_name(f"{path.name}.plain.tif") if cog else path
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _writing(path):
+            checksums = _write_plain(plain, layout, like, pieces)
+            if cog:
+                rasterio.shutil.copy(
+                    plain,
+                    path,
+                    driver="COG",
+                    COMPRESS="DEFLATE",
+                    PREDICTOR="YES" if layout.dtype == "float32" else "NO",
+                    BLOCKSIZE=COG_BLOCK,
+                    # a class between two others in the table is not between them on the ground
+                    OVERVIEW_RESAMPLING="MODE" if layout.categories else "AVERAGE",
+                    BIGTIFF="IF_SAFER",
+                )
+            _compare(path, checksums)
+        sidecar(path).unlink(missing_ok=True)
+        if layout.categories:
+            sidecar(path).write_text(_categories(layout.categories), encoding="utf-8")
+    except BaseException:
+        sidecar(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        if cog:
+            plain.unlink(missing_ok=True)
+            sidecar(plain).unlink(missing_ok=True)
+
+
+def sidecar(path: Path) -> Path:
+    """The file beside a map that holds the names of its classes."""
+    return path.with_name(path.name + SIDECAR)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            yield
+    # GDAL's own errors, which rasterio lets through when it copies, are no RasterioErrors
+    except (OSError, RasterioError, CPLE_BaseError) as error:
+        raise DataError(
+            f"{path} cannot be written ({error.__cause__ or error}): make room on the disk, or choose another folder."
+        ) from error
+
+
+def _write_plain(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[Array]) -> list[int]:
+    """Write the map as a plain GeoTIFF; returns the checksum of each BLOCK rows."""
+    profile = {"driver": "GTiff", "count": layout.count, "dtype": layout.dtype, "height": like.height,
+               "width": like.width, "nodata": layout.nodata, "crs": like.crs, "compress": "deflate",
+               "predictor": 3 if layout.dtype == "float32" else 1, "interleave": "band",
+               "BIGTIFF": "IF_SAFER"}  # fmt: skip
+    if min(like.height, like.width) >= BLOCK:
+        profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
+    if like.crs is not None or like.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
+        profile["transform"] = rasterio.Affine(*like.transform)
+    checksums = []
+    with rasterio.open(path, "w", **profile) as sink:
+        for number, text in enumerate(layout.descriptions, start=1):
+            sink.set_band_description(number, text)
+        if layout.colours:
+            table = {number: (*colour, 255) for number, colour in enumerate(layout.colours)}
+            sink.write_colormap(1, {**table, int(layout.nodata): (0, 0, 0, 0)})
+        if layout.scale != 1.0:
+            sink.scales = [layout.scale] * layout.count
+        sink.update_tags(**layout.tags)
+        for number, name in enumerate(layout.categories):
+            sink.update_tags(1, **{f"CLASS_{number}": name})
+        row = 0
+        for values in _blocks(pieces):
+            sink.write(values, window=Window(0, row, like.width, values.shape[1]))
+            checksums.append(zlib.crc32(np.ascontiguousarray(values).data))
+            row += values.shape[1]
+    return checksums
+
+
+def _blocks(pieces: Iterator[Array]) -> Iterator[Array]:
+    """The same rows, BLOCK at a time: whole tiles, each of which is compressed once."""
+    kept: list[Array] = []
+    for piece in pieces:
+        kept.append(piece)
+        while sum(values.shape[1] for values in kept) >= BLOCK:
+            rows = np.concatenate(kept, axis=1)
+            yield rows[:, :BLOCK]
+            kept = [rows[:, BLOCK:]]
+    if sum(values.shape[1] for values in kept):
+        yield np.concatenate(kept, axis=1)
+
+
+def _compare(path: Path, checksums: list[int]) -> None:
+    """Read the file back; OSError if it holds other values than were to be written."""
+    with rasterio.open(path) as source:
+        for number, expected in enumerate(checksums):
+            row = number * BLOCK
+            values = source.read(window=Window(0, row, source.width, min(BLOCK, source.height - row)))
+            if zlib.crc32(values.data) != expected:
+                raise OSError(f"rows from {row} on came back with other values")
+
+
+def _categories(names: tuple[str, ...]) -> str:
+    """GDAL's auxiliary file with the names of band 1's values, which QGIS shows in the legend."""
+    root = ElementTree.Element("PAMDataset")
+    listed = ElementTree.SubElement(ElementTree.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
+    for name in names:
+        ElementTree.SubElement(listed, "Category").text = name
+    return ElementTree.tostring(root, encoding="unicode") + os.linesep
