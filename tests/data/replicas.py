@@ -22,11 +22,11 @@ SATELLITES: Sequence[Mapping[int, Sequence[int]]] = (
 MADOS_CLASSES = (5, 6, 7)  # stored values that the made-up crops contain: ship, oil spill, marine water
 
 
-def regions(rng: np.random.Generator, cells: int, classes: int) -> np.ndarray:
-    """(cells, cells) class numbers; each class has at least one cell."""
-    numbers = rng.integers(0, classes, cells * cells)
-    numbers[rng.permutation(cells * cells)[:classes]] = np.arange(classes)
-    return numbers.reshape(cells, cells)
+def quarters(rng: np.random.Generator, classes: int, size: int) -> np.ndarray:
+    """(size, size) class numbers, one for each quarter of the image; each of up to four classes has at least one."""
+    numbers = rng.integers(0, classes, 4)
+    numbers[rng.permutation(4)[:classes]] = np.arange(classes)
+    return enlarge(numbers.reshape(2, 2), size // 2)
 
 
 def reflectance(classes: np.ndarray, wavelength_nm: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def enlarge(cells: np.ndarray, factor: int) -> np.ndarray:
 def write_mados(
     root: Path, *, train: int = 6, val: int = 2, test: int = 2, size: int = 24, crops_per_scene: int = 3, seed: int = 0
 ) -> Path:
-    """MADOS with ``size`` pixels in the 10 m folders, a multiple of 6 (published: 240); returns ``root``.
+    """MADOS with ``size`` pixels in the 10 m folders, a multiple of 12 (published: 240); returns ``root``.
 
     Every crop has invalid pixels (NaN), small negative values, and pixels without a label.
     """
@@ -51,7 +51,7 @@ def write_mados(
     for index in range(train + val + test):
         scene, crop = f"Scene_{index // crops_per_scene}", index % crops_per_scene + 1
         names.append(f"{scene}_{crop}")
-        cells = regions(rng, size // 6, len(MADOS_CLASSES))
+        cells = quarters(rng, len(MADOS_CLASSES), size // 6)
         for gsd_m, wavelengths in SATELLITES[index // crops_per_scene % 2].items():
             for nm in wavelengths:
                 band = mados_band(rng, reflectance(enlarge(cells, 60 // gsd_m), nm), gsd_m)
@@ -86,7 +86,7 @@ def write_burn_scars(root: Path, *, training: int = 12, validation: int = 4, siz
     for folder, count in (("training", training), ("validation", validation)):
         for index in range(count):
             stem = f"subsetted_512x512_HLS.S30.T{10 + index:02d}SGD.2018{100 + index}.v1.4"
-            burnt = enlarge(regions(rng, 4, 2), size // 4)
+            burnt = quarters(rng, 2, size)
             bands = [reflectance(burnt, nm) for nm in (490, 560, 660, 865, 1610, 2190)]
             image = (np.stack(bands) + 0.01 * rng.standard_normal((6, size, size))).astype(np.float32)
             image[:, 0, 0], image[:, 0, 1], image[:, 0, 2] = 9999.0, -9999.0, np.nan
@@ -116,7 +116,7 @@ def write_sen1floods11(
     ):
         names = [f"{event}_{100 + index}" for index in range(count)]
         for name in names:
-            water = enlarge(regions(rng, 4, 2), size // 4)
+            water = quarters(rng, 2, size)
             bands = np.stack([reflectance(1 - water, one) for one in nm])
             image = np.round(10000 * bands + rng.integers(-50, 50, bands.shape)).astype(np.uint16)
             image[:, 0, 0] = 0
