@@ -6,6 +6,8 @@
         --segmentor_config configs/segmentors/linear.yaml
         --augmentation_config configs/augmentations/segmentation_default.yaml
 
+    python train.py --batch_size 1 --eval_dir work-dir/RUN        the same as evaluate.py, which has a --help of its own
+
 Any key of a configuration file is also a flag (--segmentor.optimizer.lr 1e-3). `method` takes the options of
 --finetune, as --method.NAME VALUE:
     deflect   rank, aux_dim, indices, layers_to_transform, band_dropout
@@ -17,7 +19,10 @@ Any key of a configuration file is also a flag (--segmentor.optimizer.lr 1e-3). 
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 
 def postponed_package(name: str):
@@ -31,15 +36,25 @@ def postponed_package(name: str):
     return lambda: spec.loader.exec_module(package)
 
 
+def evaluates(argv: Sequence[str]) -> bool:
+    """Whether this is an evaluation, which the official code's one script does as well: --eval_dir, no --config."""
+    typed = {word.partition("=")[0] for word in argv}
+    return "--eval_dir" in typed and "--config" not in typed
+
+
 def main() -> None:
     """Parse, train, print."""
+    if evaluates(sys.argv[1:]):
+        runpy.run_path(str(Path(__file__).with_name("evaluate.py")), run_name="__main__")
+        return
     run_package = postponed_package("deflect_hf")
     from deflect_hf.training.arguments import RunArguments
     from deflect_hf.training.cli import score_table, show_log, user_errors
+    from deflect_hf.training.combinations import refuse_idle_keys
     from deflect_hf.training.compose import parse_arguments
 
     with user_errors(sys.argv):
-        config = parse_arguments(RunArguments, __doc__)
+        config = parse_arguments(RunArguments, __doc__, check=refuse_idle_keys)
         run_package()
         from deflect_hf.training.run import run
 

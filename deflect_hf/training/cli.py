@@ -45,13 +45,25 @@ def show_log() -> None:
 
 def score_table(scores: Mapping[str, Any]) -> str:
     """The means and the table per class of one split as text."""
-    means = ", ".join(f"{name} {scores[name]:.4f}" for name in ("accuracy", "miou", "f1_macro"))
+    intervals = scores.get("intervals") or {}  # results of earlier versions have none
+    means = ", ".join(
+        f"{name} {scores[name]:.4f}{_interval(intervals.get(name), ' [{:.4f}, {:.4f}]')}"
+        for name in ("accuracy", "miou", "f1_macro")
+    )
     means += " (means over all classes)" if scores["convention"] == "pangaea" else " (means over classes present)"
-    width = max(map(len, scores["per_class"]))
+    width = max(len("class"), *map(len, scores["per_class"]))
     columns = ("iou", "f1", "precision", "recall", "support")
-    lines = [means, f"{'class':<{width}}" + "".join(f"{name:>10}" for name in columns)]
+    heading = f"{'class':<{width}}" + "".join(f"{name:>10}" for name in columns)
+    lines = [means, heading + (f"{'interval of iou':>18}" if intervals else "")]
     for name, row in scores["per_class"].items():
-        lines.append(f"{name:<{width}}" + "".join(f"{_cell(row[column]):>10}" for column in columns))
+        told = _interval(intervals.get("iou", {}).get(name), "{:.4f}-{:.4f}") or "-"
+        cells = "".join(f"{_cell(row[column]):>10}" for column in columns)
+        lines.append(f"{name:<{width}}{cells}" + (f"{told:>18}" if intervals else ""))
+    if intervals:
+        lines.append(
+            f"intervals: {intervals['level']:.0%}, bootstrap over {intervals['images']} images; they say nothing of "
+            "other places or other seeds"
+        )
     return "\n".join(lines)
 
 
@@ -65,6 +77,10 @@ def drop_table(dropped: Mapping[str, Any]) -> str:
         lines.append(f"{band or 'no band':<{width}}{means}{row['miou'] - table['']['miou']:>+10.4f}")
     lines.append(f"change: of miou; trained with band_dropout {dropped['band_dropout']:g}")
     return "\n".join(lines)
+
+
+def _interval(bounds: Sequence[float] | None, form: str) -> str:
+    return "" if bounds is None else form.format(*bounds)
 
 
 def _cell(value: float | int | None) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from deflect_hf.errors import ConfigError, listing, nearest
-from deflect_hf.training.official import ALIASES, refuse_launcher_key
+from deflect_hf.training.official import ALIASES, refuse_official_key
 from deflect_hf.training.schema import check_types, leaves, parse_text
 
 GROUPS = ("encoder", "dataset", "segmentor", "augmentation")
@@ -97,7 +97,7 @@ def flatten(values: Mapping[str, Any], schema: type, origin: str, prefix: str = 
                 raise ConfigError(f"{origin}: {dotted!r} holds several keys, not the single value {value!r}")
             yield from flatten(value, schema, origin, prefix=f"{dotted}.")
         else:
-            refuse_launcher_key(dotted, origin)
+            refuse_official_key(dotted, origin)
             depth = dotted.count(".") + 1
             siblings = dict.fromkeys(".".join(name.split(".")[:depth]) for name in known if name.startswith(prefix))
             raise ConfigError(
@@ -159,7 +159,7 @@ def typed_flags(arguments: Mapping[str, Any], rest: Sequence[str], schema: type)
         key = flag.removeprefix("--")
         owner = next((leaf for leaf in known.values() if leaf.is_mapping and key.startswith(f"{leaf.key}.")), None)
         if not flag.startswith("--") or owner is None:
-            refuse_launcher_key(key, TYPED)
+            refuse_official_key(key, TYPED)
             options = [*known, *ALIASES, *file_flags(schema), "print_config", "debug"]
             near = nearest(flag, [f"--{option}" for option in options])
             raise ConfigError(f"{TYPED}: unknown option {flag!r}.{near} All of them: --help")

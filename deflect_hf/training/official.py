@@ -39,12 +39,14 @@ ALIASES: Mapping[str, Alias] = MappingProxyType(
 LAUNCHER = ("rank", "local_rank", "world_size", "local_world_size")
 
 
-def refuse_launcher_key(key: str, origin: str) -> None:
-    """Refuse what says which of several processes this is.
+def refuse_official_key(key: str, origin: str) -> None:
+    """Say of a key of the official code that has no counterpart in a configuration what to do instead.
 
     Raises:
         ConfigError: ``key`` is one of these.
     """
+    if key == "eval_dir":
+        raise ConfigError(f"{origin}: 'eval_dir' evaluates a run that is trained: give it alone, without 'config'")
     if key in LAUNCHER:
         rank = " (the rank of an adapter is --method.rank)" if key == "rank" else ""
         raise ConfigError(
