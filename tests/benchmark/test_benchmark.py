@@ -70,12 +70,16 @@ def test_what_the_benchmark_sets_itself_is_refused(flag, tmp_path):
 
 
 def test_reported_score_must_exist():
-    results = {"test": {"accuracy": 0.5, "miou": 0.25, "per_class": {"water": {"iou": 0.75}}}}
-    assert accuracy.score(results, "iou:water") == 0.75
+    test = {"accuracy": 0.5, "miou": 0.25, "per_class": {"water": {"iou": 0.75, "recall": None}}}
+    assert accuracy.score(test, "iou:water") == 0.75
     with pytest.raises(ConfigError, match=r"no mean.*Did you mean 'miou'"):
-        accuracy.score(results, "miuo")
+        accuracy.score(test, "miuo")
     with pytest.raises(ConfigError, match="no class 'ice'; there are 'water'"):
-        accuracy.score(results, "iou:ice")
+        accuracy.score(test, "iou:ice")
+    with pytest.raises(ConfigError, match="no score 'iuo' of a class; there are 'iou', 'recall'"):
+        accuracy.score(test, "iuo:water")
+    with pytest.raises(ConfigError, match="test images of a run have no 'water' in label or prediction"):
+        accuracy.score(test, "recall:water")
 
 
 def test_cost_prints_ratios_to_the_first_row(tmp_path, capsys):
