@@ -7,10 +7,10 @@ importing peft and transformers.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import deflect_hf.models  # noqa: F401  (registration)
+from deflect_hf.lazy import lazy_names
 from deflect_hf.tuners.bitfit import BitFitConfig, BitFitModel
 from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
 from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel
@@ -64,12 +64,4 @@ __all__ = [
     "select_bands",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

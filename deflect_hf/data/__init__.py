@@ -5,8 +5,9 @@ Loaded when first asked for: reading the arguments alone needs neither torch nor
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from deflect_hf.lazy import lazy_names
 
 if TYPE_CHECKING:
     from deflect_hf.data.arguments import AugmentationArguments, DatasetArguments
@@ -35,12 +36,4 @@ __all__ = [
     "load_dataset_splits",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -6,8 +6,11 @@ Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
+
+from deflect_hf.models.geovit.positions import plane_positions
 
 # What an encoder's configuration shares between ViTMAEConfig and ViTConfig: all that its forward depends on.
 _SHARED = (
@@ -24,17 +27,9 @@ _SHARED = (
 )
 
 
-def sine_cosine_positions(side: int, width: int) -> Tensor:
-    """Return fixed position embeddings (1, 1 + side * side, width): zeros for CLS, then the grid row by row.
-
-    The first half of the channels encodes the column, the second the row, as in the published MAE weights.
-    """
-    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-    columns, rows = waves.repeat(side, 1), waves.repeat_interleave(side, dim=0)
-    grid = torch.cat([columns, rows], dim=1)
-    return torch.cat([torch.zeros(1, width, dtype=torch.float64), grid])[None].float()
+def fixed_positions(side: int, width: int) -> Tensor:
+    """-> (1, 1 + side * side, width): zeros for CLS, then the waves of the published MAE weights, row by row."""
+    return F.pad(plane_positions(side, side, width, torch.ones(1)), (0, 0, 1, 0))
 
 
 def build_masked_autoencoder(config: ViTMAEConfig) -> ViTMAEForPreTraining:
@@ -52,8 +47,8 @@ def build_masked_autoencoder(config: ViTMAEConfig) -> ViTMAEForPreTraining:
     with torch.no_grad():
         nn.init.xavier_uniform_(embeddings.patch_embeddings.projection.weight.flatten(1))
         side = config.image_size // config.patch_size
-        embeddings.position_embeddings.copy_(sine_cosine_positions(side, config.hidden_size))
-        decoder.decoder_pos_embed.copy_(sine_cosine_positions(side, config.decoder_hidden_size))
+        embeddings.position_embeddings.copy_(fixed_positions(side, config.hidden_size))
+        decoder.decoder_pos_embed.copy_(fixed_positions(side, config.decoder_hidden_size))
         nn.init.normal_(embeddings.cls_token, std=config.initializer_range)
         nn.init.normal_(decoder.mask_token, std=config.initializer_range)
     return model

@@ -12,8 +12,8 @@ from deflect_hf.errors import CheckpointError, ConfigError, DataError
 from deflect_hf.training import pretrain as pretraining
 from deflect_hf.training.masked_autoencoder import (
     build_masked_autoencoder,
+    fixed_positions,
     random_views,
-    sine_cosine_positions,
     to_vit_encoder,
 )
 from deflect_hf.training.pretrain import PretrainArguments, RGBChips, load_chips, main, pretrain
@@ -77,7 +77,7 @@ def test_positions_are_those_of_published_weights():
     published = build_2d_sinusoidal_position_embedding(3, 3, 16, cls_token=True)
     # transformers turns the two halves to match the published weights.
     expected = torch.cat([published[:, 8:], published[:, :8]], dim=1)
-    torch.testing.assert_close(sine_cosine_positions(3, 16)[0], expected)
+    torch.testing.assert_close(fixed_positions(3, 16)[0], expected)
 
 
 def test_new_autoencoder_knows_where_a_patch_is():
