@@ -2,10 +2,10 @@
 
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-from deflect_hf.models.base import load_encoder
 from deflect_hf.models.classification import EncoderForImageClassification
 from deflect_hf.models.configuration import EncoderForImageClassificationConfig, EncoderForSemanticSegmentationConfig
 from deflect_hf.models.geovit import GeoViTBackbone, GeoViTConfig, GeoViTModel
+from deflect_hf.models.loading import load_encoder
 from deflect_hf.models.segmentation import EncoderForSemanticSegmentation
 
 AutoConfig.register(EncoderForImageClassificationConfig.model_type, EncoderForImageClassificationConfig, exist_ok=True)

@@ -1,25 +1,25 @@
-"""What the task models share: the encoder inside, its loading, band selection, and tokens as patch maps."""
+"""What the task models share: the encoder inside, band selection, and tokens as patch maps."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from deflect_hf.bands import normalise_base_bands, select_bands
-from deflect_hf.errors import ArchitectureError, BandError, CheckpointError, ConfigError, DataError, listing, nearest
+from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.models.configuration import EncoderWithHeadConfig, as_pair
-from deflect_hf.models.geovit.sources import conversion_hint
+from deflect_hf.models.loading import adopt_encoder, load_encoder, refuse_new_weights, without_pooler
+from deflect_hf.models.patch_embedding import widen
 
 
 class EncoderFeatures(NamedTuple):
@@ -33,93 +33,6 @@ class EncoderFeatures(NamedTuple):
         """Patch tokens of each layer as channels-last maps (B, h, w, D)."""
         height, width = self.grid
         return [layer[:, layer.shape[1] - height * width :].unflatten(1, self.grid) for layer in self.layers]
-
-
-def _encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    if type(config) not in MODEL_MAPPING:
-        raise ArchitectureError(f"{type(config).__name__} has no model class registered with transformers' AutoModel.")
-    return MODEL_MAPPING[type(config)]
-
-
-def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
-    """No head reads the pooler, and many checkpoints lack its weights."""
-    takes_option = "add_pooling_layer" in inspect.signature(_encoder_class(config).__init__).parameters
-    return {"add_pooling_layer": False} if takes_option else {}
-
-
-def _refuse_new_weights(missing: Collection[str], source: str) -> None:
-    if missing:
-        raise CheckpointError(
-            f"{source} lacks {len(missing)} tensors, which would be filled with random numbers: "
-            f"{', '.join(sorted(missing))}. Give a checkpoint that holds them all."
-        )
-
-
-@contextlib.contextmanager
-def _readable(source: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"The encoder {str(source)!r} cannot be loaded: {error} Give a folder with config.json and "
-            f"model.safetensors, or the name of a model on the Hub.{conversion_hint(source)}"
-        ) from error
-
-
-def load_encoder_config(
-    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
-) -> PreTrainedConfig:
-    """The configuration of a vision transformer in a folder or on the Hub, without its weights.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    with _readable(source):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            source, revision=revision, local_files_only=local_files_only
-        )
-    return config
-
-
-def load_encoder(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    attn_implementation: str | None = None,
-    local_files_only: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> PreTrainedModel:
-    """Load a vision transformer without pooler from a folder or from the Hub.
-
-    Raises:
-        CheckpointError: it cannot be read, or lacks weights that the encoder needs (all of them are named).
-    """
-    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    config = load_encoder_config(source, **where)
-    with _readable(source):
-        encoder, report = AutoModel.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            **_without_pooler(config),
-            **where,
-        )
-    _refuse_new_weights(report["missing_keys"], f"The encoder checkpoint {str(source)!r}")
-    return encoder
-
-
-def _adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
-    expected = _encoder_class(encoder.config)
-    if not isinstance(encoder, expected):
-        raise ArchitectureError(
-            f"{type(encoder).__name__} is not a bare encoder: pass a {expected.__name__}, "
-            "for a model with a head its `base_model`."
-        )
-    if _without_pooler(encoder.config):
-        encoder.pooler = None
-    return encoder
 
 
 class EncoderWithHead(PreTrainedModel):
@@ -147,7 +60,7 @@ class EncoderWithHead(PreTrainedModel):
     def __init__(self, config: EncoderWithHeadConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if encoder is None:
-            encoder = AutoModel.from_config(config.encoder_config, **_without_pooler(config.encoder_config))
+            encoder = AutoModel.from_config(config.encoder_config, **without_pooler(config.encoder_config))
         config.take_encoder(encoder.config)
         self.encoder = encoder
         parameters = inspect.signature(encoder.forward).parameters
@@ -158,7 +71,7 @@ class EncoderWithHead(PreTrainedModel):
         if self._hidden_layers:
             # transformers installs its hooks in the first forward, under a lock that torch.compile cannot trace.
             maybe_install_capturing_hooks(encoder)
-        self._base_positions = select_bands(config.bands or [], config.selected_base_bands)
+        self._take_bands()
         image_size = as_pair(getattr(config.encoder_config, "image_size", None) or (0, 0))
         self._pretraining_size = image_size
         if image_size[0] != image_size[1] and hasattr(getattr(encoder, "embeddings", None), "interpolate_pos_encoding"):
@@ -201,7 +114,7 @@ class EncoderWithHead(PreTrainedModel):
         if isinstance(encoder, PreTrainedModel):
             if revision or attn_implementation or local_files_only:
                 raise ConfigError("revision, attn_implementation and local_files_only are for loading an encoder.")
-            encoder = _adopt_encoder(encoder)
+            encoder = adopt_encoder(encoder)
         else:
             encoder = load_encoder(
                 encoder,
@@ -232,7 +145,7 @@ class EncoderWithHead(PreTrainedModel):
         model, report = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
-        _refuse_new_weights(report["missing_keys"], f"The checkpoint {str(pretrained_model_name_or_path)!r}")
+        refuse_new_weights(report["missing_keys"], f"The checkpoint {str(pretrained_model_name_or_path)!r}")
         return (model, report) if output_loading_info else model
 
     def set_bands(
@@ -241,20 +154,35 @@ class EncoderWithHead(PreTrainedModel):
         base_bands: Sequence[str] | None = None,
         base_mean: Sequence[float] | None = None,
         base_std: Sequence[float] | None = None,
+        extra_bands: Sequence[str] | None = None,
+        extra_mean: Sequence[float] | None = None,
+        extra_std: Sequence[float] | None = None,
     ) -> None:
         """Take (B, C, H, W) reflectance in the order of `bands`, and hand the encoder the base bands, normalised.
 
+        `extra_bands` widen the encoder's patch embedding for good: it takes them behind the base bands, and they have
+        no influence until their kernel is set or trained.
+
         Raises:
-            BandError: a band is unknown or missing.
+            BandError: a band is unknown, missing or named twice.
             ConfigError: the lists do not fit the encoder's channels.
         """
         values = {"bands": bands, "base_bands": base_bands, "base_mean": base_mean, "base_std": base_std}
+        values |= {"extra_bands": extra_bands, "extra_mean": extra_mean, "extra_std": extra_std}
         config = copy.copy(self.config)  # shallow: the encoder keeps sharing its configuration
         for name, value in values.items():
             setattr(config, name, None if value is None else list(value))
         config.check_bands()
-        self._base_positions = select_bands(config.bands or [], config.selected_base_bands)
+        select_bands(config.bands or [], config.encoder_bands)
         self.config = config
+        self._take_bands()
+
+    def _take_bands(self) -> None:
+        """Follow the configuration: where the encoder's bands are, and as many channels in its patch embedding."""
+        config = self.config
+        self._positions = select_bands(config.bands or [], config.encoder_bands)
+        if config.extra_bands and self.encoder.config.num_channels < len(config.encoder_bands):
+            widen(self.encoder, len(config.encoder_bands))
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's patch embedding."""
@@ -271,7 +199,7 @@ class EncoderWithHead(PreTrainedModel):
             ArchitectureError: the encoder does not return one token per patch, or not the hidden states.
         """
         grid = self._patch_grid(pixel_values)
-        pixel_values = self._base_bands(pixel_values)
+        pixel_values = self._encoder_input(pixel_values)
         hidden = self._hidden_layers
         if hidden and not kwargs.get("output_hidden_states"):
             kwargs["output_hidden_states"] = hidden
@@ -304,8 +232,9 @@ class EncoderWithHead(PreTrainedModel):
             )
         return height // rows, width // columns
 
-    def _base_bands(self, pixel_values: Tensor) -> Tensor:
-        bands = self.config.bands
+    def _encoder_input(self, pixel_values: Tensor) -> Tensor:
+        config = self.config
+        bands = config.bands
         if bands is None:
             return pixel_values
         if pixel_values.shape[1] != len(bands):
@@ -313,7 +242,10 @@ class EncoderWithHead(PreTrainedModel):
                 f"pixel_values has {pixel_values.shape[1]} channels, but the model was configured for {len(bands)} "
                 f"bands: {listing(bands)}."
             )
-        return normalise_base_bands(pixel_values, self._base_positions, self.config.base_mean, self.config.base_std)
+        mean, std = config.base_mean, config.base_std
+        if mean is not None and std is not None:
+            mean, std = [*mean, *(config.extra_mean or [])], [*std, *(config.extra_std or [])]
+        return normalise_base_bands(pixel_values, self._positions, mean, std)
 
     def _encoder_arguments(self, pixel_values: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
         arguments: dict[str, Any] = {}

@@ -47,6 +47,9 @@ class EncoderWithHeadConfig(PreTrainedConfig):
             and normalises them; if None, ``pixel_values`` reach the encoder untouched.
         base_bands: bands the encoder was pretrained on, in its channel order; default R, G, B.
         base_mean, base_std: normalisation of the base bands in reflectance; None leaves the values as they are.
+        extra_bands: further bands that the patch embedding takes, behind the base bands. The model widens it for them,
+            with a kernel of zeros that is there to be trained. None: the encoder sees the base bands alone.
+        extra_mean, extra_std: normalisation of the extra bands; they come with those of the base bands.
         ignore_index: label value that no loss and no metric counts.
         class_weights: one weight per class, for the cross-entropy.
         label_smoothing: of the cross-entropy, in [0, 1).
@@ -68,6 +71,9 @@ class EncoderWithHeadConfig(PreTrainedConfig):
     base_bands: list[str] | None = None
     base_mean: list[float | int] | None = None
     base_std: list[float | int] | None = None
+    extra_bands: list[str] | None = None
+    extra_mean: list[float | int] | None = None
+    extra_std: list[float | int] | None = None
     ignore_index: int = -100
     class_weights: list[float | int] | None = None
     label_smoothing: float | int = 0.0
@@ -100,8 +106,13 @@ class EncoderWithHeadConfig(PreTrainedConfig):
 
     @property
     def selected_base_bands(self) -> list[str]:
-        """Bands that the model hands to the encoder, in its channel order; empty if it hands all channels over."""
+        """Bands that the encoder was pretrained on, in its channel order; empty if it is handed all channels."""
         return [] if self.bands is None else self.base_bands or list(DEFAULT_BASE_BANDS)
+
+    @property
+    def encoder_bands(self) -> list[str]:
+        """Bands that the model hands to the encoder, in its channel order: the base bands, then the extra bands."""
+        return [*self.selected_base_bands, *(self.extra_bands or [])]
 
     @property
     def feature_layers(self) -> list[int]:
@@ -157,7 +168,8 @@ class EncoderWithHeadConfig(PreTrainedConfig):
 
     def check_bands(self) -> None:
         """Refuse band fields that do not fit each other or the encoder (ConfigError)."""
-        given = {name: getattr(self, name) for name in ("base_bands", "base_mean", "base_std")}
+        names = ("base_bands", "base_mean", "base_std", "extra_bands", "extra_mean", "extra_std")
+        given = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
         if self.bands is None:
             if given:
@@ -168,10 +180,26 @@ class EncoderWithHeadConfig(PreTrainedConfig):
             return
         if (self.base_mean is None) != (self.base_std is None):
             raise ConfigError("base_mean and base_std go together: give both, or neither for no normalisation.")
-        count = self.encoder_config.num_channels
+        channels, extra = self.encoder_config.num_channels, len(self.extra_bands or [])
+        count = channels - extra if channels == len(self.encoder_bands) else channels  # widened already, or not yet
         for name, value in {"base_bands": self.selected_base_bands, **given}.items():
-            if len(value) != count:
+            if not name.startswith("extra") and len(value) != count:
                 raise ConfigError(f"{name}={value} has {len(value)} entries, but the encoder takes {count} channels.")
+        self._check_extra_bands()
+
+    def _check_extra_bands(self) -> None:
+        given = [name for name in ("extra_bands", "extra_mean", "extra_std") if getattr(self, name) is not None]
+        expected = ["extra_bands"] + ["extra_mean", "extra_std"] * (self.base_mean is not None)
+        if given and given != expected:
+            raise ConfigError(
+                f"{listing(given)} given, but extra_bands come with extra_mean and extra_std if base_mean and base_std "
+                "are given, and without them otherwise: all bands are normalised, or none is."
+            )
+        for name in given:
+            if len(getattr(self, name)) != len(self.extra_bands or []) or not self.extra_bands:
+                raise ConfigError(f"{name}={getattr(self, name)} must have one entry for each of one or more bands.")
+        if self.extra_std is not None and min(self.extra_std) <= 0:
+            raise ConfigError(f"extra_std={self.extra_std} must be positive: a band that does not vary says nothing.")
 
     def _check_loss(self) -> None:
         if self.problem_type not in (None, *self.problem_types):

@@ -13,8 +13,8 @@ from deflect_hf.bands import resolve_bands, select_bands
 from deflect_hf.data.arguments import ENCODER_SIZE
 from deflect_hf.errors import ConfigError, nearest
 from deflect_hf.models import load_encoder
-from deflect_hf.models.base import load_encoder_config
 from deflect_hf.models.configuration import as_pair
+from deflect_hf.models.loading import load_encoder_config
 from deflect_hf.training.arguments import EncoderArguments, RunArguments
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from deflect_hf.errors import ArchitectureError, ConfigError, listing
+from deflect_hf.models.patch_embedding import patch_projection
 
 DEFAULT_AUX_DIM = 64
 
@@ -86,11 +87,6 @@ class Encoder:
                 f"{depth - 1} (-1 is the last one); name each at most once and at least one."
             )
         return sorted(positions)
-
-
-def patch_projection(embeddings: nn.Module) -> nn.Conv2d | nn.Conv3d:
-    """The convolution that embeds the patches."""
-    return next(module for module in embeddings.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
 
 
 def find_encoder(model: nn.Module) -> Encoder:

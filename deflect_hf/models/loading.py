@@ -1,0 +1,108 @@
+"""Encoders from a folder or the Hub, whole: weights that are missing are never made up."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from deflect_hf.errors import ArchitectureError, CheckpointError
+from deflect_hf.models.geovit.sources import conversion_hint
+
+
+def _encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    if type(config) not in MODEL_MAPPING:
+        raise ArchitectureError(f"{type(config).__name__} has no model class registered with transformers' AutoModel.")
+    return MODEL_MAPPING[type(config)]
+
+
+def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """No head reads the pooler, and many checkpoints lack its weights."""
+    takes_option = "add_pooling_layer" in inspect.signature(_encoder_class(config).__init__).parameters
+    return {"add_pooling_layer": False} if takes_option else {}
+
+
+def refuse_new_weights(missing: Collection[str], source: str) -> None:
+    """Refuse a checkpoint that lacks weights (CheckpointError)."""
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} tensors, which would be filled with random numbers: "
+            f"{', '.join(sorted(missing))}. Give a checkpoint that holds them all."
+        )
+
+
+@contextlib.contextmanager
+def _readable(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"The encoder {str(source)!r} cannot be loaded: {error} Give a folder with config.json and "
+            f"model.safetensors, or the name of a model on the Hub.{conversion_hint(source)}"
+        ) from error
+
+
+def load_encoder_config(
+    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
+) -> PreTrainedConfig:
+    """The configuration of a vision transformer in a folder or on the Hub, without its weights.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with _readable(source):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source, revision=revision, local_files_only=local_files_only
+        )
+    return config
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    local_files_only: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """Load a vision transformer without pooler from a folder or from the Hub.
+
+    Raises:
+        CheckpointError: it cannot be read, or lacks weights that the encoder needs (all of them are named).
+    """
+    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    config = load_encoder_config(source, **where)
+    with _readable(source):
+        encoder, report = AutoModel.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **without_pooler(config),
+            **where,
+        )
+    refuse_new_weights(report["missing_keys"], f"The encoder checkpoint {str(source)!r}")
+    return encoder
+
+
+def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
+    """A loaded encoder, taken over and without its pooler.
+
+    Raises:
+        ArchitectureError: it is a model with a head.
+    """
+    expected = _encoder_class(encoder.config)
+    if not isinstance(encoder, expected):
+        raise ArchitectureError(
+            f"{type(encoder).__name__} is not a bare encoder: pass a {expected.__name__}, "
+            "for a model with a head its `base_model`."
+        )
+    if without_pooler(encoder.config):
+        encoder.pooler = None
+    return encoder
