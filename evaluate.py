@@ -1,25 +1,37 @@
-"""Evaluate a trained model: scores, confusion matrix and prediction panels.
+"""Evaluate a trained model on a data set, or predict maps of scenes with it.
 
     python evaluate.py --eval_dir work-dir/RUN
     python evaluate.py --eval_dir work-dir/RUN/best --split val --dataset.root FOLDER --output_dir FIGURES
     python evaluate.py --eval_dir work-dir/RUN --drop_bands
+    python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
 
-Needs that folder and the base encoder, nothing else of the run.
+Evaluation writes scores, confusion matrix and prediction panels; it needs that folder and the base encoder, nothing
+else of the run. Prediction has flags of its own: python evaluate.py --predict --help
 """
 
 from __future__ import annotations
 
 import sys
 
-from deflect_hf.training.arguments import EvaluateArguments
-from deflect_hf.training.cli import drop_table, score_table, show_log, user_errors
-from deflect_hf.training.compose import parse_arguments
+from train import postponed_package
 
 
 def main() -> None:
-    """Parse, evaluate, print."""
+    """Parse, evaluate or predict, print."""
+    run_package = postponed_package("deflect_hf")
+    from deflect_hf.inference import cli
+    from deflect_hf.training.arguments import EvaluateArguments
+    from deflect_hf.training.cli import drop_table, score_table, show_log, user_errors
+    from deflect_hf.training.compose import parse_arguments
+
     with user_errors(sys.argv):
-        arguments = parse_arguments(EvaluateArguments, __doc__ or "")
+        if "--predict" in sys.argv:
+            predict_arguments = cli.parse(sys.argv[1:])
+            run_package()
+            cli.predict(predict_arguments)
+            return
+        arguments = parse_arguments(EvaluateArguments, __doc__)
+        run_package()
         from deflect_hf.training.report import report
 
         show_log()

@@ -22,7 +22,8 @@ class JobArguments:
             "images the folder of the maps (needed)"
         }
     )
-    adapter: str = field(metadata={"help": "folder of a run, or its best/ folder (needed)"})
+    adapter: str = field(metadata={"help": "folder of a run, its best/ folder, or USER/NAME on the Hub (needed)"})
+    revision: str | None = field(default=None, metadata={"help": "commit, tag or branch of an adapter on the Hub"})
     encoder: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the base encoder; null: as in training"}
     )

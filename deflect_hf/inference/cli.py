@@ -13,6 +13,7 @@ on where it stopped.
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,22 +74,27 @@ def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
 
 def predict(arguments: PredictArguments) -> None:
     """Write the maps, and say where they are."""
+    import torch
+    from accelerate import PartialState
+
+    from deflect_hf import load_adapter
     from deflect_hf.inference.mapping import predict_raster, refuse
-    from deflect_hf.inference.predictor import Predictor
-    from deflect_hf.training.checkpoints import read_config, result_folder
-    from deflect_hf.training.run import make_accelerator
 
     show_log()
     jobs = pairs(arguments.predict)
-    accelerator = make_accelerator(read_config(result_folder(Path(arguments.adapter))))
-    predictor = Predictor.from_folder(arguments.adapter, encoder=arguments.encoder, device=accelerator.device)
+    # as in training: without being told so, accelerate does not see that it is one of several processes on CPUs
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    processes = PartialState(cpu=several and not torch.accelerator.is_available())
+    predictor = load_adapter(
+        arguments.adapter, revision=arguments.revision, encoder=arguments.encoder, device=processes.device
+    )
     for image, target in jobs:  # before hours of work on the first
         refuse(predictor, image, target, arguments)
     for image, target in jobs:
-        predict_raster(predictor, image, target, arguments, accelerator)
-        if accelerator.is_main_process:
+        predict_raster(predictor, image, target, arguments, processes)
+        if processes.is_main_process:
             print(f"{target}: {arguments.output} of {image}")
-    accelerator.end_training()
+    processes.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from deflect_hf.raster import open_raster
 from deflect_hf.raster_map import MapLayout, sidecar, write_map
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def predict_raster(
     source: Path,
     target: Path,
     arguments: SceneArguments,
-    accelerator: Accelerator | None = None,
+    processes: PartialState | None = None,
 ) -> None:
     """Write the map of one image: a GeoTIFF with its size, CRS and transform.
 
@@ -64,9 +64,9 @@ def predict_raster(
         folder = target.with_name(f"{target.name}.parts")
         dtype = np.dtype(layout.dtype)
         spool = Spool(folder, scene.info.width, len(predictor.classes), layout.count, dtype, finish)
-        together(accelerator, lambda: _begin(spool, windows, arguments, parts), main_only=True)
-        together(accelerator, lambda: _predict(spool, windows, parts, accelerator))
-    together(accelerator, lambda: _assemble(spool, parts, layout, scene, target, arguments), main_only=True)
+        together(processes, lambda: _begin(spool, windows, arguments, parts), main_only=True)
+        together(processes, lambda: _predict(spool, windows, parts, processes))
+    together(processes, lambda: _assemble(spool, parts, layout, scene, target, arguments), main_only=True)
 
 
 def refuse(predictor: Predictor, source: Path, target: Path, arguments: SceneArguments) -> None:
@@ -143,7 +143,7 @@ def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Checksum of all weights and buffers that predict: not of the untrained head that PEFT keeps beside the trained."""
+    """Checksum of all that predicts; not of the head with random weights that PEFT keeps beside the trained one."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         if ".original_module." in f".{name}":
@@ -153,9 +153,9 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _predict(spool: Spool, windows: SceneWindows, parts: list[Part], accelerator: Accelerator | None) -> None:
+def _predict(spool: Spool, windows: SceneWindows, parts: list[Part], processes: PartialState | None) -> None:
     """This process's share of the parts that are not there yet."""
-    index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    index, count = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
     mine = [part for part in parts[index::count] if not spool.is_finished(part)]
     total = sum(part.stop - part.first for part in mine) * len(windows.columns)
     # one bar is enough, and none in a log file
@@ -191,18 +191,18 @@ def _assemble(
         logger.warning("%s holds nodata alone: no pixel of %s is a measurement", target, scene.info.path)
 
 
-def together(accelerator: Accelerator | None, work: Callable[[], None], main_only: bool = False) -> None:
+def together(processes: PartialState | None, work: Callable[[], None], main_only: bool = False) -> None:
     """Do ``work`` in all processes, or in the first alone, and go on in all of them or in none.
 
     A process that fails alone would leave the others waiting for it.
     """
-    if accelerator is None or accelerator.num_processes == 1:
+    if processes is None or processes.num_processes == 1:
         work()
         return
     from accelerate.utils import gather_object
 
     problem: DeflectError | None = None
-    if not main_only or accelerator.is_main_process:
+    if not main_only or processes.is_main_process:
         try:
             work()
         except DeflectError as error:

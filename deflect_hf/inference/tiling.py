@@ -2,8 +2,8 @@
 
 Along an axis, a window counts nothing in its outermost quarter of the overlap, where a model sees the least around a
 pixel, then rises along half a cosine to 1; at the edge of the scene it counts fully up to the last pixel. The weights
-sum to 1 at every pixel, so that what all windows agree on comes out unchanged. As the windows form a grid, the weight of
-one is the product of its weights along rows and columns.
+sum to 1 at every pixel, so that what all windows agree on comes out unchanged. As the windows form a grid, the weight
+of one is the product of its weights along rows and columns.
 """
 
 from __future__ import annotations

@@ -166,6 +166,8 @@ def _in_words(error: ValidationError, schema: type, origins: Mapping[str, str]) 
         cause = problems[0].get("ctx", {}).get("error")
         return str(cause) if isinstance(cause, DeflectError) else f"{'.'.join(path)}: {problems[0]['msg']}"
     key = ".".join(path[:depth])
+    if problems[0]["type"] == "missing":
+        return f"{key!r} is missing: {known[key].help.removesuffix(' (needed)')}"
     same = [problem for problem in problems if ".".join(map(str, problem["loc"][:depth])) == key]
     expected = " or ".join(dict.fromkeys(_expected(problem) for problem in same))
     position = next((f"[{part}]" for part in path[depth:] if part.isdigit()), "")
