@@ -57,11 +57,16 @@ def whole_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name first, so that ``path`` is never half a file."""
+def write_text(path: Path, content: str) -> None:
+    """Write under a temporary name first, so that ``path`` is never half a file."""
     partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(content, encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def save_model(folder: Path, model: nn.Module, config: RunArguments, processor: MultispectralImageProcessor) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("deflect_hf", "torch", "transformers", "peft", "accelerate", "datasets", "spyndex", "rasterio", "numpy")
+PACKAGES = (
+    *("deflect_hf", "torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub", "safetensors"),
+    *("spyndex", "rasterio", "h5py", "numpy", "torchmetrics"),
+)
 
 
 def version(package: str) -> str | None:
@@ -33,9 +36,12 @@ def git_revision(folder: Path) -> str | None:
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
     """Versions, source revision and device of this run, JSON-able."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return {
         "python": platform.python_version(),
+        "system": platform.platform(),
         "packages": {package: version(package) for package in PACKAGES},
         "git_revision": git_revision(Path(__file__).parent),
         "device": f"{device.type}: {name}",

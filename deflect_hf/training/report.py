@@ -40,6 +40,8 @@ def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
             "those of the files with --dataset.source_bands or --dataset.sensor where the files do not."
         )
     reader = str(arguments.dataset.get("name", config.dataset.name))  # another one has no use for some of the keys
+    if "image_size" in arguments.dataset and reader != "synthetic":
+        raise ConfigError("--dataset.image_size: images are resized as they were in training: leave it out.")
     values = {**keys_of_reader(dataclasses.asdict(config.dataset), reader), **arguments.dataset}
     origins = dict.fromkeys(arguments.dataset, "the command line, --dataset")
     changed: dict[str, Any] = {"dataset": check_types(DatasetArguments, values, origins)}
@@ -69,7 +71,7 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     splits = load_dataset_splits(config.dataset, processor)
     if arguments.split not in splits:
         raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
-    images = splits[arguments.split].with_transform(build_transform(config.augmentation, arguments.split))
+    images = splits[arguments.split].with_transform(build_transform(config.augmentation, "val"))  # nothing random
     check_classes(model, images, folder)
     protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config, images.task), config.metrics)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))

@@ -129,7 +129,7 @@ def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
         )
     surroundings = environment(accelerator.device, accelerator.num_processes)
     if accelerator.is_main_process:
-        (work_dir / checkpoints.CONFIG).write_text(checkpoints.to_yaml(config), encoding="utf-8")
+        checkpoints.write_text(work_dir / checkpoints.CONFIG, checkpoints.to_yaml(config))
         checkpoints.write_json(work_dir / ENVIRONMENT, surroundings)
         tell(config, accelerator, parameter_counts(experiment.model))
     set_seed(config.seed, device_specific=True)
