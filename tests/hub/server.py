@@ -106,7 +106,8 @@ class Handler(BaseHTTPRequestHandler):
             for command, pattern, method in ROUTES:
                 match = re.fullmatch(pattern, url.path)
                 if match and self.command in command:
-                    answer = method(self, **{name: unquote(value) for name, value in match.groupdict().items()})
+                    parts = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}
+                    answer = method(self, **parts)
                     if answer is not None:
                         self.send_json(200, answer)
                     return
@@ -279,9 +280,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_json(404, {"error": "Entry not found"}, {**headers, "X-Error-Code": "EntryNotFound"})
             return
         file = files[path]
-        if file.large and self.command == "HEAD":
+        if file.large and not self.path.startswith("/content/"):
             linked = {"X-Linked-Size": str(len(file.data)), "X-Linked-ETag": f'"{file.sha256}"'}
-            location = {"Location": f"{self.server.url}/{id}/resolve/{sha}/{path}"}
+            location = {"Location": f"{self.server.url}/content/{id}/resolve/{sha}/{path}"}
             self.send_bytes(302, b"", {**headers, **linked, **location})
             return
         self.send_file(path, file, {**headers, "ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"})
@@ -323,5 +324,5 @@ ROUTES = [
     (("POST",), rf"/{ID}\.git/info/lfs/objects/batch", Handler.batch),
     (("PUT",), r"/large/(?P<oid>\w+)", Handler.upload),
     (("POST",), r"/large/(?P<oid>\w+)/verify", Handler.verify),
-    (("GET", "HEAD"), rf"/{ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
+    (("GET", "HEAD"), rf"(?:/content)?/{ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
 ]

@@ -1,0 +1,66 @@
+"""A local Hub that this process talks to, and tiny trained runs to publish."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.run import run
+from tests.hub.server import Hub, running
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub; the client in this process is alice's, with an empty cache, and knows no other Hub."""
+    with running() as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        yield server
+        huggingface_hub.close_session()
+
+
+def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
+    """The environment of another process that talks to the same Hub, as alice, with a cache in ``home``."""
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": "hf_alice"}
+    own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+    return {**os.environ, **own, **more}
+
+
+def train(folder: Path, *words: str, task: str = "segmentation") -> Path:
+    """A tiny run of one epoch; returns its folder."""
+    few = ("--epochs", "1", "--dataset.num_samples", "16")
+    argv = ["--config", str(CONF / f"{task}.yaml"), "--work_dir", str(folder), *few, *words]
+    run(parse_arguments(RunArguments, "test", argv))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run by its method, trained when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def get(method: str) -> Path:
+        if method not in made:
+            folder = tmp_path_factory.mktemp(method) / "run"
+            options = () if method == "deflect" else ("--method", "{}")
+            made[method] = train(folder, "--finetune", method, *options)
+        return made[method]
+
+    return get
