@@ -28,7 +28,7 @@ from deflect_hf.data.public import PublicDataset, Row, build_splits, split_rows
 from deflect_hf.data.release import Release, folder_files
 from deflect_hf.data.splits import SPLITS
 from deflect_hf.data.zenodo import fetch_from_zenodo
-from deflect_hf.errors import DataError
+from deflect_hf.errors import BandError, DataError
 from deflect_hf.processing import MultispectralImageProcessor, resize
 from deflect_hf.raster import read_mask, read_raster
 from deflect_hf.sensors import get_sensor
@@ -91,14 +91,17 @@ class MadosReader:
         mask = read_mask(row["mask"])
         size = mask.values.shape[-2:]
         codes = MADOS.sensor.codes
-        planes = [self._plane(row["bands"][codes.index(code)], size) for code in self.bands]
+        planes = [self._plane(row["bands"][codes.index(code)], code, size) for code in self.bands]
         values = np.concatenate(planes)
         return Stored(values, self.bands, mask.values[0], row["name"], None, mask.valid[0], row["mask"])
 
-    def _plane(self, path: str, size: tuple[int, ...]) -> np.ndarray:
+    def _plane(self, path: str, code: str, size: tuple[int, ...]) -> np.ndarray:
         """(1, H, W) float32 reflectance of one band on the 10 m grid, NaN where it is no measurement."""
         factor = int(Path(path).parent.name) // 10
-        raster = read_raster(path, source_bands=["B"])  # a single band; its code comes from the order of the files
+        try:
+            raster = read_raster(path, source_bands=[code])
+        except BandError as error:
+            raise DataError(f"{path} is not the single band {code!r}: copy the file again.") from error
         height, width = raster.values.shape[-2:]
         if (height * factor, width * factor) != tuple(size):
             raise DataError(
@@ -124,6 +127,8 @@ def load_mados(args: DatasetArguments, processor: MultispectralImageProcessor | 
 
     def row_of(crop: str) -> tuple[Row, list[str]]:
         scene, _, number = crop.rpartition("_")
+        if not scene:
+            return {"name": crop}, [f"{crop!r} is no crop, such as 'Scene_0_1'"]
         if scene not in scenes:
             scenes[scene] = Scene.scan(root, scene)
         return scenes[scene].row(crop, number)

@@ -11,7 +11,7 @@ from typing import Any
 from deflect_hf.bands import match_bands, resolve_bands
 from deflect_hf.data.arguments import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, Reader, make_datasets
-from deflect_hf.data.splits import SPLITS, check_disjoint, check_unique, keep_share
+from deflect_hf.data.splits import SPLITS, check_disjoint, check_unique, keep_share, read_lines
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.spectrum import Sensor
@@ -148,10 +148,10 @@ def split_rows(
     problems: list[str] = []
     rows: dict[str, list[Row]] = {}
     for split, file in files.items():
-        text = (root / file).read_text(encoding="utf-8") if (root / file).is_file() else None
-        lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+        there = (root / file).is_file()
+        lines = read_lines(root / file) if there else []
         if not lines:
-            problems.append(f"{file} is missing" if text is None else f"{file} lists no images")
+            problems.append(f"{file} lists no images" if there else f"{file} is missing")
         found = [row_of(line) for line in lines]
         rows[split] = [row for row, _ in found]
         problems += [f"{problem} (listed in {file})" for _, faults in found for problem in faults]

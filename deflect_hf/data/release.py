@@ -78,7 +78,7 @@ class Release:
     def _hint(self, root: Path) -> str:
         """Where it may be instead."""
         if not root.is_dir():
-            return f"the folder is not there. Set `root` to where it lies; it is published at {self.public.source}."
+            return f"there is no such folder. Set `root` to where it lies; it is published at {self.public.source}."
         levels = [*root.absolute().parents[:3]]
         above = next((parent for parent in levels if self._found(parent) is not None), None)
         if above is not None:
@@ -96,9 +96,14 @@ class Release:
 
 def folder_files(folder: Path) -> dict[str, int]:
     """Names of the files in a folder and their sizes in bytes; none where the folder is missing. Hidden are skipped."""
-    if not folder.is_dir():
+    try:
+        with os.scandir(folder) as entries:
+            return {
+                entry.name: entry.stat().st_size
+                for entry in entries
+                if entry.is_file() and not entry.name.startswith(".")
+            }
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    with os.scandir(folder) as entries:
-        return {
-            entry.name: entry.stat().st_size for entry in entries if entry.is_file() and not entry.name.startswith(".")
-        }
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}. Check its permissions.") from error

@@ -71,7 +71,7 @@ def load_sen1floods11(
 
     def row_of(line: str) -> tuple[Row, list[str]]:
         radar, _, label = (cell.strip() for cell in line.partition(","))
-        name = radar.removesuffix(".tif").removesuffix("_S1Hand")
+        name = radar.removesuffix(".tif").removesuffix("_S1Hand").removesuffix("_S2Hand")
         used = {IMAGES: f"{name}_S2Hand.tif", MASKS: label or f"{name}_LabelHand.tif"}
         problems = [
             f"{folder}/{file} is {'missing' if file not in sizes[folder] else 'empty'}"

@@ -77,13 +77,26 @@ def _share(total: int, fraction: float, taken: int = 0) -> int:
     return max(0, min(wanted, total - taken - 1))
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+        DataError: It is no text in UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8: write one id a line.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def read_split_file(path: Path, known: Sequence[str]) -> list[str]:
     """Read ids, one a line, and check that each has an image; a file suffix or a left-out class folder is allowed.
 
     Raises:
         DataError: The file is empty, names an image twice, or names one that is not there.
     """
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = read_lines(path)
     if not lines:
         raise DataError(f"{path} lists no images: write one id a line, or remove the file for a random split.")
     by_stem: dict[str, list[str]] = defaultdict(list)

@@ -177,6 +177,10 @@ def damage(kind: str) -> Callable[[Path], None]:
             (root / "splits" / "test_X.txt").unlink()
         elif kind == "empty split":
             write_lines(root / "splits" / "test_X.txt", [])
+        elif kind == "no text":
+            (root / "splits" / "test_X.txt").write_bytes(b"\xff\xfe")
+        elif kind == "no crop":
+            write_lines(root / "splits" / "val_X.txt", ["Scene"])
         elif kind == "twice":
             write_lines(root / "splits" / "val_X.txt", ["Scene_2_1", "Scene_2_1"])
         elif kind == "both":
@@ -203,6 +207,8 @@ def damage(kind: str) -> Callable[[Path], None]:
         ("absent crop", "2 problem(s): Scene_2 has no crop 17 (listed in splits/val_X.txt); Scene_9/ is missing"),
         ("split", "splits/test_X.txt is missing"),
         ("empty split", "splits/test_X.txt lists no images"),
+        ("no text", "splits/test_X.txt is no text in UTF-8: write one id a line."),
+        ("no crop", "'Scene' is no crop, such as 'Scene_0_1' (listed in splits/val_X.txt)"),
         ("twice", "val_X.txt lists 'Scene_2_1' more than once"),
         ("both", "both list 'Scene_0_1'"),
     ],
@@ -235,6 +241,9 @@ def test_a_damaged_file_is_named_when_it_is_read(copy: Path) -> None:
         f"{file} is 24 x 24 pixels: in the folder of 20 m bands, 2 times that must be the 24 x 24 of its mask. "
         f"Copy the file again."
     )
+    write_raster(file, np.zeros((2, 12, 12), dtype=np.float32))
+    with pytest.raises(DataError, match=rf"{re.escape(str(file))} is not the single band 'N2': copy the file again"):
+        split[0]
 
 
 @pytest.mark.parametrize(

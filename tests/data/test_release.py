@@ -35,7 +35,7 @@ def test_another_level_of_the_folder_is_recognised(replica: Path, tmp_path: Path
         load_dataset_splits(arguments(replica / "Scene_0" / "10"))
     with pytest.raises(DataError, match=rf"`root` is one level too high, set it to {replica.parent}\."):
         load_dataset_splits(arguments(replica.parent.parent))
-    with pytest.raises(DataError, match=r"does not hold MADOS \(splits/\): the folder is not there\. Set `root`"):
+    with pytest.raises(DataError, match=r"does not hold MADOS \(splits/\): there is no such folder\. Set `root`"):
         load_dataset_splits(arguments(tmp_path / "nowhere"))
     (tmp_path / "MADOS.zip").write_bytes(b"")
     with pytest.raises(DataError, match=r"unpack 'MADOS.zip' first"):
@@ -77,7 +77,7 @@ def test_it_is_downloaded_once_and_verified(
     publish(tmp_path, entry)
     monkeypatch.setattr(mados, "fetch_from_zenodo", functools.partial(fetch_from_zenodo, api=address))
     root = tmp_path / "data"
-    with pytest.raises(DataError, match="the folder is not there"):
+    with pytest.raises(DataError, match="there is no such folder"):
         load_dataset_splits(arguments(root))
     assert len(load_dataset_splits(arguments(root, download=True))["train"]) == 6
     assert sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) == ["MADOS"]

@@ -73,6 +73,12 @@ def test_splits_and_bolivia(replica: Path, caplog: pytest.LogCaptureFixture) -> 
     assert held_out["test"][0]["labels"].shape == (16, 16)
 
 
+def test_ids_alone_make_a_split_file_too(copy: Path) -> None:
+    write_lines(copy / "few.txt", ["\ufeffIndia_100", "Spain_101_S2Hand.tif"])
+    split = load_dataset_splits(arguments(copy, train_split="few.txt", val_split=BOLIVIA, test_split=TRAIN))["train"]
+    assert split.names == ["India_100", "Spain_101"] and split[1]["labels"].shape == (16, 16)
+
+
 def test_a_trained_model_says_the_bands(replica: Path) -> None:
     trained = MultispectralImageProcessor(["S1", "G"])
     pixels = load_dataset_splits(arguments(replica), trained)["val"][1]["pixel_values"]
