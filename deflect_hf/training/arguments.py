@@ -73,14 +73,25 @@ class EncoderArguments:
 
 @dataclass
 class LossArguments:
-    """Cross-entropy over the labelled pixels or images, optionally weighted, smoothed, or with a Dice term."""
+    """Cross-entropy over the labelled pixels or images, optionally weighted, smoothed, or with a Dice term.
 
+    Raises:
+        ConfigError: neither of the two terms has a weight.
+    """
+
+    cross_entropy: NonNegativeFloat = field(
+        default=1.0, metadata={"help": "weight of the cross-entropy; 0 trains on the Dice loss alone"}
+    )
     class_weights: Literal["balanced"] | list[NonNegativeFloat] | None = field(
         default=None,
         metadata={"help": "one weight per class, or 'balanced': 1 / share of the class in the training split"},
     )
     label_smoothing: Probability = field(default=0.0, metadata={"help": "share of the target spread over all classes"})
     dice: NonNegativeFloat = field(default=0.0, metadata={"help": "weight of the soft Dice loss that is added"})
+
+    def __post_init__(self) -> None:
+        if not self.cross_entropy and not self.dice:
+            raise ConfigError("segmentor.loss: cross_entropy and dice are both 0, which leaves nothing to train on")
 
 
 @dataclass

@@ -51,6 +51,11 @@ RULES = (
     _of_head(("mlp", "conv", "upernet"), "segmentor.channels"),
     _of_head(("upernet",), "segmentor.auxiliary_loss"),
     Rule(
+        ("segmentor.loss.class_weights", "segmentor.loss.label_smoothing", "segmentor.auxiliary_loss"),
+        lambda s: s.config.segmentor.loss.cross_entropy > 0,
+        lambda s: "belongs to the cross-entropy, but segmentor.loss.cross_entropy is 0",
+    ),
+    Rule(
         ("segmentor.scheduler.milestones", "segmentor.scheduler.gamma"),
         lambda s: s.config.segmentor.scheduler.name == "multistep",
         lambda s: f"is for segmentor.scheduler.name multistep, but that is {s.config.segmentor.scheduler.name}",

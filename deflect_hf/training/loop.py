@@ -144,10 +144,10 @@ class Trainer:
         labels = batch["labels"].to(device, non_blocking=True)
         with self.accelerator.autocast():
             outputs = self.model(pixel_values=pixel_values, labels=labels)
-        loss: Tensor = outputs.loss
-        if self.config.segmentor.loss.dice:
-            dice = soft_dice(outputs.logits, labels, self.protocol.ignore_index)
-            loss = loss + self.config.segmentor.loss.dice * dice
+        terms = self.config.segmentor.loss
+        loss: Tensor = terms.cross_entropy * outputs.loss
+        if terms.dice:
+            loss = loss + terms.dice * soft_dice(outputs.logits, labels, self.protocol.ignore_index)
         return loss
 
     def _refuse_broken(self, loss: float, batch: dict[str, Any]) -> None:

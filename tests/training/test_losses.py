@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from deflect_hf.errors import DataError
+from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.combinations import refuse_idle_keys
+from deflect_hf.training.compose import parse_arguments
 from deflect_hf.training.losses import balanced_weights, label_weight, soft_dice
+from deflect_hf.training.run import run
 
 IGNORE = -1
+CONF = Path(__file__).parents[1] / "conf" / "segmentation.yaml"
 
 
 def test_weighted_means_add_up_to_the_mean_over_all_labels() -> None:
@@ -57,3 +65,23 @@ def test_balanced_weights_average_to_one_over_the_labels() -> None:
     assert weights[0] == pytest.approx(6 * weights[2])
     with pytest.raises(DataError, match="no label there is 'b': give a list of weights instead"):
         balanced_weights([1, 0], ["a", "b"])
+
+
+def parse(*words: str) -> RunArguments:
+    return parse_arguments(RunArguments, "test", ["--config", str(CONF), "--epochs", "1", *words])
+
+
+def test_dice_alone_trains(tmp_path: Path) -> None:
+    alone = ("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "1")
+    run(parse(*alone, "--segmentor.loss.class_weights", "null", "--work_dir", str(tmp_path)))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    # the cross-entropy of four classes would begin near 1.4
+    assert max(losses) <= 1 and losses[-1] < losses[0]
+
+
+def test_what_belongs_to_a_loss_without_weight_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cross_entropy and dice are both 0"):
+        parse("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "0")
+    with pytest.raises(ConfigError, match=r"segmentor\.loss\.class_weights belongs to the cross-entropy, but"):
+        refuse_idle_keys(parse("--segmentor.loss.cross_entropy", "0"))
