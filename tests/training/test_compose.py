@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from deflect_hf.errors import ConfigError
 from deflect_hf.training.arguments import EvaluateArguments, RunArguments
+from deflect_hf.training.combinations import refuse_idle_keys
 from deflect_hf.training.compose import build_parser, load_config, parse_arguments, to_yaml
 from deflect_hf.training.schema import leaves
 
@@ -72,6 +73,59 @@ def test_flags_reach_every_kind_of_value() -> None:
     assert weights == [1.0, 2.5]
 
 
+OFFICIAL = (
+    "--config configs/run/default.yaml --encoder_config configs/foundation_models/prithvi.yaml "
+    "--dataset_config configs/datasets/mados.yaml --segmentor_config configs/segmentors/upernet.yaml "
+    "--augmentation_config configs/augmentations/segmentation_default.yaml --num_workers 4 --eval_interval 1"
+)
+
+
+def test_the_official_command_line_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    config = parse(*OFFICIAL.split(), "--finetune", "lora")
+    assert (config.finetune, config.dataset.name, config.segmentor.head) == ("lora", "mados", "upernet")
+    assert (config.num_workers, config.eval_interval, config.augmentation.random_crop) == (4, 1, "encoder")
+    assert config.encoder.base_bands == ["B", "G", "R", "N2", "S1", "S2"]
+    flags = "--work_dir x --limited_label -1 --seed 3 --batch_size 4 --epochs 2 --fp16 --ckpt_interval 7"
+    config = parse(*OFFICIAL.split(), *flags.split(), "--log_interval", "5", "--resume_from", "last", "--use_wandb")
+    assert (config.dataset.limited_label, config.tracker, config.resume_from) == (1.0, ["wandb"], "last")
+    assert (config.ckpt_interval, config.log_interval, config.fp16) == (7, 5, True)
+
+
+def test_official_names_in_files(write) -> None:
+    run = write("run.yaml", "limited_label: 0.5\nuse_wandb: true\n")
+    config = parse("--config", run, "--encoder.name_or_path", "x")
+    assert (config.dataset.limited_label, config.tracker) == (0.5, ["wandb"])
+    config = parse("--config", run, "--encoder.name_or_path", "x", "--use_wandb", "false", "--limited_label", "-1")
+    assert (config.dataset.limited_label, config.tracker) == (1.0, [])
+    config = parse("--config", run, "--encoder.name_or_path", "x", "--tracker", "tensorboard", "trackio")
+    assert config.tracker == ["tensorboard", "trackio"]
+    assert refused("--config", write("rank.yaml", "world_size: 2\n")).endswith(
+        "rank.yaml: 'world_size' is set by accelerate, leave it out: accelerate launch --num_processes N train.py ..."
+    )
+
+
+@pytest.mark.parametrize("key", ["rank", "local_rank", "world_size", "local_world_size"])
+def test_what_the_launcher_sets_is_refused(key: str) -> None:
+    message = refused("--config", EMBEDDED, f"--{key}", "0")
+    told = "is set by accelerate, leave it out: accelerate launch --num_processes N train.py ..."
+    assert message.startswith(f"the command line: {key!r} {told}")
+    assert message.endswith("(the rank of an adapter is --method.rank)") == (key == "rank")
+
+
+def test_training_and_evaluating_at_once_is_refused() -> None:
+    assert refused("--config", EMBEDDED, "--eval_dir", "x") == (
+        "the command line: 'eval_dir' evaluates a run that is trained: give it alone, without 'config'"
+    )
+
+
+def test_a_check_stops_before_the_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    idle = ["--config", EMBEDDED, "--segmentor.scheduler.gamma", "0.5", "--print_config"]
+    with pytest.raises(ConfigError, match=r"segmentor\.scheduler\.gamma is for"):
+        parse_arguments(RunArguments, "test", idle, check=refuse_idle_keys)
+    assert capsys.readouterr().out == ""
+
+
 def test_unknown_keys_are_refused_with_the_nearest(write) -> None:
     run = write("run.yaml", "epoch: 3\n")
     assert refused("--config", run).startswith(f"{run}: unknown key 'epoch'. Did you mean 'epochs'? Valid keys: ")
@@ -101,6 +155,11 @@ def test_unknown_keys_are_refused_with_the_nearest(write) -> None:
             "the command line: 'finetune' must be one of 'deflect', 'lora', 'frozen' or 'full', not 'deflct'. "
             "Did you mean 'deflect'?",
         ),
+        (
+            ("--tracker", "tensorbord"),
+            "the command line: 'tracker[0]' must be one of 'tensorboard', 'wandb' or 'trackio', not 'tensorbord'",
+        ),
+        (("--encoder.gsd", "0"), "the command line: 'encoder.gsd' must be greater than 0 or one of 'data', not '0'"),
         (("--encoder.mean", "0.1", "x", "0.2"), "the command line: 'encoder.mean[1]' must be a number, not 'x'"),
         (("--encoder.mean", "0.1"), "encoder: give both 'mean' and 'std', or neither to have them fitted"),
         (("--fp16", "--bf16"), "fp16 and bf16 exclude each other: give one of them"),
