@@ -167,10 +167,10 @@ def _rows(base: Path, labels: Labels) -> list[Row]:
 
 def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -> dict[str, list[Row]]:
     """Sort rows into train, val and test, by sub-folder, split file or chance; then keep ``limited_label`` of train."""
-    files = {split: root / (getattr(args, f"{split}_split") or f"{split}.txt") for split in SPLITS}
-    files = {split: path for split, path in files.items() if path.is_file()}
-    if "" not in rows and args.num_folds is not None:
-        raise ConfigError(f"{root} is split into {listing(rows)} already: remove `num_folds`, or merge the folders.")
+    for key in ("num_folds", *(f"{split}_split" for split in SPLITS)):
+        if "" not in rows and getattr(args, key) is not None:
+            raise ConfigError(f"{root} is split into {listing(rows)} already: remove `{key}`, or merge the folders.")
+    files = _split_files(root, args)
     if "" not in rows:
         splits = {split: list(members) for split, members in rows.items()}
     elif files and args.num_folds is None:
@@ -195,6 +195,22 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
         keep = keep_share([row.get("label") for row in splits["train"]], args.limited_label, args.seed)
         splits["train"] = [splits["train"][i] for i in keep]
     return {split: splits[split] for split in SPLITS if splits.get(split)}
+
+
+def _split_files(root: Path, args: DatasetArguments) -> dict[str, Path]:
+    """The split files that are there; one that the config names must be there."""
+    files = {}
+    for split in SPLITS:
+        key = f"{split}_split"
+        given = getattr(args, key)
+        path = root / (given or f"{split}.txt")
+        if given is not None and args.num_folds is not None:
+            raise ConfigError(f"num_folds={args.num_folds} draws its own splits: remove `{key}`, or `num_folds`.")
+        if given is not None and not path.is_file():
+            raise DataError(f"{path} is not there: `{key}` is the name of a file below `root`, {root}.")
+        if path.is_file():
+            files[split] = path
+    return files
 
 
 def settle_reader(

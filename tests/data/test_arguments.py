@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import pytest
 
+from deflect_hf.data import base
 from deflect_hf.data.arguments import PUBLIC_SETS, READERS, USED_BY, DatasetArguments, keys_of_reader
 from deflect_hf.errors import ConfigError
 
@@ -77,3 +79,9 @@ def test_arguments_of_one_reader_carried_over_to_another() -> None:
     assert "resampling" not in kept and "download" not in kept
     assert (kept["root"], kept["limited_label"]) == ("data", 0.5)
     DatasetArguments(**{**kept, "name": "folder"})
+
+
+def test_every_reader_has_a_loader() -> None:
+    assert tuple(base.LOADERS) == READERS
+    for module, function in base.LOADERS.values():
+        assert callable(getattr(importlib.import_module(f"deflect_hf.data.{module}"), function))

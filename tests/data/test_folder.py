@@ -154,6 +154,25 @@ def test_folds_replace_split_files_aloud_and_refuse_split_folders(
         load_dataset_splits(scenes(root, num_folds=2))
 
 
+def test_a_split_file_that_is_named_must_be_there_and_be_used(
+    segmentation_folder: Path, class_folder: Callable[..., Path]
+) -> None:
+    (segmentation_folder / "few.txt").write_text("a1\na2\n")
+    splits = load_dataset_splits(segments(segmentation_folder, train_split="few.txt", val_fraction=0.0))
+    assert splits["train"].names == ["a1", "a2"] and set(splits) == {"train"}
+    with pytest.raises(
+        DataError, match=r"segments/fwe\.txt is not there: `test_split` is the name of a file below `root`"
+    ):
+        load_dataset_splits(segments(segmentation_folder, test_split="fwe.txt"))
+    with pytest.raises(ConfigError, match=r"num_folds=5 draws its own splits: remove `train_split`, or `num_folds`"):
+        load_dataset_splits(segments(segmentation_folder, train_split="few.txt", num_folds=5))
+    root = class_folder(forest=2)
+    (root / "train").mkdir()
+    (root / "forest").rename(root / "train" / "forest")
+    with pytest.raises(ConfigError, match=r"is split into 'train' already: remove `val_split`"):
+        load_dataset_splits(scenes(root, val_split="val.txt"))
+
+
 def test_limited_labels_shrink_training_only_and_nest(class_folder: Callable[..., Path]) -> None:
     root = class_folder(forest=20, river=20)
     full, half, fifth = (load_dataset_splits(scenes(root, limited_label=share)) for share in (1.0, 0.5, 0.2))
