@@ -147,10 +147,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def repository(self, name: str, write: bool = False) -> Repository:
         """The repository, if this user may read (and write) it; the Hub tells nobody else that it exists."""
-        repository, owner = self.server.repositories.get(name), name.partition("/")[0]
-        if repository is None or (repository.private and self.user != owner):
-            raise Refused(404 if self.user else 401, "RepoNotFound", "Repository not found")
-        if write and (self.user != owner or self.headers["Authorization"].removeprefix("Bearer ") in READ_ONLY):
+        repository, owner, user = self.server.repositories.get(name), name.partition("/")[0], self.user
+        if repository is None or (repository.private and user != owner):
+            raise Refused(404 if user else 401, "RepoNotFound", "Repository not found")
+        if write and (user != owner or self.headers["Authorization"].removeprefix("Bearer ") in READ_ONLY):
             raise Refused(403, message="you do not have the rights to write here")
         return repository
 

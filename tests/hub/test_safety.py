@@ -1,0 +1,321 @@
+"""Published configurations from anybody: what is hostile or broken is refused before anything is built of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import deflect_hf
+from deflect_hf.errors import DeflectError
+from deflect_hf.hub import contents
+from deflect_hf.hub.client import Hub as Client
+from deflect_hf.hub.contents import check_folder
+from deflect_hf.hub.load import pull_encoder
+from deflect_hf.hub.safety import MAX_CONFIG_BYTES
+from deflect_hf.hub.scrub import Base, stage
+from deflect_hf.training import checkpoints
+from tests.hub.server import Hub
+
+Runs = Callable[[str], Path]
+BASE = {"base_model_name_or_path": "alice/encoder", "revision": "main"}
+ADAPTER, CONFIG, TASK, PROCESSOR = "adapter_config.json", "config.yaml", "config.json", "preprocessor_config.json"
+DEEP: Any = []
+for _ in range(30):
+    DEEP = [DEEP]
+
+
+def staged(folder: Path, method: str, runs: Runs) -> Path:
+    """What a push would publish, with its encoder on the Hub."""
+    best = runs(method) / "best"
+    config = checkpoints.read_config(best)
+    config.encoder.random, config.encoder.name_or_path = None, "alice/encoder"
+    folder.mkdir()
+    stage(best, folder, config, Base("alice/encoder", "main"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory, runs: Runs) -> Path:
+    return staged(tmp_path_factory.mktemp("good") / "deflect", "deflect", runs)
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(good, tmp_path / "published")
+
+
+def change(path: Path, changes: dict[str, Any]) -> None:
+    """Set dotted keys of a JSON or YAML file."""
+    read, write = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    content = read(path.read_text())
+    for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        target = content
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    path.write_text(write(content))
+
+
+def refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The sentence that a published folder is refused with; nothing may be built for it."""
+
+    def built(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("something was built of a hostile configuration")
+
+    monkeypatch.setattr(contents, "model_class", built)
+    with pytest.raises(DeflectError) as caught:
+        check_folder(folder, published=True)
+    assert len(str(caught.value)) < 1000
+    return str(caught.value)
+
+
+def test_what_was_pushed_passes(folder: Path) -> None:
+    assert check_folder(folder, published=True).finetune == "deflect"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "LORA"}, "unknown entry"),
+        ({"peft_type": "EVIL"}, "peft_type is 'EVIL', which is no method"),
+        ({"peft_type": "XLORA"}, "peft_type is 'XLORA', which is no method"),
+        ({"peft_type": ["DEFLECT"]}, "which is no method that is loaded from elsewhere"),
+        ({"trust_remote_code": True}, "asks for code that is not part of transformers, PEFT or deflect_hf"),
+        ({"auto_mapping": {"base_model_class": "x", "parent_library": "os"}}, "'auto_mapping' asks for code"),
+        ({"auto_mapping": {"parent_library": "transformers.evil/../x"}}, "'auto_mapping' asks for code"),
+        ({"auto_mapping": "os"}, "'auto_mapping' asks for code"),
+        ({"launch": "rm"}, "unknown entry 'launch' for DEFLECT"),
+        ({"rank": 10**9}, "rank is 1000000000; a whole number up to the encoder's width 16"),
+        ({"rank": 17}, "rank is 17; a whole number up to the encoder's width 16"),
+        ({"rank": -1}, "rank is -1; a whole number"),
+        ({"rank": "8"}, "rank is '8'; a whole number"),
+        ({"rank": True}, "rank is True; a whole number"),
+        ({"aux_dim": 2**40}, "aux_dim is 1099511627776; a whole number"),
+        ({"rank": 10**400}, "is a number that no setting is"),
+        ({"bands": ["R"] * 2000}, "bands must name 1 to 1024 bands, got 2000"),
+        ({"bands": ["R", "G", "B", "../N"]}, "bands is '../N': a path of some machine has no place here"),
+        ({"bands": {"R": 1}}, "bands must be list[str] | None, not {'R': 1}"),
+        ({"bands": "RGB"}, "bands must be list[str] | None, not 'RGB'"),
+        ({"band_dropout": "0.5"}, "band_dropout must be float, not '0.5'"),
+        ({"init_weights": 1}, "init_weights must be bool, not 1"),
+        ({"unit": "dn"}, "unit must be Unit, not 'dn'"),
+        ({"feature_mean": [0.0]}, "feature_mean has 1 values, but there are 48 pixel-set features"),
+        ({"feature_std": None}, "feature_mean and feature_std come together"),
+        ({"base_mean": [0.1, 0.1]}, "base_mean has 2 values, but there are 3 base bands"),
+        ({"base_std": [0.0, 0.1, 0.1]}, "base_std must be positive"),
+        ({"index_bounds.NDVI": 1e30}, "index_bounds must lie above 0 and be at most"),
+        ({"index_bounds.EXTRA": 1.0}, "index_bounds and formulas must name the same indices; they differ in 'EXTRA'"),
+        ({"formulas": None, "index_bounds": None}, "formulas and index_bounds are not written out"),
+        ({"formulas.NDVI": "__import__('os').system('true')"}, "holds Call: only + - * / **"),
+        ({"formulas.NDVI": "N.__class__"}, "holds Attribute: only + - * / **"),
+        ({"formulas.NDVI": "(lambda: N)()"}, "holds Call: only + - * / **"),
+        ({"formulas.NDVI": "[N for N in R]"}, "holds ListComp: only + - * / **"),
+        ({"formulas.NDVI": "N if R else G"}, "holds IfExp: only + - * / **"),
+        ({"formulas.NDVI": "open"}, "uses 'open', which is not one of the bands"),
+        ({"formulas.NDVI": "N ** 999999"}, "an exponent must be a number of at most 8"),
+        ({"formulas.NDVI": "N ** (9 ** (9 ** 9))"}, "an exponent must be a number of at most 8"),
+        ({"formulas.NDVI": "N ** R"}, "an exponent must be a number of at most 8"),
+        ({"formulas.NDVI": "N * 1e300"}, "holds a number beyond 1e+06"),
+        ({"formulas.NDVI": "N +" * 1300 + "N"}, "a formula is a text of at most 2000 characters"),
+        ({"formulas.NDVI": "(" * 300 + "N" + ")" * 300}, "cannot be read"),
+        ({"formulas.NDVI": "-" * 900 + "N"}, "is too large: at most 400 terms and 60 levels"),
+        ({"formulas.NDVI": "N / 0"}, "divides by 0"),
+        ({"formulas.NDVI": 7}, "formulas must be dict[str, str] | None"),
+        ({"formulas": {f"I{k}": "N" for k in range(700)}}, "700 formulas; 600 are the most"),
+        ({"target_modules": "(a+)+$"}, "target_modules is a pattern that may take for ever to match"),
+        ({"target_modules": r"(?P<x>.*)\1"}, "target_modules is a pattern that may take for ever to match"),
+        ({"target_modules": ".*" * 20}, "target_modules is a pattern that may take for ever to match"),
+        ({"target_modules": 3}, "target_modules must be names of modules or one pattern"),
+        ({"modules_to_save": [["head"]]}, "modules_to_save must be names of modules"),
+        ({"peft_version": "/etc/passwd"}, "peft_version is '/etc/passwd': a path of some machine"),
+        ({"task_type": "~/x"}, "task_type is '~/x': a path of some machine"),
+        ({"indices": "C:\\Users\\x"}, r"indices is 'C:\\Users\\x': a path of some machine"),
+        ({"base_model_name_or_path": "/home/alice/encoder"}, "is '/home/alice/encoder', which is no repository"),
+        ({"base_model_name_or_path": "../encoder"}, "is '../encoder', which is no repository of the Hub"),
+        ({"base_model_name_or_path": "encoder"}, "is 'encoder', which is no repository of the Hub"),
+        ({"base_model_name_or_path": "file:///x"}, "is 'file:///x', which is no repository of the Hub"),
+        ({"base_model_name_or_path": {"a": 1}}, "is {'a': 1}, which is no repository of the Hub"),
+        ({"base_model_name_or_path": "mallory/encoder"}, "names the base 'mallory/encoder' (revision 'main')"),
+        ({"revision": "../../x"}, "revision is '../../x': a path of some machine has no place here"),
+        ({"revision": "a b"}, "the revision 'a b' is no branch, tag or commit"),
+        ({"revision": "evil"}, "names the base 'alice/encoder' (revision 'evil'), config.yaml 'alice/encoder'"),
+        ({"peft_version": "x" * 5000}, "is longer than 4000 characters"),
+        ({"modules_to_save": DEEP}, "levels"),
+    ],
+)
+def test_hostile_adapter_configs(
+    changes: dict[str, Any], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(folder / ADAPTER, changes)
+    assert message in refused(folder, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (TASK, {"model_type": "llama"}, "model_type is 'llama'; 'deflect_image_classification'"),
+        (TASK, {"auto_map": {"AutoModel": "evil.Model"}}, "'auto_map' asks for code that is not part"),
+        (TASK, {"launch": 1}, "unknown entry 'launch' for a task model"),
+        (TASK, {"head_channels": 10**9}, "head_channels is 1000000000; up to 16384 are meant"),
+        (TASK, {"id2label": {str(k): "x" for k in range(20_000)}}, "id2label must name 1 to 10000 classes"),
+        (TASK, {"encoder_config": None}, "encoder_config must describe the encoder"),
+        (TASK, {"encoder_config.model_type": "timm_wrapper"}, "encoder_config.model_type is 'timm_wrapper', which is"),
+        (TASK, {"encoder_config.auto_map": {"AutoModel": "x"}}, "'encoder_config.auto_map' asks for code"),
+        (TASK, {"encoder_config.quantization_config": {"x": 1}}, "'encoder_config.quantization_config' asks for code"),
+        (TASK, {"encoder_config._attn_implementation": "mallory/kernel"}, "attn_implementation' asks for code"),
+        (TASK, {"encoder_config.num_hidden_layers": 10**6}, "encoder_config.num_hidden_layers is 1000000; a whole"),
+        (TASK, {"encoder_config.hidden_size": 1 << 30}, "encoder_config.hidden_size is 1073741824; a whole number"),
+        (TASK, {"encoder_config.image_size": [10**9, 3]}, "encoder_config.image_size is [1000000000, 3]"),
+        (TASK, {"encoder_config.hidden_size": "16"}, "encoder_config.hidden_size is '16'; a whole number"),
+        (PROCESSOR, {"image_processor_type": "EvilProcessor"}, "describes a EvilProcessor, not a Multispectral"),
+        (PROCESSOR, {"auto_map": {"x": "y"}}, "Unknown entry 'auto_map' in preprocessor_config.json"),
+        (PROCESSOR, {"size": {"height": 10**9, "width": 1}}, "size is {'height': 1000000000, 'width': 1}; sides up"),
+        (PROCESSOR, {"bands": 7}, "an entry has the wrong type"),
+        (PROCESSOR, {"scale": 0.0}, "scale is 0, which would turn every value into the offset"),
+        (CONFIG, {"launch": "rm"}, "unknown key 'launch'"),
+        (CONFIG, {"finetune": "lora"}, "peft_type is 'DEFLECT', but config.yaml says --finetune lora"),
+        (CONFIG, {"encoder.name_or_path": "/home/alice/encoder"}, "encoder.name_or_path is '/home/alice/encoder', wh"),
+        (CONFIG, {"encoder.name_or_path": "vit"}, "encoder.name_or_path is 'vit', which is no repository of the Hub"),
+        (CONFIG, {"encoder.revision": "a b"}, "the revision 'a b' is no branch, tag or commit"),
+        (CONFIG, {"encoder.name_or_path": "mallory/x"}, "config.yaml 'mallory/x' (revision 'main'): they must be the"),
+        (CONFIG, {"batch_size": "many"}, "'batch_size' must be a whole number, not 'many'"),
+    ],
+)
+def test_hostile_configurations(
+    file: str, changes: dict[str, Any], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(folder / file, changes)
+    assert message in refused(folder, monkeypatch)
+
+
+BOMB = "a: &a [x, x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nseed: 0\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (CONFIG, BOMB, "cannot be read: it holds an alias (*name); write the value out"),
+        (CONFIG, "seed: !!python/object/apply:os.system ['true']\n", "it holds a tag (tag:yaml.org,2002:python"),
+        (CONFIG, "seed: " + "[" * 500 + "]" * 500, "it holds more than 12 levels or 100,000 values"),
+        (CONFIG, "seed: 1\n" * 20_000, "config.yaml has 160,000 bytes; a configuration has at most 100,000"),
+        (CONFIG, "seed: 1\nseed: 2\n", "key 'seed' is given twice"),
+        (CONFIG, "- 1\n", "expected 'key: value' lines, found list"),
+        (ADAPTER, "[" * 100_000, "cannot be read: "),
+        (ADAPTER, '{"rank": NaN}', "cannot be read: NaN is no number of JSON"),
+        (ADAPTER, '{"rank": 1, "rank": 2}', "cannot be read: a key is given twice"),
+        (ADAPTER, "[1]", "expected an object, found list"),
+        (ADAPTER, "{", "cannot be read: "),
+        (ADAPTER, '{"rank": 1' + "0" * 5000 + "}", "cannot be read: "),
+        (TASK, json.dumps({"x": "y" * MAX_CONFIG_BYTES}), "a configuration has at most 1,000,000"),
+        (TASK, '"\\ud800"', "expected an object, found str"),
+    ],
+)
+def test_hostile_files(file: str, content: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / file).write_text(content)
+    assert message in refused(folder, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'; adapters from elsewhere are loaded with True"),
+        ({"megatron_core": "evil.module"}, "megatron_core is 'evil.module'; adapters from elsewhere are loaded with"),
+        ({"eva_config": {"rho": 2.0}}, "eva_config is {'rho': 2.0}; adapters from elsewhere"),
+        ({"layer_replication": [[0, 1000000]]}, "layer_replication is [[0, 1000000]]; adapters from elsewhere"),
+        ({"rank_pattern": {"(a+)+$": 8}}, "rank_pattern is {'(a+)+$': 8}; adapters from elsewhere"),
+        ({"r": 4096}, "r is 4096; a whole number up to the encoder's width 16"),
+        ({"peft_type": "DEFLECT"}, "unknown entry"),
+    ],
+)
+def test_hostile_configurations_of_pefts_own_methods(
+    changes: dict[str, Any], message: str, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = staged(tmp_path / "published", "lora", runs)
+    change(folder / ADAPTER, changes)
+    assert message in refused(folder, monkeypatch)
+
+
+def test_weights_smaller_than_the_configuration_says_are_refused_before_room_is_made(folder: Path) -> None:
+    change(folder / TASK, {"head_channels": 16_000})
+    with pytest.raises(DeflectError, match=r"the configuration describes [\d,]+ weights, but only [\d,]+ are stored"):
+        check_folder(folder, published=True)
+    whole = (folder / "adapter_model.safetensors").read_bytes()
+    for broken in (whole[:200], b"\x80\x04K\x01.", (2**62).to_bytes(8, "little") + whole[8:]):
+        (folder / "adapter_model.safetensors").unlink()
+        (folder / "adapter_model.safetensors").write_bytes(broken)
+        with pytest.raises(DeflectError, match=r"is no whole safetensors file"):
+            check_folder(folder, published=True)
+
+
+def test_a_pickle_beside_or_instead_of_safetensors_is_never_opened(folder: Path) -> None:
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x04K\x01.")
+    check_folder(folder, published=True)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(DeflectError, match="such a file may run any program when it is opened, so it is not"):
+        check_folder(folder, published=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auto_map": {"AutoModel": "modeling_evil.Model"}}, r"asks for code that is .* \(trust_remote_code\): it is"),
+        ({"model_type": "evil"}, "model_type is 'evil', which is none of the encoders that are loaded from the Hub"),
+        ({"num_hidden_layers": 120}, r"the configuration describes [\d,]+ weights, but only [\d,]+ are stored"),
+        ({"hidden_size": None}, "hidden_size and num_hidden_layers must be whole numbers"),
+    ],
+)
+def test_hostile_encoders(changes: dict[str, Any], message: str, hub: Hub, runs: Runs) -> None:
+    encoder = runs("deflect") / "encoder"
+    config = json.loads((encoder / "config.json").read_text())
+    weights = (encoder / "model.safetensors").read_bytes()
+    hub.put("mallory/encoder", {"config.json": json.dumps(config | changes).encode(), "model.safetensors": weights})
+    with pytest.raises(DeflectError, match=message):
+        pull_encoder(Client(), "mallory/encoder", None)
+
+
+def test_an_encoder_of_pickles_is_refused(hub: Hub) -> None:
+    hub.put("mallory/encoder", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    with pytest.raises(DeflectError, match=r"only 'pytorch_model\.bin': such a file may run any program"):
+        pull_encoder(Client(), "mallory/encoder", None)
+    assert not [request for request in hub.requests if "/resolve/" in request]
+
+
+def test_a_name_from_the_hub_never_becomes_a_folder_of_this_machine(
+    hub: Hub, folder: Path, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.put("alice/land", files)
+    shutil.copytree(runs("deflect") / "encoder", tmp_path / "alice" / "encoder")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DeflectError, match="alice/encoder: there is no such model"):
+        deflect_hf.load_adapter("alice/land")
+
+
+def test_programs_in_a_repository_are_not_even_fetched(hub: Hub, runs: Runs, folder: Path) -> None:
+    encoder = {path.name: path.read_bytes() for path in (runs("deflect") / "encoder").iterdir()}
+    hub.put("alice/encoder", {**encoder, "modeling_evil.py": b"raise SystemExit", "pytorch_model.bin": b"pickle"})
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.put("alice/land", {**files, "setup.py": b"raise SystemExit", "optimizer.pt": b"pickle"})
+    assert deflect_hf.load_adapter("alice/land")(torch.full((1, 7, 16, 16), 900.0)).shape == (1, 4, 16, 16)
+    fetched = {request.rpartition("/")[2] for request in hub.requests if "/resolve/" in request}
+    assert not [name for name in fetched if name.endswith((".py", ".bin", ".pt"))]
+
+
+def test_stored_tensors_may_be_of_any_precision(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    from safetensors.torch import load_file
+
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in copy.deepcopy(load_file(path)).items()}
+    path.unlink()
+    save_file(tensors, path)
+    check_folder(folder, published=True)
