@@ -59,7 +59,8 @@ class GeoBenchReader:
             DataError: The file is missing, cut off or no HDF5 file, lacks a band, or has one in another shape.
         """
         with _opened(row["image"]) as file:
-            arrays = [_read(file, _find(file, name), self.side) for name in self.names.values()]
+            called = _called(file)
+            arrays = [_read(file, called, name, self.side) for name in self.names.values()]
         return Stored(np.stack(arrays), tuple(self.names), row["label"], row["image"])
 
 
@@ -75,22 +76,25 @@ def _opened(path: str) -> Iterator[Any]:
         raise DataError(f"{path} is cut off or no HDF5 file ({error})") from error
 
 
-def _find(file: Any, name: str) -> str:
-    """What the array ``name`` is called in the file, where a date may follow the name."""
-    keys = list(file)
-    matches = [key for key in keys if _DATE.sub("", key) == name]
-    if len(matches) > 1:
-        raise DataError(f"{file.filename} has band {name!r} of several dates ({listing(matches)}), one is published")
-    if not matches:
-        raise DataError(f"{file.filename} has no band {name!r}, only {listing(keys)}")
-    return matches[0]
+def _called(file: Any) -> dict[str, list[str]]:
+    """The arrays of a file by their names without the dates that may follow these."""
+    keys: dict[str, list[str]] = {}
+    for key in file:
+        keys.setdefault(_DATE.sub("", key), []).append(key)
+    return keys
 
 
-def _read(file: Any, key: str, side: int) -> np.ndarray:
-    shape = getattr(file[key], "shape", None)
+def _read(file: Any, called: Mapping[str, list[str]], name: str, side: int) -> np.ndarray:
+    keys = called.get(name, [])
+    if not keys:
+        raise DataError(f"{file.filename} has no band {name!r}, only {listing(called)}")
+    if len(keys) > 1:
+        raise DataError(f"{file.filename} has band {name!r} of several dates ({listing(keys)}), one is published")
+    array = file[keys[0]]
+    shape = getattr(array, "shape", None)
     if shape != (side, side):
-        raise DataError(f"{file.filename} has {key!r} in the shape {shape}, but {(side, side)} is published")
-    return np.asarray(file[key][:])
+        raise DataError(f"{file.filename} has {keys[0]!r} in the shape {shape}, but {(side, side)} is published")
+    return np.asarray(array[:])
 
 
 def load_geobench(
@@ -205,4 +209,4 @@ def _settle_bands(chosen: GeoBenchSet, order: str, folder: Path, sample: Sequenc
 def _has(path: str, names: Names) -> bool:
     """Whether the file has an array of each of these names."""
     with _opened(path) as file:
-        return {_DATE.sub("", key) for key in file} >= set(names.values())
+        return _called(file).keys() >= set(names.values())
