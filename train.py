@@ -11,9 +11,15 @@
 Any key of a configuration file is also a flag (--segmentor.optimizer.lr 1e-3). `method` takes the options of
 --finetune, as --method.NAME VALUE:
     deflect   rank, aux_dim, indices, layers_to_transform, band_dropout
-    lora      rank, alpha, dropout, target
-    frozen    none
-    full      none
+    lora      patch_embed, rank, alpha, dropout, target
+    slr       patch_embed, rank, target, train_norms
+    norm      patch_embed
+    bitfit    patch_embed, target
+    frozen    patch_embed
+    full      patch_embed
+    peft:NAME patch_embed, target, and the fields of PEFT's configuration NAME, such as VeraConfig
+patch_embed: frozen shows the encoder its base bands; repeat and rgb+random all bands, through a patch embedding that is
+trained and starts as copies of the pretrained kernel, or with noise for the other bands.
 """
 
 from __future__ import annotations

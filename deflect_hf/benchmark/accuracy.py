@@ -20,7 +20,7 @@ import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -29,7 +29,7 @@ from deflect_hf.benchmark.figures import metric_over_parameters
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.benchmark.trials import Trial, cross_validation, half_interval, refuse_fixed_split
 from deflect_hf.errors import ConfigError, listing, nearest
-from deflect_hf.training.arguments import Finetune, RunArguments
+from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.checkpoints import result_folder, write_json
 from deflect_hf.training.compose import parse_arguments, to_yaml
 from deflect_hf.training.metrics import scores, selection_metric
@@ -139,7 +139,7 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
     segmentor = plan.base.segmentor
     config = dataclasses.replace(
         trial.settings(plan.base),
-        finetune=cast(Finetune, row.method),
+        finetune=row.method,
         method=dict(row.options),
         segmentor=dataclasses.replace(segmentor, optimizer=dataclasses.replace(segmentor.optimizer, lr=lr)),
     )

@@ -15,7 +15,7 @@ from deflect_hf.methods import method_options
 
 @dataclass(frozen=True)
 class Row:
-    """`deflect` or `lora:rank=8,target=qv`: a method's name, then its options."""
+    """`deflect`, `lora:rank=8,target=qv` or `peft:VeraConfig:r=64,target=qv`: a method's name, then its options."""
 
     text: str
     method: str
@@ -29,6 +29,9 @@ class Row:
             ConfigError: the method or an option is unknown, or an option has no value.
         """
         method, _, rest = text.partition(":")
+        if method == "peft":
+            name, _, rest = rest.partition(":")
+            method = f"peft:{name}"
         options: dict[str, Any] = {}
         # Commas inside brackets belong to a list: layers_to_transform=[4,5].
         for item in filter(None, re.split(r",(?![^\[]*\])", rest)):

@@ -24,11 +24,11 @@ from deflect_hf.errors import (
 )
 from deflect_hf.inference.predictor import Predictor, default_device
 from deflect_hf.inference.shared import adopt_weights, differences, differing_settings, replay_frozen, replaying, twin
+from deflect_hf.methods import task_model
 from deflect_hf.models import load_encoder
 from deflect_hf.processing import Image
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.build import task_model
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deflect_hf.errors import UnsupportedOperationError
+from deflect_hf.methods import task_model
 from deflect_hf.processing import Image, MultispectralImageProcessor
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.build import evaluation_window, task_model
+from deflect_hf.training.build import evaluation_window
 from deflect_hf.training.evaluation import predict_logits
 
 

@@ -28,17 +28,18 @@ from deflect_hf.inference.arguments import SceneArguments
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.spool import Part
 from deflect_hf.inference.tiling import Axis
+from deflect_hf.methods import task_model
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.processing import MultispectralImageProcessor, resize
 from deflect_hf.raster import OpenRaster, raster_info, read_raster
 from deflect_hf.raster_header import RasterInfo
-from deflect_hf.training.build import task_model
 from deflect_hf.training.evaluation import predict_logits
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_SIDE = 128  # pixels
 SAMPLES = 4  # per axis
+PIECE_PIXELS = 2**18  # of which classes are made at a time
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -206,6 +207,7 @@ class SceneWindows:
         width, device = self.scene.info.width, self.predictor.device
         band = torch.zeros(len(self.predictor.classes), self.rows.size, width, device=device)
         measured = torch.zeros(self.rows.size, width, dtype=torch.bool)
+        step = max(1, PIECE_PIXELS // width)
         groups = [
             range(k, min(k + self.batch_size, len(self.columns))) for k in range(0, len(self.columns), self.batch_size)
         ]
@@ -219,8 +221,10 @@ class SceneWindows:
                 if group is groups[-1]:
                     start, end, offset = self.rows.starts[row], self.rows.ends[row], self.rows.offsets[row]
                     final = self.rows.starts[row + 1] if row + 1 < part.stop else end
-                    hidden = ~measured[start - offset : final - offset]
-                    yield band[:, : final - start].cpu().masked_fill(hidden, torch.nan)
+                    for low in range(start, final, step):
+                        high = min(low + step, final)
+                        piece = band[:, low - start : high - start].cpu()
+                        yield piece.masked_fill(~measured[low - offset : high - offset], torch.nan)
                     rest = band[:, final - start : end - start].clone()
                     band.zero_()[:, : end - final] = rest
 

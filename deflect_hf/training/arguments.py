@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from deflect_hf.data.arguments import AugmentationArguments, DatasetArguments
 from deflect_hf.errors import ConfigError
@@ -19,7 +19,17 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 TRACKERS = get_args(Tracker)
-Finetune = Literal["deflect", "lora", "frozen", "full"]
+
+
+def _peft_method(value: str) -> str:
+    if not value.removeprefix("peft:") or not value.startswith("peft:"):
+        raise ConfigError("peft:NAME with the name of one of PEFT's configurations, such as peft:VeraConfig")
+    return value
+
+
+Finetune = (
+    Literal["deflect", "lora", "slr", "norm", "bitfit", "frozen", "full"] | Annotated[str, AfterValidator(_peft_method)]
+)
 
 
 @dataclass
@@ -163,7 +173,12 @@ class SegmentorArguments:
 class RunArguments:
     """One training run, complete. ``config.yaml`` in the run's folder holds exactly these keys."""
 
-    finetune: Finetune = field(default="deflect", metadata={"help": "what is trained besides the head"})
+    finetune: Finetune = field(
+        default="deflect",
+        metadata={
+            "help": "what is trained besides the head: deflect, lora, slr, norm, bitfit, frozen, full, peft:NAME"
+        },
+    )
     work_dir: str | None = field(
         default=None, metadata={"help": "folder of the run; null: work-dir/DATASET-ENCODER-FINETUNE-SEED"}
     )

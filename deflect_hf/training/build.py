@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from deflect_hf.bands import resolve_bands, select_bands
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
-from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing, nearest
-from deflect_hf.methods import METHODS, adapt
+from deflect_hf.errors import ArchitectureError, DataError, listing
+from deflect_hf.methods import adapt, as_values, extra_bands, method_options
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
-from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.spectral import RunningMoments
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.combinations import refuse_idle_keys
@@ -65,16 +64,11 @@ def check_method(config: RunArguments) -> RunArguments:
     Raises:
         ConfigError: an option that the method does not have, or a value of the wrong type.
     """
-    schema = METHODS[config.finetune][0]
-    known = [item.name for item in dataclasses.fields(schema)]
-    for name in config.method:
-        if name not in known:
-            raise ConfigError(
-                f"unknown key 'method.{name}' for --finetune {config.finetune}.{nearest(name, known)} "
-                f"Valid keys: {listing(known)}"
-            )
-    options: Any = check_types(schema, config.method, dict.fromkeys(config.method, f"method ({config.finetune})"))
-    return dataclasses.replace(config, method=dataclasses.asdict(options))
+    origins = dict.fromkeys(config.method, f"method ({config.finetune})")
+    options = method_options(
+        config.finetune, config.method, lambda schema, values: check_types(schema, values, origins)
+    )
+    return dataclasses.replace(config, method=as_values(options))
 
 
 def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, ImageDataset]:
@@ -106,7 +100,35 @@ def base_statistics(
     stored = stored_normalisation(arguments)
     if stored is not None:
         return stored
-    positions = select_bands(train.bands, resolve_bands(arguments.base_bands))
+    return fitted_statistics(config, train, accelerator, resolve_bands(arguments.base_bands))
+
+
+def extra_statistics(
+    config: RunArguments, train: ImageDataset, accelerator: Accelerator
+) -> tuple[list[float], list[float]] | tuple[None, None]:
+    """Mean and deviation on ``train`` of the bands that only a wider patch embedding takes; none without such bands.
+
+    Raises:
+        DataError: one of these bands does not vary.
+    """
+    bands = extra_bands(train.bands, config.encoder.base_bands)
+    if config.method.get("patch_embed", "frozen") == "frozen" or not bands:
+        return None, None
+    mean, std = fitted_statistics(config, train, accelerator, bands)
+    flat = [band for band, deviation in zip(bands, std, strict=True) if not deviation > 0]
+    if flat:
+        raise DataError(
+            f"the band(s) {listing(flat)} have one value in all of the training images: leave them out "
+            "(dataset.bands), or keep --method.patch_embed frozen"
+        )
+    return mean, std
+
+
+def fitted_statistics(
+    config: RunArguments, train: ImageDataset, accelerator: Accelerator, bands: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation of some bands over all measured pixels of the training split."""
+    positions = select_bands(train.bands, bands)
     moments = RunningMoments(len(positions))
     for batch in plain_loader(config, train, accelerator):
         moments.update(batch["pixel_values"][:, positions].movedim(1, -1))
@@ -152,18 +174,6 @@ def head_options(config: RunArguments, task: str) -> dict[str, Any]:
     return options
 
 
-def task_model(model: nn.Module) -> EncoderWithHead:
-    """The task model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else cast(EncoderWithHead, model)
-
-
-def name_base(model: nn.Module, source: str, revision: str | None) -> None:
-    """Write the encoder's origin into the adapter's configuration: PEFT would look for it on the task model."""
-    if isinstance(model, PeftModel):
-        for adapter in model.peft_config.values():
-            adapter.base_model_name_or_path, adapter.revision = source, revision
-
-
 def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Experiment:
     """Data, encoder, head and adapter of a run, on the CPU and ready to be trained.
 
@@ -188,6 +198,7 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
     gsd = chosen_gsd(config.encoder, train.gsd_m)
     set_gsd(encoder, gsd)
     mean, std = base_statistics(config, train, accelerator)
+    extra_mean, extra_std = extra_statistics(config, train, accelerator)
     weights = config.segmentor.loss.class_weights
     if weights == "balanced":
         weights = balanced_weights(count_labels(config, train, accelerator), train.classes)
@@ -206,9 +217,11 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
         base_bands=config.encoder.base_bands,
         base_mean=mean,
         base_std=std,
+        extra_mean=extra_mean,
+        extra_std=extra_std,
         unit=train.processor.unit,
+        revision=config.encoder.revision,
         **config.method,
     )
-    name_base(adapted, encoder.config.name_or_path, config.encoder.revision)
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, mean=mean, std=std, gsd=gsd))
     return Experiment(config, splits, adapted)

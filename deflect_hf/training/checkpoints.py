@@ -25,11 +25,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from deflect_hf.errors import CheckpointError, listing
-from deflect_hf.methods import deflect_config, needed_bands
+from deflect_hf.methods import deflect_config, needed_bands, task_model, trained_projection
 from deflect_hf.models import load_encoder
+from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.build import model_class, task_model
+from deflect_hf.training.build import model_class
 from deflect_hf.training.compose import load_config, to_yaml
 from deflect_hf.training.encoders import chosen_gsd, set_gsd
 
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 RESULTS = "results.json"
 HEAD = "head.safetensors"
+PATCH_EMBEDDING = "patch_embedding."
 PARTIAL = ".partial"
 REPLACED = ".replaced"
 
@@ -64,6 +66,17 @@ def write_text(path: Path, content: str) -> None:
     os.replace(partial, path)
 
 
+@contextmanager
+def passing_folder(target: Path) -> Iterator[Path]:
+    """A folder under this name for the time of the block."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    try:
+        yield target
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -78,7 +91,9 @@ def save_model(folder: Path, model: nn.Module, config: RunArguments, processor: 
     elif config.finetune == "full":
         inner.save_pretrained(folder)
     else:
-        save_file({name: tensor.contiguous() for name, tensor in inner.head.state_dict().items()}, folder / HEAD)
+        parts = _frozen_parts(inner, config)
+        tensors = {prefix + name: value for prefix, part in parts.items() for name, value in part.state_dict().items()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / HEAD)
     inner.config.save_pretrained(folder)
     saved = MultispectralImageProcessor.from_dict(processor.to_dict(), needed_bands=needed_bands(model))
     saved.save_pretrained(folder)
@@ -148,9 +163,21 @@ def load_model(folder: Path, config: RunArguments, encoder: str | PreTrainedMode
     model_config = _reading(folder, lambda: AutoConfig.from_pretrained(folder))
     model = model_class(_task(folder))(model_config, encoder)
     if config.finetune == "frozen":
-        _reading(folder / HEAD, lambda: model.head.load_state_dict(load_file(folder / HEAD)))
+        _reading(folder / HEAD, lambda: _load_parts(load_file(folder / HEAD), _frozen_parts(model, config)))
         return model.eval()
     return _reading(folder, lambda: PeftModel.from_pretrained(model, str(folder))).eval()
+
+
+def _frozen_parts(model: EncoderWithHead, config: RunArguments) -> dict[str, nn.Module]:
+    """What ``frozen`` trains, by the prefix of its tensors in ``head.safetensors``; the head's have none."""
+    wide = config.method.get("patch_embed", "frozen") != "frozen"
+    return {**({PATCH_EMBEDDING: trained_projection(model)} if wide else {}), "": model.head}
+
+
+def _load_parts(stored: dict[str, torch.Tensor], parts: dict[str, nn.Module]) -> None:
+    for prefix, part in parts.items():
+        own = [name for name in stored if name.startswith(prefix)]
+        part.load_state_dict({name.removeprefix(prefix): stored.pop(name) for name in own})
 
 
 def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcessor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deflect_hf.errors import ConfigError, listing
-from deflect_hf.methods import deflect_config
+from deflect_hf.methods import deflect_config, further_bands, task_model
 from deflect_hf.training.evaluation import Protocol, evaluate
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def scores_without_bands(
     protocol: Protocol,
     scores: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Scores of a DEFLECT model on ``loader``, read once per band, with each band beyond its base bands missing.
+    """Scores of a model on ``loader``, read once per band, with each band beyond its base bands missing.
 
     A model that was not trained with band dropout is evaluated too, which shows what it leans on.
 
@@ -49,21 +49,24 @@ def scores_without_bands(
     Raises:
         ConfigError: the model sees its base bands alone, so there is nothing to drop.
     """
-    config = deflect_config(model)
-    bands = [] if config is None else [band for band in config.bands or [] if band not in (config.base_bands or [])]
-    if config is None or not bands:
+    bands = further_bands(model)
+    if not bands:
         raise ConfigError(
             "--drop_bands: this model sees its base bands alone, so there is no band to drop. Give the folder of a "
-            "model trained with --finetune deflect on further bands."
+            "model trained on further bands: with --finetune deflect, or with --method.patch_embed."
         )
-    if not config.band_dropout:
+    config = deflect_config(model)
+    taken, band_dropout = (
+        (task_model(model).config.bands, 0.0) if config is None else (config.bands, config.band_dropout)
+    )
+    if not band_dropout:
         logger.warning(
             "trained without band dropout: the scores say what the model leans on, but images that lack %s are refused "
-            "(train with --method.band_dropout)",
+            "(train with --finetune deflect --method.band_dropout)",
             listing(bands),
         )
     table = {"": {name: scores[name] for name in MEANS}}
     for band in bands:
-        found = evaluate(model, without_band(loader, (config.bands or []).index(band)), accelerator, protocol)
+        found = evaluate(model, without_band(loader, (taken or []).index(band)), accelerator, protocol)
         table[band] = {name: found[name] for name in MEANS}
-    return {"band_dropout": config.band_dropout, "scores": table}
+    return {"band_dropout": band_dropout, "scores": table}

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deflect_hf.errors import CheckpointError, DataError
+from deflect_hf.methods import task_model
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training import checkpoints
-from deflect_hf.training.build import Experiment, evaluation_window, rank_of, task_model
+from deflect_hf.training.build import Experiment, evaluation_window, rank_of
 from deflect_hf.training.evaluation import Protocol, evaluate
 from deflect_hf.training.losses import label_weight, soft_dice
 from deflect_hf.training.metrics import selection_metric
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 KEPT_STATES = 2
 NAMED_FILES = 16
 TOLD = ("loss", "accuracy", "miou", "f1_macro")  # of each validation
+
+Publish = Callable[[Path, int], None]  # gets the model at a checkpoint as a result folder, and its step
 
 
 @dataclass
@@ -52,8 +56,11 @@ class Progress:
 class Trainer:
     """Trains what an experiment left trainable and writes checkpoints, log and best result into ``work_dir``."""
 
-    def __init__(self, experiment: Experiment, accelerator: Accelerator, work_dir: Path) -> None:
+    def __init__(
+        self, experiment: Experiment, accelerator: Accelerator, work_dir: Path, publish: Publish | None = None
+    ) -> None:
         self.config = experiment.config
+        self.publish = publish
         self.splits = experiment.splits
         self.accelerator = accelerator
         self.rank = rank_of(accelerator)
@@ -222,6 +229,12 @@ class Trainer:
         partial.replace(target)
         for old in checkpoints.states(self.work_dir)[:-KEPT_STATES]:
             shutil.rmtree(old)
+        if self.publish is not None:
+            with checkpoints.passing_folder(target.with_name(f"{target.name}.model")) as folder:
+                checkpoints.save_model(folder, self.plain, self.config, self.processor)
+                told = {"finetune": self.config.finetune, "epochs": self.progress.epoch, "steps": self.progress.step}
+                checkpoints.write_json(folder / checkpoints.RESULTS, {**told, "seconds": self.progress.seconds})
+                self.publish(folder, self.progress.step)
 
     def _fixed(self) -> dict[str, Any]:
         """What must not change when a run goes on, or its batches would be others."""

@@ -15,10 +15,11 @@ from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.arguments import keys_of_reader
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.figures import confusion_figure, prediction_panel
+from deflect_hf.methods import task_model
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import DatasetArguments, EvaluateArguments, RunArguments
 from deflect_hf.training.bootstrap import REPLICATES
-from deflect_hf.training.build import evaluation_window, rank_of, task_model
+from deflect_hf.training.build import evaluation_window, rank_of
 from deflect_hf.training.drop_bands import scores_without_bands
 from deflect_hf.training.environment import environment
 from deflect_hf.training.evaluation import Protocol, evaluate, predict_logits

@@ -16,7 +16,7 @@ from torch import nn
 
 from deflect_hf.errors import ConfigError
 from deflect_hf.figures import curves_figure
-from deflect_hf.methods import encoder_parameters
+from deflect_hf.methods import encoder_parameters, patch_embedding_parameters
 from deflect_hf.statistics import fit_statistics
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import RunArguments
@@ -66,7 +66,7 @@ def default_work_dir(config: RunArguments) -> Path:
     data = Path(config.dataset.root).name if config.dataset.root else config.dataset.name
     random = (config.encoder.random or {}).get("model_type")
     encoder = f"random_{random}" if random else Path(str(config.encoder.name_or_path)).name
-    return Path("work-dir") / f"{data}-{encoder}-{config.finetune}-{config.seed}"
+    return Path("work-dir") / f"{data}-{encoder}-{config.finetune.replace(':', '-')}-{config.seed}"
 
 
 def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> None:
@@ -98,12 +98,16 @@ def parameter_counts(model: nn.Module) -> dict[str, Any]:
         "encoder_trainable": trainable,
         "encoder_total": total,
         "encoder_trainable_percent": 100 * trainable / total,
+        "patch_embedding_trainable": patch_embedding_parameters(model),
         "head_trainable": everything - trainable,
     }
 
 
-def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
+def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str, Any], Path, bool]:
     """Train, keep the best checkpoint by validation, reload it from its folder and test it.
+
+    Args:
+        publish: gets the model at each checkpoint, as a result folder, in the first process.
 
     Returns:
         What ``results.json`` holds, the run's folder, and whether this is the first of the processes.
@@ -133,7 +137,7 @@ def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
         checkpoints.write_json(work_dir / ENVIRONMENT, surroundings)
         tell(config, accelerator, parameter_counts(experiment.model))
     set_seed(config.seed, device_specific=True)
-    trainer = Trainer(experiment, accelerator, work_dir)
+    trainer = Trainer(experiment, accelerator, work_dir, publish)
     if state is not None:
         trainer.resume(state)
     start_trackers(accelerator, config, work_dir, trainer.progress.step)
@@ -153,12 +157,14 @@ def run(config: RunArguments) -> tuple[dict[str, Any], Path, bool]:
 def tell(config: RunArguments, accelerator: Accelerator, counts: Mapping[str, Any]) -> None:
     """Log what is trained, and where."""
     logger.info(
-        "%s on %s: %d of %d encoder parameters are trained (%.2f %%), and %d of the head",
+        "%s on %s: %d of %d encoder parameters are trained (%.2f %%), %d of them in the patch embedding, and %d of "
+        "the head",
         config.finetune,
         accelerator.device,
         counts["encoder_trainable"],
         counts["encoder_total"],
         counts["encoder_trainable_percent"],
+        counts["patch_embedding_trainable"],
         counts["head_trainable"],
     )
 

@@ -147,5 +147,12 @@ class MergeableModel(OneAdapterPerBatch, BaseTuner):
 
 def pattern(names: Iterable[str]) -> str:
     """A regular expression for modules of these names and of the same names in all blocks: numbers stand for any."""
-    alike = dict.fromkeys(re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in names)
-    return "|".join(alike)
+    inside: dict[str, dict[str, None]] = {}
+    for name in names:
+        alike = re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name))
+        container, number, rest = alike.partition(r"\.\d+\.")
+        inside.setdefault(container + number, {})[rest] = None
+    return "|".join(
+        head if list(rests) == [""] else head + (f"(?:{'|'.join(rests)})" if len(rests) > 1 else next(iter(rests)))
+        for head, rests in inside.items()
+    )

@@ -177,7 +177,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--method.rnk", "3"), "unknown key 'method.rnk' for --finetune deflect. Did you mean 'rank'?"),
+        (("--method.rnk", "3"), "method.rnk is no option of 'deflect'; it has 'rank', 'aux_dim', 'indices', "),
         (("--method.rank", "x"), "method (deflect): 'rank' must be a whole number, not 'x'"),
         (("--encoder.random.hiden_size", "3"), "encoder.random: a 'vit' has no field 'hiden_size'. Did you mean"),
         (("--encoder.random.model_type", "vitt"), "encoder.random.model_type: transformers knows no 'vitt'. Did you"),

@@ -1,0 +1,38 @@
+"""One road from a method's name to an adapted model: what `--finetune NAME` does.
+
+`deflect` takes all bands inside the tuner. Every other method shows the encoder the base bands alone, picked by name
+and normalised by the task model, or all bands through a patch embedding that is trained (`patch_embed`). All methods
+train the task head.
+"""
+
+from __future__ import annotations
+
+from .adaptation import METHODS, adapt, method_options
+from .bands import Bands, extra_bands, trained_projection
+from .facts import (
+    HEAD,
+    deflect_config,
+    encoder_parameters,
+    further_bands,
+    needed_bands,
+    patch_embedding_parameters,
+    task_model,
+)
+from .options import as_values
+
+__all__ = [
+    "HEAD",
+    "METHODS",
+    "Bands",
+    "adapt",
+    "as_values",
+    "deflect_config",
+    "encoder_parameters",
+    "extra_bands",
+    "further_bands",
+    "method_options",
+    "needed_bands",
+    "patch_embedding_parameters",
+    "task_model",
+    "trained_projection",
+]

@@ -1,0 +1,107 @@
+"""`--finetune peft:NAME`: any method of PEFT by the name of its configuration, with that configuration's fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from peft import PeftConfig
+from peft.config import PromptLearningConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from deflect_hf.errors import ConfigError, listing, nearest
+
+from .options import PeftOptions
+
+PREFIX = "peft:"
+# Fields that say where an adapter comes from, or are set by us.
+MANAGED = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_type", "peft_version",
+    "revision", "task_type",
+}  # fmt: skip
+REFUSED: Mapping[str, str] = {
+    "AdaLoraConfig": "it redistributes its ranks by calls between the steps, which this training loop does not make",
+    "AdaptionPromptConfig": "it puts trained prompts into the attention of LLaMA, and an image has no prompt",
+    "DeflectConfig": "it is --finetune deflect, with options of its own",
+    "PolyConfig": "it wants the number of a task with every image",
+    "TrainableTokensConfig": "it trains rows of a table of words, and a vision transformer has none",
+    "XLoraConfig": "it mixes adapters of a language model that were trained before",
+}
+PROMPTS = "it trains vectors that stand before the words of a text, and an image has none"
+
+
+def peft_config_class(method: str) -> type[PeftConfig]:
+    """The configuration class that `peft:NAME` names.
+
+    Raises:
+        ConfigError: PEFT has none of that name, or it makes no sense for images.
+    """
+    name = method.removeprefix(PREFIX)
+    classes = {cls.__name__: cls for cls in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+    prompts = {key: PROMPTS for key, cls in classes.items() if issubclass(cls, PromptLearningConfig)}
+    refused = {**prompts, **REFUSED}
+    if name in refused:
+        raise ConfigError(f"finetune={method!r} cannot adapt a vision transformer: {refused[name]}.")
+    if name not in classes:
+        usable = sorted(classes.keys() - refused.keys())
+        raise ConfigError(
+            f"finetune={method!r}: PEFT has no configuration {name!r}.{nearest(name, usable)} It has {listing(usable)}."
+        )
+    return classes[name]
+
+
+def peft_options(method: str, values: Mapping[str, Any]) -> PeftOptions:
+    """The options of `peft:NAME`: `patch_embed`, `target`, and fields of PEFT's configuration.
+
+    Raises:
+        ConfigError: the configuration or a field is unknown, or a value has the wrong type or does not fit.
+    """
+    schema = peft_config_class(method)
+    own = [item.name for item in dataclasses.fields(PeftOptions) if item.name != "fields"]
+    known = [*own, *(item.name for item in dataclasses.fields(schema) if item.name not in MANAGED)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                f"method.{name} is no option of {method!r}; it has {listing(known)}.{nearest(name, known)}"
+            )
+    hints = typing.get_type_hints(schema)
+    fields = {name: _typed(name, value, hints[name]) for name, value in values.items() if name not in own}
+    options = PeftOptions(fields=fields, **{name: value for name, value in values.items() if name in own})
+    named = fields.get("target_modules") is not None
+    if named == (options.target is not None):
+        raise ConfigError(
+            f"finetune={method!r} needs either method.target, one of 'qv', 'qkvo' and 'all-linear', or "
+            "method.target_modules, names or a regular expression of modules" + (", not both." if named else ".")
+        )
+    return options
+
+
+def make_peft_config(method: str, options: PeftOptions, target_modules: str | None, saved: list[str]) -> PeftConfig:
+    """PEFT's configuration; `target_modules` is what `options.target` stands for, None without one.
+
+    Raises:
+        ConfigError: PEFT does not take these values.
+    """
+    schema = peft_config_class(method)
+    fields = dict(options.fields)
+    if target_modules is not None:
+        fields["target_modules"] = target_modules
+    try:
+        return schema(**fields, modules_to_save=saved)
+    except (ValueError, TypeError, KeyError, ImportError) as error:
+        raise ConfigError(f"finetune={method!r}: PEFT does not take these options: {error}") from error
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """The value as the field's type has it; types that cannot be checked let it pass."""
+    settings = None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=True)
+    try:
+        return TypeAdapter(hint, config=settings).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"method.{name}={value!r} does not fit: {error.errors()[0]['msg']}.") from error
+    except PydanticUserError:
+        return value
