@@ -77,7 +77,8 @@ def statistics_figure(path: Path, images: ImageDataset, title: str, limit: int |
 
 def _histograms(figure: SubFigure, pixels: Array, images: ImageDataset) -> None:
     told = by_wavelength(images.bands)
-    low, high = np.nanpercentile(pixels, SHOWN)
+    finite = pixels[np.isfinite(pixels)]
+    low, high = np.percentile(finite, SHOWN) if finite.size else (0.0, 1.0)
     low, high = (low, high) if high > low else (low - 0.5, low + 0.5)
     edges = np.linspace(min(low, 0.0), high, BINS + 1)
     axes = figure.subplots(len(told), 1, sharex=True, squeeze=False)[:, 0]

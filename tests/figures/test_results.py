@@ -1,4 +1,4 @@
-"""Pictures: the right bands and colours, readable files, no global state."""
+"""Pictures of results: the right bands and colours, readable files, no global state."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_false_colour_is_what_the_bands_allow(bands: list[str], shown: tuple[str
     assert false_colour_bands(bands) == shown
 
 
-@pytest.mark.parametrize("count", [1, 2, 8, 9, 20])
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 15, 22, 23, 40])
 def test_classes_have_colours_of_their_own(count: int) -> None:
     colours = class_colours(count)
     assert colours.shape == (count, 3) and len(np.unique(colours.round(3), axis=0)) == count
@@ -71,3 +71,4 @@ def test_files_are_pictures(tmp_path: Path) -> None:
     matrix = confusion_figure(tmp_path / "d.png", np.array([[3, 1, 0], [0, 0, 0], [2, 0, 9]]), classes, "test")
     widths = [Image.open(path).size[0] for path in (full, narrow, chip, matrix)]
     assert widths[0] == 2 * widths[1] == 2 * widths[2] and widths[3] > 300
+    assert not list(tmp_path.glob("*.partial"))

@@ -1,0 +1,70 @@
+"""Learning curves: what is read from a run's log, and what is drawn of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deflect_hf.errors import DataError
+from deflect_hf.figures import curves_figure
+from deflect_hf.figures.curves import _running_mean, read_curves
+
+
+def write_run(folder: Path, steps: int = 6, best_epoch: int | None = 2) -> Path:
+    """The log of a run with an epoch of two steps, and its best result."""
+    lines: list[dict] = []
+    for step in range(1, steps + 1):
+        lines.append({"step": step, "epoch": (step - 1) // 2, "loss": 1 / step, "lr": 1e-3, "seconds": 1.0})
+        if step % 2 == 0:
+            scores = {"loss": 2 / step, "accuracy": 0.5, "miou": 0.1 * step, "f1_macro": 0.3}
+            lines.append({"step": step, "epoch": step // 2, "val": scores, "seconds": 1.0})
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if best_epoch is not None:
+        (folder / "best").mkdir()
+        (folder / "best" / "results.json").write_text(json.dumps({"best_epoch": best_epoch}))
+    return folder
+
+
+def test_curves_are_those_of_the_log(tmp_path: Path) -> None:
+    curves = read_curves(write_run(tmp_path / "run"))
+    assert curves.name == "run" and curves.best_step == 4
+    np.testing.assert_allclose(curves.values["loss"], [(step, 1 / step) for step in range(1, 7)])
+    np.testing.assert_allclose(curves.values["val.miou"], [(2, 0.2), (4, 0.4), (6, 0.6)])
+    assert read_curves(write_run(tmp_path / "going on", steps=3, best_epoch=None)).best_step is None
+
+
+def test_a_run_before_its_first_validation_and_one_after_a_single_one_are_drawn(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", steps=1, best_epoch=None), write_run(tmp_path / "b", steps=2, best_epoch=1)]
+    for number in (1, 2):
+        path = curves_figure(tmp_path / f"{number}.png", runs[:number])
+        assert Image.open(path).size[0] > 1000
+
+
+def test_many_runs_are_overlaid(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(number) / "run", steps=60) for number in range(4)]
+    one, all_of_them = (curves_figure(tmp_path / f"{k}.png", runs[:k]) for k in (1, 4))
+    assert Image.open(all_of_them).size[1] > Image.open(one).size[1]  # the legend has more lines
+    assert not np.array_equal(
+        np.asarray(Image.open(one)), np.asarray(Image.open(all_of_them))[: Image.open(one).size[1]]
+    )
+
+
+def test_what_is_no_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"log\.jsonl: cannot be read: .* Give folders of runs, such as work-dir/RUN"):
+        curves_figure(tmp_path / "x.png", [tmp_path])
+    for content, message in (("", "has not logged anything yet"), ("[1]\n", "is no log"), ("{", "is no log")):
+        (tmp_path / "log.jsonl").write_text(content)
+        with pytest.raises(DataError, match=message):
+            curves_figure(tmp_path / "x.png", [tmp_path])
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_the_smooth_line_is_a_mean_that_keeps_constants_to_the_ends() -> None:
+    np.testing.assert_allclose(_running_mean(np.full(50, 3.0), 7), 3.0)
+    noisy = np.random.default_rng(0).normal(size=200)
+    assert _running_mean(noisy, 10).std() < 0.5 * noisy.std()

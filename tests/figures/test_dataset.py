@@ -1,0 +1,108 @@
+"""Pictures of a data set: indices where they were measured, labels counted, bands in the order of wavelength."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deflect_hf.data import DatasetArguments, ImageDataset, load_dataset_splits
+from deflect_hf.errors import DataError
+from deflect_hf.figures import __main__ as command
+from deflect_hf.figures import samples
+from deflect_hf.figures.samples import index_maps, sample_sheets
+from deflect_hf.figures.statistics import by_wavelength, collect, statistics_figure
+
+
+def images(task: str, count: int = 30) -> ImageDataset:
+    args = DatasetArguments(name="synthetic", task=task, num_samples=count, image_size=[16, 16])
+    return load_dataset_splits(args)["train"]
+
+
+def test_indices_are_those_of_the_catalogue_where_all_their_bands_were_measured() -> None:
+    pixels = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)) + 0.1
+    pixels[0, 0, 0] = torch.nan
+    maps = index_maps(pixels, ["N", "R", "N2"], "reflectance")
+    assert list(maps) == ["NDVI"]
+    near, red = pixels[0], pixels[1]
+    np.testing.assert_allclose(maps["NDVI"], (near - red) / (near + red), rtol=1e-5)
+    assert np.isnan(maps["NDVI"]).sum() == 1
+    assert len(index_maps(torch.rand(4, 2, 2), ["G", "R", "N", "S1"], "reflectance")) == 3
+    assert index_maps(torch.rand(1, 2, 2), ["S2"], "reflectance") == {}
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_sheets_show_the_samples_asked_for(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "ROWS", 2)
+    split = images(task, count=4)
+    assert len(split) == 3
+    for asked in (3, 50):
+        paths = sample_sheets(tmp_path, split, "train", "synthetic", asked)
+        assert [path.name for path in paths] == ["samples_train_00.png", "samples_train_01.png"]  # 2 rows and 1
+    heights = [Image.open(path).size[1] for path in paths]
+    assert heights[0] > heights[1] + 200
+
+
+def test_labels_and_pixels_are_counted(tmp_path: Path) -> None:
+    split = images("segmentation")
+    found = collect(split, None)
+    labels = torch.stack([split[k]["labels"] for k in range(len(split))])
+    assert found.counts.tolist() == torch.bincount(labels[labels >= 0], minlength=4).tolist()
+    assert found.ignored == int((labels < 0).sum()) and found.images == len(split)
+    assert np.concatenate(found.pixels).shape == (len(split) * 256, len(split.bands))
+    few = collect(split, 3)
+    assert few.images == 3 and few.counts.sum() + few.ignored == 3 * 256
+    assert Image.open(statistics_figure(tmp_path / "x.png", split, "x")).size[0] > 1000
+    chips = collect(images("classification"), None)
+    assert chips.counts.sum() == chips.images and chips.ignored == 0
+
+
+def test_bands_are_ordered_by_wavelength_with_the_unknown_ones_last() -> None:
+    told = by_wavelength(["S1", "W1034", "HAZE", "B", "N"])
+    assert told == {"B": "450-530 nm", "N": "760-900 nm", "W1034": "1034 nm", "S1": "1550-1750 nm", "HAZE": ""}
+
+
+def test_a_band_without_a_measurement_is_drawn_as_such(tmp_path: Path) -> None:
+    split = images("segmentation", count=6)
+    blind = split.with_transform(lambda example, _: {**example, "pixel_values": example["pixel_values"] * torch.nan})
+    assert Image.open(statistics_figure(tmp_path / "x.png", blind, "x")).size[0] > 1000
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["figures", *words])
+    command.main()
+
+
+def test_the_command_draws_a_data_set_and_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("dataset", "--dataset.name", "synthetic", "--dataset.num_samples", "20", "--split", "val")
+    run(monkeypatch, *words, "--output", str(tmp_path), "--samples", "1", "--dataset.image_size", "encoder")
+    drawn = [str(tmp_path / name) for name in ("samples_val_00.png", "statistics_val.png")]
+    assert capsys.readouterr().out.splitlines() == drawn
+    run(monkeypatch, "--help")
+    assert "figures curves work-dir/RUN" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "curves", str(tmp_path))
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "pie")
+    assert "error: unknown picture 'pie': choose one of 'dataset', 'curves'." in capsys.readouterr().err
+
+
+def test_a_split_that_is_not_there_is_said(tmp_path: Path) -> None:
+    words = [
+        "--dataset.name",
+        "synthetic",
+        "--dataset.test_fraction",
+        "0",
+        "--split",
+        "test",
+        "--output",
+        str(tmp_path),
+    ]
+    with pytest.raises(DataError, match="the data set has no split 'test', only 'train', 'val': give --split"):
+        command.draw_dataset(words)
