@@ -62,15 +62,20 @@ def main() -> None:
     with user_errors(sys.argv):
         config = parse_arguments(RunArguments, __doc__, check=refuse_idle_keys)
         run_package()
+        from deflect_hf.hub.runs import Publication, finish
         from deflect_hf.training.run import run
 
         show_log()
-        results, work_dir, first = run(config)
+        publication = Publication.of(config)
+        results, work_dir, first = run(config, publication.publish if publication is not None else None)
         if first:
             for split in ("val", "test"):
                 if split in results:
                     print(f"\n{split}: {score_table(results[split])}")
             print(f"\n{work_dir}: best/ holds the trained model. Look at it: python evaluate.py --eval_dir {work_dir}")
+            url = finish(work_dir, publication)
+            if url is not None:
+                print(f"It is on the Hub: {url}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.bootstrap import REPLICATES
 from deflect_hf.training.build import Experiment, build, plain_loader
 from deflect_hf.training.environment import environment
-from deflect_hf.training.loop import TOLD, Trainer
+from deflect_hf.training.loop import TOLD, Publish, Trainer
 from deflect_hf.training.metrics import selection_metric
 from deflect_hf.training.trackers import EVENTS, LOG, require_trackers, start_trackers
 
