@@ -55,7 +55,7 @@ class Release:
             self._download(root, fetch)
         found = self._found(root)
         if found is None:
-            raise DataError(f"{root} does not hold {self.public.title} ({self._marks}): {self._hint(root)}")
+            raise DataError(f"{root} does not hold {self.public.title} ({self._marks}): {self._hint(root, fetch)}")
         return found
 
     def _found(self, root: Path) -> Path | None:
@@ -75,10 +75,11 @@ class Release:
                 unpack(archive, target)
                 archive.unlink()
 
-    def _hint(self, root: Path) -> str:
+    def _hint(self, root: Path, fetch: Fetch | None) -> str:
         """Where it may be instead."""
+        published = f"it is published at {self.public.source}{', `download: true` fetches it' if fetch else ''}."
         if not root.is_dir():
-            return f"there is no such folder. Set `root` to where it lies; it is published at {self.public.source}."
+            return f"there is no such folder. Set `root` to where it lies; {published}"
         levels = [*root.absolute().parents[:3]]
         above = next((parent for parent in levels if self._found(parent) is not None), None)
         if above is not None:
@@ -91,7 +92,7 @@ class Release:
             return f"unpack {listing(archives)} first."
         inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
         more = " ..." if len(inside) > 5 else ""
-        return f"it holds {listing(inside[:5])}{more}. It is published at {self.public.source}."
+        return f"it holds {listing(inside[:5])}{more}; {published}"
 
 
 def folder_files(folder: Path) -> dict[str, int]:
