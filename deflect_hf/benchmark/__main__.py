@@ -1,4 +1,4 @@
-"""`python -m deflect_hf.benchmark accuracy|cost|encoders|loader ...`."""
+"""`python -m deflect_hf.benchmark accuracy|adapters|cost|encoders|loader|scenes ...`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.training.cli import show_log, user_errors
 
-COMMANDS = ("accuracy", "cost", "encoders", "loader")
+COMMANDS = ("accuracy", "adapters", "cost", "encoders", "loader", "scenes")
 
 
 def main() -> None:
