@@ -33,7 +33,7 @@ SEN1FLOODS11 = PublicDataset(
     ignore_values=(-1,),
     counts=MappingProxyType({"train": 252, "val": 89, "test": 90}),
     source="https://github.com/cloudtostreet/Sen1Floods11",
-    licence="see its page",
+    licence="not stated",
     citation="Bonafilia et al., CVPR Workshops, 2020",
 )
 IMAGES = "data/flood_events/HandLabeled/S2Hand"
