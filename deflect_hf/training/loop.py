@@ -272,7 +272,9 @@ class Trainer:
     def restore_best(self, state: Path) -> None:
         """Have the best model so far in ``best/`` after resuming from ``state``, whatever became of it.
 
-        It is there still, or copied from the run that wrote ``state``; where it is gone, the resumed model is it.
+        It is there still, or copied from the run that wrote ``state``. Where it is gone, the best of what comes takes
+        its place, and the resumed model if that is one at the end of an epoch: the same model as without interruption,
+        unless the lost one would have stayed the best.
         """
         if self.progress.best_epoch is None:
             return
@@ -281,11 +283,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if found is None:
             logger.warning(
-                "the best model so far, of epoch %d, is not kept anywhere: the resumed one takes its place",
+                "the best model so far, of epoch %d, is not kept anywhere: the best from here on takes its place",
                 self.progress.best_epoch,
             )
             self.progress.best_score = None
-            self._validate()
+            if self.progress.batch == 0:
+                self._validate()
         elif found == other and self.accelerator.is_main_process and own.resolve() != other:
             with checkpoints.whole_folder(own) as folder:
                 shutil.copytree(other, folder, dirs_exist_ok=True)

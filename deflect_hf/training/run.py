@@ -54,7 +54,7 @@ def make_accelerator(config: RunArguments, tracked: Path | None = None) -> Accel
     if tracked is not None:
         require_trackers(config.tracker)
         folders = ProjectConfiguration(project_dir=str(tracked), logging_dir=str(tracked / EVENTS))
-        trackers = {"log_with": list(config.tracker), "project_config": folders}
+        trackers = {"log_with": list(config.tracker) or None, "project_config": folders}
     try:
         return Accelerator(mixed_precision=precision, cpu=several and not torch.accelerator.is_available(), **trackers)
     except ValueError as error:

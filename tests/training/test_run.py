@@ -58,6 +58,7 @@ def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run
     files = {path.name for path in best.iterdir()}
     assert files >= {"adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "config.json"}
     assert files >= {"config.yaml", "results.json"} and "model.safetensors" not in files
+    assert {path.name for path in folder.iterdir()} >= {"curves.png", "environment.json", "log.jsonl", "results.json"}
     assert (best / "adapter_model.safetensors").stat().st_size < 50_000
     base = json.loads((best / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(folder / "encoder")
@@ -78,7 +79,10 @@ def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run
 
 def test_the_environment_and_the_parameters_are_told(deflect_run) -> None:
     _, results = deflect_run
-    assert results["environment"]["packages"]["torch"] and results["environment"]["device"].startswith("cpu")
+    told = results["environment"]
+    assert told["packages"]["torch"] == torch.__version__ and told["device"].startswith("cpu: ")
+    assert told["git_revision"] is None or len(told["git_revision"].removesuffix("-dirty")) == 40
+    assert json.loads((deflect_run[0] / "environment.json").read_text()) == told
     counts = results["parameters"]
     assert 0 < counts["encoder_trainable"] < counts["encoder_total"] and counts["head_trainable"] > 0
     assert results["steps"] == max(losses(deflect_run[0]))
@@ -96,6 +100,21 @@ def test_reloaded_scores_equal_those_of_training(method: str, file: str, tmp_pat
     again, _ = report(EvaluateArguments(str(tmp_path), split="val", panels=0))
     assert again["confusion_matrix"] == results["val"]["confusion_matrix"]
     assert results["val"]["convention"] == "pangaea"
+
+
+def test_the_ground_sampling_distance_of_training_is_that_of_evaluation(tmp_path: Path) -> None:
+    fields = {"model_type": "geovit", "position_embedding": "sincos_gsd", "image_size": 16, "patch_size": 8}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    words = ("--encoder.random", json.dumps({**fields, **sizes}), "--encoder.gsd", "data", *ONE_EPOCH)
+    results = train(tmp_path, *words)
+    config = checkpoints.read_config(tmp_path / "best")
+    assert config.encoder.gsd == 30.0
+    model = checkpoints.load_model(tmp_path / "best", config)
+    assert model.get_base_model().encoder.config.gsd == 30.0
+    again, _ = report(EvaluateArguments(str(tmp_path), panels=0))
+    assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
+    with pytest.raises(ConfigError, match=r"encoder\.gsd: the positions of this 'vit' encoder do not depend"):
+        train(tmp_path / "vit", "--encoder.gsd", "10", *ONE_EPOCH)
 
 
 def test_resumed_losses_equal_uninterrupted_ones(deflect_run, tmp_path: Path) -> None:
@@ -135,6 +154,32 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypat
     resumed = train(tmp_path / "cut", "--ckpt_steps", "3", "--resume_from", "last")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert resumed["test"] == whole["test"]
+
+
+def best_weights(folder: Path) -> bytes:
+    return (folder / "best" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_run_resumed_elsewhere_ends_with_the_best_model_so_far(deflect_run, tmp_path: Path) -> None:
+    # a first epoch that no later one beats: its model has to come from the folder of the interrupted run
+    first = tmp_path / "first"
+    shutil.copytree(deflect_run[0], first)
+    state = first / "checkpoints" / "step-15"
+    progress = json.loads((state / "progress.json").read_text())
+    (state / "progress.json").write_text(json.dumps({**progress, "best_score": 2.0, "best_epoch": 1}))
+    result = json.loads((first / "best" / "results.json").read_text())
+    (first / "best" / "results.json").write_text(json.dumps({"best_epoch": 1, "val": {**result["val"], "accuracy": 2}}))
+    resumed = train(tmp_path / "copied", "--resume_from", str(state))
+    assert resumed["best_epoch"] == 1 and best_weights(tmp_path / "copied") == best_weights(first)
+
+    # nothing keeps it: the second epoch, which follows, is the best there is
+    shutil.rmtree(first / "best")
+    resumed = train(tmp_path / "lost", "--resume_from", str(state))
+    assert resumed["best_epoch"] == 2 and [line["step"] for line in lines(tmp_path / "lost") if "val" in line] == [16]
+    # nor does anything follow: the resumed model is
+    shutil.rmtree(tmp_path / "lost" / "best")
+    again = train(tmp_path / "lost", "--resume_from", "last")
+    assert again["test"] == resumed["test"] and again["best_epoch"] == 2
 
 
 def test_a_checkpoint_of_another_run_is_refused(deflect_run, tmp_path: Path) -> None:
