@@ -18,7 +18,15 @@ import numpy as np
 from deflect_hf.bands import Sensor, match_bands, resolve_bands
 from deflect_hf.data.arguments import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, Stored, make_datasets
-from deflect_hf.data.splits import SPLITS, check_disjoint, hold_out, keep_share, read_split_file, split_indices
+from deflect_hf.data.splits import (
+    SPLITS,
+    check_disjoint,
+    hold_out,
+    keep_share,
+    read_split_file,
+    refuse_idle_shares,
+    split_indices,
+)
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.raster import raster_info, read_mask, read_raster
@@ -187,6 +195,8 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
                 logger.warning("%s is not used: num_folds=%d draws its own splits", path, args.num_folds)
         else:
             logger.info("%s: no split files, images are drawn at random with seed %d", root, args.seed)
+    if "" not in rows or (files and args.num_folds is None):
+        refuse_idle_shares(args, ["val_fraction", "test_fraction"] if "val" in splits else ["test_fraction"])
     if "val" not in splits and splits.get("train") and args.val_fraction > 0:
         kept, held = hold_out([row.get("label") for row in splits["train"]], args.val_fraction, args.seed)
         splits = {"train": [splits["train"][i] for i in kept], "val": [splits["train"][i] for i in held], **{

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deflect_hf.data.arguments import DatasetArguments
-from deflect_hf.errors import DataError, listing
+from deflect_hf.errors import ConfigError, DataError, listing
 
 SPLITS = ("train", "val", "test")
 
@@ -20,8 +20,11 @@ def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[st
     Deterministic in ``args.seed``; a split whose share is 0 is left out.
 
     Raises:
+        ConfigError: A share of test images beside folds.
         DataError: A class has fewer examples than folds, or nothing is left to train on.
     """
+    if args.num_folds is not None:
+        refuse_idle_shares(args, ["test_fraction"])
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for stratum, members in _shuffled(strata, args.seed).items():
         if args.num_folds is None:
@@ -58,6 +61,21 @@ def keep_share(strata: Sequence[Hashable], fraction: float, seed: int) -> list[i
         return list(range(len(strata)))
     shuffled = _shuffled(strata, seed).values()
     return sorted(member for members in shuffled for member in members[: max(1, round(len(members) * fraction))])
+
+
+def refuse_idle_shares(args: DatasetArguments, keys: Sequence[str]) -> None:
+    """Refuse a share (``keys``) that was asked for where files, folders or folds settle its split already.
+
+    Raises:
+        ConfigError: Such a share is neither 0 nor the default.
+    """
+    for key in keys:
+        share = getattr(args, key)
+        if share not in (0, getattr(DatasetArguments, key)):
+            raise ConfigError(
+                f"{key}={share} does nothing for {args.root or args.name}, where files, folders or folds make that "
+                f"split: remove it."
+            )
 
 
 def _shuffled(strata: Sequence[Hashable], seed: int) -> dict[Hashable, list[int]]:
