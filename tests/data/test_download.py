@@ -56,6 +56,16 @@ def test_broken_connections_are_resumed_where_they_broke(
     assert server.ranges == [f"bytes={have}-" if have else None for have in arrived]
 
 
+def test_a_server_that_stalls_is_asked_again_after_longer_and_longer_waits(
+    server: FileServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.mischief.extend([Mischief(status=503), Mischief(stall_s=0.5), Mischief(status=502)])
+    fetch(f"{server.url}/data.zip", tmp_path / "data.zip", md5=MD5, timeout_s=0.2, backoff_s=0.01)
+    waits = [message.split("; next try in ") for message in caplog.messages]
+    assert [wait for _, wait in waits] == ["0.01 s", "0.02 s", "0.04 s"]
+    assert "the server answers 503" in waits[0][0] and "timed out" in waits[1][0]
+
+
 def test_a_later_run_goes_on_from_what_an_earlier_one_kept(server: FileServer, tmp_path: Path) -> None:
     target = tmp_path / "data.zip"
     server.mischief.extend([Mischief(drop_after=700), Mischief(status=503), Mischief(status=503)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ class Mischief:
     status: int | None = None  # answer with this error
     drop_after: int | None = None  # send so many bytes of the body, then close
     ignore_range: bool = False
+    stall_s: float = 0.0  # wait so long before the body
 
 
 @dataclass
@@ -80,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", "0" * 40)  # what the Hub says of a file besides
         self.end_headers()
         if body:
+            self.wfile.flush()
+            time.sleep(trick.stall_s)
             end = len(content) if trick.drop_after is None else begin + trick.drop_after
             self.wfile.write(content[begin:end])
         if trick.drop_after is not None:
