@@ -6,15 +6,23 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from deflect_hf.training.arguments import RunArguments
+from deflect_hf.models.geovit.conversion import convert
+from deflect_hf.training.arguments import EvaluateArguments, RunArguments
+from deflect_hf.training.build import evaluation_window
+from deflect_hf.training.checkpoints import read_config
+from deflect_hf.training.combinations import refuse_idle_keys
 from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.report import report
 from deflect_hf.training.run import run
+from tests.data.replicas import write_burn_scars, write_mados
+from tests.models.geovit.published import PUBLISHED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "tests" / "conf"
@@ -38,8 +46,11 @@ def test_train_then_evaluate_in_another_process(tmp_path: Path) -> None:
     done = command("train.py", "--config", str(CONF / "segmentation.yaml"), "--work_dir", str(run))
     results = json.loads((run / "results.json").read_text())
     assert f"accuracy {results['test']['accuracy']:.4f}" in done.stdout and "Traceback" not in done.stderr
-    done = command("evaluate.py", "--eval_dir", str(run), "--output_dir", str(output), "--panels", "2")
+    # as the official script does; it hands over to evaluate.py
+    words = ("--batch_size", "1", "--eval_dir", str(run), "--output_dir", str(output), "--panels", "2")
+    done = command("train.py", *words)
     again = json.loads((output / "results_test.json").read_text())
+    assert again["loss"] == pytest.approx(results["test"].pop("loss"))  # other batches, other rounding
     assert {name: again[name] for name in results["test"]} == results["test"]
     assert f"accuracy {results['test']['accuracy']:.4f}" in done.stdout
     assert {path.name for path in output.glob("*.png")} == {
@@ -82,6 +93,51 @@ def test_two_processes_train_as_one_of_twice_the_batch_to_a_model_that_reloads_b
         patched.setattr(sys, "argv", ["", str(tmp_path / "one"), str(tmp_path / "here.pt")])
         exec(LOGITS, {})
     assert torch.equal(*(torch.load(tmp_path / name, weights_only=True) for name in ("here.pt", "there.pt")))
+
+
+@pytest.fixture(scope="module")
+def prithvi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prithvi in small, converted as the published file is: six base bands, pretrained at 32 pixels."""
+    folder = tmp_path_factory.mktemp("prithvi")
+    published = PUBLISHED["prithvi-eo-1"]
+    convert(published.tiny_source(), published.save(folder / "published.pth"), folder / "encoder")
+    return folder / "encoder"
+
+
+@pytest.mark.parametrize(
+    ("data", "augmentation", "write", "finetune"),
+    [
+        ("mados", "segmentation_focus_crop", lambda root: write_mados(root, size=48), "deflect"),
+        # its near-infrared band is N, Prithvi's N2
+        ("hlsburnscars", "segmentation_default", lambda root: write_burn_scars(root, size=48), "lora"),
+    ],
+)
+def test_the_official_commands_train_and_evaluate_on_the_published_layouts(
+    data: str,
+    augmentation: str,
+    write: Callable[[Path], Path],
+    finetune: str,
+    prithvi: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    official = (
+        "--config configs/run/default.yaml --encoder_config configs/foundation_models/prithvi.yaml "
+        f"--dataset_config configs/datasets/{data}.yaml --segmentor_config configs/segmentors/upernet.yaml "
+        f"--augmentation_config configs/augmentations/{augmentation}.yaml --eval_interval 1 --finetune {finetune}"
+    )
+    small = "--num_workers 0 --epochs 1 --batch_size 2 --segmentor.channels 8 --segmentor.output_layers 0 0 1 1"
+    places = ("--dataset.root", str(write(tmp_path / "data")), "--encoder.name_or_path", str(prithvi))
+    argv = [*official.split(), *small.split(), *places, "--work_dir", str(tmp_path / "run")]
+    results, folder, _ = run(parse_arguments(RunArguments, "test", argv, check=refuse_idle_keys))
+    config = read_config(folder)
+    assert (config.augmentation.random_crop, config.augmentation.keep_smaller) == ([32, 32], True)
+    assert evaluation_window(config, "segmentation") == 32  # slid over images of 48 pixels
+    assert len(results["test"]["per_class"]) == {"mados": 15, "hlsburnscars": 2}[data]
+    evaluated = parse_arguments(EvaluateArguments, "test", ["--batch_size", "1", "--eval_dir", str(folder)])
+    again, _ = report(evaluated)
+    assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
 
 
 def test_user_errors_exit_with_2_and_no_traceback_unless_debug(tmp_path: Path) -> None:

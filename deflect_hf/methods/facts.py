@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from peft import PeftModel
 from torch import nn
 
+from deflect_hf.bands import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig
 
 if TYPE_CHECKING:
@@ -27,21 +29,30 @@ def deflect_config(model: nn.Module) -> DeflectConfig | None:
 
 
 def needed_bands(model: nn.Module) -> list[str]:
-    """Bands without which an adapted model cannot work; the others may be all NaN.
+    """Bands without which an adapted model cannot work, by the images' names; the others may be all NaN.
 
     All of them, if a DEFLECT adapter was not trained with band dropout; else those that the encoder sees.
     """
     config = deflect_config(model)
     if config is not None:
-        return list((config.base_bands if config.band_dropout else config.bands) or [])
-    return list(task_model(model).config.encoder_bands)
+        return _named(config.bands, config.base_bands if config.band_dropout else config.bands)
+    settings = task_model(model).config
+    return _named(settings.bands, settings.encoder_bands)
+
+
+def _named(bands: Sequence[str] | None, chosen: Sequence[str] | None) -> list[str]:
+    """``chosen`` by the names of ``bands``, among which a single near-infrared band stands for either of the two."""
+    if not bands or not chosen:
+        return list(chosen or [])
+    return [bands[position] for position in select_bands(bands, chosen)]
 
 
 def further_bands(model: nn.Module) -> list[str]:
     """Bands that the model looks at besides its base bands."""
     config = deflect_config(model)
     if config is not None:
-        return [band for band in config.bands or [] if band not in (config.base_bands or [])]
+        base = _named(config.bands, config.base_bands)
+        return [band for band in config.bands or [] if band not in base]
     return list(task_model(model).config.extra_bands or [])
 
 

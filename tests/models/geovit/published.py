@@ -20,8 +20,15 @@ from torch import Tensor
 from deflect_hf.models.geovit.sources import SOURCES, Source
 
 DEPTH, HEADS = 2, 4
+CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "foundation_models"
+OFFICIAL = {"scale-mae": "scalemae", "prithvi-eo-1": "prithvi"}  # names of the official code
 # The width is a multiple of 16 for Prithvi; GSD positions need one of 4.
 TINY = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 128}
+
+
+def config_file(source: str) -> Path:
+    """The shipped configuration of an encoder."""
+    return CONFIGS / f"{OFFICIAL.get(source, source.replace('-', '_'))}.yaml"
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """The shipped configuration files of converted encoders."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -9,14 +7,12 @@ from deflect_hf.errors import CheckpointError
 from deflect_hf.models import load_encoder
 from deflect_hf.models.geovit.sources import SOURCES
 from deflect_hf.training.arguments import EncoderArguments
-
-FOLDER = Path(__file__).resolve().parents[3] / "configs" / "foundation_models"
-OFFICIAL = {"scale-mae": "scalemae", "prithvi-eo-1": "prithvi"}  # names of the official code
+from tests.models.geovit.published import config_file
 
 
 @pytest.mark.parametrize("name", list(SOURCES))
 def test_every_encoder_has_a_file_that_says_where_it_is(name):
-    source, file = SOURCES[name], FOLDER / f"{OFFICIAL.get(name, name.replace('-', '_'))}.yaml"
+    source, file = SOURCES[name], config_file(name)
     text = file.read_text()
     arguments = EncoderArguments(**yaml.safe_load(text))
     assert arguments.base_bands == list(source.base_bands)

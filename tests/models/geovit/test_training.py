@@ -6,6 +6,7 @@ from deflect_hf.models.geovit.conversion import convert
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.compose import load_config, parse_arguments
 from deflect_hf.training.run import run
+from tests.models.geovit.published import config_file
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SMALL = ["--dataset.num_samples", "12", "--dataset.image_size", "[56,56]", "--batch_size", "2", "--epochs", "1"]
@@ -17,10 +18,7 @@ def test_one_epoch_with_each_encoder(published, checkpoint, tmp_path):
     convert(source, checkpoint, encoder)
     words = [
         *("--config", str(REPOSITORY / "tests" / "conf" / "classification.yaml")),
-        *(
-            "--encoder_config",
-            str(REPOSITORY / "configs" / "foundation_models" / f"{source.name.replace('-', '_')}.yaml"),
-        ),
+        *("--encoder_config", str(config_file(source.name))),
         *("--encoder.name_or_path", str(encoder), "--work_dir", str(tmp_path / "run"), *SMALL),
     ]
     results, folder, _ = run(parse_arguments(RunArguments, "", words))
