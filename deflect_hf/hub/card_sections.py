@@ -29,10 +29,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def summary(facts: Facts) -> str:
     """What the model does, in one paragraph."""
-    what = "every pixel" if facts.is_segmentation else "an image"
+    what = "each pixel of a multispectral image" if facts.is_segmentation else "a multispectral image"
     seen = f"{len(facts.processor.bands)} bands" if facts.adapter.get("bands") else "the bands of its encoder"
     return (
-        f"Tells which of {len(facts.classes)} classes {what} of a multispectral image shows "
+        f"Tells which of {len(facts.classes)} classes {what} shows "
         f"({', '.join(f'`{name}`' for name in facts.classes)}), from {seen}. Trained with {facts.method} by "
         "`deflect_hf`."
     )

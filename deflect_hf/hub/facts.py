@@ -11,7 +11,6 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from deflect_hf.data.base import LOADERS
 from deflect_hf.data.public import PublicDataset
 from deflect_hf.models.geovit.sources import SOURCES
 from deflect_hf.processing import MultispectralImageProcessor
@@ -19,6 +18,13 @@ from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.build import evaluation_window
 
+# where the facts of each public data set are, besides those of GEO-Bench; imported when asked for
+PUBLIC = {
+    "mados": ("mados", "MADOS"),
+    "hlsburnscars": ("burn_scars", "BURN_SCARS"),
+    "sen1floods11": ("sen1floods11", "SEN1FLOODS11"),
+    "eurosat": ("eurosat", "EUROSAT"),
+}
 METHODS = {
     "deflect": "DEFLECT",
     "lora": "LoRA",
@@ -140,9 +146,12 @@ def known_licence(encoder: str | None) -> str | None:
 
 def public_dataset(name: str) -> PublicDataset | None:
     """The facts of a public data set, None for one that is not public."""
-    if name not in LOADERS or name in ("folder", "synthetic"):
+    if name.startswith("m-"):
+        from deflect_hf.data.geobench_releases import SETS
+
+        return SETS[name].public
+    if name not in PUBLIC:
         return None
-    module = vars(importlib.import_module(f"deflect_hf.data.{LOADERS[name][0]}"))
-    nested = [value for item in module.values() if isinstance(item, Mapping) for value in item.values()]
-    found = [item for item in (*module.values(), *nested) if isinstance(item, PublicDataset) and item.name == name]
-    return found[0] if found else None
+    module, constant = PUBLIC[name]
+    found: PublicDataset = getattr(importlib.import_module(f"deflect_hf.data.{module}"), constant)
+    return found

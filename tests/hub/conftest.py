@@ -8,7 +8,8 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
+import transformers
+from huggingface_hub import constants, hf_api
 
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.compose import parse_arguments
@@ -31,6 +32,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             "HF_HUB_DISABLE_XET": True,
         }.items():
             monkeypatch.setattr(constants, name, value)
+        # clients that are made once per process, with their endpoint
+        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         monkeypatch.setenv("HF_TOKEN", "hf_alice")
         yield server
         huggingface_hub.close_session()

@@ -1,0 +1,146 @@
+"""The model card: complete, true to the run, valid for the Hub, and the same again when it is read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+
+from deflect_hf.data.arguments import READERS
+from deflect_hf.hub.card import licence_text, write_card
+from deflect_hf.hub.facts import known_licence, public_dataset
+from deflect_hf.hub.picture import draw_prediction
+from deflect_hf.hub.publish import push
+from tests.hub.conftest import train
+from tests.hub.server import Hub
+from tests.hub.store import metadata_problems
+
+Runs = Callable[[str], Path]
+
+
+@pytest.fixture
+def best(runs: Runs, tmp_path: Path) -> Path:
+    shutil.copytree(runs("deflect") / "encoder", tmp_path / "encoder")
+    return shutil.copytree(runs("deflect") / "best", tmp_path / "best")
+
+
+def card_of(folder: Path, **options: Any) -> tuple[ModelCard, str]:
+    text = write_card(folder, **options).read_text()
+    assert metadata_problems(text) == []
+    return ModelCard(text), text
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    read, write = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    content = read(path.read_text())
+    change(content)
+    path.write_text(write(content))
+
+
+def test_every_number_of_the_run_is_on_it(best: Path) -> None:
+    card, text = card_of(best, repo_id="alice/land")
+    results = json.loads((best / "results.json").read_text())
+    test, counts = results["test"], results["parameters"]
+    low, high = test["intervals"]["miou"]
+    assert f"| mIoU | {test['miou']:.3f} [{low:.3f}, {high:.3f}] |" in text
+    assert f"| {counts['encoder_trainable']:,} ({counts['encoder_trainable_percent']:.3g} %) |" in text
+    assert f"Images: {results['images']['train']:,} train, " in text
+    for name in ("water", "vegetation", "bare", "wetland"):
+        assert f"| {name} | {test['per_class'][name]['iou']:.3f}" in text
+    adapter = json.loads((best / "adapter_config.json").read_text())
+    for name, formula in adapter["formulas"].items():
+        assert f"| {name} | `{formula}` |" in text
+    assert "| `S2` | Short-wave infrared 2 | 2080 to 2350 | radiometry | yes |" in text
+    assert "| `R` | Red | 620 to 690 | encoder and radiometry | yes |" in text
+    size = (best / "adapter_model.safetensors").stat().st_size
+    assert f"| `adapter_model.safetensors` | {size / 1000:,.0f} kB |" in text
+    assert "reflectance, 1.0 = 100 %" in text and "`value * 0.0001 + 0.0`" in text
+    assert "@inproceedings{thoreau2025deflect," in text and "## Limits" in text
+    assert not re.search(r"More Information|None|nan\b", text)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "image-segmentation")
+
+
+def test_its_metadata_survives_being_read_and_written(best: Path, tmp_path: Path) -> None:
+    card, _ = card_of(best, repo_id="alice/land")
+    results = json.loads((best / "results.json").read_text())["test"]
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    expected = {"accuracy": "accuracy", "mean_iou": "miou", "f1": "f1_macro"}
+    assert found == {kind: round(results[name], 4) for kind, name in expected.items()}
+    assert all(isinstance(result, EvalResult) and result.dataset_split == "test" for result in card.data.eval_results)
+    card.save(tmp_path / "again.md")
+    again = ModelCard.load(tmp_path / "again.md")
+    assert again.data.to_dict() == card.data.to_dict() and again.text == card.text
+
+
+def test_writing_it_twice_changes_nothing_and_pefts_headings_are_gone(runs: Runs, best: Path) -> None:
+    first = write_card(best).read_text()
+    assert write_card(best).read_text() == first
+    assert "[More Information Needed]" not in first and "base_model" not in yaml.safe_load(first.split("---")[1])
+
+
+@pytest.mark.parametrize(("method", "library"), [("lora", "peft"), ("frozen", "deflect_hf"), ("full", "transformers")])
+def test_cards_of_the_other_methods(method: str, library: str, runs: Runs, tmp_path: Path) -> None:
+    card, text = card_of(shutil.copytree(runs(method) / "best", tmp_path / "best"), repo_id="alice/land")
+    assert card.data.library_name == library and card.data.tags == sorted({method, "deflect_hf", *card.data.tags})
+    assert "## Spectral indices" not in text and "## Citation" not in text
+    assert "| `N` | Near infrared | 760 to 900 | not used | may be missing (NaN) |" in text
+
+
+def test_classification_has_a_card_too(tmp_path: Path, hub: Hub) -> None:
+    folder = train(tmp_path / "run", task="classification")
+    push(folder, "alice/classes")
+    files = hub.files("alice/classes")
+    text = files["README.md"].decode()
+    assert "Tells which of 4 classes a multispectral image shows (`water`, `vegetation`, `bare`, `wetland`)" in text
+    assert "pipeline_tag: image-classification" in text and files["prediction.png"].startswith(b"\x89PNG")
+
+
+def test_the_base_model_is_named_with_its_commit_and_licence(best: Path) -> None:
+    edit(best / "config.yaml", lambda config: config["encoder"].update(random=None, name_or_path="bob/vit"))
+    edit(best / "config.yaml", lambda config: config["encoder"].update(revision="0123abc"))
+    card, text = card_of(best, repo_id="alice/land", licence="cc-by-nc-4.0")
+    assert (card.data.base_model, card.data.license) == ("bob/vit", "cc-by-nc-4.0")
+    assert "[bob/vit](https://huggingface.co/bob/vit) at commit `0123abc`." in text
+    assert "Its licence, cc-by-nc-4.0, allows **no commercial use**; that holds for this model, too" in text
+    card, text = card_of(best, repo_id="alice/land")
+    assert card.data.license is None and "For its licence, which holds for this model, too, see the base model." in text
+
+
+def test_licences_that_are_known() -> None:
+    assert known_licence("isaaccorley/vit_large_patch16_224_fmow_rgb_scalemae") == "cc-by-nc-4.0"
+    assert known_licence("ibm-nasa-geospatial/Prithvi-EO-2.0-300M") == "apache-2.0"
+    assert known_licence("bob/vit") is None and known_licence(None) is None
+    assert licence_text("apache-2.0") == "Its licence is apache-2.0; what it asks for holds for this model, too."
+
+
+def test_the_licence_in_an_encoders_folder_is_read(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# An encoder\n")
+    assert known_licence(str(tmp_path)) == "mit"
+
+
+@pytest.mark.parametrize("name", sorted({*READERS} - {"folder", "synthetic"}))
+def test_public_data_sets_are_cited(name: str) -> None:
+    public = public_dataset(name)
+    assert public is not None and public.name == name and public.citation and public.licence
+
+
+def test_data_that_is_gone_leaves_a_card_without_a_picture(best: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = {"name": "folder", "task": "segmentation", "root": str(best / "gone"), "classes": ["a", "b", "c", "d"]}
+    edit(best / "config.yaml", lambda config: config.update(dataset=data))
+    assert draw_prediction(best) is None and "no picture of a prediction: " in caplog.text
+    assert "prediction.png" not in write_card(best).read_text()
+
+
+def test_a_checkpoint_without_scores_says_so(best: Path) -> None:
+    (best / "results.json").write_text(json.dumps({"finetune": "deflect", "epochs": 1, "steps": 3, "seconds": 1.5}))
+    card, text = card_of(best, repo_id="alice/land", revision="step-3")
+    assert "This checkpoint was not evaluated." in text and card.data.eval_results is None
+    assert "3 steps of 4 images, 500 ms each" in text
+    assert "load_adapter('alice/land', revision='step-3')" in text

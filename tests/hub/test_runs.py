@@ -1,0 +1,211 @@
+"""`train.py --push_to_hub`: what is wrong is said before training, what fails at the end loses nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel, get_peft_model
+from transformers import ViTConfig, ViTModel
+
+import deflect_hf
+from deflect_hf.errors import CheckpointError, ConfigError, HubError
+from deflect_hf.hub import __main__ as command
+from deflect_hf.hub.runs import Publication, finish
+from deflect_hf.inference.predictor import Predictor
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.run import run
+from tests.hub.conftest import CONF, environment
+from tests.hub.server import Hub
+
+REPOSITORY = CONF.parents[1]
+PUSH = ("--push_to_hub", "true", "--hub_model_id", "alice/land", "--hub_picture", "false")
+FEW = ("--config", str(CONF / "segmentation.yaml"), "--epochs", "1", "--dataset.num_samples", "16")
+IMAGES = torch.full((1, 7, 16, 16), 900.0)
+
+
+def parsed(*words: str) -> RunArguments:
+    return parse_arguments(RunArguments, "test", [*FEW, *words])
+
+
+def train(folder: Path, *words: str) -> str | None:
+    """What train.py does, in this process; returns the commit's address."""
+    config = parsed("--work_dir", str(folder), *words)
+    publication = Publication.of(config)
+    run(config, publication.publish if publication is not None else None)
+    return finish(folder, publication)
+
+
+def test_a_run_ends_on_the_hub(hub: Hub, tmp_path: Path) -> None:
+    url = train(tmp_path / "run", *PUSH, "--hub_private", "true", "--hub_revision", "v1")
+    repository = hub.repositories["alice/land"]
+    assert url == f"{hub.url}/alice/land/commit/{repository.branches['v1']}" and repository.private
+    assert hub.files("alice/land") == {}  # main is as it was made
+    predict = deflect_hf.load_adapter("alice/land", revision="v1")
+    assert torch.equal(predict(IMAGES), Predictor.from_folder(tmp_path / "run")(IMAGES))
+
+
+def test_each_checkpoint_goes_to_a_branch_of_its_own(hub: Hub, tmp_path: Path) -> None:
+    train(tmp_path / "run", *PUSH, "--hub_strategy", "every_checkpoint", "--ckpt_steps", "1", "--batch_size", "4")
+    states = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    branches = hub.repositories["alice/land"].branches.keys()
+    assert branches == {"main", "step-1", "step-2", "step-3"} and states == {"step-2", "step-3"}
+    assert "This checkpoint was not evaluated." in hub.files("alice/land", "step-1")["README.md"].decode()
+    first, last, best = (deflect_hf.load_adapter("alice/land", revision=name) for name in ("step-1", "step-3", "main"))
+    assert torch.equal(last(IMAGES), best(IMAGES)) and not torch.equal(first(IMAGES), last(IMAGES))
+
+
+def test_a_checkpoint_that_cannot_be_pushed_does_not_stop_the_run(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = parsed("--work_dir", str(tmp_path / "run"), *PUSH, "--hub_strategy", "every_checkpoint")
+    publication = Publication.of(config)
+    assert publication is not None
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with caplog.at_level(logging.WARNING):
+        run(config, publication.publish)
+    assert "the checkpoint of step 3 is not on the Hub, training goes on: alice/land: the Hub does not" in caplog.text
+    with pytest.raises(HubError) as caught:
+        finish(tmp_path / "run", publication)
+    best = tmp_path / "run" / "best"
+    later = f"python -m deflect_hf.hub push {best} alice/land --picture false"
+    assert str(caught.value) == (
+        "alice/land: the Hub does not know this token. Give a valid one: `hf auth login`, the variable HF_TOKEN, or "
+        f"token=.... The run is complete, its model is in {best}. Push it later: {later}"
+    )
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    command.main(shlex.split(later)[3:])
+    assert torch.equal(deflect_hf.load_adapter("alice/land")(IMAGES), Predictor.from_folder(best)(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("words", "token", "error", "message"),
+    [
+        (("--hub_model_id", "a/b"), "hf_alice", ConfigError, "hub_model_id is for --push_to_hub true, which is not"),
+        (("--push_to_hub", "true"), "hf_alice", ConfigError, "push_to_hub needs hub_model_id, the name on the Hub"),
+        ((*PUSH, "--hub_model_id", "a b"), "hf_alice", HubError, "'a b' is no name of a repository on the Hub: give"),
+        (PUSH, "hf_wrong", HubError, "alice/land: the Hub does not know this token"),
+        (PUSH, "", HubError, "alice/land: no token of the Hub was found"),
+        (PUSH, "hf_bob", HubError, "'bob' may not write to alice/land with this token"),
+        (
+            (*PUSH, "--hub_base_model_id", "alice/vit"),
+            "hf_alice",
+            ConfigError,
+            "hub_base_model_id 'alice/vit' is for an encoder that was loaded from a folder; this one is a random one",
+        ),
+        (
+            (*PUSH, "--encoder.random", "null", "--encoder.name_or_path", str(CONF)),
+            "hf_alice",
+            HubError,
+            f"the encoder {CONF} is a folder on this machine: nobody else could load what is pushed.",
+        ),
+        (
+            (*PUSH, "--encoder.random", "null", "--encoder.name_or_path", "bob/vit"),
+            "hf_alice",
+            HubError,
+            "bob/vit: there is no such model on",
+        ),
+    ],
+)
+def test_what_would_fail_at_the_end_fails_before_training(
+    words: tuple[str, ...], token: str, error: type[Exception], message: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(error) as caught:
+        Publication.of(parsed(*words))
+    assert str(caught.value).startswith(message)
+
+
+def test_a_run_that_is_not_published_asks_nothing_of_the_hub_and_gets_a_card(
+    hub: Hub, runs: Callable[[str], Path]
+) -> None:
+    assert Publication.of(parsed()) is None
+    assert finish(runs("deflect"), None) is None
+    card = (runs("deflect") / "best" / "README.md").read_text()
+    assert "## Use" in card and "Model Card for Model ID" not in card
+    assert hub.requests == []
+
+
+def plain_vit() -> ViTModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).eval()
+
+
+def test_pefts_own_push_and_pull_work(hub: Hub) -> None:
+    config = deflect_hf.DeflectConfig(bands=["R", "G", "B", "N"], indices=["NDVI"], init_weights=False, aux_dim=4)
+    model = get_peft_model(plain_vit(), config).eval()
+    model.push_to_hub("alice/plain", private=True)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= hub.files("alice/plain").keys()
+    again = PeftModel.from_pretrained(plain_vit(), "alice/plain").eval()
+    assert torch.equal(*(each(pixel_values=IMAGES[:, :4] / 1e4).last_hidden_state for each in (model, again)))
+    with pytest.raises(CheckpointError, match=r"alice/plain lacks 'config.json', 'config.yaml', 'preprocessor_config"):
+        deflect_hf.load_adapter("alice/plain")
+
+
+WITH_PEFT = """
+from peft import PeftModel
+from deflect_hf import EncoderForSemanticSegmentation
+from deflect_hf.models.configuration import EncoderForSemanticSegmentationConfig
+
+config = EncoderForSemanticSegmentationConfig.from_pretrained("alice/land")
+model = PeftModel.from_pretrained(EncoderForSemanticSegmentation(config), "alice/land")
+print(sorted(model.peft_config), model.peft_config["default"].bands)
+"""
+
+
+def test_the_program_on_the_card_runs_as_it_stands_in_a_new_process(
+    hub: Hub, runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = runs("deflect")
+    command.main(["push", str(folder), "alice/land", "--private", "false", "--message", "First"])
+    files = hub.files("alice/land")
+    assert files["prediction.png"].startswith(b"\x89PNG") and hub.repositories["alice/land"].messages[-1] == "First"
+    program = files["README.md"].decode().partition("```python\n")[2].partition("```")[0]
+    assert program.startswith("import deflect_hf\n") and str(tmp_path) not in program
+    done = subprocess.run(
+        [sys.executable, "-c", program + WITH_PEFT],
+        env=environment(hub, tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    shares, adapters = done.stdout.splitlines()
+    values = yaml.safe_load(shares)
+    expected = Predictor.from_folder(folder)(torch.full((1, 7, 16, 16), 1000.0)).mean(dim=(0, 2, 3))
+    assert list(values) == ["water", "vegetation", "bare", "wetland"]
+    assert torch.allclose(torch.tensor(list(values.values())), expected, atol=1e-6)
+    assert adapters == "['default'] ['A', 'B', 'G', 'R', 'N', 'S1', 'S2']"
+
+
+def test_the_command_line_checks_and_refuses(
+    hub: Hub, runs: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.main(["check", str(runs("frozen"))])
+    assert "best: whole and safe to load. --finetune frozen, encoder its own, random one" in capsys.readouterr().out
+    command.main(["push", str(runs("frozen")), "alice/land", "--picture", "false"])
+    command.main(["check", "alice/land", "--revision", "main"])
+    assert "whole and safe to load" in capsys.readouterr().out
+    hub.put("alice/land", {"config.json": json.dumps({"auto_map": {}}).encode()})
+    for words, message in {
+        ("check", "alice/land"): "error: ",
+        ("check", str(tmp_path)): f"error: {tmp_path} is no finished run",
+        ("push", str(runs("frozen")), "alice/land", "--private", "maybe"): "error: the command line: --private must be",
+        ("push", str(runs("frozen"))): "error: the command line: the following arguments are required: USER/NAME",
+        ("pull", "alice/land"): "error: the command line: argument push|card|check: invalid choice: 'pull'",
+    }.items():
+        with pytest.raises(SystemExit) as caught:
+            command.main(words)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err.startswith(message)
