@@ -200,7 +200,7 @@ def _any_peft(
         return _with_peft(model, config, revision)
     except DeflectError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, ImportError) as error:
         raise ConfigError(f"finetune={method!r}: PEFT cannot adapt this encoder with these options: {error}") from error
 
 

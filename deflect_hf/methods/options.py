@@ -138,4 +138,5 @@ class PeftOptions(EncoderOptions):
 def as_values(options: Any) -> dict[str, Any]:
     """The options as the mapping that they can be made of again."""
     values = dataclasses.asdict(options)
-    return {**values, **values.pop("fields", {})} if isinstance(options, PeftOptions) else values
+    fields = values.pop("fields") if isinstance(options, PeftOptions) else {}
+    return {**values, **fields}

@@ -56,9 +56,8 @@ def scores_without_bands(
             "model trained on further bands: with --finetune deflect, or with --method.patch_embed."
         )
     config = deflect_config(model)
-    taken, band_dropout = (
-        (task_model(model).config.bands, 0.0) if config is None else (config.bands, config.band_dropout)
-    )
+    channels = (task_model(model).config if config is None else config).bands or []
+    band_dropout = 0.0 if config is None else config.band_dropout
     if not band_dropout:
         logger.warning(
             "trained without band dropout: the scores say what the model leans on, but images that lack %s are refused "
@@ -67,6 +66,6 @@ def scores_without_bands(
         )
     table = {"": {name: scores[name] for name in MEANS}}
     for band in bands:
-        found = evaluate(model, without_band(loader, (taken or []).index(band)), accelerator, protocol)
+        found = evaluate(model, without_band(loader, channels.index(band)), accelerator, protocol)
         table[band] = {name: found[name] for name in MEANS}
     return {"band_dropout": band_dropout, "scores": table}

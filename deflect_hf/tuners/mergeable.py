@@ -125,6 +125,17 @@ class MergeableModel(OneAdapterPerBatch, BaseTuner):
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put `new_module` in the place of `child`.
+
+        What comes out of a wrapper is complete. PEFT's own version would copy a `weight` into it, which a task head
+        that was trained in full does not have.
+        """
+        if isinstance(new_module, MergeableLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)
+
     @abstractmethod
     def _wrap(self, target: nn.Module, name: str) -> MergeableLayer | None:
         """The layer for a targeted module, None to leave it alone.
