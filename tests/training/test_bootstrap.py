@@ -37,16 +37,18 @@ def matrix_of(predictions: Tensor, labels: Tensor) -> Tensor:
     return torch.bincount(3 * labels[counted] + predictions[counted], minlength=9).view(3, 3)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([(4, 5), ()]))
+@given(st.integers(0, 10_000), st.sampled_from([(4, 5), ()]), st.sampled_from([IGNORE, 1]))
 @settings(max_examples=20, deadline=None)
-def test_counts_of_an_image_are_the_margins_of_its_confusion_matrix(seed: int, shape: tuple[int, ...]) -> None:
+def test_counts_of_an_image_are_the_margins_of_its_confusion_matrix(
+    seed: int, shape: tuple[int, ...], ignore_index: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     predictions = torch.randint(3, (4, *shape), generator=generator)
     labels = torch.randint(3, (4, *shape), generator=generator)
-    labels[torch.rand(labels.shape, generator=generator) < 0.4] = IGNORE
-    counts = image_counts(predictions, labels, 3, IGNORE)
+    labels[torch.rand(labels.shape, generator=generator) < 0.4] = ignore_index
+    counts = image_counts(predictions, labels, 3, ignore_index)
     for k in range(4):
-        matrix = matrix_of(predictions[k : k + 1], labels[k : k + 1])
+        matrix = matrix_of(predictions[k : k + 1], labels[k : k + 1].masked_fill(labels[k] == ignore_index, IGNORE))
         assert torch.equal(counts[k], torch.stack([matrix.diagonal(), matrix.sum(dim=1), matrix.sum(dim=0)]))
 
 
@@ -119,6 +121,14 @@ def test_what_no_second_image_holds_has_no_interval() -> None:
     alone.update(logits[1:2], labels[1:2], names[1:2])
     result = alone.intervals(CLASSES, "present")
     assert [result[name] for name in ("accuracy", "miou", "f1_macro")] == [None] * 3
+
+
+def test_replicates_without_a_class_say_nothing_about_it() -> None:
+    labels = torch.tensor([[0, 0], [0, 0], [0, 1], [0, 1]])
+    logits = torch.nn.functional.one_hot(labels, 2).transpose(1, 2).float()
+    bootstrap = Bootstrap(2, IGNORE, replicates=300)  # 14 % of the replicates leave out both images of the second class
+    bootstrap.update(logits, labels, ["w", "x", "y", "z"])
+    assert bootstrap.intervals(["a", "b"], "present")["iou"] == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
 
 
 def test_absent_classes_follow_the_convention() -> None:

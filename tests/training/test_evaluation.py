@@ -22,6 +22,7 @@ PROTOCOL = Protocol(["a", "b"], IGNORE, window=8, convention="present")
 
 
 @given(st.integers(1, 400), st.integers(1, 100))
+@settings(deadline=None)
 def test_windows_are_the_fewest_that_cover_and_none_leaves_the_image(length: int, size: int) -> None:
     size = min(size, length)
     starts = window_offsets(length, size)
