@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -23,7 +24,15 @@ from deflect_hf.errors import (
     nearest,
 )
 from deflect_hf.inference.predictor import Predictor, default_device
-from deflect_hf.inference.shared import adopt_weights, differences, differing_settings, replay_frozen, replaying, twin
+from deflect_hf.inference.shared import (
+    differences,
+    differing_settings,
+    replay_frozen,
+    replaying,
+    share_weights,
+    twin,
+    unlike,
+)
 from deflect_hf.methods import task_model
 from deflect_hf.models import load_encoder
 from deflect_hf.processing import Image
@@ -32,7 +41,16 @@ from deflect_hf.training.arguments import RunArguments
 
 logger = logging.getLogger(__name__)
 
+# Methods whose adapters only add to the encoder: loading one writes into none of its weights.
+ADDING_METHODS = ("deflect", "lora", "slr", "norm", "bitfit", "frozen")
 Source = tuple[str, str | None]  # Hub id or folder of an encoder, and its revision
+
+
+class AdapterRun(NamedTuple):
+    """A result folder and its configuration."""
+
+    folder: Path
+    config: RunArguments
 
 
 class MultiAdapterPredictor:
@@ -87,17 +105,16 @@ class MultiAdapterPredictor:
         """
         if not folders:
             raise ConfigError("No folder was given: name at least one task and the folder of its run.")
+        runs = {name: _adapter_run(Path(folder)) for name, folder in folders.items()}
         if isinstance(encoder, PreTrainedModel):
             tasks = cls(encoder, device=device)
         else:
-            first = checkpoints.result_folder(Path(next(iter(folders.values()))))
-            config = _adapter_config(first)
-            source = _source(first, config) if encoder is None else (str(encoder), None)
+            source = _source(next(iter(runs.values()))) if encoder is None else (str(encoder), None)
             tasks = cls(load_encoder(source[0], revision=source[1]), device=device)
             tasks._sources.add(_resolved(source))
             tasks._given = encoder is not None
-        for name, folder in folders.items():
-            tasks.add(name, folder)
+        for name, run in runs.items():
+            tasks._enter(name, tasks._loaded(run))
         return tasks
 
     def add(self, name: str, model: str | Path | Predictor) -> None:
@@ -109,11 +126,9 @@ class MultiAdapterPredictor:
             UnsupportedOperationError: the model shares no encoder, because all of it was trained.
         """
         self._refuse_taken(name)
-        predictor = self._adopted(model) if isinstance(model, Predictor) else self._loaded(Path(model))
-        replay_frozen(task_model(predictor.model).encoder, self.encoder)
-        with self._changing:
-            self._refuse_taken(name)
-            self._predictors[name] = predictor
+        self._enter(
+            name, self._adopted(model) if isinstance(model, Predictor) else self._loaded(_adapter_run(Path(model)))
+        )
 
     def remove(self, name: str) -> None:
         """Forget a task; its adapter and head are freed when no request uses them any more.
@@ -185,13 +200,18 @@ class MultiAdapterPredictor:
                     raise type(error)(f"task {name!r}: {error}") from error
         return found
 
+    def _enter(self, name: str, predictor: Predictor) -> None:
+        replay_frozen(task_model(predictor.model).encoder, self.encoder)
+        with self._changing:
+            self._refuse_taken(name)
+            self._predictors[name] = predictor
+
     def _refuse_taken(self, name: str) -> None:
         if name in self._predictors:
             raise ConfigError(f"There is a task {name!r} already: remove it first, or choose another name.")
 
-    def _loaded(self, folder: Path) -> Predictor:
-        folder = checkpoints.result_folder(folder)
-        config = _adapter_config(folder)
+    def _loaded(self, run: AdapterRun) -> Predictor:
+        folder = run.folder
         saved = AutoConfig.from_pretrained(folder).encoder_config.to_dict()
         differing = differing_settings(saved, self.encoder.config.to_dict())
         if differing:
@@ -199,13 +219,20 @@ class MultiAdapterPredictor:
                 f"{folder}: was trained on an encoder that differs from the shared one in {listing(differing)}. "
                 "Fix: give models that adapt the same encoder."
             )
-        self._compare_with_recorded(folder, config)
-        return Predictor.from_folder(folder, encoder=twin(self.encoder), device=self.device)
+        self._compare_with_recorded(run)
+        config = run.config
+        if config.finetune in ADDING_METHODS and config.method.get("patch_embed", "frozen") == "frozen":
+            return Predictor.from_result(folder, config, encoder=twin(self.encoder), device=self.device)
+        # A copy of the weights, until it is known which of them loading changes.
+        predictor = Predictor.from_result(folder, config, encoder=copy.deepcopy(self.encoder), device=self.device)
+        share_weights(task_model(predictor.model).encoder, self.encoder)
+        return predictor
 
-    def _compare_with_recorded(self, folder: Path, config: RunArguments) -> None:
+    def _compare_with_recorded(self, run: AdapterRun) -> None:
         """Refuse a run whose configuration names an encoder with other weights."""
+        folder = run.folder
         try:
-            source = _source(folder, config)
+            source = _source(run)
             if _resolved(source) in self._sources:
                 return
             recorded = load_encoder(source[0], revision=source[1])
@@ -227,22 +254,31 @@ class MultiAdapterPredictor:
             raise ConfigError(
                 f"The predictor is on {predictor.device}, the shared encoder on {self.device}: load both on one device."
             )
-        adopt_weights(task_model(predictor.model).encoder, self.encoder)
+        adapted = task_model(predictor.model).encoder
+        differing = unlike(adapted, self.encoder)
+        if differing:
+            raise CheckpointError(
+                f"The predictor's encoder is not the shared one: {len(differing)} weights differ, first "
+                f"{differing[0]!r}. Fix: give a model that adapts the same encoder, neither merged nor fully "
+                "fine-tuned, or predict with it alone."
+            )
+        share_weights(adapted, self.encoder)
         return predictor
 
 
-def _adapter_config(folder: Path) -> RunArguments:
-    config = checkpoints.read_config(folder)
+def _adapter_run(folder: Path) -> AdapterRun:
+    found = checkpoints.result_folder(folder)
+    config = checkpoints.read_config(found)
     if config.finetune == "full":
         raise UnsupportedOperationError(
-            f"{folder}: --finetune full trained the encoder itself, so there is nothing to share. Fix: predict with "
+            f"{found}: --finetune full trained the encoder itself, so there is nothing to share. Fix: predict with "
             "it alone, or train an adapter."
         )
-    return config
+    return AdapterRun(found, config)
 
 
-def _source(folder: Path, config: RunArguments) -> Source:
-    return checkpoints.encoder_source(folder, config), config.encoder.revision
+def _source(run: AdapterRun) -> Source:
+    return checkpoints.encoder_source(run.folder, run.config), run.config.encoder.revision
 
 
 def _resolved(source: Source) -> Source:

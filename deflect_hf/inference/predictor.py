@@ -68,7 +68,18 @@ class Predictor:
             UnsupportedOperationError: the model predicts something other than one class per image or pixel.
         """
         found = checkpoints.result_folder(Path(folder))
-        config = checkpoints.read_config(found)
+        return cls.from_result(found, checkpoints.read_config(found), encoder=encoder, device=device)
+
+    @classmethod
+    def from_result(
+        cls,
+        found: Path,
+        config: RunArguments,
+        *,
+        encoder: str | PreTrainedModel | None = None,
+        device: str | torch.device | None = None,
+    ) -> Predictor:
+        """As :meth:`from_folder`, for a result folder whose configuration is read already."""
         model = checkpoints.load_model(found, config, encoder)
         settings = task_model(model).config
         if settings.problem_type not in (None, "single_label_classification"):

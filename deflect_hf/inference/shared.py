@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deflect_hf.errors import ArchitectureError, CheckpointError
+from deflect_hf.errors import ArchitectureError
 from deflect_hf.tuners.deflect.architectures import find_encoder, patch_projection
 
 # What adaptation puts into the names of the modules that it wraps.
 WRAPPERS = ("base_layer.", "original_module.")
 # Entries of a configuration that only describe the encoder, or that each run chooses for its own twin.
 NOT_COMPARED = {
-    "_name_or_path", "gsd", "architectures", "dtype", "torch_dtype", "transformers_version", "mask_ratio", "problem_type",
-    "id2label", "label2id", "decoder_hidden_size", "decoder_intermediate_size", "decoder_num_attention_heads",
-    "decoder_num_hidden_layers", "norm_pix_loss",
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "problem_type", "id2label",
+    "label2id", "gsd", "num_channels", "mask_ratio", "norm_pix_loss", "decoder_hidden_size",
+    "decoder_intermediate_size", "decoder_num_attention_heads", "decoder_num_hidden_layers",
 }  # fmt: skip
 MAX_REPLAY_BYTES = 2**29
 
@@ -56,22 +56,23 @@ def differing_settings(config: dict[str, Any], other: dict[str, Any]) -> list[st
     return sorted(name for name in names if config[name] != other[name])
 
 
-def adopt_weights(adapted: nn.Module, encoder: PreTrainedModel) -> None:
-    """Let the frozen weights of an adapted encoder be those of `encoder`, which they must equal; frees the memory.
+def unlike(adapted: PreTrainedModel, encoder: PreTrainedModel) -> list[str]:
+    """Names of the weights of `encoder` that an adapted encoder does not have, or has other values of.
 
-    Raises:
-        CheckpointError: it adapts another encoder, or was merged into it. Nothing is changed then.
+    Left out are those of the patch embedding, which some methods train.
     """
-    weights, others = _weights(encoder), _weights(adapted)
-    differing = [name for name, tensor in weights.items() if not _equal(tensor, others.get(name))]
-    if differing:
-        raise CheckpointError(
-            f"The model's encoder is not the shared one: {len(differing)} of {len(weights)} weights differ, first "
-            f"{differing[0]!r}. Fix: give a model that adapts the same encoder, neither merged nor fully fine-tuned, "
-            "or predict with it alone."
-        )
-    for name, tensor in weights.items():
-        others[name].data = tensor.detach()
+    others = _weights(adapted)
+    trained = {id(parameter) for parameter in encoder.get_input_embeddings().parameters()}
+    weights = {name: tensor for name, tensor in _weights(encoder).items() if id(tensor) not in trained}
+    return [name for name, tensor in weights.items() if not _equal(tensor, others.get(name))]
+
+
+def share_weights(adapted: PreTrainedModel, encoder: PreTrainedModel) -> None:
+    """Let the weights of an adapted encoder that equal those of `encoder` be those, which frees their memory."""
+    others = _weights(adapted)
+    for name, tensor in _weights(encoder).items():
+        if _equal(tensor, others.get(name)):
+            others[name].data = tensor.detach()
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -54,6 +54,9 @@ def result_folder(
         AutoModel.from_pretrained(encoder), id2label=dict(enumerate(classes)), **(model_options or {})
     )
     inner.encoder.name_or_path = str(encoder)
+    if options.get("patch_embed", "frozen") != "frozen":
+        further = len(set(bands) - {"R", "G", "B"})
+        statistics = {**statistics, "extra_mean": [0.2] * further, "extra_std": [0.1] * further}
     model = randomise(adapt(inner, method, bands=bands, **statistics, **options), seed=seed)
     config = RunArguments(
         finetune=method,  # type: ignore[arg-type]
