@@ -27,6 +27,10 @@ class JobArguments:
     encoder: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the base encoder; null: as in training"}
     )
+    report: bool = field(
+        default=False,
+        metadata={"help": "beside each map, a report of its name that a browser shows: picture, map, areas"},
+    )
 
 
 @dataclass(kw_only=True)
@@ -87,4 +91,13 @@ class SceneArguments:
 
 @dataclass(kw_only=True)
 class PredictArguments(SceneArguments, JobArguments):
-    """The command line of a prediction: files and model first, then how."""
+    """The command line of a prediction: files and model first, then how.
+
+    Raises:
+        ConfigError: options that do not go together.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.report and self.output != "classes":
+            raise ConfigError(f"--report shows a map of classes: leave out --output {self.output}, or --report")

@@ -1,13 +1,13 @@
 """Maps from scenes: a trained segmentation model on georeferenced images of any size.
 
-    deflect-predict IN.tif OUT.tif --adapter work-dir/RUN
+    deflect-predict IN.tif OUT.tif --adapter work-dir/RUN --report
     deflect-predict A.tif B.tif 'more/*.tif' MAPS/ --adapter work-dir/RUN --output probabilities --dtype uint8 --cog
     python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
     accelerate launch --multi_gpu evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
 
 A map has the size, CRS and transform of its image: class numbers with colours and names, 255 where nothing was
 measured, or one band of probabilities per class. Windows overlap and are blended. Interrupted, the same command goes
-on where it stopped.
+on where it stopped. --report writes OUT.html beside OUT.tif: the image, the map, and the area of each class.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ import glob
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.inference.arguments import PredictArguments
 from deflect_hf.training.cli import show_log, user_errors
 from deflect_hf.training.compose import parse_arguments
+
+if TYPE_CHECKING:
+    from deflect_hf.inference.predictor import Predictor
 
 
 def main() -> None:
@@ -78,7 +83,7 @@ def predict(arguments: PredictArguments) -> None:
     from accelerate import PartialState
 
     from deflect_hf import load_adapter
-    from deflect_hf.inference.mapping import predict_raster, refuse
+    from deflect_hf.inference.mapping import predict_raster, refuse, together
 
     show_log()
     jobs = pairs(arguments.predict)
@@ -90,11 +95,29 @@ def predict(arguments: PredictArguments) -> None:
     )
     for image, target in jobs:  # before hours of work on the first
         refuse(predictor, image, target, arguments)
+        if arguments.report and not arguments.overwrite and report_of(target).exists():
+            raise ConfigError(f"{report_of(target)} is there already: replace it with --overwrite.")
     for image, target in jobs:
         predict_raster(predictor, image, target, arguments, processes)
         if processes.is_main_process:
             print(f"{target}: {arguments.output} of {image}")
+        if arguments.report:
+            together(processes, partial(_report, predictor, image, target, arguments), main_only=True)
     processes.destroy_process_group()
+
+
+def report_of(target: Path) -> Path:
+    """Where the report of a map goes."""
+    return target.with_suffix(".html")
+
+
+def _report(predictor: Predictor, image: Path, target: Path, arguments: PredictArguments) -> None:
+    from deflect_hf.inference.report import report_prediction
+
+    adapter = arguments.adapter if arguments.revision is None else f"{arguments.adapter}, {arguments.revision}"
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    page = report_prediction(report_of(target), target, image, predictor, arguments, adapter=adapter, command=command)
+    print(f"{page}: picture, map and areas")
 
 
 if __name__ == "__main__":

@@ -15,20 +15,22 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from peft import PeftModel
 
 from deflect_hf.errors import DataError
 from deflect_hf.figures.colours import IGNORED, class_colours, composite, composites_of
 from deflect_hf.georeference import crs_name, pixel_areas
+from deflect_hf.inference.arguments import SceneArguments
+from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.report_page import ClassRow, Facts, Page, Picture, as_html
+from deflect_hf.inference.scenes import Scene
+from deflect_hf.methods import task_model
 from deflect_hf.raster import open_raster, overview_size, raster_info, read_mask, read_raster
 from deflect_hf.raster_header import RasterInfo, file_bands
 from deflect_hf.training.environment import PACKAGES, version
-
-if TYPE_CHECKING:
-    from deflect_hf.inference.predictor import Predictor
 
 Array = np.ndarray[Any, Any]
 
@@ -95,14 +97,46 @@ def write_report(
     return path
 
 
-def model_facts(predictor: Predictor, adapter: str, base_encoder: str, command: Sequence[str] = ()) -> Facts:
-    """What a report says of the model: the adapter (folder or Hub id), the encoder it adapts, bands, command line."""
-    processor = predictor.processor
+def report_prediction(
+    path: Path,
+    prediction: Path,
+    source: Path,
+    predictor: Predictor,
+    arguments: SceneArguments,
+    *,
+    adapter: str,
+    command: Sequence[str] = (),
+) -> Path:
+    """Write the report of a map that `predict_raster` made of `source` with the same predictor and arguments.
+
+    Args:
+        adapter: what the report calls the model: its folder, or its name on the Hub.
+        command: words of the command line that made the map; empty leaves it out.
+
+    Raises:
+        DataError: as [`write_report`].
+    """
+    with open_raster(source) as file:
+        scene = Scene.of(file, predictor.processor, arguments)
+    reading = {
+        "source_bands": scene.reader.source_bands,
+        "sensor": scene.reader.sensor,
+        "nodata": scene.processor.nodata,
+    }
+    facts = model_facts(predictor, adapter, command)
+    return write_report(path, prediction, source, predictor.classes, facts=facts, reading=reading)
+
+
+def model_facts(predictor: Predictor, adapter: str, command: Sequence[str] = ()) -> Facts:
+    """What a report says of the model: method, adapter, the encoder that it adapts, bands, command line."""
+    model, processor = predictor.model, predictor.processor
+    method = model.active_peft_config.peft_type.value if isinstance(model, PeftModel) else "no adapter"
     rows = [
         ("Task", f"{predictor.task}, {len(predictor.classes)} classes"),
-        ("Adapter", adapter),
-        ("Base encoder", base_encoder),
-        ("Bands", f"{', '.join(processor.bands)} ({processor.unit})"),
+        ("Model", adapter),
+        ("Method", method),
+        ("Base encoder", task_model(model).encoder.name_or_path or "unnamed"),
+        ("Bands", f"{', '.join(processor.bands)}, in {processor.unit}"),
     ]
     return (*rows, ("Command line", shlex.join(command))) if command else tuple(rows)
 
