@@ -21,6 +21,8 @@ from deflect_hf.tuners.deflect import DeflectConfig
 CODE_KEYS = ("auto_map", "custom_pipelines", "quantization_config", "trust_remote_code")
 MAX_FORMULAS = 600
 MAX_PATTERN = 500
+MAX_NUMBER = 65_536
+RANKS = ("r", "rank", "aux_dim")
 # Methods that load further adapters or model files by name when they are built.
 REFUSED_METHODS = ("XLORA", "CPT", "ADAPTION_PROMPT", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING")
 # Text and lists that a method needs; every other entry is a number, a switch, or as the method's defaults have it.
@@ -66,8 +68,8 @@ def check_adapter(path: Path, width: int) -> dict[str, Any]:
     for key, value, _ in walk(entries):
         if key not in ("base_model_name_or_path", "formulas") and not key.startswith("formulas.") and is_path(value):
             raise CheckpointError(f"{path}: {key} is {value!r:.80}: a path of some machine has no place here.")
-        if key in ("r", "rank", "aux_dim") and value is not None and not (type(value) is int and 1 <= value <= width):
-            raise CheckpointError(f"{path}: {key} is {value!r:.80}; a whole number up to the encoder's width {width}.")
+        if isinstance(value, int):
+            _check_number(path, key, value, schema, width)
     for key in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
         _check_pattern(path, key, entries.get(key))
     if schema is DeflectConfig:
@@ -75,6 +77,19 @@ def check_adapter(path: Path, width: int) -> dict[str, Any]:
     else:
         _check_method(path, entries, schema)
     return entries
+
+
+def _check_number(path: Path, key: str, value: int, schema: type[PeftConfig], width: int) -> None:
+    """Room is made for adapters by these numbers: ranks up to the encoder's width, others up to MAX_NUMBER."""
+    default = getattr(schema, key, None)
+    known = default if type(default) is int else 0  # VeRA has r = 256 whatever the width
+    if key not in RANKS:
+        if abs(value) > max(MAX_NUMBER, known):
+            raise CheckpointError(f"{path}: {key[:80]} is {value}; numbers up to {MAX_NUMBER} are meant.")
+        return
+    least = 1 if schema is DeflectConfig else 0  # OFT has r = 0 where it is told the size of its blocks
+    if type(value) is not int or not least <= value <= max(width, known):
+        raise CheckpointError(f"{path}: {key} is {value!r:.80}; a whole number up to the encoder's width {width}.")
 
 
 def _check_mapping(path: Path, mapping: Any) -> None:
