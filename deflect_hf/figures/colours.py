@@ -13,6 +13,12 @@ Array = np.ndarray[Any, Any]
 
 # Source: M. Okabe and K. Ito, "Color Universal Design" (2008), reordered so that the first two differ most.
 OKABE_ITO = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+# Each next one is, of 20000 random colours of medium lightness, the farthest in Oklab from all before it and from
+# IGNORED, in the worst of normal vision, deuteranopia, protanopia and tritanopia as Machado et al. (2009) model them.
+FURTHER = (
+    *("#760316", "#243779", "#78555F", "#AAF8FB", "#A06BFC", "#640BE7", "#AD3505"),
+    *("#6212AE", "#24DCFD", "#F1BE69", "#5D254F", "#D2F2B9", "#8FB58B", "#C02C9E"),
+)
 IGNORED = "#BFBFBF"
 TRUE_COLOUR = ("R", "G", "B")
 # False-colour composites, best first; the first whose bands are all there is drawn.
@@ -21,15 +27,13 @@ STRETCH = (2.0, 98.0)  # percentiles of the finite values that become black and 
 
 
 def class_colours(count: int) -> Array:
-    """(count, 3) RGB in [0, 1]: Okabe-Ito, then the same hues darker and lighter, then (from 23) evenly spaced ones."""
+    """(count, 3) RGB in [0, 1]: Okabe-Ito, FURTHER ones for up to 22 classes, evenly spaced hues for more."""
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
 
-    plain = np.array([to_rgb(colour) for colour in OKABE_ITO])
-    hues = plain[:-1]  # without black, of which darker and lighter are greys
-    table = np.vstack([plain, 0.5 * hues, 0.5 + 0.5 * hues])
+    table = OKABE_ITO + FURTHER
     if count <= len(table):
-        return table[:count]
+        return np.array([to_rgb(colour) for colour in table[:count]])
     return np.asarray(colormaps["turbo"](np.linspace(0.03, 0.97, count)))[:, :3]
 
 

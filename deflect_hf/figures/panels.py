@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from deflect_hf.figures.canvas import class_legend, new_figure, save
 from deflect_hf.figures.colours import Array, composite, composites_of, paint
 
 CELL_INCHES = 3.0
+LETTERS_PER_INCH = 13  # of the title
 
 
 def prediction_panel(
@@ -38,7 +40,8 @@ def prediction_panel(
     if drawn:
         class_legend(figure, classes, drawn.values())
     else:
-        told = "" if label is None else f"label: {classes[int(label)]}, "
-        title = f"{title}\n{told}prediction: {classes[int(prediction)]}"
-    figure.suptitle(title, fontsize=9)
+        told = "" if label is None else f"\nlabel: {classes[int(label)]}"
+        title = f"{title}{told}\nprediction: {classes[int(prediction)]}"
+    letters = int(LETTERS_PER_INCH * figure.get_figwidth())
+    figure.suptitle("\n".join(part for line in title.splitlines() for part in wrap(line, letters)), fontsize=9)
     return save(figure, path)
