@@ -187,7 +187,7 @@ def score_best(trainer: Trainer, experiment: Experiment) -> dict[str, Any]:
         "best_epoch": progress.best_epoch,
         "epochs": config.epochs,
         "steps": progress.step,
-        "seconds": round(progress.seconds, 1),
+        "seconds": round(progress.seconds, 3),
         "images": {name: len(split) for name, split in experiment.splits.items()},
         "parameters": counts,
         **scores,
