@@ -7,15 +7,22 @@ import math
 import shutil
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from deflect_hf.benchmark import accuracy
-from deflect_hf.benchmark.trials import cross_validation, half_interval, student
+from deflect_hf.benchmark.accuracy import Plan
+from deflect_hf.benchmark.rows import Row
+from deflect_hf.benchmark.trials import Trial, cross_validation, half_interval, student
 from deflect_hf.errors import ConfigError
 from deflect_hf.raster import write_raster
+from deflect_hf.training import metrics
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.compose import parse_arguments
 
 CONF = Path(__file__).parents[1] / "conf" / "classification.yaml"
 
@@ -25,7 +32,7 @@ def command(output: Path, *extra: str) -> list[str]:
             "--config", str(CONF), "--epochs", "1", "--dataset.num_samples", "24", *extra]  # fmt: skip
 
 
-FOLDS = ("--folds", "2", "--repeats", "2")
+FOLDS = ("--folds", "2")
 
 
 @pytest.fixture(scope="module")
@@ -39,46 +46,71 @@ def rows(folder: Path, slug: str) -> dict[str, dict]:
     return {path.stem.rpartition("-lr0.01-")[2]: json.loads(path.read_text()) for path in folder.glob(f"{slug}-*.json")}
 
 
-def test_every_row_is_tested_on_every_image_once_in_each_repeat(finished: Path) -> None:
+def test_every_row_is_tested_on_every_image_once(finished: Path) -> None:
     for slug in ("frozen", "lora_rank_2"):
         found = rows(finished / "rows", slug)
-        assert sorted(found) == ["repeat0-fold0", "repeat0-fold1", "repeat1-fold0", "repeat1-fold1"]
-        for repeat in range(2):
-            supports = [
-                [row["support"] for row in found[f"repeat{repeat}-fold{fold}"]["test"]["per_class"].values()]
-                for fold in range(2)
-            ]
-            assert np.sum(supports, axis=0).tolist() == [6, 6, 6, 6]
-        for name, one in found.items():
+        assert sorted(found) == ["repeat0-fold0", "repeat0-fold1"]
+        supports = [[row["support"] for row in one["test"]["per_class"].values()] for one in found.values()]
+        assert np.sum(supports, axis=0).tolist() == [6, 6, 6, 6]
+        for name in found:
             told = yaml.safe_load((finished / "runs" / f"{slug}-lr0.01-{name}" / "config.yaml").read_text())
             assert f"repeat{told['dataset']['seed']}-fold{told['dataset']['fold']}" == name
             assert (told["seed"], told["dataset"]["num_folds"]) == (told["dataset"]["seed"], 2)
-            assert one["seed"] == told["seed"]
 
 
-def test_the_table_has_means_pooled_scores_and_gains(finished: Path) -> None:
-    first, second = json.loads((finished / "summary.json").read_text())
-    found = {slug: rows(finished / "rows", slug) for slug in ("frozen", "lora_rank_2")}
-    names = ["repeat0-fold0", "repeat0-fold1", "repeat1-fold0", "repeat1-fold1"]
-    for one, slug in ((first, "frozen"), (second, "lora_rank_2")):
-        assert one["scores"] == [found[slug][name]["test"]["f1_macro"] for name in names]
+def test_each_repeat_draws_other_folds_and_weights() -> None:
+    base = parse_arguments(RunArguments, "test", ["--config", str(CONF)])
+    found = [trial.settings(base) for trial in cross_validation(folds=3, repeats=2)]
+    assert [(one.seed, one.dataset.seed, one.dataset.fold) for one in found] == [
+        (0, 0, 0), (0, 0, 1), (0, 0, 2), (1, 1, 0), (1, 1, 1), (1, 1, 2)
+    ]  # fmt: skip
+    assert {one.dataset.num_folds for one in found} == {3}
+    plain = Trial(7).settings(base)
+    assert (plain.seed, plain.dataset) == (7, base.dataset)
+
+
+def result(matrix: np.ndarray, validation: float) -> dict[str, Any]:
+    """What a run of two classes would leave."""
+    counts = dict.fromkeys(("encoder_trainable", "encoder_total", "head_trainable", "encoder_trainable_percent"), 1)
+    return {
+        "task": "classification",
+        "val": {"accuracy": validation},
+        "test": {**metrics.scores(torch.from_numpy(matrix), ["a", "b"]), "confusion_matrix": matrix.tolist()},
+        "bytes": 1,
+        "seconds": 1.0,
+        "steps": 1,
+        "parameters": counts,
+    }
+
+
+def test_the_table_has_means_pooled_scores_and_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = np.random.default_rng(0).integers(1, 9, (2, 4, 2, 2))  # rows, trials
+    monkeypatch.setattr(
+        accuracy,
+        "train",
+        lambda plan, row, lr, trial: result(matrices[int(row.method != "frozen"), 2 * trial.seed + trial.fold], 0.5),
+    )
+    accuracy.main(command(tmp_path, *FOLDS, "--repeats", "2"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+
+    def f1(matrix: np.ndarray) -> float:
+        return float(np.mean(2 * matrix.diagonal() / (matrix.sum(axis=0) + matrix.sum(axis=1))))
+
+    for one, trials in zip(summary, matrices, strict=True):
+        assert one["scores"] == pytest.approx([f1(matrix) for matrix in trials])
         assert one["mean"] == pytest.approx(statistics.fmean(one["scores"]))
         # Student's t with 3 degrees of freedom; a quarter for four scores, 1 for a fold over its rest
         expected = 3.1824 * math.sqrt((1 / 4 + 1) * statistics.variance(one["scores"]))
         assert one["half_interval"] == pytest.approx(expected)
-        matrices = [np.array(found[slug][name]["test"]["confusion_matrix"]) for name in names]
-        for repeat in range(2):
-            whole = matrices[2 * repeat] + matrices[2 * repeat + 1]
-            hits, sums = whole.diagonal(), whole.sum(axis=0) + whole.sum(axis=1)
-            assert one["pooled"][repeat] == pytest.approx(np.mean(2 * hits / sums))
+        assert one["pooled"] == pytest.approx([f1(trials[0] + trials[1]), f1(trials[2] + trials[3])])
+    first, second = summary
     gains = [b - a for a, b in zip(first["scores"], second["scores"], strict=True)]
     assert second["gain"] == pytest.approx(statistics.fmean(gains))
     assert second["gain_half_interval"] == pytest.approx(half_interval(gains, folds=2))
-    table = (finished / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text()
     assert f"{statistics.fmean(second['pooled']):.3f} | {second['gain']:+.3f} ±" in table
     assert "2 x 2-fold cross-validation: mean over the folds" in table
-    lines = [line for line in table.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {11}
+    assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {11}
 
 
 def test_a_second_call_runs_only_the_folds_that_are_missing(
@@ -86,7 +118,7 @@ def test_a_second_call_runs_only_the_folds_that_are_missing(
 ) -> None:
     output = tmp_path / "copy"
     shutil.copytree(finished, output)
-    gone = output / "rows" / "lora_rank_2-lr0.01-repeat1-fold0.json"
+    gone = output / "rows" / "lora_rank_2-lr0.01-repeat0-fold1.json"
     expected = json.loads(gone.read_text())
     gone.unlink()
     started = []
@@ -100,14 +132,10 @@ def test_a_second_call_runs_only_the_folds_that_are_missing(
 def test_the_rate_is_chosen_on_validation_of_the_first_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def pretend(plan, row, lr, trial):
+    def pretend(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
         tried.append((lr, trial.name))
-        good = {1e-3: [0.9, 0.1], 1e-2: [0.8, 0.7]}[lr]
-        test = {"accuracy": 0.5, "miou": 0.5, "f1_macro": 0.5, "convention": "present", "per_class": {"a": {}, "b": {}},
-                "confusion_matrix": [[2, 1], [1, 2]]}  # fmt: skip
-        counts = dict.fromkeys(("encoder_trainable", "encoder_total", "head_trainable", "encoder_trainable_percent"), 1)
-        return {"task": "classification", "val": {"accuracy": good[min(trial.fold, 1)]}, "test": test, "bytes": 1,
-                "seconds": 1.0, "steps": 1, "parameters": counts}  # fmt: skip
+        validation = {1e-3: [0.9, 0.1, 0.1], 1e-2: [0.8, 0.7, 0.7]}[lr][trial.fold or 0]
+        return result(np.array([[2, 1], [1, 2]]), validation)
 
     monkeypatch.setattr(accuracy, "train", pretend)
     words = command(tmp_path, "--folds", "3", "--lr", "1e-3", "1e-2")
