@@ -7,6 +7,7 @@ browser run no script but the page's own, whatever a class or a file is called.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import io
 import os
@@ -93,7 +94,8 @@ def write_report(
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error}): choose a folder that is writable.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return path
 
 

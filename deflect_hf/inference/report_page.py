@@ -150,7 +150,7 @@ def as_html(page: Page) -> str:
 
 
 def _text(value: str) -> str:
-    # the name of a file need not be text
+    # the words of a command line need not be text
     return html.escape(value.encode("utf-8", "replace").decode("utf-8"), quote=True)
 
 

@@ -25,8 +25,8 @@ def encoder_folder(folder: Path, name: str = "vit", seed: int = 0, **overrides: 
     """A tiny encoder of a family, saved."""
     encoder = make_encoder(name, **overrides)
     assert isinstance(encoder, PreTrainedModel)
-    for parameter in encoder.parameters():
-        parameter.requires_grad_(True)
+    if hasattr(encoder, "pooler"):
+        encoder.pooler = None  # no head reads it
     if seed:
         randomise(encoder, seed=seed)
     encoder.save_pretrained(folder)
