@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,18 @@ def plain_loader(config: RunArguments, split: ImageDataset, accelerator: Acceler
     """Every image of a split once over all processes, without random transforms."""
     fixed = split.with_transform(build_transform(config.augmentation, "val"))
     return evaluation_loader(fixed, config.batch_size, config.num_workers, rank_of(accelerator))
+
+
+def whole_patches(loader: Iterable[dict[str, Any]], patch_size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """The batches of ``loader``, of any image size, without what exceeds whole patches on the right and below.
+
+    For the statistics of patches: training and evaluation cut windows of whole patches out of larger images.
+    """
+    rows, columns = patch_size
+    for batch in loader:
+        height, width = batch["pixel_values"].shape[-2:]
+        kept = batch["pixel_values"][..., : height // rows * rows, : width // columns * columns]
+        yield {**batch, "pixel_values": kept}
 
 
 def count_labels(config: RunArguments, train: ImageDataset, accelerator: Accelerator) -> list[int]:

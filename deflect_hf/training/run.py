@@ -16,12 +16,12 @@ from torch import nn
 
 from deflect_hf.errors import ConfigError
 from deflect_hf.figures import curves_figure
-from deflect_hf.methods import encoder_parameters, patch_embedding_parameters
+from deflect_hf.methods import encoder_parameters, patch_embedding_parameters, task_model
 from deflect_hf.statistics import fit_statistics
 from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.bootstrap import REPLICATES
-from deflect_hf.training.build import Experiment, build, plain_loader
+from deflect_hf.training.build import Experiment, build, plain_loader, whole_patches
 from deflect_hf.training.environment import environment
 from deflect_hf.training.loop import TOLD, Publish, Trainer
 from deflect_hf.training.metrics import selection_metric
@@ -125,9 +125,10 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
     config = experiment.config
     experiment.model.to(accelerator.device)
     if config.finetune == "deflect":
+        patch_size = task_model(experiment.model).config.patch_size
         fit_statistics(
             experiment.model,
-            plain_loader(config, experiment.train, accelerator),
+            whole_patches(plain_loader(config, experiment.train, accelerator), patch_size),
             accelerator=accelerator,
             unit_check=config.dataset.unit_check,
         )

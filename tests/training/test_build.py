@@ -16,6 +16,7 @@ from deflect_hf.training.build import (
     count_labels,
     evaluation_window,
     load_splits,
+    whole_patches,
 )
 from deflect_hf.training.compose import parse_arguments
 from deflect_hf.training.encoders import random_encoder, stored_normalisation
@@ -64,6 +65,12 @@ def test_random_encoders_depend_on_their_seed_alone() -> None:
         )
 
     assert torch.equal(weight(0), weight(0)) and not torch.equal(weight(0), weight(1))
+
+
+def test_statistics_are_those_of_whole_patches() -> None:
+    images = torch.arange(2.0 * 3 * 10 * 13).reshape(2, 3, 10, 13)
+    (batch,) = whole_patches([{"pixel_values": images, "name": ["a", "b"]}], (4, 6))
+    assert torch.equal(batch["pixel_values"], images[..., :8, :12]) and batch["name"] == ["a", "b"]
 
 
 def test_evaluation_sees_the_scale_of_training() -> None:
