@@ -14,6 +14,18 @@ from deflect_hf.errors import ConfigError
         ("frozen", "frozen", {}, "frozen"),
         ("lora:rank=8,target=qv", "lora", {"rank": 8, "target": "qv"}, "lora_rank_8_target_qv"),
         (
+            "slr:rank=16,patch_embed=rgb+random",
+            "slr",
+            {"rank": 16, "patch_embed": "rgb+random"},
+            "slr_rank_16_patch_embed_rgb_random",
+        ),
+        (
+            "peft:VeraConfig:r=64,target=qv",
+            "peft:VeraConfig",
+            {"r": 64, "target": "qv"},
+            "peft_VeraConfig_r_64_target_qv",
+        ),
+        (
             "deflect:layers_to_transform=[4,5],indices=null",
             "deflect",
             {"layers_to_transform": [4, 5], "indices": None},
@@ -32,6 +44,9 @@ def test_rows(text, method, options, slug):
         ("deflct", "finetune='deflct' is unknown.*'deflect'"),
         ("lora:rnk=8", "method.rnk is no option of 'lora'.*'rank'"),
         ("lora:rank", "'rank' has no value; write rank=VALUE"),
+        ("peft", "PEFT has no configuration ''"),
+        ("peft:VeraConfig", "needs either method.target"),
+        ("peft:PrefixTuningConfig:target=qv", "cannot adapt a vision transformer"),
     ],
 )
 def test_bad_rows(text, message):
