@@ -28,7 +28,9 @@ from deflect_hf.raster_header import Quality, RasterInfo, file_bands
 PathLike = str | os.PathLike[str]
 Box = tuple[int, int, int, int]
 
-CACHE_BYTES = 64_000_000  # GDAL would take 5 % of the machine's memory
+# GDAL would take 5 % of the machine's memory for decoded blocks.
+CACHE_BYTES = 24_000_000
+STRIPS_CACHE_BYTES = 96_000_000  # where a block is as wide as the image, neighbouring windows share all of theirs
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,10 @@ def open_raster(path: PathLike) -> Iterator[OpenRaster]:
     Raises:
         DataError: As :func:`raster_info`.
     """
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _opened(path) as source:
-        yield OpenRaster(str(path), source)
+    with _opened(path) as source:
+        strips = source.count > 0 and source.block_shapes[0][1] >= source.width
+        with rasterio.Env(GDAL_CACHEMAX=STRIPS_CACHE_BYTES if strips else CACHE_BYTES):
+            yield OpenRaster(str(path), source)
 
 
 @contextmanager

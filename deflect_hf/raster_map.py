@@ -63,11 +63,14 @@ class MapLayout:
         return len(self.descriptions)
 
 
-def write_map(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[Array], *, cog: bool) -> None:
+def write_map(
+    path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[Array], *, cog: bool, final: Path
+) -> None:
     """Write a map with the size, CRS and transform of ``like``, or leave nothing.
 
     Args:
         path: in a folder of its own: files beside it with names that start with its name are written and removed.
+        final: what errors call it, the path that it will be moved to.
         pieces: (count, h, W) stored values from top to bottom.
         cog: as Cloud Optimized GeoTIFF, with overviews.
 
@@ -76,7 +79,7 @@ def write_map(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[
     """
     plain = path.with_name(f"{path.name}.plain.tif") if cog else path
     try:
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _writing(path):
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _writing(final):
             checksums = _write_plain(plain, layout, like, pieces)
             if cog:
                 rasterio.shutil.copy(

@@ -179,7 +179,7 @@ def _assemble(
             seen = seen or not bool((np.isnan(piece) if np.isnan(layout.nodata) else piece == layout.nodata).all())
             yield piece
 
-    write_map(made, layout, scene.info, pieces(), cog=arguments.cog)
+    write_map(made, layout, scene.info, pieces(), cog=arguments.cog, final=target)
     with spool.writing():
         if sidecar(made).exists():
             os.replace(sidecar(made), sidecar(target))

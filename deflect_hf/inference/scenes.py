@@ -6,6 +6,7 @@ x width of the scene x 4 bytes.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable
@@ -204,9 +205,8 @@ class SceneWindows:
         Args:
             done: told how many windows were done since it was last told.
         """
-        width, device = self.scene.info.width, self.predictor.device
-        band = torch.zeros(len(self.predictor.classes), self.rows.size, width, device=device)
-        measured = torch.zeros(self.rows.size, width, dtype=torch.bool)
+        width = self.scene.info.width
+        band, measured = self._band.zero_(), torch.zeros(self.rows.size, width, dtype=torch.bool)
         step = max(1, PIECE_PIXELS // width)
         groups = [
             range(k, min(k + self.batch_size, len(self.columns))) for k in range(0, len(self.columns), self.batch_size)
@@ -244,6 +244,12 @@ class SceneWindows:
                 windows.append(window if self._size is None else resize(window, self._size))
                 kept.append(column)
         return Batch(torch.stack(windows) if windows else pixels[:0, None], kept, left, measured)
+
+    @functools.cached_property
+    def _band(self) -> Tensor:
+        """(K, height of a window, W) sums in the making: the largest thing held, made once."""
+        shape = (len(self.predictor.classes), self.rows.size, self.scene.info.width)
+        return torch.zeros(shape, device=self.predictor.device)
 
     @property
     def _size(self) -> tuple[int, int] | None:

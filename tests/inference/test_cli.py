@@ -1,0 +1,158 @@
+"""`evaluate.py --predict` and `deflect-predict` as a user runs them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.inference import cli
+from deflect_hf.inference.arguments import PredictArguments
+from tests.inference.folders import ALL_BANDS, encoder_folder, result_folder
+from tests.inference.scenes_and_models import write_scene
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    encoder = encoder_folder(folder / "encoder")
+    return result_folder(folder / "run" / "best", encoder, crop=16, aux_dim=8, rank=2).parent
+
+
+def scene_of(path: Path, height: int, width: int) -> Path:
+    values = np.random.default_rng(0).random((len(ALL_BANDS), height, width), dtype=np.float32) * 0.4
+    return write_scene(path, values, nodata=float("nan"), descriptions=ALL_BANDS)
+
+
+def command(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["deflect-predict", *words])
+    cli.main()
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--predict", "--help"), ("--predict", "IN.tif", "OUT.tif", "-h")])
+def test_help_is_quick_and_tells_of_predictions(words: tuple[str, ...]) -> None:
+    started = time.perf_counter()
+    done = command("evaluate.py", *words)
+    assert time.perf_counter() - started < 3
+    assert "python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN" in done.stdout
+    assert ("--overlap" in done.stdout) == ("--predict" in words)
+
+
+def test_one_image_or_several_and_patterns(tmp_path: Path) -> None:
+    for name in ("a.tif", "b.tif", "c.vrt"):
+        (tmp_path / name).touch()
+    (tmp_path / "maps").mkdir()
+    one, two, maps = str(tmp_path / "a.tif"), str(tmp_path / "b.tif"), tmp_path / "maps"
+    assert cli.pairs([one, "out.tif"]) == [(Path(one), Path("out.tif"))]
+    assert cli.pairs([one, str(maps)]) == [(Path(one), maps / "a.tif")]
+    assert cli.pairs([one, "new/"]) == [(Path(one), Path("new/a.tif"))]
+    everything = cli.pairs([str(tmp_path / "*.tif"), two, str(tmp_path / "c.vrt"), "2020"])
+    assert everything == [(tmp_path / name, Path("2020") / f"{name[0]}.tif") for name in ("a.tif", "b.tif", "c.vrt")]
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    for name in ("a.tif", "b.tif", "x/a.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    one, two = str(tmp_path / "a.tif"), str(tmp_path / "b.tif")
+    with pytest.raises(ConfigError, match=r"needs an image and a map to write: --predict IN\.tif OUT\.tif"):
+        cli.pairs([one])
+    with pytest.raises(
+        ConfigError, match=r"2 images need a folder for their maps, but out\.tif is a file; give FOLDER/"
+    ):
+        cli.pairs([one, two, "out.tif"])
+    with pytest.raises(ConfigError, match=r"several images would become 'a\.tif' in maps: predict them one by one\."):
+        cli.pairs([one, str(tmp_path / "x" / "a.tif"), "maps/"])
+    with pytest.raises(DataError, match=r"/\*\.jp2 fits no file: correct the pattern\."):
+        cli.pairs([str(tmp_path / "*.jp2"), "maps/"])
+
+
+def test_the_files_come_with_or_without_the_flag_and_stay_text() -> None:
+    plain = cli.parse(["2020", "007", "--adapter", "RUN", "--qa_band", "SCL", "--qa_values", "8", "9"])
+    flagged = cli.parse(["--adapter", "RUN", "--qa_values", "8", "9", "--qa_band", "SCL", "--predict", "2020", "007"])
+    assert plain == flagged == PredictArguments(predict=["2020", "007"], adapter="RUN", qa_band="SCL", qa_values=[8, 9])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "b"], "'adapter' is missing: folder of a run, its best/ folder, or USER/NAME on the Hub"),
+        (["a", "b", "--adapter", "R", "--dtype", "uint8"], "dtype='uint8' is for probabilities: add --output probab"),
+        (["a", "b", "--adapter", "R", "--qa_band", "SCL"], "qa_band and qa_values go together"),
+        (["a", "b", "--adapter", "R", "--overlap", "0.7"], "the command line: 'overlap' must be at most 0.5, not 0.7"),
+        (["a", "b", "--adapter", "R", "--outputs", "x"], "unknown option '--outputs'. Did you mean '--output'?"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cli.parse(words)
+    assert message in str(caught.value)
+
+
+def test_maps_of_several_images(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.tif", "b.tif"):
+        scene_of(tmp_path / name, 40, 24)
+    run_main(monkeypatch, str(tmp_path / "*.tif"), f"{tmp_path}/maps/", "--adapter", str(adapter), "--cog")
+    assert sorted(path.name for path in (tmp_path / "maps").glob("*.tif")) == ["a.tif", "b.tif"]
+    with rasterio.open(tmp_path / "maps" / "b.tif") as made:
+        assert made.shape == (40, 24) and made.tags(1)["CLASS_1"] == "water"
+    assert f"{tmp_path}/maps/a.tif: classes of {tmp_path}/a.tif" in capsys.readouterr().out
+
+
+def test_user_errors_exit_with_2_before_anything_is_predicted(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene_of(tmp_path / "a.tif", 24, 24)
+    scene_of(tmp_path / "b.tif", 24, 24)
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "b.tif").touch()
+    with pytest.raises(SystemExit) as stopped:
+        run_main(monkeypatch, str(tmp_path / "*.tif"), str(tmp_path / "maps"), "--adapter", str(adapter))
+    assert stopped.value.code == 2
+    expected = (
+        f"error: {tmp_path}/maps/b.tif is there already: give the map another name, or replace it with --overwrite."
+    )
+    assert capsys.readouterr().err.strip().endswith(expected)
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["b.tif"]
+
+
+def test_two_processes_go_on_after_a_killed_one_and_make_the_map_of_one(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, target = scene_of(tmp_path / "in.tif", 6000, 64), tmp_path / "out.tif"
+    words = ["--adapter", str(adapter), "--output", "probabilities"]
+    run_main(monkeypatch, str(scene), str(tmp_path / "one.tif"), *words)
+    child = subprocess.Popen(
+        [sys.executable, "evaluate.py", "--predict", str(scene), str(target), *words], cwd=REPOSITORY
+    )
+    folder = tmp_path / "out.tif.parts"
+    while not (folder / "00001.gz").exists() and child.poll() is None:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL and not target.exists()
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = command(*launcher, "evaluate.py", "--predict", str(scene), str(target), *words)
+    assert "parts are finished and are kept" in done.stderr and done.stdout.count("out.tif: probabilities of") == 1
+    assert not folder.exists()
+    with rasterio.open(target) as two, rasterio.open(tmp_path / "one.tif") as one:
+        np.testing.assert_array_equal(two.read(), one.read())

@@ -1,0 +1,319 @@
+"""Map files: what they hold, what is refused, and runs that are interrupted or shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+
+from deflect_hf.errors import ConfigError, DataError, UnsupportedOperationError
+from deflect_hf.inference import mapping
+from deflect_hf.inference.predictor import Predictor
+from tests.inference.scenes_and_models import (
+    UTM,
+    PerPatch,
+    Stub,
+    map_of,
+    predictor_of,
+    probabilities_of,
+    stored,
+    write_scene,
+)
+
+WINDOWS = 15 * 4  # rows and columns of windows in `scene`, overlapping by a quarter
+
+
+@pytest.fixture(scope="module")
+def values() -> np.ndarray:
+    return stored(352, 96)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, values: np.ndarray) -> Path:
+    holes = values.copy()
+    holes[:, 100:120, 30:50] = -9999
+    return write_scene(tmp_path / "in.tif", holes)
+
+
+@pytest.fixture
+def predictor() -> Predictor:
+    return predictor_of(PerPatch())
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deflect_hf.inference.spool.WINDOWS_PER_PART", 1)
+
+
+def test_a_map_lies_where_its_image_lies(predictor: Predictor, scene: Path, tmp_path: Path) -> None:
+    with rasterio.open(map_of(predictor, scene, tmp_path / "out.tif")) as made, rasterio.open(scene) as image:
+        assert (made.crs, made.transform, made.shape) == (image.crs, image.transform, image.shape)
+        assert tuple(made.transform)[:6] == UTM and made.crs.to_epsg() == 32635
+        assert made.descriptions == ("land", "water") and made.dtypes == ("float32", "float32")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tif", "out.tif"]
+
+
+def test_classes_have_names_and_colours_that_gis_programs_show(
+    predictor: Predictor, scene: Path, values: np.ndarray, tmp_path: Path
+) -> None:
+    target = map_of(predictor, scene, tmp_path / "out.tif", output="classes")
+    with rasterio.open(target) as made:
+        found = made.read(1)
+        assert made.dtypes == ("uint8",) and made.nodata == 255
+        assert made.colormap(1)[1][:3] == (0, 114, 178) and made.colormap(1)[255] == (0, 0, 0, 0)
+        assert made.tags(1) == {"CLASS_0": "land", "CLASS_1": "water"}
+    expected = probabilities_of(predictor, values).argmax(axis=0)
+    whole = np.ones_like(found, dtype=bool)
+    whole[96:120, 24:56] = False  # patches with a hole
+    np.testing.assert_array_equal(found[whole], expected[whole])
+    rasterio.shutil.copy(target, tmp_path / "as.vrt", driver="VRT")  # GDAL's own view of the band
+    assert "<Category>land</Category>" in (tmp_path / "as.vrt").read_text()
+
+
+def test_probabilities_in_eight_bits_are_scaled(predictor: Predictor, scene: Path, tmp_path: Path) -> None:
+    exact = rasterio.open(map_of(predictor, scene, tmp_path / "a.tif")).read()
+    with rasterio.open(map_of(predictor, scene, tmp_path / "b.tif", dtype="uint8")) as made:
+        assert made.scales == (0.004, 0.004) and made.nodata == 255
+        steps = made.read()
+    valid = steps != 255
+    np.testing.assert_array_equal(valid, np.isfinite(exact))
+    np.testing.assert_allclose(steps[valid] * 0.004, exact[valid], atol=0.002 + 1e-6)
+
+
+@pytest.mark.parametrize("output", ["classes", "probabilities"])
+def test_a_cloud_optimized_map_has_the_layout_overviews_and_the_same_values(
+    output: str, predictor: Predictor, tmp_path: Path
+) -> None:
+    scene = write_scene(tmp_path / "in.tif", stored(600, 560))
+    plain = map_of(predictor, scene, tmp_path / "plain.tif", output=output)
+    cog = map_of(predictor, scene, tmp_path / "cog.tif", output=output, cog=True)
+    with rasterio.open(cog) as made, rasterio.open(plain) as expected:
+        assert made.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert made.block_shapes[0] == (512, 512) and made.overviews(1) == [2]
+        np.testing.assert_array_equal(made.read(), expected.read())
+        assert (made.crs, made.transform, made.descriptions) == (
+            expected.crs,
+            expected.transform,
+            expected.descriptions,
+        )
+        if output == "classes":
+            assert made.colormap(1) == expected.colormap(1) and made.tags(1) == expected.tags(1)
+    offsets = directory_offsets(cog)
+    assert offsets == sorted(offsets) and offsets[-1] < min(data_offsets(cog))  # headers first, in one read
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith("cog")) == (
+        [".tif", ".xml"] if output == "classes" else [".tif"]
+    )
+
+
+def tiff_directories(path: Path) -> list[tuple[int, dict[int, list[int]]]]:
+    """Offset and integer tags of each directory of a little-endian classic TIFF."""
+    content = path.read_bytes()
+    assert content[:4] == b"II*\0"
+    number = lambda at, size: int.from_bytes(content[at : at + size], "little")  # noqa: E731
+    found = []
+    at = number(4, 4)
+    while at:
+        tags = {}
+        count = number(at, 2)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind, length = number(entry, 2), number(entry + 2, 2), number(entry + 4, 4)
+            size = {3: 2, 4: 4}.get(kind)
+            if size is not None:
+                start = entry + 8 if size * length <= 4 else number(entry + 8, 4)
+                tags[tag] = [number(start + size * k, size) for k in range(length)]
+        found.append((at, tags))
+        at = number(at + 2 + 12 * count, 4)
+    return found
+
+
+def directory_offsets(path: Path) -> list[int]:
+    return [offset for offset, _ in tiff_directories(path)]
+
+
+def data_offsets(path: Path) -> list[int]:
+    return [offset for _, tags in tiff_directories(path) for offset in tags[324] if offset]
+
+
+def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
+    predictor: Predictor, scene: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"in\.tif is the image itself: give the map another name\."):
+        map_of(predictor, scene, tmp_path / "." / "in.tif", overwrite=True)
+    map_of(predictor, scene, tmp_path / "out.tif")
+    with pytest.raises(ConfigError, match=r"out\.tif is there already: .* or replace it with --overwrite\."):
+        map_of(predictor, scene, tmp_path / "out.tif")
+    map_of(predictor, scene, tmp_path / "out.tif", output="classes", overwrite=True)
+    assert (tmp_path / "out.tif.aux.xml").exists()
+    map_of(predictor, scene, tmp_path / "out.tif", overwrite=True)
+    assert not (tmp_path / "out.tif.aux.xml").exists()
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(
+        DataError, match=r"out\.tif\.parts cannot be written \(Not a directory\): make room on the disk"
+    ):
+        map_of(predictor, scene, tmp_path / "file" / "out.tif")
+    with pytest.raises(DataError, match=r"none\.tif is not there"):
+        map_of(predictor, tmp_path / "none.tif", tmp_path / "other.tif")
+    whole = Predictor(predictor.model, predictor.processor, "classification", ("a", "b"), None, predictor.device)
+    with pytest.raises(UnsupportedOperationError, match=r"one class to a whole image, which makes no map"):
+        map_of(whole, scene, tmp_path / "other.tif")
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_a_scene_without_a_measurement_is_a_map_of_nodata_and_is_told(
+    predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = write_scene(tmp_path / "in.tif", np.full((3, 64, 64), -9999, dtype=np.int16))
+    found = rasterio.open(map_of(predictor, scene, tmp_path / "out.tif", output="classes")).read()
+    assert (found == 255).all()
+    assert "out.tif holds nodata alone: no pixel of" in caplog.text
+
+
+class Stopped(Exception):
+    pass
+
+
+class Stopping(PerPatch):
+    """Gives up after a number of windows."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def forward(self, pixel_values: Any) -> Any:
+        """(B, C, H, W) reflectance -> logits (B, 2, H, W), or an exception"""
+        if sum(shape[0] for shape in self.seen) >= self.after:
+            raise Stopped
+        return super().forward(pixel_values)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_interrupted_run_goes_on_after_its_finished_parts(
+    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="deflect_hf")
+    expected = rasterio.open(map_of(predictor_of(PerPatch()), scene, tmp_path / "whole.tif")).read()
+    with pytest.raises(Stopped):
+        map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif")
+    assert not (tmp_path / "out.tif").exists()
+    parts = sorted(path.name for path in (tmp_path / "out.tif.parts").iterdir())
+    assert parts == ["00000.gz", "job.json"]
+    model = PerPatch()
+    found = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "out.tif")).read()
+    np.testing.assert_array_equal(found, expected)
+    assert sum(shape[0] for shape in model.seen) == WINDOWS - 16  # four rows were there
+    assert "out.tif.parts: 1 of 4 parts are finished and are kept" in caplog.text
+    assert not (tmp_path / "out.tif.parts").exists()
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize(
+    ("change", "told"), [("model", "model"), ("overlap", "windows"), ("output", "output"), ("image", "image")]
+)
+def test_parts_of_another_job_are_not_mixed_in(
+    change: str, told: str, scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Stopped):
+        map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif")
+    model, options = PerPatch(), {}
+    if change == "model":
+        model.weight.data.neg_()
+    elif change == "image":
+        write_scene(scene, stored(352, 96, seed=5))
+    else:
+        options = {"overlap": {"overlap": 0.5}, "output": {"output": "classes"}}[change]
+    expected = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "whole.tif", **options)).read()
+    found = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "out.tif", **options)).read()
+    np.testing.assert_array_equal(found, expected)
+    assert f"out.tif.parts was begun with another {told}: it is begun anew" in caplog.text
+
+
+def test_a_folder_in_the_way_is_left_alone(predictor: Predictor, scene: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.tif.parts").mkdir()
+    (tmp_path / "out.tif.parts" / "thesis.txt").write_text("three years")
+    with pytest.raises(DataError, match=r"out\.tif\.parts is in the way: .* move it\."):
+        map_of(predictor, scene, tmp_path / "out.tif")
+    assert (tmp_path / "out.tif.parts" / "thesis.txt").read_text() == "three years"
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_damaged_part_is_named(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif")
+    part = tmp_path / "out.tif.parts" / "00000.gz"
+    part.write_bytes(part.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"00000\.gz is damaged \(.*\): remove it, and repeat the command\."):
+        map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
+    assert sorted(path.suffix for path in part.parent.iterdir()) == [".gz"] * 4 + [".json"]
+    part.unlink()
+    map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
+
+
+@pytest.fixture
+def full_disk() -> Any:
+    """Files cannot grow beyond a size: what a full disk does, for this process alone."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("cog", [False, True])
+def test_a_full_disk_is_told_and_nothing_half_is_left(cog: bool, full_disk: Any, tmp_path: Path) -> None:
+    predictor = predictor_of(Stub())
+    scene = write_scene(tmp_path / "in.tif", stored(352, 320))
+    options = {"cog": cog, "overlap": 0.0}
+    expected = rasterio.open(map_of(predictor, scene, tmp_path / "whole.tif", **options)).read()
+    full_disk(20_000)
+    with pytest.raises(DataError, match=r"out\.tif\.parts cannot be written \(File too large\): make room on the disk"):
+        map_of(predictor, scene, tmp_path / "out.tif", **options)
+    assert sorted(path.name for path in (tmp_path / "out.tif.parts").iterdir()) == ["job.json"]
+    full_disk((tmp_path / "whole.tif").stat().st_size - 10_000)
+    with pytest.raises(DataError, match=r"out\.tif cannot be written \(.*\): make room on the disk"):
+        map_of(predictor, scene, tmp_path / "out.tif", **options)
+    left = {path.name for path in (tmp_path / "out.tif.parts").iterdir()}
+    assert left == {"job.json", "00000.gz", "00001.gz", "00002.gz"} and not (tmp_path / "out.tif").exists()
+    full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    np.testing.assert_array_equal(
+        rasterio.open(map_of(predictor, scene, tmp_path / "out.tif", **options)).read(), expected
+    )
+
+
+def test_a_map_that_came_back_with_other_values_is_refused(
+    predictor: Predictor, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = rasterio.io.DatasetWriter.write
+
+    def lossy(self: Any, values: np.ndarray, *args: Any, **options: Any) -> None:
+        made(self, np.zeros_like(values), *args, **options)
+
+    monkeypatch.setattr("rasterio.io.DatasetWriter.write", lossy)
+    with pytest.raises(DataError, match=r"out\.tif cannot be written \(rows from 0 on came back with other values\)"):
+        map_of(predictor, scene, tmp_path / "out.tif", output="classes")
+
+
+def test_weights_that_do_not_predict_do_not_make_another_model(predictor: Predictor) -> None:
+    model = Stub()
+    before = mapping.weights_digest(model)
+    assert before == mapping.weights_digest(Stub())
+    model.weight.data[0] += 1
+    assert mapping.weights_digest(model) != before
+
+
+def test_the_job_says_what_the_map_depends_on(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        map_of(predictor_of(Stopping(after=3)), scene, tmp_path / "out.tif")
+    job = json.loads((tmp_path / "out.tif.parts" / "job.json").read_text())
+    assert job["windows"] == [32, 32, 0.25, 8] and job["output"] == ["probabilities", None]
+    shutil.rmtree(tmp_path / "out.tif.parts")
+    assert os.listdir(tmp_path) == ["in.tif"]

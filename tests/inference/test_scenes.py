@@ -1,0 +1,254 @@
+"""Windows over a scene give what the whole scene at once gives, wherever a model allows it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
+from tests.inference.scenes_and_models import (
+    BANDS,
+    Local,
+    PerPatch,
+    Stub,
+    WindowDependent,
+    map_of,
+    predictor_of,
+    probabilities_of,
+    stored,
+    write_scene,
+)
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as source:
+        return source.read()
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_a_model_of_single_patches_gives_the_same_map_everywhere(overlap: float, tmp_path: Path) -> None:
+    values = stored(136, 200)
+    scene = write_scene(tmp_path / "in.tif", values)
+    predictor = predictor_of(PerPatch())
+    found = read(map_of(predictor, scene, tmp_path / "out.tif", overlap=overlap))
+    np.testing.assert_allclose(found, probabilities_of(predictor, values), atol=1e-6)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(height=st.integers(1, 90), width=st.integers(1, 90), batch=st.integers(1, 5), overlap=st.floats(0, 0.5))
+def test_a_model_of_single_pixels_gives_the_same_map_at_any_size(
+    tmp_path: Path, height: int, width: int, batch: int, overlap: float
+) -> None:
+    values = stored(height, width)
+    scene = write_scene(tmp_path / "in.tif", values)
+    model = Stub()
+    options = {"overlap": overlap, "batch_size": batch, "overwrite": True}
+    found = read(map_of(predictor_of(model), scene, tmp_path / "out.tif", **options))
+    pixels = torch.from_numpy(values).float()[None] * 1e-4
+    np.testing.assert_allclose(found, model.predict(pixels).softmax(1)[0].detach(), atol=1e-5)
+    assert all(shape[0] <= batch and shape[2] % 8 == 0 and shape[3] % 8 == 0 for shape in model.seen)
+
+
+def test_a_model_that_looks_around_is_the_same_away_from_the_edges_of_the_scene(tmp_path: Path) -> None:
+    values = stored(120, 152)
+    scene = write_scene(tmp_path / "in.tif", values)
+    predictor = predictor_of(Local())
+    whole = probabilities_of(predictor, values)
+    found = read(map_of(predictor, scene, tmp_path / "out.tif", overlap=0.25))  # counts nothing within 2 px
+    np.testing.assert_allclose(found, whole, atol=1e-5)  # at the edge of the scene, windows see what the whole sees
+    without = read(map_of(predictor, scene, tmp_path / "seams.tif", overlap=0.0))
+    assert np.abs(without - whole).max() > 0.01
+
+
+def test_a_window_as_large_as_the_scene_is_the_scene_at_once(tmp_path: Path) -> None:
+    values = stored(64, 64)
+    scene = write_scene(tmp_path / "in.tif", values)
+    predictor = predictor_of(WindowDependent())
+    found = read(map_of(predictor, scene, tmp_path / "out.tif", window=64))
+    np.testing.assert_allclose(found, probabilities_of(predictor, values), atol=1e-6)
+
+
+def test_blending_leaves_no_seams(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "in.tif", np.full((3, 64, 256), 1000, dtype=np.int16))
+    predictor = predictor_of(WindowDependent())
+    steps = {}
+    for overlap in (0.0, 0.5):
+        row = read(map_of(predictor, scene, tmp_path / f"{overlap}.tif", overlap=overlap))[0, 40]
+        assert np.isfinite(row).all()
+        steps[overlap] = np.abs(np.diff(np.log(row / (1 - row)))).max()
+    assert steps[0.0] > 1.9  # from the end of one ramp to the start of the next
+    assert steps[0.5] < 0.2
+
+
+def test_nothing_is_predicted_where_nothing_was_measured(tmp_path: Path) -> None:
+    values = stored(96, 96)
+    values[:, :40] = -9999  # no band
+    values[0, 60:70] = -9999  # one band of three
+    scene = write_scene(tmp_path / "in.tif", values)
+    model = Stub()
+    found = read(map_of(predictor_of(model), scene, tmp_path / "out.tif"))
+    assert np.isnan(found[:, :40]).all() and np.isfinite(found[:, 40:]).all()
+    windows = sum(shape[0] for shape in model.seen)
+    assert windows == 12  # of 16: the uppermost row of windows has nothing to see
+    classes = map_of(predictor_of(Stub()), scene, tmp_path / "classes.tif", output="classes")
+    with rasterio.open(classes) as source:
+        assert source.nodata == 255
+        assert (source.read(1)[:40] == 255).all() and set(np.unique(source.read(1)[40:])) <= {0, 1}
+
+
+def test_a_quality_layer_says_where_nothing_was_measured(tmp_path: Path) -> None:
+    quality = np.zeros((1, 64, 64), dtype=np.int16)
+    quality[0, :10] = 9
+    scene = write_scene(tmp_path / "in.tif", np.vstack([stored(64, 64), quality]), descriptions=[*BANDS, "SCL"])
+    found = read(map_of(predictor_of(Stub()), scene, tmp_path / "out.tif", qa_band="scl", qa_values=[8, 9]))
+    assert np.isnan(found[:, :10]).all() and np.isfinite(found[:, 10:]).all()
+
+
+def test_bands_are_found_by_name_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    values = stored(64, 64)
+    predictor = predictor_of(Stub())
+    straight = read(map_of(predictor, write_scene(tmp_path / "a.tif", values), tmp_path / "a_out.tif"))
+    turned = write_scene(tmp_path / "b.tif", values[[2, 0, 1]], descriptions=["N", "R", "G"])
+    np.testing.assert_array_equal(read(map_of(predictor, turned, tmp_path / "b_out.tif")), straight)
+    nameless = write_scene(tmp_path / "c.tif", values[[2, 0, 1]], descriptions=["", "", ""])
+    with pytest.raises(BandError, match=r"c\.tif does not name its 3 band\(s\): give `source_bands`"):
+        map_of(predictor, nameless, tmp_path / "c_out.tif")
+    told = map_of(predictor, nameless, tmp_path / "c_out.tif", source_bands=["N", "R", "G"])
+    np.testing.assert_array_equal(read(told), straight)
+    lacking = write_scene(tmp_path / "d.tif", values[:2], descriptions=["R", "G"])
+    with pytest.raises(BandError, match=r"d\.tif: the images lack the band\(s\) 'N'; they have 'R', 'G'"):
+        map_of(predictor, lacking, tmp_path / "d_out.tif")
+    assert sorted(path.name for path in tmp_path.glob("d_*")) == []
+
+
+def test_a_band_that_the_model_can_do_without_may_be_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = stored(64, 64)
+    lacking = write_scene(tmp_path / "in.tif", values[:2], descriptions=["R", "G"])
+    predictor = predictor_of(Stub(), needed_bands=["R", "G"])
+    found = read(map_of(predictor, lacking, tmp_path / "out.tif"))
+    assert np.isfinite(found).all()
+    assert "without the band(s) 'N'; the model was trained to do without" in caplog.text
+
+
+def test_scale_and_offset_come_from_the_command_line_the_file_or_the_training(tmp_path: Path) -> None:
+    values = stored(64, 64)
+    predictor = predictor_of(Stub())
+    expected = read(map_of(predictor, write_scene(tmp_path / "a.tif", values), tmp_path / "a_out.tif"))
+    shifted = write_scene(tmp_path / "b.tif", (values + 1000).astype(np.int16))
+    found = read(map_of(predictor, shifted, tmp_path / "b_out.tif", scale=1e-4, offset=-0.1))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(UnitError, match=r"a\.tif: channel 0 is not reflectance .* digital numbers"):
+        map_of(predictor, tmp_path / "a.tif", tmp_path / "c_out.tif", scale=1.0)
+    assert not list(tmp_path.glob("c_out*"))
+    map_of(predictor, tmp_path / "a.tif", tmp_path / "c_out.tif", scale=1.0, unit_check=False)
+
+
+def test_the_unit_is_judged_over_the_whole_scene_not_window_by_window(tmp_path: Path) -> None:
+    values = stored(128, 128)
+    values[:, :32] = 1  # a lake in shadow: 1e-4, as if a scale were applied twice
+    found = read(map_of(predictor_of(Stub()), write_scene(tmp_path / "in.tif", values), tmp_path / "out.tif"))
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"transform": (60.0, 0.0, 6e5, 0.0, -60.0, 48e5)}, "pixels of 60 m, but the model was trained on 20 m"),
+        ({"crs": "EPSG:4326", "transform": (1e-3, 0.0, 5.0, 0.0, -1e-3, 45.0)}, r"pixels of 9[0-9.]+ m, but"),
+        (
+            {"crs": None, "transform": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)},
+            "how large its pixels are is not known; the model",
+        ),
+        ({}, ""),
+    ],
+)
+def test_another_resolution_than_in_training_is_told(
+    header: dict, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = write_scene(tmp_path / "in.tif", stored(32, 32), **header)
+    with caplog.at_level(logging.WARNING):
+        map_of(predictor_of(Stub()), scene, tmp_path / "out.tif")
+    assert bool(caplog.records) == bool(message)
+    assert re.search(message, caplog.text)
+
+
+def test_windows_are_as_large_as_the_training_images_unless_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = write_scene(tmp_path / "in.tif", stored(96, 96))
+    sides = {}
+    for name, options in {"encoder": {}, "trained": {"trained_size": [48, 40]}}.items():
+        model = Stub(side=24)
+        map_of(predictor_of(model, **options), scene, tmp_path / f"{name}.tif", window=None)
+        sides[name] = {shape[2:] for shape in model.seen}
+    assert sides == {"encoder": {(24, 24)}, "trained": {(48, 40)}}
+    assert "windows of 24 x 24 pixels, the size of the encoder's pretraining" in caplog.text
+    with pytest.raises(ConfigError, match=r"--window 30: no multiple of the model's patches, 8 x 8 pixels; give 32\."):
+        map_of(predictor_of(Stub()), scene, tmp_path / "odd.tif", window=30)
+
+
+def test_windows_are_resized_as_the_training_images_were(tmp_path: Path) -> None:
+    values = np.repeat(np.repeat(stored(24, 32), 4, axis=1), 4, axis=2)  # 96 x 128, in squares of 4 x 4
+    scene = write_scene(tmp_path / "in.tif", values)
+    model = Stub()
+    predictor = predictor_of(model, size=[16, 16], trained_size=[32, 32])
+    found = read(map_of(predictor, scene, tmp_path / "out.tif", window=None))
+    assert {shape[2:] for shape in model.seen} == {(16, 16)}
+    assert found.shape == (2, 96, 128) and np.isfinite(found).all()
+    smooth = np.full((3, 96, 128), 1500, dtype=np.int16)
+    expected = predictor(smooth[:, :32, :32])[0, :, 0, 0].numpy()
+    flat = read(map_of(predictor, write_scene(tmp_path / "flat.tif", smooth), tmp_path / "flat_out.tif", window=None))
+    np.testing.assert_allclose(flat, np.broadcast_to(expected[:, None, None], flat.shape), atol=1e-5)
+    with pytest.raises(ConfigError, match=r"give --window, the side of the training images in pixels"):
+        map_of(predictor_of(Stub(), size=[16, 16]), scene, tmp_path / "unknown.tif", window=None)
+
+
+def test_a_damaged_tile_is_named_with_its_window(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(200, 4000, (3, 512, 512)).astype(np.int16)
+    scene = write_scene(tmp_path / "in.tif", noise)
+    content = bytearray(scene.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 5000] = bytes(5000)
+    scene.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"in\.tif is truncated or damaged in the window \(row \d+, column \d+, 64 x 64\)"
+    ):
+        map_of(predictor_of(Stub()), scene, tmp_path / "out.tif", window=64, batch_size=1, unit_check=False)
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_a_mosaic_of_files_is_read_through_a_vrt(tmp_path: Path) -> None:
+    values = stored(64, 64)
+    write_scene(tmp_path / "left.tif", values[:, :, :40])
+    write_scene(tmp_path / "right.tif", values[:, :, 40:])
+    bands = "".join(
+        f'<VRTRasterBand dataType="Int16" band="{k}"><Description>{name}</Description>'
+        + "".join(
+            f'<SimpleSource><SourceFilename relativeToVRT="1">{file}</SourceFilename><SourceBand>{k}</SourceBand>'
+            f'<SrcRect xOff="0" yOff="0" xSize="{width}" ySize="64"/>'
+            f'<DstRect xOff="{left}" yOff="0" xSize="{width}" ySize="64"/></SimpleSource>'
+            for file, left, width in (("left.tif", 0, 40), ("right.tif", 40, 24))
+        )
+        + "</VRTRasterBand>"
+        for k, name in enumerate(BANDS, start=1)
+    )
+    (tmp_path / "both.vrt").write_text(
+        f'<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:32635</SRS>'
+        f"<GeoTransform>600000, 20, 0, 4800000, 0, -20</GeoTransform>{bands}</VRTDataset>"
+    )
+    predictor = predictor_of(Stub())
+    found = read(map_of(predictor, tmp_path / "both.vrt", tmp_path / "out.tif"))
+    np.testing.assert_allclose(found, probabilities_of(predictor, values), atol=1e-6)
+    (tmp_path / "right.tif").unlink()
+    with pytest.raises(DataError, match=r"both\.vrt is truncated or damaged in the window .*right\.tif"):
+        map_of(predictor, tmp_path / "both.vrt", tmp_path / "again.tif")
+    assert math.isnan(rasterio.open(tmp_path / "out.tif").nodata)
