@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deflect_hf.bands import SENSORS, Band, Sensor, get_sensor, resolve_bands, select_bands
     from deflect_hf.errors import DeflectError
     from deflect_hf.hub.load import load_adapter
+    from deflect_hf.inference.multi import MultiAdapterPredictor
     from deflect_hf.methods import adapt
     from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
     from deflect_hf.processing import MultispectralImageProcessor
@@ -32,6 +33,7 @@ _LAZY = {
     "DeflectError": "errors",
     "EncoderForImageClassification": "models",
     "EncoderForSemanticSegmentation": "models",
+    "MultiAdapterPredictor": "inference.multi",
     "MultispectralImageProcessor": "processing",
     "Sensor": "bands",
     "adapt": "methods",
@@ -52,6 +54,7 @@ __all__ = [
     "DeflectModel",
     "EncoderForImageClassification",
     "EncoderForSemanticSegmentation",
+    "MultiAdapterPredictor",
     "MultispectralImageProcessor",
     "ScaledLoraConfig",
     "ScaledLoraModel",

@@ -132,12 +132,16 @@ def report_prediction(
 def model_facts(predictor: Predictor, adapter: str, command: Sequence[str] = ()) -> Facts:
     """What a report says of the model: method, adapter, the encoder that it adapts, bands, command line."""
     model, processor = predictor.model, predictor.processor
-    method = model.active_peft_config.peft_type.value if isinstance(model, PeftModel) else "no adapter"
+    method, encoder, revision = "no adapter", task_model(model).encoder.name_or_path, None
+    if isinstance(model, PeftModel):
+        saved = model.active_peft_config
+        # what the adapter was trained on; it may have been loaded from another place
+        method, encoder, revision = saved.peft_type.value, saved.base_model_name_or_path, saved.revision
     rows = [
         ("Task", f"{predictor.task}, {len(predictor.classes)} classes"),
         ("Model", adapter),
         ("Method", method),
-        ("Base encoder", task_model(model).encoder.name_or_path or "unnamed"),
+        ("Base encoder", (encoder or "unnamed") + (f", revision {revision}" if revision else "")),
         ("Bands", f"{', '.join(processor.bands)}, in {processor.unit}"),
     ]
     return (*rows, ("Command line", shlex.join(command))) if command else tuple(rows)

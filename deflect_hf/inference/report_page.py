@@ -76,7 +76,7 @@ body:has(#beside:checked) .stage{grid-template-columns:1fr 1fr}
 body:has(#beside:checked) .layer{grid-area:auto}
 body:has(#beside:checked) #map{opacity:1!important}
 body:has(#beside:checked) .fade{visibility:hidden}
-figcaption{position:absolute;left:0;top:0;padding:1px 7px;font-size:12px;color:#fff;background:#000a}
+figcaption{position:absolute;z-index:1;left:0;top:0;padding:1px 7px;font-size:12px;color:#fff;background:#000a}
 .layer+.layer figcaption{display:none}
 body:has(#beside:checked) .layer+.layer figcaption{display:block}
 .bar{margin-top:4px;border:1px solid var(--ink);border-top:0;height:6px}
@@ -86,12 +86,13 @@ table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:6px 10px;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{font-weight:600;color:var(--soft);font-size:13px}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-tbody th{font-weight:400}
+tbody th{font-weight:400;min-width:8em}
 .key{display:inline-block;width:15px;height:15px;margin-right:9px;border:1px solid #0006;border-radius:3px;
 vertical-align:-2px}
 .none{background:repeating-linear-gradient(45deg,#bbb 0 3px,#fff 3px 6px)}
 .track{width:34%;min-width:120px}
 .track div{height:13px;margin-top:5px;min-width:1px;border:1px solid #0005;border-radius:2px}
+@media(max-width:640px){.track{display:none}body{padding:18px 10px}}
 .facts th{width:170px;color:var(--soft)}
 .facts td{overflow-wrap:anywhere}
 @media print{.controls{display:none}.stage{grid-template-columns:1fr 1fr;border:0}.layer{grid-area:auto}
