@@ -30,7 +30,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def summary(facts: Facts) -> str:
     """What the model does, in one paragraph."""
     what = "each pixel of a multispectral image" if facts.is_segmentation else "a multispectral image"
-    seen = f"{len(facts.processor.bands)} bands" if facts.adapter.get("bands") else "the bands of its encoder"
+    every = facts.adapter.get("bands") or facts.task.get("extra_bands")
+    seen = f"{len(facts.processor.bands)} bands" if every else "the bands of its encoder"
     return (
         f"Tells which of {len(facts.classes)} classes {what} shows "
         f"({', '.join(f'`{name}`' for name in facts.classes)}), from {seen}. Trained with {facts.method} by "
@@ -77,7 +78,7 @@ def bands(facts: Facts) -> str:
     for code in processor.bands:
         name, span = ranges.get(code, (code, code.removeprefix("W")))
         span = f"{centres[code]:g}" if centres.get(code) else span
-        roles = ["encoder"] if code in facts.base_bands else []
+        roles = ["encoder"] if code in facts.encoder_bands else []
         roles += ["radiometry"] if facts.adapter.get("bands") else []
         needed = "yes" if code in processor.needed_bands else "may be missing (NaN)"
         rows.append((f"`{code}`", name, span, " and ".join(roles) or "not used", needed))

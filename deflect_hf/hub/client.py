@@ -30,7 +30,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from deflect_hf.errors import DeflectError, HubError
 
-LOG_IN = "`hf auth login`, the variable HF_TOKEN, or token=..."
+LOG_IN = "`hf auth login`, the variable HF_TOKEN, or the argument token"
 GIT_HASH, SHA256_HASH = 40, 64  # hexadecimal digits
 BLOCK_BYTES = 1 << 20
 
@@ -215,7 +215,10 @@ def in_words(repo_id: str, revision: str | None = None) -> Iterator[None]:
         raise HubError(f"{repo_id!r} is no name of a repository on the Hub: {_first_line(error)}") from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         told = _first_line(error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error)
-        raise HubError(f"{repo_id}: the transfer failed and nothing of it was kept: {told} Try again.") from error
+        raise HubError(
+            f"{repo_id}: the transfer from or to {constants.ENDPOINT} failed, and nothing of it was kept: {told} Try "
+            "again; what is complete in the cache is loaded with local_files_only=True, or HF_HUB_OFFLINE=1."
+        ) from error
 
 
 def _not_cached(repo_id: str, revision: str | None, error: Exception) -> str:

@@ -64,24 +64,25 @@ def check_folder(folder: Path, *, published: bool) -> RunArguments:
 
 def check_configs(folder: Path, *, published: bool) -> RunArguments:
     """The part of :func:`check_folder` that needs no weights."""
-    check_yaml(folder / checkpoints.CONFIG)
-    config = checkpoints.read_config(folder)
     task = check_task(folder / "config.json")
     check_processor(folder / "preprocessor_config.json")
-    own_encoder = folder / ENCODER / "config.json"
-    if published:
-        _check_origin(folder, config)
+    own_encoder, adapter = folder / ENCODER / "config.json", folder / "adapter_config.json"
     if own_encoder.is_file():
         check_encoder(own_encoder, read_json(own_encoder))
+    entries = check_adapter(adapter, int(task["encoder_config"]["hidden_size"])) if adapter.is_file() else None
+    check_yaml(folder / checkpoints.CONFIG)
+    config = checkpoints.read_config(folder)
+    if published:
+        _check_origin(folder, config)
     if config.finetune not in ("frozen", "full"):
-        path = folder / "adapter_config.json"
-        entries = check_adapter(path, int(task["encoder_config"]["hidden_size"]))
+        if entries is None:
+            raise CheckpointError(f"{adapter} is missing, but config.yaml says --finetune {config.finetune}.")
         if (config.finetune == "deflect") != (entries["peft_type"] == "DEFLECT"):
             raise CheckpointError(
-                f"{path}: peft_type is {entries['peft_type']!r}, but config.yaml says --finetune {config.finetune}."
+                f"{adapter}: peft_type is {entries['peft_type']!r}, but config.yaml says --finetune {config.finetune}."
             )
         if published:
-            _check_base(path, entries, config)
+            _check_base(adapter, entries, config)
     return config
 
 

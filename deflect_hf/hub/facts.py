@@ -74,9 +74,10 @@ class Facts:
         return self.task["model_type"] == "deflect_semantic_segmentation"
 
     @property
-    def base_bands(self) -> list[str]:
-        """Bands that the frozen encoder sees."""
-        return list(self.adapter.get("base_bands") or self.task.get("base_bands") or self.config.encoder.base_bands)
+    def encoder_bands(self) -> list[str]:
+        """Bands that the encoder sees: its base bands, and those that a trained patch embedding takes besides."""
+        base = self.adapter.get("base_bands") or self.task.get("base_bands") or self.config.encoder.base_bands
+        return [*base, *(self.task.get("extra_bands") or [])]
 
     @property
     def data(self) -> str:

@@ -32,15 +32,21 @@ def published(hub: Hub, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Hub:
     ("how", "message"),
     [
         ("swap", "alice/land: adapter_model.safetensors has another hash than the Hub announced"),
-        ("short", "alice/land: the transfer failed and nothing of it was kept: Consistency check failed: file should"),
-        ("drop", "alice/land: the transfer failed and nothing of it was kept: peer closed connection without sending"),
+        (
+            "short",
+            "alice/land: the transfer from or to {hub} failed, and nothing of it was kept: Consistency check failed: ",
+        ),
+        (
+            "drop",
+            "alice/land: the transfer from or to {hub} failed, and nothing of it was kept: peer closed connection",
+        ),
     ],
 )
 def test_a_broken_download_is_refused_and_not_kept(how: str, message: str, published: Hub) -> None:
     published.break_file(WEIGHTS, how)
     with pytest.raises(HubError) as caught:
         deflect_hf.load_adapter("alice/land")
-    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(message.format(hub=published.url)) and "\n" not in str(caught.value)
     assert not [path for path in Path(constants.HF_HUB_CACHE).rglob(WEIGHTS) if path.exists()]
     with pytest.raises(HubError, match="alice/land is not complete in the cache"):
         deflect_hf.load_adapter("alice/land", local_files_only=True)
@@ -93,6 +99,14 @@ def test_a_repository_without_a_trained_model_is_refused_before_its_files_are_fe
         "safetensors."
     )
     assert not [request for request in hub.requests if "/resolve/" in request]
+
+
+def test_a_hub_that_cannot_be_reached_is_said(published: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        HubError, match=r"alice/land: the transfer from or to http://127\.0\.0\.1:9 failed, and nothing"
+    ):
+        deflect_hf.load_adapter("alice/land")
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,10 @@ def test_a_model_comes_back_from_its_name_alone(hub: Hub, runs: Runs) -> None:
     assert predict.classes == ("water", "vegetation", "bare", "wetland") and predict.task == "segmentation"
 
 
-@pytest.mark.parametrize("method", ["lora", "frozen", "full"])
+@pytest.mark.parametrize("method", ["lora", "bitfit", "frozen", "full"])
 def test_every_method_comes_back(method: str, hub: Hub, runs: Runs) -> None:
     push(runs(method), "alice/land", picture=False)
-    weights = {"lora": "adapter_model", "frozen": "head", "full": "model"}[method] + ".safetensors"
+    weights = {"frozen": "head", "full": "model"}.get(method, "adapter_model") + ".safetensors"
     beside = set() if method == "full" else {"encoder/model.safetensors"}
     assert {name for name in hub.files("alice/land") if name.endswith(".safetensors")} == {weights, *beside}
     predict = deflect_hf.load_adapter("alice/land", device="cpu")

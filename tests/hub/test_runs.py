@@ -80,7 +80,7 @@ def test_a_checkpoint_that_cannot_be_pushed_does_not_stop_the_run(
     later = f"python -m deflect_hf.hub push {best} alice/land --picture false"
     assert str(caught.value) == (
         "alice/land: the Hub does not know this token. Give a valid one: `hf auth login`, the variable HF_TOKEN, or "
-        f"token=.... The run is complete, its model is in {best}. Push it later: {later}"
+        f"the argument token. The run is complete, its model is in {best}. Push it later: {later}"
     )
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     command.main(shlex.split(later)[3:])
