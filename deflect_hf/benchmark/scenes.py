@@ -33,10 +33,9 @@ BLOCK = 256
 GSD_M = 30.0
 
 CHILD = """
-import sys
 from deflect_hf.benchmark.scenes import peak_bytes
-from deflect_hf.inference.cli import parse, predict
-predict(parse(sys.argv[1:]))
+from deflect_hf.inference.cli import main
+main()
 print(peak_bytes())
 """
 
@@ -72,7 +71,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The flags.
 
     Raises:
-        ConfigError: a window that the transformer cannot take.
+        ConfigError: a window that the transformer cannot take, or a folder that is not there.
     """
     parser = argparse.ArgumentParser(
         prog="python -m deflect_hf.benchmark scenes",
@@ -90,6 +89,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     own = parser.parse_args(argv)
     if own.window < PATCH or own.window % PATCH:
         raise ConfigError(f"--window {own.window}: give a multiple of {PATCH}.")
+    if own.adapter is not None and not own.adapter.is_dir():
+        raise ConfigError(f"--adapter {own.adapter}: no such folder; give that of a run.")
     return own
 
 
@@ -143,7 +144,7 @@ def measure(scene: Path, side: int, adapter: Path, own: argparse.Namespace) -> M
     done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise DeflectError(f"{scene.name} could not be predicted: {done.stderr.strip()}")
+        raise DeflectError(f"{scene.name} could not be predicted: {done.stderr.strip().splitlines()[-1]}")
     target.unlink()
     measured = Measured(side, seconds, int(done.stdout.split()[-1]))
     logger.info("%d x %d: %.0f s, %.0f MiB", side, side, seconds, measured.peak_bytes / 2**20)

@@ -1,0 +1,94 @@
+"""A trained folder predicts what evaluation scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from deflect_hf.errors import BandError, CheckpointError, UnitError, UnsupportedOperationError
+from deflect_hf.inference.predictor import Predictor, _precision
+from deflect_hf.training.evaluation import predict_logits
+from tests.inference.folders import ALL_BANDS, SIDE, encoder_folder, images, result_folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return encoder_folder(tmp_path_factory.mktemp("encoder") / "encoder")
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_probabilities_are_those_of_the_logits_that_evaluation_sees(task: str, encoder: Path, tmp_path: Path) -> None:
+    classes = ("bare", "trees", "water")
+    predictor = Predictor.from_folder(
+        result_folder(tmp_path / "best", encoder, task=task, classes=classes, aux_dim=8, rank=2), device="cpu"
+    )
+    assert (predictor.task, predictor.classes, predictor.model.training) == (task, classes, False)
+    pixels = images()
+    expected = predict_logits(predictor.model, pixels, None).softmax(dim=1)
+    found = predictor(pixels.numpy(), source_bands=ALL_BANDS)
+    torch.testing.assert_close(found, expected)
+    assert found.shape == ((2, 3, SIDE, SIDE) if task == "segmentation" else (2, 3))
+    torch.testing.assert_close(predictor(pixels[0]), found[:1])  # one image, and the bands of training
+
+
+def test_larger_images_go_through_the_windows_of_evaluation(encoder: Path, tmp_path: Path) -> None:
+    folder = result_folder(tmp_path / "best", encoder, crop=16, aux_dim=8, rank=2)
+    predictor = Predictor.from_folder(folder, device="cpu")
+    assert predictor.window == 16
+    pixels = images(side=40)
+    expected = predict_logits(predictor.model, pixels, 16).softmax(dim=1)
+    torch.testing.assert_close(predictor(pixels), expected)
+    assert not torch.allclose(predict_logits(predictor.model, pixels, None).softmax(dim=1), expected)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_what_was_not_measured_has_no_probabilities(task: str, encoder: Path, tmp_path: Path) -> None:
+    folder = result_folder(tmp_path / "best", encoder, task=task, aux_dim=8, rank=2)
+    predictor = Predictor.from_folder(folder, device="cpu")
+    valid = np.ones((2, SIDE, SIDE), dtype=bool)
+    valid[0], valid[1, :8] = False, False
+    found = predictor(images(), valid=valid)
+    assert found[0].isnan().all()
+    if task == "segmentation":
+        assert found[1, :, :8].isnan().all() and found[1, :, 8:].isfinite().all()
+    else:
+        assert found[1].isfinite().all()
+
+
+def test_images_that_do_not_fit_are_refused(encoder: Path, tmp_path: Path) -> None:
+    predictor = Predictor.from_folder(result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2), device="cpu")
+    with pytest.raises(BandError, match=r"image 0: the images lack the band\(s\) 'S2'"):
+        predictor(images()[:, :5], source_bands=ALL_BANDS[:5])
+    with pytest.raises(UnitError, match=r"image 0: channel 0 is not reflectance .* digital numbers"):
+        predictor((images() * 1e4).round())
+
+
+def test_folders_that_hold_no_model_to_predict_with_are_refused(encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no finished run"):
+        Predictor.from_folder(tmp_path)
+    folder = result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2, classes=("height",))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
+    with pytest.raises(UnsupportedOperationError, match="problem_type is 'regression', but only models that give one"):
+        Predictor.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "expected"),
+    [
+        ((False, False), "cpu", None),
+        ((False, True), "cpu", torch.bfloat16),
+        ((True, False), "cpu", None),
+        ((True, False), "cuda", torch.float16),
+    ],
+)
+def test_the_precision_is_that_of_training_where_the_device_has_it(
+    flags: tuple[bool, bool], device: str, expected: torch.dtype | None
+) -> None:
+    config = SimpleNamespace(fp16=flags[0], bf16=flags[1])
+    assert _precision(config, torch.device(device)) == expected  # type: ignore[arg-type]
