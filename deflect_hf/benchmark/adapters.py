@@ -24,7 +24,6 @@ from deflect_hf.data.arguments import DatasetArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.inference.multi import MultiAdapterPredictor
 from deflect_hf.inference.predictor import Predictor
-from deflect_hf.methods import adapt
 from deflect_hf.models import EncoderForSemanticSegmentation, load_encoder
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training.arguments import EncoderArguments, RunArguments
@@ -100,7 +99,7 @@ def make_runs(folder: Path, own: argparse.Namespace) -> dict[str, Path]:
     for number in range(own.tasks):
         bands = BANDS if number % 2 == 0 else ("R", "G", "B", "N", "S1", "S2")
         model = EncoderForSemanticSegmentation.from_encoder(load_encoder(encoder), id2label=CLASSES)
-        adapted = adapt(model, own.row.method, bands=bands, base_mean=[0.1] * 3, base_std=[0.1] * 3, **own.row.options)
+        adapted = own.row.adapt(model, bands)
         runs[f"task {number + 1}"] = folder / f"run {number + 1}"
         save_model(runs[f"task {number + 1}"], adapted, run, MultispectralImageProcessor(bands, source_bands=BANDS))
     return runs

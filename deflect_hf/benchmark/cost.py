@@ -24,7 +24,7 @@ from torch import nn
 
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.errors import ConfigError
-from deflect_hf.methods import adapt, encoder_parameters
+from deflect_hf.methods import encoder_parameters
 from deflect_hf.models import EncoderForImageClassification
 from deflect_hf.training.checkpoints import write_json
 
@@ -130,7 +130,7 @@ def build(row: Row, own: argparse.Namespace) -> nn.Module:
     torch.manual_seed(0)
     encoder = make_vit(own.size, (own.image_size, own.image_size), own.patch_size)
     model = EncoderForImageClassification.from_encoder(encoder, num_labels=10)
-    return adapt(model, row.method, bands=BANDS, base_mean=[0.1] * 3, base_std=[0.1] * 3, **row.options)
+    return row.adapt(model, BANDS)
 
 
 def saved_for_backward(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> int:

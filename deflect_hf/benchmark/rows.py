@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from deflect_hf.errors import ConfigError
-from deflect_hf.methods import method_options
+from deflect_hf.methods import adapt, extra_bands, method_options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deflect_hf.models.base import EncoderWithHead
+
+RGB = ("R", "G", "B")
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,13 @@ class Row:
             options[name.strip()] = yaml.safe_load(value)
         method_options(method, options)
         return cls(text, method, options)
+
+    def adapt(self, model: EncoderWithHead, bands: Sequence[str]) -> nn.Module:
+        """Adapt a model of R, G, B whose speed is all that matters: the statistics of its bands are made up."""
+        base: dict[str, Any] = {"base_mean": [0.1] * 3, "base_std": [0.1] * 3}
+        if self.options.get("patch_embed", "frozen") != "frozen":
+            base |= dict.fromkeys(("extra_mean", "extra_std"), [0.1] * len(extra_bands(bands, RGB)))
+        return adapt(model, self.method, bands=bands, base_bands=RGB, **base, **self.options)
 
     @property
     def slug(self) -> str:

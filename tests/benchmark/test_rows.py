@@ -6,6 +6,8 @@ import pytest
 
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.errors import ConfigError
+from deflect_hf.models import EncoderForImageClassification
+from tests.tuners.tiny import BANDS, make_encoder
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,14 @@ from deflect_hf.errors import ConfigError
 def test_rows(text, method, options, slug):
     row = Row.parse(text)
     assert (row.method, row.options, row.slug) == (method, options, slug)
+
+
+@pytest.mark.parametrize("text", ["deflect", "norm", "bitfit:patch_embed=repeat", "full:patch_embed=rgb+random"])
+def test_a_row_makes_a_model_for_timing(text, reflectance):
+    encoder = make_encoder()
+    model = Row.parse(text).adapt(EncoderForImageClassification.from_encoder(encoder, num_labels=2), BANDS)
+    assert model(reflectance).logits.shape == (2, 2)
+    assert encoder.config.num_channels == (6 if "patch_embed" in text else 3)
 
 
 @pytest.mark.parametrize(
