@@ -18,6 +18,7 @@ from deflect_hf.hub.card import licence_text, write_card
 from deflect_hf.hub.facts import known_licence, public_dataset
 from deflect_hf.hub.picture import draw_prediction
 from deflect_hf.hub.publish import push
+from deflect_hf.tuners.card import complete_card
 from tests.hub.conftest import train
 from tests.hub.server import Hub
 from tests.hub.store import metadata_problems
@@ -144,3 +145,15 @@ def test_a_checkpoint_without_scores_says_so(best: Path) -> None:
     assert "This checkpoint was not evaluated." in text and card.data.eval_results is None
     assert "3 steps of 4 images, 500 ms each" in text
     assert "load_adapter('alice/land', revision='step-3')" in text
+
+
+@pytest.mark.parametrize(("name", "named"), [("bob/vit", True), ("FOLDER", False), ("", False)])
+def test_pefts_card_names_no_folder_of_this_machine(name: str, named: bool, tmp_path: Path) -> None:
+    path = str(tmp_path) if name == "FOLDER" else name
+    text = f"---\nbase_model: '{path}'\nlibrary_name: peft\ntags:\n- base_model:adapter:{path}\n---\n\n# A card\n"
+    (tmp_path / "README.md").write_text(text)
+    complete_card(tmp_path, "DEFLECT")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == ("bob/vit" if named else None)
+    assert card.data.tags == (["base_model:adapter:bob/vit", "deflect"] if named else ["deflect"])
+    assert "import deflect_hf  # before the adapter is loaded" in card.text and str(tmp_path) not in str(card)
