@@ -41,7 +41,7 @@ def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
             "those of the files with --dataset.source_bands or --dataset.sensor where the files do not."
         )
     reader = str(arguments.dataset.get("name", config.dataset.name))  # another one has no use for some of the keys
-    if "image_size" in arguments.dataset and reader != "synthetic":
+    if arguments.dataset.get("image_size") is not None and reader != "synthetic":
         raise ConfigError("--dataset.image_size: images are resized as they were in training: leave it out.")
     values = {**keys_of_reader(dataclasses.asdict(config.dataset), reader), **arguments.dataset}
     origins = dict.fromkeys(arguments.dataset, "the command line, --dataset")

@@ -152,8 +152,9 @@ def test_unknown_keys_are_refused_with_the_nearest(write) -> None:
         (("--bf16", "perhaps"), "the command line: 'bf16' must be true or false, not 'perhaps'"),
         (
             ("--finetune", "deflct"),
-            "the command line: 'finetune' must be one of 'deflect', 'lora', 'frozen' or 'full', not 'deflct'. "
-            "Did you mean 'deflect'?",
+            "the command line: 'finetune' must be one of 'deflect', 'lora', 'slr', 'norm', 'bitfit', 'frozen' or "
+            "'full' or peft:NAME with the name of one of PEFT's configurations, such as peft:VeraConfig, not "
+            "'deflct'. Did you mean 'deflect'?",
         ),
         (
             ("--tracker", "tensorbord"),

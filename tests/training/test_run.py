@@ -15,7 +15,7 @@ from deflect_hf.errors import CheckpointError, ConfigError, DataError, DeflectEr
 from deflect_hf.training import checkpoints, loop
 from deflect_hf.training.arguments import EvaluateArguments, RunArguments
 from deflect_hf.training.compose import parse_arguments
-from deflect_hf.training.report import report
+from deflect_hf.training.report import overlay, report
 from deflect_hf.training.run import run
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -277,3 +277,15 @@ def test_evaluation_refuses_what_is_no_run(deflect_run, tmp_path: Path) -> None:
         report(EvaluateArguments(str(broken), encoder=str(deflect_run[0] / "encoder")))
     with pytest.raises(ConfigError, match="the command line, --dataset: 'num_samples' must be a whole number, not 'x'"):
         report(EvaluateArguments(str(deflect_run[0]), dataset={"num_samples": "x"}))
+
+
+def test_evaluation_refuses_a_size_and_leaves_out_the_random_crops_of_training(tmp_path: Path) -> None:
+    folder = EvaluateArguments("x", dataset={"name": "folder", "root": "x", "image_size": [8, 8]})
+    config = parse_arguments(RunArguments, "test", ["--config", str(CONF / "segmentation.yaml")])
+    with pytest.raises(ConfigError, match=r"--dataset\.image_size: images are resized as they were in training"):
+        overlay(config, folder)
+    train(tmp_path, *ONE_EPOCH, task="segmentation")
+    twice = [report(EvaluateArguments(str(tmp_path), split="train", panels=0))[0] for _ in range(2)]
+    assert twice[0]["confusion_matrix"] == twice[1]["confusion_matrix"]
+    pixels = sum(row["support"] for row in twice[0]["per_class"].values())
+    assert pixels == twice[0]["images"] * 24 * 24  # windows over whole images, no crops of 16
