@@ -150,7 +150,7 @@ def test_a_checkpoint_without_scores_says_so(best: Path) -> None:
 @pytest.mark.parametrize(("name", "named"), [("bob/vit", True), ("FOLDER", False), ("", False)])
 def test_pefts_card_names_no_folder_of_this_machine(name: str, named: bool, tmp_path: Path) -> None:
     path = str(tmp_path) if name == "FOLDER" else name
-    text = f"---\nbase_model: '{path}'\nlibrary_name: peft\ntags:\n- base_model:adapter:{path}\n---\n\n# A card\n"
+    text = f"---\nbase_model: '{path}'\nlibrary_name: peft\ntags:\n- 'base_model:adapter:{path}'\n---\n\n# A card\n"
     (tmp_path / "README.md").write_text(text)
     complete_card(tmp_path, "DEFLECT")
     card = ModelCard.load(tmp_path / "README.md")

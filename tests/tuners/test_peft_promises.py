@@ -30,8 +30,9 @@ def test_the_card_says_how_to_load(name, tmp_path):
     for _ in range(2):  # saved again, it says so once
         model.save_pretrained(tmp_path / "adapter")
         card = ModelCard.load(tmp_path / "adapter" / "README.md")
-        assert (card.data["library_name"], card.data["base_model"]) == ("peft", base)
-        assert set(card.data["tags"]) == {"deflect", "transformers", f"base_model:adapter:{base}"}
+        # the Hub refuses a card whose base is a folder
+        assert (card.data["library_name"], card.data.get("base_model")) == ("peft", None)
+        assert set(card.data["tags"]) == {"deflect", "transformers"}
         assert card.text.count("import deflect_hf") == 1
         assert "### Framework versions" in card.text
     assert model.get_base_model().model_tags is None
