@@ -72,6 +72,11 @@ def parse(*words: str, task: str = "classification") -> RunArguments:
             (*HUB, "--encoder.random", "null", "--encoder.random_seed", "1"),
             "encoder.random_seed is for encoder.random, but the encoder is loaded from encoder.name_or_path",
         ),
+        (
+            "segmentation",
+            ("--segmentor.loss.cross_entropy", "0"),
+            "segmentor.loss.class_weights is for the cross-entropy, but segmentor.loss.cross_entropy is 0",
+        ),
         ("segmentation", ("--dataset.fold", "1"), "dataset.fold chooses one of dataset.num_folds, but that is null"),
         (
             "segmentation",
