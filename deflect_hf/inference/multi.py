@@ -212,7 +212,10 @@ class MultiAdapterPredictor:
 
     def _loaded(self, run: AdapterRun) -> Predictor:
         folder = run.folder
-        saved = AutoConfig.from_pretrained(folder).encoder_config.to_dict()
+        try:
+            saved = AutoConfig.from_pretrained(folder).encoder_config.to_dict()
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{folder / 'config.json'}: cannot be read: {error}") from error
         differing = differing_settings(saved, self.encoder.config.to_dict())
         if differing:
             raise CheckpointError(

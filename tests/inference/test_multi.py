@@ -327,6 +327,14 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path: Path, folders: dict[str, 
         MultiAdapterPredictor.from_folders({"burn": folders["burn"], "mixed": mixed})
 
 
+def test_a_broken_configuration_is_named(tmp_path: Path, folders: dict[str, Path]) -> None:
+    for text in ("{", '{"model_type": "vit"}'):
+        broken = shutil.copytree(folders["water"], tmp_path / "broken", dirs_exist_ok=True)
+        (broken / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"broken/config\.json: cannot be read: "):
+            MultiAdapterPredictor.from_folders({"broken": broken})
+
+
 def test_names_that_are_not_there(tasks: MultiAdapterPredictor) -> None:
     message = re.escape("No task 'watre': there are 'water', 'burn', 'scene', 'linear'. Did you mean 'water'?")
     for ask in (lambda: tasks("watre", images()), lambda: tasks.remove("watre"), lambda: tasks["watre"]):
