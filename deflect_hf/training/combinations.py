@@ -66,11 +66,6 @@ RULES = (
         lambda s: "says what decays, but segmentor.optimizer.weight_decay is 0",
     ),
     Rule(
-        ("segmentor.loss.class_weights", "segmentor.loss.label_smoothing"),
-        lambda s: s.config.segmentor.loss.cross_entropy > 0,
-        lambda s: "is for the cross-entropy, but segmentor.loss.cross_entropy is 0",
-    ),
-    Rule(
         ("encoder.random_seed",),
         lambda s: s.config.encoder.random is not None,
         lambda s: "is for encoder.random, but the encoder is loaded from encoder.name_or_path",

@@ -74,8 +74,8 @@ def parse(*words: str, task: str = "classification") -> RunArguments:
         ),
         (
             "segmentation",
-            ("--segmentor.loss.cross_entropy", "0"),
-            "segmentor.loss.class_weights is for the cross-entropy, but segmentor.loss.cross_entropy is 0",
+            ("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.class_weights", "balanced"),
+            "segmentor.loss.class_weights belongs to the cross-entropy, but segmentor.loss.cross_entropy is 0",
         ),
         ("segmentation", ("--dataset.fold", "1"), "dataset.fold chooses one of dataset.num_folds, but that is null"),
         (
