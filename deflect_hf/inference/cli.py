@@ -52,8 +52,10 @@ def parse(words: Sequence[str]) -> PredictArguments:
 def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
     """Image and map of each job: the last of ``files`` is the map, or the folder of the maps, the others are images.
 
+    A name without an ending is a folder.
+
     Raises:
-        ConfigError: no map is given, or two maps have the same name.
+        ConfigError: no map is given, one file for several maps, or two maps have the same name.
         DataError: a pattern fits no file.
     """
     if len(files) < 2:
@@ -66,9 +68,9 @@ def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
             raise DataError(f"{pattern} fits no file: correct the pattern.")
         images += [Path(name) for name in found if Path(name) not in images]
     target = Path(last)
-    if len(images) == 1 and not target.is_dir() and not last.endswith("/"):
-        return [(images[0], target)]
-    if target.suffix and not target.is_dir():
+    if target.suffix and not target.is_dir() and not last.endswith("/"):
+        if len(images) == 1:
+            return [(images[0], target)]
         raise ConfigError(f"{len(images)} images need a folder for their maps, but {target} is a file; give FOLDER/")
     names = [f"{image.stem}.tif" for image in images]
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -133,6 +133,20 @@ class Predictor:
             measured = measured.flatten(1).any(dim=1, keepdim=True)
         return probabilities.masked_fill(~measured, torch.nan)
 
+    def predict_raster(self, source: str | Path, target: str | Path, **options: Any) -> None:
+        """Write the map of a georeferenced image of any size, window by window.
+
+        Args:
+            options: fields of :class:`~deflect_hf.inference.arguments.SceneArguments`, such as ``output`` or ``cog``.
+
+        Raises:
+            DeflectError: see :func:`~deflect_hf.inference.mapping.predict_raster`.
+        """
+        from deflect_hf.inference.arguments import SceneArguments
+        from deflect_hf.inference.mapping import predict_raster  # needs this module
+
+        predict_raster(self, Path(source), Path(target), SceneArguments(**options))
+
     @torch.no_grad()
     def logits(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``."""

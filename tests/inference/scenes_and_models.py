@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deflect_hf.inference.arguments import SceneArguments
-from deflect_hf.inference.mapping import predict_raster
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.raster import create_raster
@@ -121,5 +119,5 @@ def probabilities_of(predictor: Predictor, values: np.ndarray) -> np.ndarray:
 
 def map_of(predictor: Predictor, scene: Path, target: Path, **options: Any) -> Path:
     """The map of a scene; probabilities unless ``options`` say otherwise."""
-    predict_raster(predictor, scene, target, SceneArguments(**{"output": "probabilities", "window": 32, **options}))
+    predictor.predict_raster(scene, target, **{"output": "probabilities", "window": 32, **options})
     return target

@@ -62,7 +62,7 @@ def test_one_image_or_several_and_patterns(tmp_path: Path) -> None:
     one, two, maps = str(tmp_path / "a.tif"), str(tmp_path / "b.tif"), tmp_path / "maps"
     assert cli.pairs([one, "out.tif"]) == [(Path(one), Path("out.tif"))]
     assert cli.pairs([one, str(maps)]) == [(Path(one), maps / "a.tif")]
-    assert cli.pairs([one, "new/"]) == [(Path(one), Path("new/a.tif"))]
+    assert cli.pairs([one, "new/"]) == cli.pairs([one, "new"]) == [(Path(one), Path("new/a.tif"))]
     everything = cli.pairs([str(tmp_path / "*.tif"), two, str(tmp_path / "c.vrt"), "2020"])
     assert everything == [(tmp_path / name, Path("2020") / f"{name[0]}.tif") for name in ("a.tif", "b.tif", "c.vrt")]
 

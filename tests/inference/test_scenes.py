@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
+from deflect_hf.raster import read_raster
 from tests.inference.scenes_and_models import (
     BANDS,
     Local,
@@ -224,6 +225,19 @@ def test_a_damaged_tile_is_named_with_its_window(tmp_path: Path) -> None:
     ):
         map_of(predictor_of(Stub()), scene, tmp_path / "out.tif", window=64, batch_size=1, unit_check=False)
     assert not (tmp_path / "out.tif").exists()
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25])
+def test_a_mosaic_of_real_chips_is_predicted_as_its_chips(overlap: float, shared_data: Path, tmp_path: Path) -> None:
+    chips = [read_raster(shared_data / "water" / "images" / f"{number:03d}.tif", BANDS).values for number in range(9)]
+    mosaic = np.concatenate([np.concatenate(chips[k : k + 3], axis=2) for k in (0, 3, 6)], axis=1)
+    scene = write_scene(tmp_path / "mosaic.tif", mosaic)
+    predictor = predictor_of(PerPatch())
+    found = read(map_of(predictor, scene, tmp_path / "out.tif", window=128, overlap=overlap))
+    for number, chip in enumerate(chips):
+        row, column = 128 * (number // 3), 128 * (number % 3)
+        cut = found[:, row : row + 128, column : column + 128]
+        np.testing.assert_allclose(cut, probabilities_of(predictor, chip), atol=1e-6)
 
 
 def test_a_mosaic_of_files_is_read_through_a_vrt(tmp_path: Path) -> None:
