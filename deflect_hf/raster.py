@@ -7,9 +7,8 @@ reflectance belongs to :mod:`deflect_hf.processing` alone.
 from __future__ import annotations
 
 import math
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,22 @@ from rasterio.windows import Window
 
 from deflect_hf.bands import Sensor, match_bands
 from deflect_hf.errors import BandError, DataError
-from deflect_hf.raster_header import Quality, RasterInfo, file_bands
+from deflect_hf.raster_header import PathLike, Quality, RasterInfo, file_bands
+from deflect_hf.raster_write import create_raster, write_raster
 
-PathLike = str | os.PathLike[str]
+__all__ = [
+    "OpenRaster",
+    "PathLike",
+    "Raster",
+    "create_raster",
+    "open_raster",
+    "overview_size",
+    "raster_info",
+    "read_mask",
+    "read_raster",
+    "write_raster",
+]
+
 Box = tuple[int, int, int, int]
 
 # GDAL would take 5 % of the machine's memory for decoded blocks.
@@ -253,78 +265,3 @@ def read_mask(path: PathLike | OpenRaster, *, window: Box | None = None, size: t
     if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values[valid], np.round(values[valid])):
         raise DataError(f"{path} holds fractional values: a mask stores one whole class value per pixel.")
     return Raster(values, valid, ("mask",), info.scales, info.offsets, info)
-
-
-@contextmanager
-def create_raster(
-    path: PathLike,
-    count: int,
-    dtype: str,
-    *,
-    like: RasterInfo,
-    nodata: float | None = None,
-    descriptions: Sequence[str] = (),
-) -> Iterator[Callable[..., None]]:
-    """Write a GeoTIFF window by window, with the size, CRS and transform of ``like``.
-
-    Yields ``write(values, row=0, column=0)`` with values (count, h, w). The file appears under its name only when
-    the block ends without an error, so that no reader ever sees half of it.
-
-    Raises:
-        DataError: The folder cannot be written to.
-    """
-    target = Path(path)
-    profile = {"driver": "GTiff", "count": count, "dtype": dtype, "height": like.height, "width": like.width,
-               "nodata": nodata, "crs": like.crs, "compress": "deflate", "BIGTIFF": "IF_SAFER"}  # fmt: skip
-    if min(like.height, like.width) >= 256:
-        profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
-    if like.crs is not None or like.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
-        profile["transform"] = rasterio.Affine(*like.transform)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tif")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            sink = rasterio.open(temporary, "w", **profile)
-    except (OSError, RasterioError) as error:
-        raise DataError(f"{target} cannot be written ({error}): choose a folder that is writable.") from error
-    try:
-        with sink:
-            for index, text in enumerate(descriptions, start=1):
-                sink.set_band_description(index, text)
-
-            def write(values: np.ndarray, row: int = 0, column: int = 0) -> None:
-                sink.write(values, window=Window(column, row, values.shape[-1], values.shape[-2]))
-
-            yield write
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_raster(
-    path: PathLike,
-    values: np.ndarray,
-    *,
-    like: RasterInfo | None = None,
-    nodata: float | None = None,
-    descriptions: Sequence[str] = (),
-) -> None:
-    """Write (C, H, W) values as a GeoTIFF at once, atomically; ``like`` lends its CRS and transform.
-
-    Raises:
-        DataError: ``like`` has another size, or the folder cannot be written to.
-    """
-    count, height, width = values.shape
-    if like is None:
-        ones = (1.0,) * count
-        identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-        like = RasterInfo(str(path), count, height, width, str(values.dtype), ("",) * count, ones, (0.0,) * count,
-                          (nodata,) * count, None, identity, None)  # fmt: skip
-    if (height, width) != (like.height, like.width):
-        raise DataError(
-            f"{path}: values of {height} x {width} pixels cannot take the georeference of {like.path} "
-            f"({like.height} x {like.width})."
-        )
-    with create_raster(path, count, str(values.dtype), like=like, nodata=nodata, descriptions=descriptions) as write:
-        write(values)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deflect_hf.bands import Sensor, resolve_bands
 from deflect_hf.errors import BandError, listing
+
+PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from rasterio.windows import Window
 from deflect_hf.errors import DataError
 from deflect_hf.raster import CACHE_BYTES
 from deflect_hf.raster_header import RasterInfo
+from deflect_hf.raster_write import BLOCK, geotiff_profile
 
 Array = np.ndarray[Any, Any]
 Colour = tuple[int, int, int]
 
-BLOCK = 256
 COG_BLOCK = 512
 SIDECAR = ".aux.xml"  # where GDAL keeps what a GeoTIFF has no tag for
 
@@ -127,14 +127,8 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _write_plain(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[Array]) -> list[int]:
     """Write the map as a plain GeoTIFF; returns the checksum of each BLOCK rows."""
-    profile = {"driver": "GTiff", "count": layout.count, "dtype": layout.dtype, "height": like.height,
-               "width": like.width, "nodata": layout.nodata, "crs": like.crs, "compress": "deflate",
-               "predictor": 3 if layout.dtype == "float32" else 1, "interleave": "band",
-               "BIGTIFF": "IF_SAFER"}  # fmt: skip
-    if min(like.height, like.width) >= BLOCK:
-        profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
-    if like.crs is not None or like.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
-        profile["transform"] = rasterio.Affine(*like.transform)
+    profile = geotiff_profile(layout.count, layout.dtype, like, layout.nodata)
+    profile |= {"predictor": 3 if layout.dtype == "float32" else 1, "interleave": "band"}
     checksums = []
     with rasterio.open(path, "w", **profile) as sink:
         for number, text in enumerate(layout.descriptions, start=1):
