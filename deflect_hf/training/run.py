@@ -158,9 +158,10 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
 def tell(config: RunArguments, accelerator: Accelerator, counts: Mapping[str, Any]) -> None:
     """Log what is trained, and where."""
     logger.info(
-        "%s on %s: %d of %d encoder parameters are trained (%.2f %%), %d of them in the patch embedding, and %d of "
-        "the head",
+        "%s (%s) on %s: %d of %d encoder parameters are trained (%.2f %%), %d of them in the patch embedding, and %d "
+        "of the head",
         config.finetune,
+        ", ".join(f"{name} {value}" for name, value in config.method.items()),
         accelerator.device,
         counts["encoder_trainable"],
         counts["encoder_total"],
