@@ -28,6 +28,8 @@ from deflect_hf.training.compose import parse_arguments
 if TYPE_CHECKING:
     from deflect_hf.inference.predictor import Predictor
 
+INTERRUPTED = 130  # as shells say it
+
 
 def main() -> None:
     """The console script ``deflect-predict``."""
@@ -99,10 +101,14 @@ def predict(arguments: PredictArguments) -> None:
         refuse(predictor, image, target, arguments)
         if arguments.report and not arguments.overwrite and report_of(target).exists():
             raise ConfigError(f"{report_of(target)} is there already: replace it with --overwrite.")
-    for image, target in jobs:
-        predict_raster(predictor, image, target, arguments, processes)
-        if processes.is_main_process:
-            print(f"{target}: {arguments.output} of {image}")
+    try:
+        for image, target in jobs:
+            predict_raster(predictor, image, target, arguments, processes)
+            if processes.is_main_process:
+                print(f"{target}: {arguments.output} of {image}")
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on after the parts that are finished", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
         if arguments.report:
             together(processes, partial(_report, predictor, image, target, arguments), main_only=True)
     processes.destroy_process_group()

@@ -135,6 +135,21 @@ def test_user_errors_exit_with_2_before_anything_is_predicted(
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["b.tif"]
 
 
+def test_an_interruption_says_how_to_go_on(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deflect_hf.inference.scenes.SceneWindows.logits", interrupted)
+    scene = scene_of(tmp_path / "in.tif", 40, 24)
+    with pytest.raises(SystemExit) as stopped:
+        run_main(monkeypatch, str(scene), str(tmp_path / "out.tif"), "--adapter", str(adapter))
+    assert stopped.value.code == 130
+    assert "stopped: the same command goes on after the parts that are finished" in capsys.readouterr().err
+    assert (tmp_path / "out.tif.parts" / "job.json").exists() and not (tmp_path / "out.tif").exists()
+
+
 def test_two_processes_go_on_after_a_killed_one_and_make_the_map_of_one(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
