@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import transformers
 from huggingface_hub import constants, hf_api
 
+from deflect_hf.hub.scrub import Base, stage
+from deflect_hf.training import checkpoints
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.compose import parse_arguments
 from deflect_hf.training.run import run
@@ -68,3 +71,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[method]
 
     return get
+
+
+def staged(folder: Path, method: str, runs: Callable[[str], Path]) -> Path:
+    """What a push would publish, with its encoder on the Hub."""
+    best = runs(method) / "best"
+    config = checkpoints.read_config(best)
+    config.encoder.random, config.encoder.name_or_path = None, "alice/encoder"
+    folder.mkdir()
+    stage(best, folder, config, Base("alice/encoder", "main"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory, runs: Callable[[str], Path]) -> Path:
+    return staged(tmp_path_factory.mktemp("good") / "deflect", "deflect", runs)
+
+
+@pytest.fixture
+def published(good: Path, tmp_path: Path) -> Path:
+    """A copy of what a push publishes of an adapter whose encoder is on the Hub."""
+    return shutil.copytree(good, tmp_path / "published")

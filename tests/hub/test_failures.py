@@ -21,7 +21,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def published(hub: Hub, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def serving(hub: Hub, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A Hub with alice/land; the client waits no seconds between its attempts."""
     push(runs("deflect"), "alice/land", picture=False)
     monkeypatch.setattr(file_download, "time", types.SimpleNamespace(sleep=lambda seconds: None))
@@ -42,19 +42,19 @@ def published(hub: Hub, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Hub:
         ),
     ],
 )
-def test_a_broken_download_is_refused_and_not_kept(how: str, message: str, published: Hub) -> None:
-    published.break_file(WEIGHTS, how)
+def test_a_broken_download_is_refused_and_not_kept(how: str, message: str, serving: Hub) -> None:
+    serving.break_file(WEIGHTS, how)
     with pytest.raises(HubError) as caught:
         deflect_hf.load_adapter("alice/land")
-    assert str(caught.value).startswith(message.format(hub=published.url)) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(message.format(hub=serving.url)) and "\n" not in str(caught.value)
     assert not [path for path in Path(constants.HF_HUB_CACHE).rglob(WEIGHTS) if path.exists()]
     with pytest.raises(HubError, match="alice/land is not complete in the cache"):
         deflect_hf.load_adapter("alice/land", local_files_only=True)
-    published.broken.clear()
+    serving.broken.clear()
     assert deflect_hf.load_adapter("alice/land")(IMAGES).shape == (1, 4, 16, 16)
 
 
-def test_a_file_that_changed_in_the_cache_is_noticed(published: Hub) -> None:
+def test_a_file_that_changed_in_the_cache_is_noticed(serving: Hub) -> None:
     deflect_hf.load_adapter("alice/land")
     (path,) = Path(constants.HF_HUB_CACHE).rglob(WEIGHTS)
     blob = path.resolve()
@@ -75,15 +75,15 @@ def test_a_file_that_changed_in_the_cache_is_noticed(published: Hub) -> None:
         ("../land", {}, "'../land' is no name of a repository on the Hub: give user/name"),
     ],
 )
-def test_what_is_not_there_is_named(name: str, options: dict, message: str, published: Hub) -> None:
+def test_what_is_not_there_is_named(name: str, options: dict, message: str, serving: Hub) -> None:
     with pytest.raises(HubError) as caught:
         deflect_hf.load_adapter(name, **options)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
-def test_a_hub_that_is_down_is_said_and_the_cache_suffices(published: Hub) -> None:
+def test_a_hub_that_is_down_is_said_and_the_cache_suffices(serving: Hub) -> None:
     expected = deflect_hf.load_adapter("alice/land")(IMAGES)
-    published.down = True
+    serving.down = True
     with pytest.raises(HubError, match=r"alice/land: the Hub answered with an error: Server error '503"):
         deflect_hf.load_adapter("alice/land")
     assert torch.equal(deflect_hf.load_adapter("alice/land", local_files_only=True)(IMAGES), expected)
@@ -101,7 +101,7 @@ def test_a_repository_without_a_trained_model_is_refused_before_its_files_are_fe
     assert not [request for request in hub.requests if "/resolve/" in request]
 
 
-def test_a_hub_that_cannot_be_reached_is_said(published: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_said(serving: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
         HubError, match=r"alice/land: the transfer from or to http://127\.0\.0\.1:9 failed, and nothing"

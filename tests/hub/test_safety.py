@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,43 +13,17 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-import deflect_hf
 from deflect_hf.errors import DeflectError
 from deflect_hf.hub import contents
-from deflect_hf.hub.client import Hub as Client
 from deflect_hf.hub.contents import check_folder
-from deflect_hf.hub.load import pull_encoder
 from deflect_hf.hub.safety import MAX_CONFIG_BYTES
-from deflect_hf.hub.scrub import Base, stage
-from deflect_hf.training import checkpoints
-from tests.hub.server import Hub
+from tests.hub.conftest import staged
 
 Runs = Callable[[str], Path]
-BASE = {"base_model_name_or_path": "alice/encoder", "revision": "main"}
 ADAPTER, CONFIG, TASK, PROCESSOR = "adapter_config.json", "config.yaml", "config.json", "preprocessor_config.json"
 DEEP: Any = []
 for _ in range(30):
     DEEP = [DEEP]
-
-
-def staged(folder: Path, method: str, runs: Runs) -> Path:
-    """What a push would publish, with its encoder on the Hub."""
-    best = runs(method) / "best"
-    config = checkpoints.read_config(best)
-    config.encoder.random, config.encoder.name_or_path = None, "alice/encoder"
-    folder.mkdir()
-    stage(best, folder, config, Base("alice/encoder", "main"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory, runs: Runs) -> Path:
-    return staged(tmp_path_factory.mktemp("good") / "deflect", "deflect", runs)
-
-
-@pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(good, tmp_path / "published")
 
 
 def change(path: Path, changes: dict[str, Any]) -> None:
@@ -66,21 +39,21 @@ def change(path: Path, changes: dict[str, Any]) -> None:
     path.write_text(write(content))
 
 
-def refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The sentence that a published folder is refused with; nothing may be built for it."""
+def refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The sentence that a published published is refused with; nothing may be built for it."""
 
     def built(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("something was built of a hostile configuration")
 
     monkeypatch.setattr(contents, "model_class", built)
     with pytest.raises(DeflectError) as caught:
-        check_folder(folder, published=True)
+        check_folder(published, published=True)
     assert len(str(caught.value)) < 1000
     return str(caught.value)
 
 
-def test_what_was_pushed_passes(folder: Path) -> None:
-    assert check_folder(folder, published=True).finetune == "deflect"
+def test_what_was_pushed_passes(published: Path) -> None:
+    assert check_folder(published, published=True).finetune == "deflect"
 
 
 @pytest.mark.parametrize(
@@ -154,10 +127,10 @@ def test_what_was_pushed_passes(folder: Path) -> None:
     ],
 )
 def test_hostile_adapter_configs(
-    changes: dict[str, Any], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], message: str, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change(folder / ADAPTER, changes)
-    assert message in refused(folder, monkeypatch)
+    change(published / ADAPTER, changes)
+    assert message in refused(published, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +165,10 @@ def test_hostile_adapter_configs(
     ],
 )
 def test_hostile_configurations(
-    file: str, changes: dict[str, Any], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, changes: dict[str, Any], message: str, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change(folder / file, changes)
-    assert message in refused(folder, monkeypatch)
+    change(published / file, changes)
+    assert message in refused(published, monkeypatch)
 
 
 BOMB = "a: &a [x, x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nseed: 0\n"
@@ -220,9 +193,9 @@ BOMB = "a: &a [x, x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nseed
         (TASK, '"\\ud800"', "expected an object, found str"),
     ],
 )
-def test_hostile_files(file: str, content: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / file).write_text(content)
-    assert message in refused(folder, monkeypatch)
+def test_hostile_files(file: str, content: str, message: str, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (published / file).write_text(content)
+    assert message in refused(published, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -241,82 +214,36 @@ def test_hostile_files(file: str, content: str, message: str, folder: Path, monk
 def test_hostile_configurations_of_pefts_own_methods(
     changes: dict[str, Any], message: str, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = staged(tmp_path / "published", "lora", runs)
-    change(folder / ADAPTER, changes)
-    assert message in refused(folder, monkeypatch)
+    published = staged(tmp_path / "published", "lora", runs)
+    change(published / ADAPTER, changes)
+    assert message in refused(published, monkeypatch)
 
 
-def test_weights_smaller_than_the_configuration_says_are_refused_before_room_is_made(folder: Path) -> None:
-    change(folder / TASK, {"head_channels": 16_000})
+def test_weights_smaller_than_the_configuration_says_are_refused_before_room_is_made(published: Path) -> None:
+    change(published / TASK, {"head_channels": 16_000})
     with pytest.raises(DeflectError, match=r"the configuration describes [\d,]+ weights, but only [\d,]+ are stored"):
-        check_folder(folder, published=True)
-    whole = (folder / "adapter_model.safetensors").read_bytes()
+        check_folder(published, published=True)
+    whole = (published / "adapter_model.safetensors").read_bytes()
     for broken in (whole[:200], b"\x80\x04K\x01.", (2**62).to_bytes(8, "little") + whole[8:]):
-        (folder / "adapter_model.safetensors").unlink()
-        (folder / "adapter_model.safetensors").write_bytes(broken)
+        (published / "adapter_model.safetensors").unlink()
+        (published / "adapter_model.safetensors").write_bytes(broken)
         with pytest.raises(DeflectError, match=r"is no whole safetensors file"):
-            check_folder(folder, published=True)
+            check_folder(published, published=True)
 
 
-def test_a_pickle_beside_or_instead_of_safetensors_is_never_opened(folder: Path) -> None:
-    (folder / "adapter_model.bin").write_bytes(b"\x80\x04K\x01.")
-    check_folder(folder, published=True)
-    (folder / "adapter_model.safetensors").unlink()
+def test_a_pickle_beside_or_instead_of_safetensors_is_never_opened(published: Path) -> None:
+    (published / "adapter_model.bin").write_bytes(b"\x80\x04K\x01.")
+    check_folder(published, published=True)
+    (published / "adapter_model.safetensors").unlink()
     with pytest.raises(DeflectError, match="such a file may run any program when it is opened, so it is not"):
-        check_folder(folder, published=True)
+        check_folder(published, published=True)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"auto_map": {"AutoModel": "modeling_evil.Model"}}, r"asks for code that is .* \(trust_remote_code\): it is"),
-        ({"model_type": "evil"}, "model_type is 'evil', which is none of the encoders that are loaded from the Hub"),
-        ({"num_hidden_layers": 120}, r"the configuration describes [\d,]+ weights, but only [\d,]+ are stored"),
-        ({"hidden_size": None}, "hidden_size and num_hidden_layers must be whole numbers"),
-    ],
-)
-def test_hostile_encoders(changes: dict[str, Any], message: str, hub: Hub, runs: Runs) -> None:
-    encoder = runs("deflect") / "encoder"
-    config = json.loads((encoder / "config.json").read_text())
-    weights = (encoder / "model.safetensors").read_bytes()
-    hub.put("mallory/encoder", {"config.json": json.dumps(config | changes).encode(), "model.safetensors": weights})
-    with pytest.raises(DeflectError, match=message):
-        pull_encoder(Client(), "mallory/encoder", None)
-
-
-def test_an_encoder_of_pickles_is_refused(hub: Hub) -> None:
-    hub.put("mallory/encoder", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
-    with pytest.raises(DeflectError, match=r"only 'pytorch_model\.bin': such a file may run any program"):
-        pull_encoder(Client(), "mallory/encoder", None)
-    assert not [request for request in hub.requests if "/resolve/" in request]
-
-
-def test_a_name_from_the_hub_never_becomes_a_folder_of_this_machine(
-    hub: Hub, folder: Path, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    hub.put("alice/land", files)
-    shutil.copytree(runs("deflect") / "encoder", tmp_path / "alice" / "encoder")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DeflectError, match="alice/encoder: there is no such model"):
-        deflect_hf.load_adapter("alice/land")
-
-
-def test_programs_in_a_repository_are_not_even_fetched(hub: Hub, runs: Runs, folder: Path) -> None:
-    encoder = {path.name: path.read_bytes() for path in (runs("deflect") / "encoder").iterdir()}
-    hub.put("alice/encoder", {**encoder, "modeling_evil.py": b"raise SystemExit", "pytorch_model.bin": b"pickle"})
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    hub.put("alice/land", {**files, "setup.py": b"raise SystemExit", "optimizer.pt": b"pickle"})
-    assert deflect_hf.load_adapter("alice/land")(torch.full((1, 7, 16, 16), 900.0)).shape == (1, 4, 16, 16)
-    fetched = {request.rpartition("/")[2] for request in hub.requests if "/resolve/" in request}
-    assert not [name for name in fetched if name.endswith((".py", ".bin", ".pt"))]
-
-
-def test_stored_tensors_may_be_of_any_precision(folder: Path) -> None:
-    path = folder / "adapter_model.safetensors"
+def test_stored_tensors_may_be_of_any_precision(published: Path) -> None:
+    path = published / "adapter_model.safetensors"
     from safetensors.torch import load_file
 
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in copy.deepcopy(load_file(path)).items()}
     path.unlink()
     save_file(tensors, path)
-    check_folder(folder, published=True)
+    check_folder(published, published=True)
