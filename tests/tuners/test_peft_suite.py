@@ -144,8 +144,15 @@ def answering(architecture: str) -> type[PreTrainedModel]:
         output = encoder.forward(self, pixel_values=pixel_values.to(self.dtype), **kwargs)
         return (SHARPNESS * output.last_hidden_state.mean(dim=1)).log_softmax(dim=-1)
 
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        model = encoder.from_pretrained.__func__(cls, *args, **kwargs)
+        # PEFT's own models come from the Hub; a card of ours does not name a folder as the base model.
+        model.name_or_path = model.config.name_or_path = f"user/{architecture}"
+        return model
+
     members = {
         "forward": forward,
+        "from_pretrained": classmethod(from_pretrained),
         # What PEFT asks of models that have a `generate`, and every PeftModel has one: the output as scores.
         "generate": lambda self, return_dict_in_generate, output_scores, **inputs: SimpleNamespace(
             scores=[self(**inputs)]
