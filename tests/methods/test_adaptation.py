@@ -130,6 +130,14 @@ def test_bands_that_a_model_cannot_do_without():
     assert further_bands(adapted("bitfit")) == []
 
 
+@pytest.mark.parametrize("method", ["deflect", "norm"])
+def test_one_near_infrared_band_stands_for_the_other(method):
+    options = {"patch_embed": "repeat"} if method == "norm" else {"aux_dim": 16}
+    model = adapt(task_model(), method, bands=BANDS, base_bands=["R", "G", "N2"], **options)
+    assert further_bands(model) == ["B", "S1", "S2"]
+    assert set(needed_bands(model)) == set(BANDS)
+
+
 def test_the_unit_reaches_the_adapter():
     formulas = deflect_config(adapted("deflect", unit="8bit")).formulas
     assert "NDVI" in formulas and "EVI" not in formulas
