@@ -125,8 +125,8 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_plain(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[Array]) -> list[int]:
-    """Write the map as a plain GeoTIFF; returns the checksum of each BLOCK rows."""
+def _write_plain(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[Array]) -> list[list[int]]:
+    """Write the map as a plain GeoTIFF; returns the checksums of each BLOCK rows, one per band."""
     profile = geotiff_profile(layout.count, layout.dtype, like, layout.nodata)
     profile |= {"predictor": 3 if layout.dtype == "float32" else 1, "interleave": "band"}
     checksums = []
@@ -142,34 +142,39 @@ def _write_plain(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterat
         for number, name in enumerate(layout.categories):
             sink.update_tags(1, **{f"CLASS_{number}": name})
         row = 0
-        for values in _blocks(pieces):
-            sink.write(values, window=Window(0, row, like.width, values.shape[1]))
-            checksums.append(zlib.crc32(np.ascontiguousarray(values).data))
+        for values in _blocks(pieces, layout, like.width):
+            for number, band in enumerate(values, start=1):
+                sink.write(band, number, window=Window(0, row, like.width, len(band)))
+            checksums.append([zlib.crc32(band.data) for band in values])
             row += values.shape[1]
     return checksums
 
 
-def _blocks(pieces: Iterator[Array]) -> Iterator[Array]:
-    """The same rows, BLOCK at a time: whole tiles, each of which is compressed once."""
-    kept: list[Array] = []
+def _blocks(pieces: Iterator[Array], layout: MapLayout, width: int) -> Iterator[Array]:
+    """The same rows, BLOCK at a time in one buffer: whole tiles, each of which is compressed once."""
+    buffer = np.empty((layout.count, BLOCK, width), dtype=layout.dtype)
+    filled = 0
     for piece in pieces:
-        kept.append(piece)
-        while sum(values.shape[1] for values in kept) >= BLOCK:
-            rows = np.concatenate(kept, axis=1)
-            yield rows[:, :BLOCK]
-            kept = [rows[:, BLOCK:]]
-    if sum(values.shape[1] for values in kept):
-        yield np.concatenate(kept, axis=1)
+        while piece.shape[1]:
+            taken = min(BLOCK - filled, piece.shape[1])
+            buffer[:, filled : filled + taken] = piece[:, :taken]
+            filled, piece = filled + taken, piece[:, taken:]
+            if filled == BLOCK:
+                yield buffer
+                filled = 0
+    if filled:
+        yield buffer[:, :filled]
 
 
-def _compare(path: Path, checksums: list[int]) -> None:
+def _compare(path: Path, checksums: list[list[int]]) -> None:
     """Read the file back; OSError if it holds other values than were to be written."""
     with rasterio.open(path) as source:
         for number, expected in enumerate(checksums):
             row = number * BLOCK
-            values = source.read(window=Window(0, row, source.width, min(BLOCK, source.height - row)))
-            if zlib.crc32(values.data) != expected:
-                raise OSError(f"rows from {row} on came back with other values")
+            window = Window(0, row, source.width, min(BLOCK, source.height - row))
+            for band, checksum in enumerate(expected, start=1):
+                if zlib.crc32(source.read(band, window=window).data) != checksum:
+                    raise OSError(f"rows from {row} on came back with other values")
 
 
 def _categories(names: tuple[str, ...]) -> str:

@@ -115,6 +115,8 @@ class Scene:
             quality=self.reader.quality,
         )
         pixels = self.processor.convert(raster.values, raster.bands, raster.valid, self.info.path)
+        if inside == (height, width):
+            return pixels  # padding copies, by nothing too
         return F.pad(pixels, (0, width - inside[1], 0, height - inside[0]), value=math.nan)
 
 

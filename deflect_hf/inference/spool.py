@@ -31,7 +31,7 @@ BinaryFile = IO[bytes] | gzip.GzipFile
 JOB = "job.json"
 WINDOWS_PER_PART = 128
 LEAST_ROWS = 4  # of windows: a part shares pixels with the parts next to it alone
-CHUNK_ROWS = 256
+CHUNK_ROWS = 32
 COMPRESSION = 1  # parts live for minutes
 SUMS = np.dtype(np.float32)
 
