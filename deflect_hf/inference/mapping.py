@@ -22,6 +22,7 @@ from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.scenes import Scene, SceneWindows, cut
 from deflect_hf.inference.spool import Part, Spool, plan_parts
 from deflect_hf.raster import open_raster
+from deflect_hf.raster_header import RasterInfo
 from deflect_hf.raster_map import MapLayout, sidecar, write_map
 
 if TYPE_CHECKING:
@@ -59,14 +60,28 @@ def predict_raster(
     with open_raster(source) as file:
         scene = Scene.of(file, predictor.processor, arguments)
         rows, columns = cut(predictor, scene.info, arguments)
-        windows = SceneWindows(scene, predictor, rows, columns, arguments.batch_size)
         parts = plan_parts(rows, len(columns))
         folder = target.with_name(f"{target.name}.parts")
         dtype = np.dtype(layout.dtype)
         spool = Spool(folder, scene.info.width, len(predictor.classes), layout.count, dtype, finish)
-        together(processes, lambda: _begin(spool, windows, arguments, parts), main_only=True)
-        together(processes, lambda: _predict(spool, windows, parts, processes))
-    together(processes, lambda: _assemble(spool, parts, layout, scene, target, arguments), main_only=True)
+        # nobody else keeps the windows: the rows in the making are not held beside the map's
+        finish_parts(
+            spool, parts, SceneWindows(scene, predictor, rows, columns, arguments.batch_size), arguments, processes
+        )
+        info = scene.info
+    together(processes, lambda: _assemble(spool, parts, layout, info, target, arguments), main_only=True)
+
+
+def finish_parts(
+    spool: Spool,
+    parts: list[Part],
+    windows: SceneWindows,
+    arguments: SceneArguments,
+    processes: PartialState | None,
+) -> None:
+    """Predict the parts that are not there yet."""
+    together(processes, lambda: _begin(spool, windows, arguments, parts), main_only=True)
+    together(processes, lambda: _predict(spool, windows, parts, processes))
 
 
 def refuse(predictor: Predictor, source: Path, target: Path, arguments: SceneArguments) -> None:
@@ -167,7 +182,7 @@ def _predict(spool: Spool, windows: SceneWindows, parts: list[Part], processes: 
 
 
 def _assemble(
-    spool: Spool, parts: list[Part], layout: MapLayout, scene: Scene, target: Path, arguments: SceneArguments
+    spool: Spool, parts: list[Part], layout: MapLayout, info: RasterInfo, target: Path, arguments: SceneArguments
 ) -> None:
     """Put the map together in the folder of the parts, then move it to its place and remove the folder."""
     made = spool.folder / "map.tif"
@@ -179,7 +194,7 @@ def _assemble(
             seen = seen or not bool((np.isnan(piece) if np.isnan(layout.nodata) else piece == layout.nodata).all())
             yield piece
 
-    write_map(made, layout, scene.info, pieces(), cog=arguments.cog, final=target)
+    write_map(made, layout, info, pieces(), cog=arguments.cog, final=target)
     with spool.writing():
         if sidecar(made).exists():
             os.replace(sidecar(made), sidecar(target))
@@ -188,7 +203,7 @@ def _assemble(
         os.replace(made, target)
     spool.remove()
     if not seen:
-        logger.warning("%s holds nodata alone: no pixel of %s is a measurement", target, scene.info.path)
+        logger.warning("%s holds nodata alone: no pixel of %s is a measurement", target, info.path)
 
 
 def together(processes: PartialState | None, work: Callable[[], None], main_only: bool = False) -> None:
