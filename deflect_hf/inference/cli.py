@@ -106,11 +106,11 @@ def predict(arguments: PredictArguments) -> None:
             predict_raster(predictor, image, target, arguments, processes)
             if processes.is_main_process:
                 print(f"{target}: {arguments.output} of {image}")
+            if arguments.report:
+                together(processes, partial(_report, predictor, image, target, arguments), main_only=True)
     except KeyboardInterrupt:
         print("stopped: the same command goes on after the parts that are finished", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
-        if arguments.report:
-            together(processes, partial(_report, predictor, image, target, arguments), main_only=True)
     processes.destroy_process_group()
 
 
