@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,13 @@ def shared_data() -> Path:
 def reflectance() -> torch.Tensor:
     """(2, 6, 32, 32) plausible reflectance in the order of the tiny models' bands B, G, R, N, S1, S2."""
     return 0.02 + 0.4 * torch.rand(2, 6, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """Entry points called in a test set the package's log level and handler: the next test starts without them."""
+    logger = logging.getLogger("deflect_hf")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
