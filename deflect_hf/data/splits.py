@@ -17,7 +17,8 @@ SPLITS = ("train", "val", "test")
 def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[str, list[int]]:
     """Split examples by shares or folds, each class on its own: ``{"train": [...], "val": [...], "test": [...]}``.
 
-    Deterministic in ``args.seed``; a split whose share is 0 is left out.
+    Deterministic in ``args.seed``; a split whose share is 0 is left out. Folds are dealt round robin, from one class
+    on to the next, so that their sizes differ by one at most.
 
     Raises:
         ConfigError: A share of test images beside folds.
@@ -26,6 +27,7 @@ def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[st
     if args.num_folds is not None:
         refuse_idle_shares(args, ["test_fraction"])
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    dealt = 0  # examples of the classes before this one
     for stratum, members in _shuffled(strata, args.seed).items():
         if args.num_folds is None:
             test = members[: _share(len(members), args.test_fraction)]
@@ -36,7 +38,8 @@ def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[st
                     f"Class {stratum!r} has {len(members)} image(s), too few for num_folds={args.num_folds}: "
                     f"lower num_folds or add images."
                 )
-            test = members[args.fold :: args.num_folds]
+            test = members[(args.fold - dealt) % args.num_folds :: args.num_folds]
+            dealt += len(members)
             rest = [member for member in members if member not in set(test)]
             val = rest[: _share(len(rest), args.val_fraction)]
         held_out = set(test) | set(val)

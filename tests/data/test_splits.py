@@ -51,6 +51,28 @@ def test_a_class_smaller_than_the_folds_is_named() -> None:
         split_indices(["a", "a", "b"], DatasetArguments(num_folds=2))
 
 
+@given(counts=st.lists(st.integers(3, 11), min_size=1, max_size=5), folds=st.integers(2, 3), seed=st.integers(0, 9))
+def test_every_example_is_tested_in_one_of_even_folds(counts: list[int], folds: int, seed: int) -> None:
+    strata = [stratum for stratum, count in enumerate(counts) for _ in range(count)]
+    tests = [
+        split_indices(strata, DatasetArguments(num_folds=folds, fold=fold, seed=seed))["test"] for fold in range(folds)
+    ]
+    assert sorted(index for test in tests for index in test) == list(range(len(strata)))
+    for groups in (tests, *([[i for i in test if strata[i] == stratum] for test in tests] for stratum in set(strata))):
+        sizes = [len(group) for group in groups]
+        assert min(sizes) >= 1
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_ten_classes_of_sixteen_make_five_folds_of_thirty_two() -> None:
+    strata = [index // 16 for index in range(160)]
+    for fold in range(5):
+        splits = split_indices(strata, DatasetArguments(num_folds=5, fold=fold))
+        assert len(splits["test"]) == 32
+        assert set(Counter(strata[i] for i in splits["test"]).values()) == {3, 4}
+        assert {strata[i] for i in splits["val"]} == set(range(10))
+
+
 FOLDER = {"name": "folder", "root": "data"}
 
 
