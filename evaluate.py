@@ -12,25 +12,28 @@ else of the run. Prediction has flags of its own: python evaluate.py --predict -
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from train import postponed_package
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, evaluate or predict, print."""
+    words = sys.argv[1:] if argv is None else list(argv)
     run_package = postponed_package("deflect_hf")
+    from deflect_hf.errors import user_errors
     from deflect_hf.inference import cli
     from deflect_hf.training.arguments import EvaluateArguments
-    from deflect_hf.training.cli import drop_table, score_table, show_log, user_errors
+    from deflect_hf.training.cli import drop_table, score_table, show_log
     from deflect_hf.training.compose import parse_arguments
 
-    with user_errors(sys.argv):
-        if "--predict" in sys.argv:
-            predict_arguments = cli.parse(sys.argv[1:])
+    with user_errors(words):
+        if "--predict" in words:
+            predict_arguments = cli.parse(words)
             run_package()
             cli.predict(predict_arguments)
             return
-        arguments = parse_arguments(EvaluateArguments, __doc__)
+        arguments = parse_arguments(EvaluateArguments, __doc__, words)
         run_package()
         from deflect_hf.training.report import report
 

@@ -36,6 +36,8 @@ def postponed_package(name: str):
 
     `import deflect_hf` loads torch and PEFT. The command line needs neither: help and mistakes answer at once.
     """
+    if name in sys.modules:
+        return lambda: None
     spec = importlib.util.find_spec(name)
     package = importlib.util.module_from_spec(spec)
     sys.modules[name] = package
@@ -48,19 +50,21 @@ def evaluates(argv: Sequence[str]) -> bool:
     return "--eval_dir" in typed and "--config" not in typed
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, print."""
-    if evaluates(sys.argv[1:]):
-        runpy.run_path(str(Path(__file__).with_name("evaluate.py")), run_name="__main__")
+    words = sys.argv[1:] if argv is None else list(argv)
+    if evaluates(words):
+        runpy.run_path(str(Path(__file__).with_name("evaluate.py")), run_name="evaluate")["main"](words)
         return
     run_package = postponed_package("deflect_hf")
+    from deflect_hf.errors import user_errors
     from deflect_hf.training.arguments import RunArguments
-    from deflect_hf.training.cli import score_table, show_log, user_errors
+    from deflect_hf.training.cli import score_table, show_log
     from deflect_hf.training.combinations import refuse_idle_keys
     from deflect_hf.training.compose import parse_arguments
 
-    with user_errors(sys.argv):
-        config = parse_arguments(RunArguments, __doc__, check=refuse_idle_keys)
+    with user_errors(words):
+        config = parse_arguments(RunArguments, __doc__, words, check=refuse_idle_keys)
         run_package()
         from deflect_hf.hub.runs import Publication, finish
         from deflect_hf.training.run import run

@@ -7,7 +7,11 @@ transformers, which catches ``ValueError``, keeps working. The command line prin
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+USER_ERROR = 2  # exit status
 
 
 class DeflectError(ValueError):
@@ -48,6 +52,18 @@ class ArchitectureError(DeflectError):
 
 class UnsupportedOperationError(DeflectError, NotImplementedError):
     """DEFLECT cannot do this; the message says why and what to do instead."""
+
+
+@contextmanager
+def user_errors(argv: Sequence[str]) -> Iterator[None]:
+    """Print what a user can fix on stderr and exit with status 2; ``--debug`` shows the traceback instead."""
+    try:
+        yield
+    except DeflectError as error:
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 
-from deflect_hf.errors import ConfigError, listing, nearest
-from deflect_hf.training.cli import show_log, user_errors
+from deflect_hf.errors import ConfigError, listing, nearest, user_errors
+from deflect_hf.training.cli import show_log
 
 COMMANDS = ("accuracy", "adapters", "cost", "encoders", "loader", "scenes")
 
 
-def main() -> None:
-    """Hand the rest of the command line to the benchmark named first."""
-    with user_errors(sys.argv):
-        name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+def main(argv: Sequence[str] | None = None) -> None:
+    """Hand the rest of the command line to the benchmark named first; `--debug` is none of its flags."""
+    typed = sys.argv[1:] if argv is None else list(argv)
+    with user_errors(typed):
+        name, *words = [word for word in typed if word != "--debug"] or ["--help"]
         if name in ("-h", "--help"):
             print(f"usage: python -m deflect_hf.benchmark {{{','.join(COMMANDS)}}} --help")
+            print("--debug, for any of them: show the traceback of an error")
             return
         if name not in COMMANDS:
             raise ConfigError(f"no benchmark {name!r}; there are {listing(COMMANDS)}.{nearest(name, COMMANDS)}")
         show_log()
-        importlib.import_module(f"deflect_hf.benchmark.{name}").main(sys.argv[2:])
+        importlib.import_module(f"deflect_hf.benchmark.{name}").main(words)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from deflect_hf.data.arguments import ENCODER_SIZE, DatasetArguments
-from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.errors import ConfigError, DataError, listing, user_errors
 from deflect_hf.figures.curves import curves_figure
-from deflect_hf.training.cli import show_log, user_errors
+from deflect_hf.training.cli import show_log
 from deflect_hf.training.compose import Parser, parse_arguments
 
 
@@ -78,14 +78,14 @@ def draw_curves(argv: Sequence[str]) -> list[Path]:
     return [curves_figure(Path(arguments.output), [Path(run) for run in arguments.runs])]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Choose the picture, draw, tell where it is."""
     drawers = {"dataset": draw_dataset, "curves": draw_curves}
-    words = sys.argv[1:]
+    words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
         return
-    with user_errors(sys.argv):
+    with user_errors(words):
         if words[0] not in drawers:
             raise ConfigError(f"unknown picture {words[0]!r}: choose one of {listing(drawers)}.")
         show_log()

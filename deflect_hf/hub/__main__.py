@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deflect_hf.training.cli import show_log, user_errors
+from deflect_hf.errors import user_errors
+from deflect_hf.training.cli import show_log
 from deflect_hf.training.compose import Parser, yaml_value
 
 

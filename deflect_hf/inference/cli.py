@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.errors import ConfigError, DataError, listing, user_errors
 from deflect_hf.inference.arguments import PredictArguments
-from deflect_hf.training.cli import show_log, user_errors
+from deflect_hf.training.cli import show_log
 from deflect_hf.training.compose import parse_arguments
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # as shells say it
 
 
-def main() -> None:
-    """The console script ``deflect-predict``."""
-    with user_errors(sys.argv):
-        predict(parse(sys.argv[1:]))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse and predict."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    with user_errors(words):
+        predict(parse(words))
 
 
 def parse(words: Sequence[str]) -> PredictArguments:

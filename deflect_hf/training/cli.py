@@ -1,30 +1,12 @@
-"""What the entry scripts share: errors without traceback, log lines, a table of scores."""
+"""What the entry scripts share: log lines, a table of scores."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from deflect_hf.errors import DeflectError
-
-USER_ERROR = 2
-
-
-@contextmanager
-def user_errors(argv: Sequence[str]) -> Iterator[None]:
-    """Print what a user can fix on stderr and exit with status 2; ``--debug`` shows the traceback instead."""
-    try:
-        yield
-    except DeflectError as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from None
 
 
 def show_log() -> None:

@@ -29,7 +29,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader, Dataset
 from transformers import HfArgumentParser, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
-from deflect_hf.errors import CheckpointError, ConfigError, DataError, DeflectError, listing
+from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing, user_errors
 from deflect_hf.training.masked_autoencoder import build_masked_autoencoder, random_views, to_vit_encoder
 
 logger = logging.getLogger(__name__)
@@ -291,11 +291,11 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line and pretrain; what a user can correct is printed without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
     logger.setLevel(logging.INFO)
-    try:
-        (args,) = HfArgumentParser(PretrainArguments).parse_args_into_dataclasses(argv)
-        pretrain(args)
-    except DeflectError as error:
-        raise SystemExit(f"error: {error}") from None
+    words = sys.argv[1:] if argv is None else list(argv)
+    with user_errors(words):
+        parser = HfArgumentParser(PretrainArguments)
+        parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        pretrain(parser.parse_args_into_dataclasses(words)[0])
 
 
 if __name__ == "__main__":

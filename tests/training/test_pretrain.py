@@ -219,6 +219,10 @@ def test_impossible_option_is_refused(option, message):
         PretrainArguments(images="", output="", **option)
 
 
-def test_command_line_prints_the_error_without_a_traceback(tmp_path):
-    with pytest.raises(SystemExit, match=r"^error: .*nothing\.npz: no \.npz file here"):
-        main(["--images", str(tmp_path / "nothing.npz"), "--output", str(tmp_path / "out")])
+def test_command_line_prints_the_error_without_a_traceback(tmp_path, capsys):
+    words = ["--images", str(tmp_path / "nothing.npz"), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nothing.npz'}: no .npz file here")
+    with pytest.raises(DataError):
+        main([*words, "--debug"])

@@ -23,15 +23,13 @@ from typing import Any
 
 import torch
 
-from deflect_hf.errors import CheckpointError, DeflectError
+from deflect_hf.errors import CheckpointError, user_errors
 from deflect_hf.models.geovit.card import model_card
 from deflect_hf.models.geovit.checkpoint_files import find_checkpoint, read_tensors
 from deflect_hf.models.geovit.configuration import GeoViTConfig
 from deflect_hf.models.geovit.layouts import convert_tensors
 from deflect_hf.models.geovit.modeling import GeoViTModel
 from deflect_hf.models.geovit.sources import SOURCES, Source, get_source
-
-USER_ERROR = 2
 
 
 @dataclass(frozen=True)
@@ -106,19 +104,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--file", help="name of the file in that folder or repository")
     parser.add_argument("--revision", help="commit, tag or branch of the Hub repository")
     parser.add_argument("--output", required=True, type=Path, help="new folder for the converted encoder")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, convert, and say what was taken; mistakes of the user end with status 2."""
-    arguments = _parser().parse_args(argv)
-    try:
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser().parse_args(words)
+    with user_errors(words):
         source = get_source(arguments.source)
         checkpoint = find_checkpoint(source, arguments.checkpoint, arguments.file, arguments.revision)
         conversion = convert(source, checkpoint, arguments.output)
-    except DeflectError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from None
     print(f"{source.title}: {conversion.parameters:,} parameters -> {arguments.output}")
     for part, count in conversion.left_out_by_part().items():
         print(f"  left out: {part} ({count} tensors)" if count > 1 else f"  left out: {part}")
