@@ -1,8 +1,10 @@
 """What each method reaches: the same encoder, head, data, seeds and precision, one process, one table.
 
 Every (row, learning rate, seed) is one ordinary training run and one JSON file, written when the run is done; a second
-call of the same command runs only what is missing. The learning rate of each row is chosen on the validation split
-with the first seed alone, from the same list for all rows; the test split is not looked at for that.
+call of the same command, also with more rows or seeds, runs only what is missing. Several processes may work on rows of
+the same --output at the same time; runs of another output are taken over with --reuse. The learning rate of each row is
+chosen on the validation split with the first seed alone, from the same list for all rows; the test split is not looked
+at for that.
 
 With --folds, for small data sets without a split of their own, every row is run on every fold of every repeat of a
 stratified cross-validation instead; repeat r draws its folds with dataset.seed r. The learning rate is chosen on the
@@ -14,84 +16,102 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import logging
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from filelock import FileLock
 
-from deflect_hf import __version__
-from deflect_hf.benchmark.figures import metric_over_parameters
+from deflect_hf.benchmark.figures import metric_over_parameters, metric_over_time
+from deflect_hf.benchmark.flags import flag_parser
+from deflect_hf.benchmark.resources import Monitor
+from deflect_hf.benchmark.results import RunFiles, read, store, write
 from deflect_hf.benchmark.rows import Row
-from deflect_hf.benchmark.trials import Trial, cross_validation, half_interval, refuse_fixed_split
-from deflect_hf.errors import ConfigError, listing, nearest
+from deflect_hf.benchmark.summary import Design, as_markdown, summarise
+from deflect_hf.benchmark.trials import Trial, cross_validation, refuse_fixed_split
+from deflect_hf.errors import ConfigError, listing
 from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.checkpoints import result_folder, write_json
-from deflect_hf.training.compose import parse_arguments, to_yaml
-from deflect_hf.training.metrics import scores, selection_metric
+from deflect_hf.training.checkpoints import write_json
+from deflect_hf.training.combinations import refuse_idle_keys
+from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.metrics import selection_metric
 from deflect_hf.training.run import run
 
 logger = logging.getLogger(__name__)
 
-
-OWN = ("--finetune", "--seed", "--work_dir", "--segmentor.optimizer.lr", "--resume_from")
+OWN = ("--finetune", "--seed", "--work_dir", "--segmentor.optimizer.lr", "--resume_from", "--overwrite")
 OWN_OF_FOLDS = ("--dataset.num_folds", "--dataset.fold", "--dataset.seed")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What to run. `metric` is a mean (`miou`, `accuracy`, `f1_macro`) or a class's, as in `iou:water`.
+class Plan(Design):
+    """What to run, and what is reported of it.
 
     Attributes:
         tuning: number of trials, from the first, with which the learning rate is chosen.
-        folds: of the cross-validation; None where the trials are seeds.
+        reuse: other outputs, whose finished runs are taken over.
+        only_finished: train nothing, leave out rows that are not finished.
+        ratios: step time of each row as a ratio to the first one's, where they were measured apart.
     """
 
     output: Path
     rows: tuple[Row, ...]
-    trials: tuple[Trial, ...]
     tuning: int
-    folds: int | None
     learning_rates: tuple[float, ...]
-    metric: str
     base: RunArguments
+    reuse: tuple[Path, ...] = ()
+    only_finished: bool = False
+    ratios: Mapping[str, float] | None = None
+
+
+class Unfinished(Exception):
+    """A run that has not been made yet, and is not to be made now."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run what is missing, then write `table.md`, `metric.png` and `summary.json` to the output folder."""
+    """Run what is missing, then write `table.md`, `metric.png`, `metric_time.png` and `summary.json`.
+
+    Raises:
+        ConfigError: only finished rows are asked for, and the first one is not.
+    """
     plan = read_plan(argv)
     summary: list[dict[str, Any]] = []
     for row in plan.rows:
-        tried = [[train(plan, row, lr, trial) for trial in plan.trials[: plan.tuning]] for lr in plan.learning_rates]
-        best = max(range(len(tried)), key=lambda k: statistics.fmean(validation_score(one) for one in tried[k]))
-        lr = plan.learning_rates[best]
-        results = [*tried[best], *(train(plan, row, lr, trial) for trial in plan.trials[plan.tuning :])]
+        try:
+            lr, results = run_row(plan, row)
+        except Unfinished as missing:
+            if not summary:
+                raise ConfigError(f"{missing} is not finished, and the others are compared with it.") from None
+            logger.warning("%s is left out: %s is not finished", row.text, missing)
+            continue
         summary.append(summarise(row, lr, results, plan, first=summary[0] if summary else None))
-    write_json(plan.output / "summary.json", summary)
     table = as_markdown(summary, plan)
+    write_json(plan.output / "summary.json", summary)
     (plan.output / "table.md").write_text(table, encoding="utf-8")
-    metric_over_parameters(plan.output / "metric.png", summary, plan.metric)
+    metric_over_parameters(plan.output / "metric.png", summary, plan.title)
+    metric_over_time(plan.output / "metric_time.png", summary, plan.title, plan.ratios)
     print(table)
+
+
+def run_row(plan: Plan, row: Row) -> tuple[float, list[dict[str, Any]]]:
+    """The learning rate that is best on the validation images, and the results of all trials with it."""
+    tried = [[train(plan, row, lr, trial) for trial in plan.trials[: plan.tuning]] for lr in plan.learning_rates]
+    best = max(range(len(tried)), key=lambda k: statistics.fmean(validation_score(one) for one in tried[k]))
+    lr = plan.learning_rates[best]
+    return lr, [*tried[best], *(train(plan, row, lr, trial) for trial in plan.trials[plan.tuning :])]
 
 
 def read_plan(argv: Sequence[str]) -> Plan:
     """The benchmark's own flags; everything else is given to every run, as train.py takes it.
 
     Raises:
-        ConfigError: an unknown key, row or value.
+        ConfigError: an unknown key, row or value, or several processes.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m deflect_hf.benchmark accuracy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other flags are those of train.py.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser = flag_parser("accuracy", __doc__, others="train.py")
     parser.add_argument("--rows", nargs="+", required=True, help="methods, such as deflect lora:rank=8,target=qv")
     parser.add_argument("--seeds", nargs="+", type=int, help="one run each; without --folds, 0 1 2")
     parser.add_argument("--folds", type=int, help="folds of a stratified cross-validation")
@@ -99,15 +119,37 @@ def read_plan(argv: Sequence[str]) -> Plan:
     parser.add_argument("--lr_folds", type=int, help="folds of the first repeat that choose the learning rate; 1")
     parser.add_argument("--lr", nargs="+", type=float, required=True, help="learning rates tried for every row")
     parser.add_argument("--report", default="miou", help="reported score: a mean, or a class's, as in iou:water")
+    parser.add_argument("--reuse", nargs="+", type=Path, default=[], help="outputs whose finished runs are taken over")
+    parser.add_argument("--only_finished", action="store_true", help="train nothing: a table of what is finished")
+    parser.add_argument(
+        "--cost", type=Path, help="cost.json of the benchmark cost with these rows, for the plot of times"
+    )
     own, rest = parser.parse_known_args(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("the benchmark accuracy trains in one process: start it with python, without a launcher.")
     given = {flag.partition("=")[0] for flag in rest}
     for name in (*OWN, *(OWN_OF_FOLDS if own.folds is not None else ())):
         if name in given:
             raise ConfigError(f"{name} is set by the benchmark for each run; leave it out.")
-    base = parse_arguments(RunArguments, __doc__ or "", rest)
-    trials = read_trials(own, base)
-    rows = tuple(Row.parse(text) for text in own.rows)
-    return Plan(own.output, rows, trials, own.lr_folds or 1, own.folds, tuple(own.lr), own.report, base)
+    options = sorted(name for name in given if name == "--method" or name.startswith("--method."))
+    if options:
+        raise ConfigError(f"{options[0]}: options of a method stand in its row, as in lora:rank=8; leave it out.")
+    base = parse_arguments(RunArguments, __doc__ or "", rest, check=refuse_idle_keys)
+    if base.push_to_hub:
+        raise ConfigError("push_to_hub: a benchmark publishes nothing; leave it out, and train the one to publish.")
+    return Plan(
+        trials=read_trials(own, base),
+        folds=own.folds,
+        metric=own.report,
+        output=own.output,
+        rows=tuple(Row.parse(text) for text in own.rows),
+        tuning=own.lr_folds or 1,
+        learning_rates=tuple(own.lr),
+        base=dataclasses.replace(base, overwrite=False, resume_from=None),
+        reuse=tuple(own.reuse),
+        only_finished=own.only_finished,
+        ratios=read_ratios(own.cost, own.rows) if own.cost is not None else None,
+    )
 
 
 def read_trials(own: argparse.Namespace, base: RunArguments) -> tuple[Trial, ...]:
@@ -133,8 +175,30 @@ def read_trials(own: argparse.Namespace, base: RunArguments) -> tuple[Trial, ...
     return cross_validation(own.folds, repeats)
 
 
+def read_ratios(path: Path, rows: Sequence[str]) -> dict[str, float]:
+    """Median step times in a `cost.json`, as ratios to that of the first of ``rows``.
+
+    Raises:
+        ConfigError: the file cannot be read, or lacks a row.
+    """
+    try:
+        costs = {one["row"]: one["step_seconds"] for one in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--cost {path}: give a cost.json that the benchmark cost wrote: {error}") from error
+    missing = [row for row in rows if row not in costs]
+    if missing:
+        raise ConfigError(f"--cost {path}: no row {listing(missing)}; it has {listing(costs)}.")
+    first = statistics.median(costs[rows[0]])
+    return {row: statistics.median(costs[row]) / first for row in rows}
+
+
 def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
-    """The results of one run, from its file when it is there and was made by the same configuration."""
+    """The results of one run: from its file, here or in an output to reuse, or by training.
+
+    Raises:
+        ConfigError: a file of that run was made by another configuration.
+        Unfinished: there is no such file, and nothing is to be trained.
+    """
     name = f"{row.slug}-lr{lr:g}-{trial.name}"
     segmentor = plan.base.segmentor
     config = dataclasses.replace(
@@ -143,126 +207,35 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
         method=dict(row.options),
         segmentor=dataclasses.replace(segmentor, optimizer=dataclasses.replace(segmentor.optimizer, lr=lr)),
     )
-    digest = hashlib.sha256(f"{__version__}\n{to_yaml(config)}".encode()).hexdigest()
-    path = plan.output / "rows" / f"{name}.json"
-    if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["config_sha256"] == digest:
-            return stored
-        raise ConfigError(f"{path} was made by another configuration: give another --output, or remove the file.")
-    logger.info("%s", name)
-    work_dir = plan.output / "runs" / name
-    results, folder, _ = run(dataclasses.replace(config, work_dir=str(work_dir), overwrite=True))
-    weights = [*result_folder(folder).glob("*.safetensors")]
-    results |= {
-        "row": row.text,
-        "lr": lr,
-        "config_sha256": digest,
-        "bytes": sum(file.stat().st_size for file in weights),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, results)
-    return results
+    files = RunFiles(plan.output, name)
+    found = finished(plan, files, row, config)
+    if found is not None:
+        return found
+    if plan.only_finished:
+        raise Unfinished(name)
+    files.lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(files.lock):
+        found = finished(plan, files, row, config)  # by another process, which had the lock before
+        if found is not None:
+            return found
+        logger.info("%s", name)
+        monitor = Monitor()
+        with monitor:
+            results, _, _ = run(dataclasses.replace(config, work_dir=str(files.folder), overwrite=True))
+        return write(files, row, config, {**results, **monitor.result()})
+
+
+def finished(plan: Plan, files: RunFiles, row: Row, config: RunArguments) -> dict[str, Any] | None:
+    """The results of a finished run; of one in an output to reuse, the file is taken over."""
+    for output in (plan.output, *plan.reuse):
+        found = read(dataclasses.replace(files, output=output), row, config)
+        if found is not None:
+            if output != plan.output:
+                store(files, found)
+            return found
+    return None
 
 
 def validation_score(results: dict[str, Any]) -> float:
     """What learning rates are compared by."""
     return results["val"][selection_metric(results["task"])]
-
-
-def score(test: dict[str, Any], metric: str) -> float:
-    """The score that `metric` names, of what was found on the test images.
-
-    Raises:
-        ConfigError: there is no such mean or class, or the class is not among these images.
-    """
-    name, _, kind = metric.partition(":")
-    if not kind:
-        means = [key for key in ("accuracy", "miou", "f1_macro") if key in test]
-        if name not in means:
-            raise ConfigError(f"--report {metric!r} is no mean; there are {listing(means)}.{nearest(name, means)}")
-        return test[name]
-    if kind not in test["per_class"]:
-        raise ConfigError(f"--report {metric!r}: no class {kind!r}; there are {listing(test['per_class'])}.")
-    row = test["per_class"][kind]
-    if name not in row:
-        raise ConfigError(f"--report {metric!r}: no score {name!r} of a class; there are {listing(row)}.")
-    if row[name] is None:
-        raise ConfigError(
-            f"--report {metric!r}: the test images of a run have no {kind!r} in label or prediction, so it has no "
-            f"{name}: report a mean, or use fewer folds."
-        )
-    return row[name]
-
-
-def summarise(
-    row: Row, lr: float, results: Sequence[dict[str, Any]], plan: Plan, first: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Mean over the trials with its 95 % interval, and what is the same for all of them.
-
-    With folds also the scores of each repeat's confusion matrix, added up over its folds, and the difference to the
-    ``first`` row, fold by fold.
-    """
-    found = [score(one["test"], plan.metric) for one in results]
-    summary = {
-        "row": row.text,
-        "lr": lr,
-        "scores": found,
-        "mean": statistics.fmean(found),
-        "half_interval": half_interval(found, plan.folds),
-        "bytes": results[0]["bytes"],
-        "seconds_per_step": statistics.median(one["seconds"] / one["steps"] for one in results),
-        **results[0]["parameters"],
-    }
-    if plan.folds is not None:
-        tests = [one["test"] for one in results]
-        summary["pooled"] = [
-            score(pooled(tests[start : start + plan.folds]), plan.metric) for start in range(0, len(tests), plan.folds)
-        ]
-        gains = [one - other for one, other in zip(found, (first or summary)["scores"], strict=True)]
-        summary["gain"] = statistics.fmean(gains)
-        summary["gain_half_interval"] = half_interval(gains, plan.folds)
-    return summary
-
-
-def pooled(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The scores of the images of several tests taken together."""
-    matrix = torch.tensor([one["confusion_matrix"] for one in tests]).sum(dim=0)
-    return scores(matrix, list(tests[0]["per_class"]), tests[0]["convention"])
-
-
-def as_markdown(summary: Sequence[dict[str, Any]], plan: Plan) -> str:
-    """One line per row; times as ratios to the first row."""
-    title = plan.metric.replace(":", " of ")
-    folded = plan.folds is not None
-    extra = " pooled | gain (95 %) |" if folded else ""
-    head = f"| method | lr | test {title} (95 %) |{extra} encoder parameters | share | head | file kB | step time |"
-    lines = [head, "|" + "---|" * head.count(" |")]
-    for one in summary:
-        extra = ""
-        if folded:
-            gain = f"{one['gain']:+.3f}{plus_minus(one['gain_half_interval'])}" if one is not summary[0] else ""
-            extra = f" {statistics.fmean(one['pooled']):.3f} | {gain} |"
-        lines.append(
-            f"| {one['row']} | {one['lr']:g} | {one['mean']:.3f}{plus_minus(one['half_interval'])} |{extra} "
-            f"{one['encoder_trainable']:,} | {one['encoder_trainable_percent']:.2f} % | {one['head_trainable']:,} "
-            f"| {one['bytes'] / 1e3:,.0f} | {one['seconds_per_step'] / summary[0]['seconds_per_step']:.2f} |"
-        )
-    lines.append(f"\n{footnote(plan)} Step time: ratio to the first row.")
-    return "\n".join(lines) + "\n"
-
-
-def plus_minus(half: float | None) -> str:
-    """An interval's half, where there is one."""
-    return "" if half is None else f" ± {half:.3f}"
-
-
-def footnote(plan: Plan) -> str:
-    """What the means are over, and which interval is given."""
-    if plan.folds is None:
-        return f"{len(plan.trials)} seed(s): {listing(str(trial.seed) for trial in plan.trials)}."
-    return (
-        f"{len(plan.trials) // plan.folds} x {plan.folds}-fold cross-validation: mean over the folds, 95 % interval by "
-        "the corrected resampled variance (Nadeau & Bengio 2003). Pooled: of each repeat's test images together, mean "
-        "over the repeats. Gain: over the first row, fold by fold."
-    )

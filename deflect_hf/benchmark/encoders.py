@@ -11,12 +11,12 @@ import dataclasses
 import logging
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from peft import get_peft_model
 
 from deflect_hf.benchmark.cost import BANDS, timed
+from deflect_hf.benchmark.flags import flag_parser
 from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from deflect_hf.models.geovit.sources import SOURCES, Source, get_source
 from deflect_hf.training.checkpoints import write_json
@@ -39,12 +39,7 @@ class Measured:
 
 def main(argv: Sequence[str]) -> None:
     """Measure the encoders and print a Markdown table; the numbers go to `encoders.json`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deflect_hf.benchmark encoders",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser = flag_parser("encoders", __doc__)
     parser.add_argument("--encoders", nargs="+", default=list(SOURCES), help="names as in the conversion")
     parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--batch_size", type=int, default=1, help="images per batch")

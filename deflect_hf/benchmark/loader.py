@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from deflect_hf.benchmark.cost import SIZES, make_vit, timed
+from deflect_hf.benchmark.flags import flag_parser
 from deflect_hf.data import AugmentationArguments, DatasetArguments, ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.errors import ConfigError
 from deflect_hf.raster import write_raster
@@ -89,14 +90,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         ConfigError: a number is too small.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m deflect_hf.benchmark loader",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other flags are those of train.py's groups dataset and augmentation.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser = flag_parser("loader", __doc__, others="train.py's groups dataset and augmentation")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="numbers of loader processes to try")
     parser.add_argument("--size", choices=list(SIZES), default="base", help="size of the vision transformer")
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch")

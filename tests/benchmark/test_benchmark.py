@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from deflect_hf.benchmark import accuracy, cost, encoders
+from deflect_hf.benchmark.results import RunFiles
 from deflect_hf.benchmark.rows import Row
+from deflect_hf.benchmark.summary import score
 from deflect_hf.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf" / "classification.yaml"
@@ -42,10 +47,24 @@ def test_accuracy_chooses_the_rate_on_validation_and_writes_every_row(finished):
         assert one["scores"] == chosen
         assert math.isclose(one["mean"], sum(chosen) / 2)
         assert one["bytes"] > 0
-    assert (finished / "metric.png").stat().st_size > 1000
+    for name in ("metric.png", "metric_time.png"):
+        assert (finished / name).stat().st_size > 1000
     table = (finished / "table.md").read_text()
     assert "| frozen |" in table
     assert f"{summary[1]['mean']:.3f} ±" in table
+    assert "| deflect:rank=2,aux_dim=8 | all 7 |" in table
+
+
+def test_the_file_of_a_run_says_what_it_took_and_where(finished):
+    for path in (finished / "rows").glob("*.json"):
+        one = json.loads(path.read_text())
+        assert one["seconds_per_step"] > 0
+        assert one["parameters"]["encoder_total"] > one["parameters"]["encoder_trainable"]
+        assert one["memory"] is None or one["memory"]["peak_bytes"] >= one["memory"]["mean_bytes"] > 0
+        assert one["energy_joules"] is None or one["energy_joules"] > 0
+        assert {"torch", "transformers", "peft", "deflect_hf"} <= set(one["environment"]["packages"])
+        assert one["config"]["segmentor"]["optimizer"]["lr"] == one["lr"]
+        assert one["test"]["intervals"]["level"] == 0.95
 
 
 def test_a_second_call_trains_nothing_and_another_configuration_is_refused(finished, monkeypatch, capsys):
@@ -63,6 +82,71 @@ def test_one_seed_has_no_interval(finished, capsys):
     assert "±" not in capsys.readouterr().out
 
 
+def test_finished_runs_of_another_output_are_taken_over_and_nothing_else_is_trained(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "run", None)
+    words = command(tmp_path, "--reuse", str(finished), "--only_finished")
+    words[words.index("frozen") + 1 : words.index("frozen") + 1] = ["norm"]
+    accuracy.main(words)
+    told = json.loads((tmp_path / "summary.json").read_text())
+    for one, slug in zip(told, ("frozen", "deflect_rank_2_aux_dim_8"), strict=True):
+        paths = [finished / "rows" / f"{slug}-lr{one['lr']:g}-seed{seed}.json" for seed in (0, 1)]
+        assert one["scores"] == [json.loads(path.read_text())["test"]["accuracy"] for path in paths]
+    assert len(list((tmp_path / "rows").glob("*.json"))) == 6
+    accuracy.main(command(tmp_path, "--only_finished"))  # without the other output now
+    with pytest.raises(
+        ConfigError, match=r"frozen-lr0\.001-seed5 is not finished, and the others are compared with it"
+    ):
+        accuracy.main([*command(tmp_path, "--only_finished"), "--seeds", "5"])
+    with pytest.raises(ConfigError, match="was made by another configuration"):
+        accuracy.main(command(tmp_path / "new", "--reuse", str(finished), "--batch_size", "3"))
+
+
+def test_a_process_waits_for_another_that_is_at_the_same_run(finished, tmp_path, monkeypatch):
+    plan = accuracy.read_plan(command(tmp_path))
+    name = "frozen-lr0.001-seed0"
+    files = RunFiles(tmp_path, name)
+    files.lock.parent.mkdir(parents=True)
+    files.result.parent.mkdir()
+    monkeypatch.setattr(accuracy, "run", None)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(files.lock):
+            waiting = pool.submit(accuracy.train, plan, plan.rows[0], 1e-3, plan.trials[0])
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            shutil.copy(finished / "rows" / f"{name}.json", files.result)
+        assert waiting.result(timeout=60)["row"] == "frozen"
+
+
+def test_step_times_of_the_cost_benchmark(tmp_path):
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps([{"row": "frozen", "step_seconds": [2, 9, 1]}, {"row": "lora", "step_seconds": [3]}]))
+    assert accuracy.read_ratios(path, ["frozen", "lora"]) == {"frozen": 1.0, "lora": 1.5}
+    with pytest.raises(ConfigError, match="no row 'norm'; it has 'frozen', 'lora'"):
+        accuracy.read_ratios(path, ["lora", "norm"])
+    with pytest.raises(ConfigError, match=r"give a cost\.json that the benchmark cost wrote"):
+        accuracy.read_ratios(tmp_path / "cots.json", ["lora"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--push_to_hub", "true", "--hub_model_id", "user/name"), "push_to_hub: a benchmark publishes nothing"),
+        (("--method.rank", "4"), "--method.rank: options of a method stand in its row"),
+        (("--overwrite",), "--overwrite is set by the benchmark"),
+        (("--segmentor.channels", "8"), "segmentor.channels is for segmentor.head mlp"),
+    ],
+)
+def test_what_a_benchmark_does_not_do_is_refused(words, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        accuracy.main(command(tmp_path, *words))
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="trains in one process: start it with python"):
+        accuracy.main(command(tmp_path))
+
+
 @pytest.mark.parametrize("flag", ["--seed", "--finetune", "--work_dir"])
 def test_what_the_benchmark_sets_itself_is_refused(flag, tmp_path):
     with pytest.raises(ConfigError, match=f"{flag} is set by the benchmark"):
@@ -71,15 +155,15 @@ def test_what_the_benchmark_sets_itself_is_refused(flag, tmp_path):
 
 def test_reported_score_must_exist():
     test = {"accuracy": 0.5, "miou": 0.25, "per_class": {"water": {"iou": 0.75, "recall": None}}}
-    assert accuracy.score(test, "iou:water") == 0.75
+    assert score(test, "iou:water") == 0.75
     with pytest.raises(ConfigError, match=r"no mean.*Did you mean 'miou'"):
-        accuracy.score(test, "miuo")
+        score(test, "miuo")
     with pytest.raises(ConfigError, match="no class 'ice'; there are 'water'"):
-        accuracy.score(test, "iou:ice")
+        score(test, "iou:ice")
     with pytest.raises(ConfigError, match="no score 'iuo' of a class; there are 'iou', 'recall'"):
-        accuracy.score(test, "iuo:water")
+        score(test, "iuo:water")
     with pytest.raises(ConfigError, match="test images of a run have no 'water' in label or prediction"):
-        accuracy.score(test, "recall:water")
+        score(test, "recall:water")
 
 
 def test_cost_prints_ratios_to_the_first_row(tmp_path, capsys):

@@ -71,15 +71,19 @@ def test_each_repeat_draws_other_folds_and_weights() -> None:
 
 def result(matrix: np.ndarray, validation: float) -> dict[str, Any]:
     """What a run of two classes would leave."""
-    counts = dict.fromkeys(("encoder_trainable", "encoder_total", "head_trainable", "encoder_trainable_percent"), 1)
+    names = ("encoder_trainable", "encoder_total", "encoder_trainable_percent", "patch_embedding_trainable")
     return {
         "task": "classification",
         "val": {"accuracy": validation},
         "test": {**metrics.scores(torch.from_numpy(matrix), ["a", "b"]), "confusion_matrix": matrix.tolist()},
         "bytes": 1,
-        "seconds": 1.0,
-        "steps": 1,
-        "parameters": counts,
+        "bands": "RGB",
+        "seconds_per_step": 1.0,
+        "memory": None,
+        "energy_joules": None,
+        "config_sha256": "0",
+        "environment": {"packages": {}, "git_revision": None, "device": "cpu"},
+        "parameters": dict.fromkeys((*names, "head_trainable"), 1),
     }
 
 
@@ -104,13 +108,13 @@ def test_the_table_has_means_pooled_scores_and_gains(tmp_path: Path, monkeypatch
         assert one["half_interval"] == pytest.approx(expected)
         assert one["pooled"] == pytest.approx([f1(trials[0] + trials[1]), f1(trials[2] + trials[3])])
     first, second = summary
-    gains = [b - a for a, b in zip(first["scores"], second["scores"], strict=True)]
-    assert second["gain"] == pytest.approx(statistics.fmean(gains))
+    gains = [a - b for a, b in zip(first["scores"], second["scores"], strict=True)]
+    assert second["gain_of_first"] == pytest.approx(statistics.fmean(gains))
     assert second["gain_half_interval"] == pytest.approx(half_interval(gains, folds=2))
     table = (tmp_path / "table.md").read_text()
-    assert f"{statistics.fmean(second['pooled']):.3f} | {second['gain']:+.3f} ±" in table
+    assert f"{statistics.fmean(second['pooled']):.3f} | {second['gain_of_first']:+.3f} ±" in table
     assert "2 x 2-fold cross-validation: mean over the folds" in table
-    assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {11}
+    assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {13}
 
 
 def test_a_second_call_runs_only_the_folds_that_are_missing(

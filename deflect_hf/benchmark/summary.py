@@ -1,0 +1,219 @@
+"""What the runs of a benchmark say together: means with intervals, gains of the first row, the table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deflect_hf.benchmark.rows import Row
+from deflect_hf.benchmark.trials import Trial, half_interval
+from deflect_hf.errors import ConfigError, listing, nearest
+from deflect_hf.training.metrics import scores
+
+BUDGET_RATIO = 10  # the first row is compared with rows of up to this many times its encoder parameters
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is repeated and reported: `metric` is a mean (`miou`, `accuracy`, `f1_macro`) or a class's (`iou:water`).
+
+    Attributes:
+        folds: of the cross-validation; None where the trials are seeds.
+    """
+
+    trials: tuple[Trial, ...]
+    folds: int | None
+    metric: str
+
+    @property
+    def title(self) -> str:
+        """The metric in words."""
+        return self.metric.replace(":", " of ")
+
+
+def score(test: dict[str, Any], metric: str) -> float:
+    """The score that `metric` names, of what was found on the test images.
+
+    Raises:
+        ConfigError: there is no such mean or class, or the class is not among these images.
+    """
+    name, _, kind = metric.partition(":")
+    if not kind:
+        means = [key for key in ("accuracy", "miou", "f1_macro") if key in test]
+        if name not in means:
+            raise ConfigError(f"--report {metric!r} is no mean; there are {listing(means)}.{nearest(name, means)}")
+        return test[name]
+    if kind not in test["per_class"]:
+        raise ConfigError(f"--report {metric!r}: no class {kind!r}; there are {listing(test['per_class'])}.")
+    row = test["per_class"][kind]
+    if name not in row:
+        raise ConfigError(f"--report {metric!r}: no score {name!r} of a class; there are {listing(row)}.")
+    if row[name] is None:
+        raise ConfigError(
+            f"--report {metric!r}: the test images of a run have no {kind!r} in label or prediction, so it has no "
+            f"{name}: report a mean, or use fewer folds."
+        )
+    return row[name]
+
+
+def summarise(
+    row: Row, lr: float, results: Sequence[dict[str, Any]], design: Design, first: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Mean over the trials with its 95 % interval, what they took and where, and the gain of the ``first`` row.
+
+    With folds also the scores of each repeat's confusion matrix, added up over its folds.
+    """
+    found = [score(one["test"], design.metric) for one in results]
+    summary = {
+        "row": row.text,
+        "method": row.method,
+        "bands": results[0]["bands"],
+        "trains_patch_embedding": row.method == "full" or row.options.get("patch_embed", "frozen") != "frozen",
+        "lr": lr,
+        "trials": [trial.name for trial in design.trials],
+        "scores": found,
+        "mean": statistics.fmean(found),
+        "half_interval": half_interval(found, design.folds),
+        "bytes": results[0]["bytes"],
+        "seconds_per_step": statistics.median(one["seconds_per_step"] for one in results),
+        "memory": memory([one["memory"] for one in results]),
+        "energy_joules": energy([one["energy_joules"] for one in results]),
+        **results[0]["parameters"],
+        "config_sha256": [one["config_sha256"] for one in results],
+        **{name: told(results, name) for name in ("packages", "git_revision", "device")},
+    }
+    if design.folds is not None:
+        tests = [one["test"] for one in results]
+        starts = range(0, len(tests), design.folds)
+        summary["pooled"] = [score(pooled(tests[start : start + design.folds]), design.metric) for start in starts]
+    return {**summary, **compared(summary, first, design.folds)} if first is not None else summary
+
+
+def told(results: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    """What the environments of the runs say, each thing once."""
+    found: list[Any] = []
+    for one in results:
+        value = one["environment"][name]
+        found += [] if value in found else [value]
+    return found
+
+
+def memory(measured: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The highest peak of the runs and the mean of their means; None if it was not measured in all of them."""
+    known = [one for one in measured if one is not None]
+    if len(known) < len(measured) or len({one["of"] for one in known}) > 1:
+        return None
+    peak, mean = max(one["peak_bytes"] for one in known), statistics.fmean(one["mean_bytes"] for one in known)
+    return {"of": known[0]["of"], "peak_bytes": peak, "mean_bytes": round(mean)}
+
+
+def energy(measured: Sequence[float | None]) -> float | None:
+    """Mean of the runs; None if it was not measured in all of them."""
+    known = [one for one in measured if one is not None]
+    return statistics.fmean(known) if len(known) == len(measured) else None
+
+
+def compared(one: dict[str, Any], first: dict[str, Any], folds: int | None) -> dict[str, Any]:
+    """Gain of the ``first`` row over ``one``, trial by trial, and whether their encoder parameters are comparable."""
+    gains = [ours - theirs for ours, theirs in zip(first["scores"], one["scores"], strict=True)]
+    return {
+        "gain_of_first": statistics.fmean(gains),
+        "gain_half_interval": half_interval(gains, folds),
+        "first_is_as_good": first["mean"] >= one["mean"],
+        "within_budget": one["encoder_trainable"] <= BUDGET_RATIO * first["encoder_trainable"],
+    }
+
+
+def pooled(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The scores of the images of several tests taken together."""
+    matrix = torch.tensor([one["confusion_matrix"] for one in tests]).sum(dim=0)
+    return scores(matrix, list(tests[0]["per_class"]), tests[0]["convention"])
+
+
+def as_markdown(summary: Sequence[dict[str, Any]], design: Design) -> str:
+    """One line per row, times and memory as ratios to the first row, and what the comparison with it comes to."""
+    first = summary[0]
+    columns = {
+        "method": lambda one: one["row"],
+        "bands": lambda one: one["bands"],
+        "lr": lambda one: f"{one['lr']:g}",
+        f"test {design.title} (95 %)": lambda one: f"{one['mean']:.3f}{plus_minus(one['half_interval'])}",
+        "pooled": lambda one: f"{statistics.fmean(one['pooled']):.3f}",
+        f"gain of {first['row']} (95 %)": gain,
+        "encoder parameters": lambda one: f"{one['encoder_trainable']:,}",
+        "share": lambda one: f"{one['encoder_trainable_percent']:.2f} %",
+        "patch embedding": lambda one: f"{one['patch_embedding_trainable']:,}",
+        "head": lambda one: f"{one['head_trainable']:,}",
+        "file kB": lambda one: f"{one['bytes'] / 1e3:,.0f}",
+        "step time": lambda one: f"{one['seconds_per_step'] / first['seconds_per_step']:.2f}",
+        "peak memory": lambda one: f"{one['memory']['peak_bytes'] / first['memory']['peak_bytes']:.2f}",
+    }
+    idle = {"pooled": design.folds is None, "peak memory": any(one["memory"] is None for one in summary)}
+    shown = {name: cell for name, cell in columns.items() if not idle.get(name, False)}
+    lines = [f"| {' | '.join(shown)} |", "|" + "---|" * len(shown)]
+    lines += [f"| {' | '.join(cell(one) for cell in shown.values())} |" for one in summary]
+    return "\n".join([*lines, "", *verdict(summary), footnote(summary, design)]) + "\n"
+
+
+def gain(one: dict[str, Any]) -> str:
+    """Of the first row over this one; nothing for the first row itself."""
+    return f"{one['gain_of_first']:+.3f}{plus_minus(one['gain_half_interval'])}" if "gain_of_first" in one else ""
+
+
+def plus_minus(half: float | None) -> str:
+    """An interval's half, where there is one."""
+    return "" if half is None else f" ± {half:.3f}"
+
+
+def verdict(summary: Sequence[dict[str, Any]]) -> list[str]:
+    """How the first row compares with the others, and with those of comparable size; nothing without others."""
+    first, *others = summary
+    if not others:
+        return []
+    trained = first["encoder_trainable"]
+    lines = [f"{first['row']} against all rows: {counted(others)}"]
+    if trained:
+        small = [one for one in others if one["within_budget"]]
+        size = f"at most {BUDGET_RATIO} times its {trained:,} encoder parameters"
+        lines.append(f"Against rows with {size}: {counted(small) if small else 'there are none.'}")
+    return [*lines, ""]
+
+
+def counted(others: Sequence[dict[str, Any]]) -> str:
+    """In how many the first row is at least as good, and in which the interval of the gain lies on one side of 0."""
+    reached = [one for one in others if one["first_is_as_good"]]
+    parts = [f"its mean is at least as high as that of {len(reached)} of {len(others)}"]
+    missed = [one["row"] for one in others if not one["first_is_as_good"]]
+    parts += [f"not as that of {', '.join(missed)}"] if missed else []
+    for word, sign in (("above", 1), ("below", -1)):
+        sure = [one["row"] for one in others if one["gain_half_interval"] is not None
+                and sign * one["gain_of_first"] > one["gain_half_interval"]]  # fmt: skip
+        parts += [f"{word} it with the whole interval of the gain: {', '.join(sure)}"] if sure else []
+    return "; ".join(parts) + "."
+
+
+def footnote(summary: Sequence[dict[str, Any]], design: Design) -> str:
+    """What the means are over, which interval is given, and what the ratios are of."""
+    trials = design.trials
+    if design.folds is None:
+        told = f"{len(trials)} seed(s): {', '.join(str(trial.seed) for trial in trials)}. Gain: seed by seed."
+    else:
+        told = (
+            f"{len(trials) // design.folds} x {design.folds}-fold cross-validation: mean over the folds, 95 % interval "
+            "by the corrected resampled variance (Nadeau & Bengio 2003). Pooled: of each repeat's test images "
+            "together, mean over the repeats. Gain: fold by fold."
+        )
+    told += (
+        " Step time: median in training, loading included, ratio to the first row; it depends on the machine's load."
+    )
+    if all(one["memory"] is not None for one in summary):
+        place = "the GPU's" if summary[0]["memory"]["of"] == "gpu" else "this process, Python and libraries included"
+        told += f" Peak memory: {place}, ratio to the first row."
+    devices = list(dict.fromkeys(device for one in summary for device in one["device"]))
+    if len(devices) > 1:
+        told += f" The runs were on different devices ({', '.join(devices)}): times and memory do not compare."
+    return told

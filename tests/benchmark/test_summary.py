@@ -1,0 +1,91 @@
+"""What rows come to together: the comparison with the first row, the table, the plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from deflect_hf.benchmark.figures import Label, metric_over_parameters, metric_over_time, short, write_labels
+from deflect_hf.benchmark.summary import Design, as_markdown, compared, memory
+from deflect_hf.benchmark.trials import Trial
+from deflect_hf.figures.canvas import new_figure
+
+DESIGN = Design((Trial(0), Trial(1), Trial(2)), None, "iou:water")
+
+
+def entry(row: str, scores: list[float], trained: int, **others: Any) -> dict[str, Any]:
+    return {
+        "row": row, "method": row.partition(":")[0], "bands": "RGB", "trains_patch_embedding": row == "full",
+        "lr": 0.01, "scores": scores,
+        "mean": sum(scores) / 3, "half_interval": 0.1, "bytes": 2000, "seconds_per_step": 0.5, "memory": None,
+        "encoder_trainable": trained, "encoder_trainable_percent": 1.0, "patch_embedding_trainable": 0,
+        "head_trainable": 7, "device": ["cpu"], **others,
+    }  # fmt: skip
+
+
+def rows(**others: Any) -> list[dict[str, Any]]:
+    first = entry("deflect", [0.6, 0.7, 0.8], 1000, **others)
+    found = [
+        entry("norm", [0.5, 0.601, 0.699], 10_000, **others),  # 0.1 lower in each
+        entry("lora:rank=4", [0.7, 0.5, 0.8], 900, **others),  # now higher, now lower
+        entry("full", [0.7, 0.801, 0.899], 10_001, seconds_per_step=1.0, **others),
+    ]
+    return [first, *({**one, **compared(one, first, None)} for one in found)]
+
+
+def test_the_table_says_what_the_first_row_reaches() -> None:
+    table = as_markdown(rows(), DESIGN)
+    assert "| test iou of water (95 %) | gain of deflect (95 %) | encoder parameters |" in table
+    assert "| full | RGB | 0.01 | 0.800 ± 0.100 | -0.100 ± 0.002 | 10,001 | 1.00 % | 0 | 7 | 2 | 2.00 |" in table
+    assert (
+        "deflect against all rows: its mean is at least as high as that of 2 of 3; not as that of full; above it with "
+        "the whole interval of the gain: norm; below it with the whole interval of the gain: full.\n" in table
+    )
+    small = "Against rows with at most 10 times its 1,000 encoder parameters: its mean is at least as high as that of 2"
+    assert f"{small} of 2; above it with the whole interval of the gain: norm.\n" in table
+    assert "peak memory" not in table
+    held = {"memory": {"of": "process", "peak_bytes": 300, "mean_bytes": 200}}
+    assert "| step time | peak memory |" in as_markdown(rows(**held), DESIGN)
+    assert "this process, Python and libraries included" in as_markdown(rows(**held), DESIGN)
+    several = [*rows()[:3], {**rows()[3], "device": ["cuda: H100"]}]
+    assert "on different devices (cpu, cuda: H100): times and memory do not compare" in as_markdown(several, DESIGN)
+
+
+def test_a_row_alone_is_compared_with_nothing() -> None:
+    assert "against" not in as_markdown(rows()[:1], DESIGN)
+    first, other = entry("frozen", [0.6, 0.7, 0.8], 0), entry("norm", [0.5, 0.6, 0.7], 10)
+    table = as_markdown([first, {**other, **compared(other, first, None)}], DESIGN)
+    assert "frozen against all rows" in table and "Against rows with" not in table
+
+
+def test_memory_that_was_not_measured_in_all_runs_is_unknown() -> None:
+    one, other = ({"of": "process", "peak_bytes": peak, "mean_bytes": 2} for peak in (4, 6))
+    assert memory([one, other]) == {"of": "process", "peak_bytes": 6, "mean_bytes": 2}
+    assert memory([one, None]) is None
+    assert memory([one, {**other, "of": "gpu"}]) is None
+
+
+def test_plots(tmp_path: Path) -> None:
+    for number, summary in enumerate((rows(), rows()[:1], [entry("frozen", [0.6, 0.6, 0.6], 0)])):
+        for path in (
+            metric_over_parameters(tmp_path / f"{number}.png", summary, DESIGN.title),
+            metric_over_time(tmp_path / f"{number}_time.png", summary, DESIGN.title),
+        ):
+            assert path.read_bytes().startswith(b"\x89PNG")
+    assert short("peft:VeraConfig:r=64,patch_embed=repeat") == "VeraConfig r=64 repeat"
+
+
+def test_labels_keep_clear_of_each_other_and_of_the_points() -> None:
+    figure = new_figure(8, 5)
+    axes = figure.subplots()
+    points = [(0.5, 0.5), (0.52, 0.5), (0.5, 0.53), (0.97, 0.5)]
+    for x, y in points:
+        axes.plot(x, y, marker="o")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    figure.draw_without_rendering()
+    write_labels(axes, [Label(f"a long label {k}", x, y, 0.01, "black") for k, (x, y) in enumerate(points)], 1.0)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 4
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+    assert not any(box.contains(*axes.transData.transform(point)) for box in boxes for point in points)
+    assert all(box.x1 <= axes.get_window_extent().x1 for box in boxes)
