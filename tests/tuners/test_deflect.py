@@ -70,6 +70,27 @@ def test_kernels_agree(architecture, reflectance):
     torch.testing.assert_close(eager, fused, rtol=1e-4, atol=1e-5)
 
 
+def test_training_gives_the_gradients_of_the_plain_attention(architecture, reflectance):
+    """In training, the fused kernel gets both kinds of values at once; in evaluation one after the other."""
+    model = adapted(architecture, "sdpa")
+    gradients = []
+    for training in (False, True):
+        model.zero_grad()
+        run(model.train(training), reflectance).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
+
+
+def test_identity_at_start_while_training_where_wider_values_change_the_last_bits():
+    """65 tokens and 64 channels per head: `S [V ; a]` is rounded otherwise than `S V` there."""
+    base = make_encoder("vit", hidden_size=64, num_attention_heads=1, image_size=64)
+    torch.manual_seed(0)
+    pixels = torch.rand(2, len(BANDS), 64, 64)
+    expected = run(base, base_pixels(pixels))
+    model = get_peft_model(base, spectral_config(aux_dim=8)).train()
+    assert torch.equal(run(model, pixels), expected)
+
+
 @settings(max_examples=50, deadline=None)
 @given(scale=st.floats(0, 1e4), seed=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_deflection_keeps_the_length(scale, seed, dtype):

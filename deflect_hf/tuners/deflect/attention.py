@@ -11,6 +11,7 @@ deflection.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 # The displacement keeps its length unless displacement and deflection cancel to less than this share of it.
 CANCELLATION = 1e-6
+# The fused kernel known to take values of any width, and the multiple of channels that it is fast with.
+WIDENED = "sdpa"
+LANES = 8
 
 
 class Deflection(NamedTuple):
@@ -59,9 +63,7 @@ def deflected_attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(B, N, D) normalised tokens -> (B, N, D) deflected displacement, attention weights where the kernel gives them.
 
-    The geometry `O(S V)` is computed exactly as the frozen attention does. The radiometry `m = S a` uses the same
-    map: the weights themselves (eager), or the same queries and keys given once more to the fused kernel, which never
-    keeps an (N, N) tensor. A second call rather than wider values, because those change the last bits of `S V`.
+    The geometry `O(S V)` is computed exactly as the frozen attention does; the radiometry `m = S a` uses the same map.
     """
     if deflect is None:
         return type(attention).forward(attention, hidden_states, attention_mask, **kwargs)
@@ -78,20 +80,73 @@ def deflected_attention(
         attention.config._attn_implementation,
         source.eager_attention_forward,
     )
-    call = partial(kernel, attention, query, key, attention_mask=attention_mask, scaling=attention.scaling, **kwargs)
+    call = partial(kernel, attention, attention_mask=attention_mask, scaling=attention.scaling, **kwargs)
     dropout = getattr(attention, architecture.attention_dropout) if attention.training else 0.0
-    mixed, weights = call(value=value, dropout=dropout)
-    displacement = attention.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
-
     stream = deflect.stream.view(*deflect.stream.shape[:-1], query.shape[1], -1).transpose(1, 2).to(value.dtype)
-    if weights is not None:
-        radiometry = (weights.to(value.dtype) @ stream).transpose(1, 2)
+    mixed: torch.Tensor
+    weights: torch.Tensor | None = None
+    # In evaluation a model gives the same bits with and without autograd state.
+    widened = attention.training and attention.config._attn_implementation == WIDENED and dropout == 0.0
+    if widened and torch.is_grad_enabled() and query.requires_grad:
+        mixed, radiometry = _differentiable_mixtures(call, query, key, value, stream)
     else:
-        # Fused kernels want values as wide as the queries.
-        padded = F.pad(stream, (0, attention.head_dim - stream.shape[-1]))
-        radiometry = call(value=padded, dropout=0.0)[0][..., : stream.shape[-1]]
+        mixed, weights = call(query, key, value, dropout=dropout)
+        radiometry = _mixed_stream(call, query, key, stream, weights)
+    displacement = attention.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
     radiometry = radiometry.reshape(deflect.stream.shape)
     return deflect_displacement(displacement, _push(deflect, radiometry)), weights
+
+
+def _mixed_stream(
+    call: Callable[..., Any],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    stream: torch.Tensor,
+    weights: torch.Tensor | None,
+) -> torch.Tensor:
+    """(B, h, N, D/h) queries and keys, (B, h, N, d/h) stream -> (B, N, h, d/h): m = S a (equation 3).
+
+    With the weights themselves where there are any (eager); else the fused kernel gets the same queries and keys once
+    more, with values padded to their width, and never keeps an (N, N) tensor.
+    """
+    if weights is not None:
+        return (weights.to(stream.dtype) @ stream).transpose(1, 2)
+    padded = F.pad(stream, (0, query.shape[-1] - stream.shape[-1]))
+    mixed: torch.Tensor = call(query, key, padded, dropout=0.0)[0]
+    return mixed[..., : stream.shape[-1]]
+
+
+def _differentiable_mixtures(
+    call: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, stream: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, h, N, D/h) queries, keys and values, (B, h, N, d/h) stream -> (B, N, h, D/h) S V and (B, N, h, d/h) S a.
+
+    One call with the values [V ; a] gives both and has one backward pass. But wider values change the last bits of
+    `S V` for some numbers of tokens: its value is therefore that of the frozen call, without autograd state, and only
+    its gradient that of the wide one. A backward pass costs more than twice a forward one.
+    """
+    with torch.no_grad():
+        exact = call(query, key, value, dropout=0.0)[0]
+    width, used = value.shape[-1], value.shape[-1] + stream.shape[-1]
+    rest = -used % LANES
+    query, key = (F.pad(part, (0, used - width + rest)) for part in (query, key))
+    both = call(query, key, F.pad(torch.cat([value, stream], dim=-1), (0, rest)), dropout=0.0)[0]
+    mixed: torch.Tensor = _WithGradientOf.apply(exact, both[..., :width])
+    return mixed, both[..., width:used]
+
+
+class _WithGradientOf(torch.autograd.Function):
+    """Value of the first tensor, gradient of the second: the same quantity, rounded differently."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, differentiable: torch.Tensor) -> torch.Tensor:
+        """(...) and (...) -> (...)."""
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor]:
+        """(...) -> none, (...)."""
+        return None, gradients[0]
 
 
 def _push(deflect: Deflection, radiometry: torch.Tensor) -> torch.Tensor:
