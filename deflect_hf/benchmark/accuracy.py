@@ -31,7 +31,7 @@ from deflect_hf.benchmark.flags import flag_parser
 from deflect_hf.benchmark.resources import Monitor
 from deflect_hf.benchmark.results import RunFiles, read, store, write
 from deflect_hf.benchmark.rows import Row
-from deflect_hf.benchmark.summary import Design, as_markdown, summarise
+from deflect_hf.benchmark.summary import Design, as_markdown, score, summarise
 from deflect_hf.benchmark.trials import Trial, cross_validation, refuse_fixed_split
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.training.arguments import RunArguments
@@ -98,11 +98,21 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run_row(plan: Plan, row: Row) -> tuple[float, list[dict[str, Any]]]:
-    """The learning rate that is best on the validation images, and the results of all trials with it."""
-    tried = [[train(plan, row, lr, trial) for trial in plan.trials[: plan.tuning]] for lr in plan.learning_rates]
+    """The learning rate that is best on the validation images, and the results of all trials with it.
+
+    Raises:
+        ConfigError: the score to report does not exist.
+    """
+
+    def made(lr: float, trial: Trial) -> dict[str, Any]:
+        results = train(plan, row, lr, trial)
+        score(results.get("test", {}), plan.metric)  # refused now rather than after all the other runs
+        return results
+
+    tried = [[made(lr, trial) for trial in plan.trials[: plan.tuning]] for lr in plan.learning_rates]
     best = max(range(len(tried)), key=lambda k: statistics.fmean(validation_score(one) for one in tried[k]))
     lr = plan.learning_rates[best]
-    return lr, [*tried[best], *(train(plan, row, lr, trial) for trial in plan.trials[plan.tuning :])]
+    return lr, [*tried[best], *(made(lr, trial) for trial in plan.trials[plan.tuning :])]
 
 
 def read_plan(argv: Sequence[str]) -> Plan:

@@ -39,8 +39,10 @@ def score(test: dict[str, Any], metric: str) -> float:
     """The score that `metric` names, of what was found on the test images.
 
     Raises:
-        ConfigError: there is no such mean or class, or the class is not among these images.
+        ConfigError: there are no test images, no such mean or class, or the class is not among these images.
     """
+    if not test:
+        raise ConfigError("the data set has no test images to report on: give it a test split (dataset.test_fraction).")
     name, _, kind = metric.partition(":")
     if not kind:
         means = [key for key in ("accuracy", "miou", "f1_macro") if key in test]

@@ -75,6 +75,15 @@ def test_a_second_call_trains_nothing_and_another_configuration_is_refused(finis
         accuracy.main(command(finished, "--batch_size", "3"))
 
 
+def test_a_score_that_does_not_exist_is_told_after_the_first_run(finished, monkeypatch):
+    tried = []
+    train = accuracy.train
+    monkeypatch.setattr(accuracy, "train", lambda *words: tried.append(words) or train(*words))
+    with pytest.raises(ConfigError, match="no class 'ice'"):
+        accuracy.main(command(finished, "--report", "iou:ice"))
+    assert len(tried) == 1
+
+
 def test_one_seed_has_no_interval(finished, capsys):
     accuracy.main([*command(finished), "--seeds", "0"])
     summary = json.loads((finished / "summary.json").read_text())
@@ -156,6 +165,8 @@ def test_what_the_benchmark_sets_itself_is_refused(flag, tmp_path):
 def test_reported_score_must_exist():
     test = {"accuracy": 0.5, "miou": 0.25, "per_class": {"water": {"iou": 0.75, "recall": None}}}
     assert score(test, "iou:water") == 0.75
+    with pytest.raises(ConfigError, match="the data set has no test images to report on"):
+        score({}, "miou")
     with pytest.raises(ConfigError, match=r"no mean.*Did you mean 'miou'"):
         score(test, "miuo")
     with pytest.raises(ConfigError, match="no class 'ice'; there are 'water'"):
