@@ -95,7 +95,12 @@ class SlrOptions(EncoderOptions):
 
 @dataclass(frozen=True)
 class NormOptions(EncoderOptions):
-    """Norm tuning, by PEFT: the encoder's layer norms are trained. Source: Zhao et al., arXiv 2312.11420."""
+    """Norm tuning, by PEFT: the encoder's layer norms are trained. Source: Zhao et al., arXiv 2312.11420.
+
+    PEFT's LN tuning is not merged for good: after `merge_and_unload` the model computes the same, but its head, which
+    was trained in full, is still in PEFT's wrapper, and a model that is saved then is refused when it is loaded.
+    Store the adapter instead.
+    """
 
 
 @dataclass(frozen=True)
