@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 USER_ERROR = 2  # exit status
+LONGEST_REASON = 200  # characters
 
 
 class DeflectError(ValueError):
@@ -62,8 +63,13 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
     except DeflectError as error:
         if "--debug" in argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_told(error)}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
+
+
+def _told(error: DeflectError) -> str:
+    """The message alone: one that a data loader's worker raised arrives behind the traceback of that process."""
+    return str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -72,6 +78,12 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     folded = {option.casefold(): option for option in reversed(options)}
     matches = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
     return f" Did you mean {folded[matches[0]]!r}?" if matches else ""
+
+
+def brief(error: BaseException) -> str:
+    """What a library said, in one line of bounded length, for the end of a sentence of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON].rstrip()} ..."
 
 
 def listing(choices: Iterable[str]) -> str:

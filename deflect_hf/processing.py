@@ -252,11 +252,12 @@ def _interpolate(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _per_band(name: str, value: float | Sequence[float], bands: Sequence[str]) -> float | list[float]:
-    if isinstance(value, (int, float)):
-        return float(value)
-    if len(value) != len(bands):
-        raise ConfigError(f"{name} has {len(value)} values for {len(bands)} bands: give one number, or one per band.")
-    return [float(one) for one in value]
+    values = [float(one) for one in ([value] if isinstance(value, (int, float)) else value)]
+    if not isinstance(value, (int, float)) and len(values) != len(bands):
+        raise ConfigError(f"{name} has {len(values)} values for {len(bands)} bands: give one number, or one per band.")
+    if not all(map(math.isfinite, values)):
+        raise ConfigError(f"{name} must be finite, not {value!r}.")
+    return values[0] if isinstance(value, (int, float)) else values
 
 
 def _column(value: float | list[float]) -> np.ndarray:

@@ -42,6 +42,7 @@ Box = tuple[int, int, int, int]
 
 # GDAL would take 5 % of the machine's memory for decoded blocks.
 CACHE_BYTES = 24_000_000
+LARGEST_READ_BYTES = 2**32  # stored values of one read; reflectance and validity take several times as much
 STRIPS_CACHE_BYTES = 96_000_000  # where a block is as wide as the image, neighbouring windows share all of theirs
 
 
@@ -114,7 +115,7 @@ def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[
 def _reading(path: PathLike | OpenRaster, window: Box | None) -> Iterator[None]:
     try:
         yield
-    except RasterioError as error:
+    except (RasterioError, MemoryError) as error:
         where = "" if window is None else " in the window (row {}, column {}, {} x {})".format(*window)
         reason = error.__cause__ or error
         raise DataError(f"{path} is truncated or damaged{where} ({reason}): copy it again or remove it.") from error
@@ -123,6 +124,9 @@ def _reading(path: PathLike | OpenRaster, window: Box | None) -> Iterator[None]:
 def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
     if source.count == 0:
         raise DataError(f"{path} holds no bands: a raster needs at least one (is it a container of subdatasets?).")
+    unreal = [dtype for dtype in source.dtypes if "complex" in dtype]
+    if unreal:
+        raise DataError(f"{path} holds complex numbers ({unreal[0]}): store reflectance or classes as real numbers.")
     projected = source.crs is not None and source.crs.is_projected
     gsd_m = abs(source.transform.e) * source.crs.linear_units_factor[1] if projected else None
     return RasterInfo(
@@ -193,6 +197,7 @@ def read_raster(
             names = [band for band, position in zip(bands, found, strict=True) if position is not None]
         indexes = [position + 1 for position in positions]
         area = _window(info, window)
+        _refuse_huge(info, len(indexes), area, size)
         shrink = _shrinking(size, len(indexes), Resampling.average)
         values = source.read(indexes, window=area, **shrink)
         valid = _valid(values, [info.nodata[position] for position in positions], nodata)
@@ -210,6 +215,17 @@ def read_raster(
         offsets=tuple(info.offsets[position] for position in positions),
         info=info,
     )
+
+
+def _refuse_huge(info: RasterInfo, count: int, window: Window | None, size: tuple[int, int] | None) -> None:
+    """A damaged header can announce more pixels than there is memory for."""
+    height, width = size or ((info.height, info.width) if window is None else (window.height, window.width))
+    wanted = count * height * width * np.dtype(info.dtype).itemsize
+    if wanted > LARGEST_READ_BYTES:
+        raise DataError(
+            f"{info.path}: its header announces {height} x {width} pixels, {wanted / 2**30:,.0f} GiB: it "
+            "is damaged, copy it again; or it is a scene, cut it into images."
+        )
 
 
 def _shrinking(size: tuple[int, int] | None, count: int, resampling: Resampling) -> dict[str, Any]:
@@ -260,7 +276,9 @@ def read_mask(path: PathLike | OpenRaster, *, window: Box | None = None, size: t
                 f"{path} has {info.count} bands, but a mask has one: store class values, not colours "
                 f"(a palette PNG or a single-band GeoTIFF)."
             )
-        values = source.read(window=_window(info, window), **_shrinking(size, 1, Resampling.mode))
+        area = _window(info, window)
+        _refuse_huge(info, 1, area, size)
+        values = source.read(window=area, **_shrinking(size, 1, Resampling.mode))
         valid = _valid(values, info.nodata, ())
     if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values[valid], np.round(values[valid])):
         raise DataError(f"{path} holds fractional values: a mask stores one whole class value per pixel.")

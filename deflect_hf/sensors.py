@@ -8,6 +8,7 @@ ForestNet; the notebook that exported Brick Kiln (mliu356/kiln-scaling), whose o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -135,12 +136,14 @@ def get_sensor(sensor: str | Sensor | Mapping[str, Any]) -> Sensor:
     name = str(sensor.get("name", "user"))
     if ("bands" in sensor) == ("wavelengths_nm" in sensor):
         raise ConfigError(f"sensor {name!r}: give either 'bands' or 'wavelengths_nm'.")
-    if "bands" in sensor:
-        bands = tuple(_user_band(entry) for entry in sensor["bands"])
+    key = "bands" if "bands" in sensor else "wavelengths_nm"
+    entries = sensor[key]
+    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
+        raise ConfigError(f"sensor {name!r}: {key} must be a list with one entry per band, not {entries!r:.80}.")
+    if key == "bands":
+        bands = tuple(_user_band(entry) for entry in entries)
     else:
-        bands = _hyperspectral_bands(
-            [_number(value, f"sensor {name!r}: wavelength") for value in sensor["wavelengths_nm"]]
-        )
+        bands = _hyperspectral_bands([_wavelength(value, f"sensor {name!r}: wavelength") for value in entries])
     nodata = sensor.get("nodata", ())
     unit: Unit = sensor.get("unit", "reflectance")
     return Sensor(
@@ -164,6 +167,13 @@ def _number(value: Any, what: str) -> float:
         raise ConfigError(f"{what} must be a number, not {value!r}.") from None
 
 
+def _wavelength(value: Any, what: str) -> float:
+    number = _number(value, what)
+    if not 0 < number < math.inf:
+        raise ConfigError(f"{what} must be a number of nanometres above 0, not {value!r}.")
+    return number
+
+
 def _refuse_unknown_keys(mapping: Mapping[str, Any], known: Sequence[str], what: str) -> None:
     for key in mapping:
         if key not in known:
@@ -176,6 +186,8 @@ _COMMON = tuple(standard_band(code) for code in BAND_CODES)
 def _user_band(entry: str | Mapping[str, Any]) -> Band:
     if isinstance(entry, str):
         entry = {"code": entry}
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"a band must be a code, or a mapping of {listing(_BAND_KEYS)}, not {entry!r:.80}.")
     _refuse_unknown_keys(entry, _BAND_KEYS, "band")
     written = str(entry.get("code", ""))
     code = next((band.code for band in _COMMON if fold(written) in map(fold, (band.code, *band.aliases))), written)

@@ -91,7 +91,7 @@ def test_hyperspectral_bands_by_wavelength():
         ({"bands": ["R"], "scale": "big"}, ConfigError, "scale must be a number, not 'big'"),
         ({"bands": ["R"], "scale": 0}, ConfigError, r"scale 0.0 is not positive"),
         ({"bands": ["R"], "unit": "dn"}, ConfigError, "unit 'dn' is not one of 'reflectance', '8bit'"),
-        ({"bands": []}, ConfigError, "has no bands"),
+        ({"bands": []}, ConfigError, "bands must be a list with one entry per band"),
         ({"name": "x"}, ConfigError, "give either 'bands' or 'wavelengths_nm'"),
         ({"bands": ["R", "red"]}, BandError, "sensor 'user': band 'R' is given twice"),
         ({"bands": [{"code": "a b"}]}, ConfigError, "must be letters, digits and underscores"),

@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
+from deflect_hf.data.readers import READERS, USED_BY, refuse_unused
 from deflect_hf.errors import ConfigError, listing, nearest
 
-SEGMENTATION_SETS = ("mados", "hlsburnscars", "sen1floods11")
-GEOBENCH_SETS = ("m-so2sat", "m-brick-kiln", "m-forestnet", "m-eurosat")
-CLASSIFICATION_SETS = (*GEOBENCH_SETS, "eurosat")
-PUBLIC_SETS = (*SEGMENTATION_SETS, *CLASSIFICATION_SETS)
-READERS = ("folder", "synthetic", *PUBLIC_SETS)
 TASKS = ("classification", "segmentation")
 BAND_ORDERS = ("true", "nominal")
 ENCODER_SIZE = "encoder"
+MAX_SIDE = 16_384  # pixels of an image that is resized or cropped to
+MAX_SCENES = 10_000_000
+MAX_SEED = 2**32 - 1
 RESAMPLINGS = ("nearest", "bilinear")
-
-_OWN = ("folder", "synthetic")
-_SPLIT_FILES = ("folder", "mados", "sen1floods11")
-# the readers that look at a key; every reader looks at the others
-USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "root": ("folder", *PUBLIC_SETS),
-        "download": PUBLIC_SETS,
-        "task": _OWN,
-        "sensor": ("folder",),
-        "source_bands": ("folder",),
-        "band_order": ("m-brick-kiln", "m-eurosat"),
-        "partition": GEOBENCH_SETS,
-        "scale": ("folder", *PUBLIC_SETS),
-        "offset": ("folder", *PUBLIC_SETS),
-        "nodata": ("folder", *PUBLIC_SETS),
-        "qa_band": ("folder",),
-        "qa_values": ("folder",),
-        "resampling": ("mados",),
-        "gsd_m": ("folder",),
-        "classes": ("folder",),
-        "class_values": ("folder",),
-        "ignore_values": ("folder",),
-        "ignore_index": (*_OWN, *SEGMENTATION_SETS),
-        "train_split": _SPLIT_FILES,
-        "val_split": _SPLIT_FILES,
-        "test_split": _SPLIT_FILES,
-        "val_fraction": _OWN,
-        "test_fraction": _OWN,
-        "num_folds": _OWN,
-        "fold": _OWN,
-        "num_samples": ("synthetic",),
-        "noise": ("synthetic",),
-    }
-)
-
-
-def keys_of_reader(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Those of the ``DatasetArguments`` in ``values`` that the reader ``name`` looks at."""
-    return {key: value for key, value in values.items() if name in USED_BY.get(key, READERS)}
 
 
 def _help(text: str) -> dict[str, str]:
@@ -66,8 +23,10 @@ def _help(text: str) -> dict[str, str]:
 
 
 def _check_size(key: str, size: list[int] | str | None) -> None:
-    if size not in (None, ENCODER_SIZE) and (isinstance(size, str) or len(size or ()) != 2 or min(size or ()) < 1):
-        raise ConfigError(f"{key}={size}: give [height, width] in pixels.")
+    if size in (None, ENCODER_SIZE):
+        return
+    if isinstance(size, str) or len(size or ()) != 2 or not all(1 <= side <= MAX_SIDE for side in size or ()):
+        raise ConfigError(f"{key}={size}: give [height, width] in pixels, up to {MAX_SIDE} each.")
 
 
 def _in_numbers(key: str, size: list[int] | str | None) -> list[int] | None:
@@ -202,7 +161,7 @@ class DatasetArguments:
             )
         if isinstance(self.band_order, bool):  # what YAML makes of an unquoted true
             self.band_order = str(self.band_order).lower()
-        self._refuse_unused()
+        refuse_unused(self)
         for key, choices in (("task", TASKS), ("band_order", BAND_ORDERS), ("resampling", RESAMPLINGS)):
             value = getattr(self, key)
             if value is not None and value not in choices:
@@ -223,18 +182,38 @@ class DatasetArguments:
             raise ConfigError(
                 f"fold={self.fold}, num_folds={self.num_folds}: at least 2 folds are needed, and 0 <= fold < num_folds."
             )
+        self._check_classes()
+        for key in ("bands", "source_bands"):
+            if getattr(self, key) is not None and not getattr(self, key):
+                raise ConfigError(f"{key} is empty: name the bands, or leave it out.")
+        if (self.qa_band is None) != (not self.qa_values):
+            raise ConfigError("qa_band and qa_values go together: the band, and its values that are no measurement.")
+        for key in ("scale", "offset", "gsd_m"):
+            if not math.isfinite(getattr(self, key) or 0.0):
+                raise ConfigError(f"{key}={getattr(self, key)}: it must be finite.")
+        if self.gsd_m is not None and self.gsd_m <= 0:
+            raise ConfigError(f"gsd_m={self.gsd_m}: a pixel has a size above 0 metres.")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed={self.seed}: it must be at least 0 and at most {MAX_SEED}.")
+        if not 1 <= self.num_samples <= MAX_SCENES or not 0 <= self.noise < math.inf:
+            raise ConfigError(f"num_samples must be from 1 to {MAX_SCENES}, and noise at least 0.")
+        _check_size("image_size", self.image_size)
+
+    def _check_classes(self) -> None:
+        if self.classes is not None and len(self.classes) < 2:
+            raise ConfigError(f"classes={self.classes}: there must be two at least, or there is nothing to tell apart.")
+        for key in ("classes", "class_values"):
+            named = getattr(self, key) or []
+            repeated = [value for value in named if named.count(value) > 1]
+            if repeated:
+                raise ConfigError(f"{key}: {repeated[0]!r} is given twice, but each class has its own.")
         if self.class_values is not None and len(self.class_values) != len(self.classes or self.class_values):
             raise ConfigError("class_values and classes must be of the same length: one stored value per class.")
         overlap = sorted(set(self.ignore_values) & set(self.class_values or ()))
         if overlap:
             raise ConfigError(f"Mask value(s) {overlap} are in both class_values and ignore_values: keep one of them.")
-        if (self.qa_band is None) != (not self.qa_values):
-            raise ConfigError("qa_band and qa_values go together: the band, and its values that are no measurement.")
         if self.ignore_index >= 0:
             raise ConfigError(f"ignore_index={self.ignore_index}: it must be negative, unlike any class id.")
-        if self.num_samples < 1 or self.noise < 0:
-            raise ConfigError("num_samples must be at least 1 and noise at least 0.")
-        _check_size("image_size", self.image_size)
 
     @property
     def size(self) -> list[int] | None:
@@ -244,19 +223,6 @@ class DatasetArguments:
             ConfigError: it is 'encoder', which only a run with an encoder can tell.
         """
         return _in_numbers("image_size", self.image_size)
-
-    def _refuse_unused(self) -> None:
-        """Refuse a key that was set and that the chosen reader would not look at."""
-        for one in dataclasses.fields(self):
-            readers = USED_BY.get(one.name, READERS)
-            default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-            if self.name not in readers and getattr(self, one.name) != default:
-                own = [repr(reader) for reader in readers if reader not in PUBLIC_SETS]
-                everyone = set(PUBLIC_SETS) <= set(readers)
-                who = " and ".join([*own, "the public data sets"]) if everyone else listing(readers)
-                raise ConfigError(
-                    f"`{one.name}` does nothing for the data set {self.name!r}: remove it. It is for {who}."
-                )
 
 
 @dataclass

@@ -109,6 +109,8 @@ def load_folder(
     labels = _labels(args, task, bases)
     rows = {split: _rows(base, labels) for split, base in bases.items()}
     splits = _splits(rows, root, args)
+    if len(labels.classes) < 2:
+        raise DataError(f"{root} has one class folder, {labels.classes[0]!r}: there is nothing to tell it apart from.")
     info = raster_info(next(iter(splits.values()))[0]["image"])
     reader, processor = settle_reader(args, info, processor)
     gsd_m = processor.effective_gsd_m(info.height)

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from deflect_hf.errors import user_errors
 from deflect_hf.training.cli import show_log
-from deflect_hf.training.compose import Parser, yaml_value
+from deflect_hf.training.compose import Parser
+from deflect_hf.training.yaml_text import yaml_value
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -48,9 +48,8 @@ def peft_config_class(method: str) -> type[PeftConfig]:
         raise ConfigError(f"finetune={method!r} cannot adapt a vision transformer: {refused[name]}.")
     if name not in classes:
         usable = sorted(classes.keys() - refused.keys())
-        raise ConfigError(
-            f"finetune={method!r}: PEFT has no configuration {name!r}.{nearest(name, usable)} It has {listing(usable)}."
-        )
+        near = nearest(name, usable) or f" It has {listing(usable)}."
+        raise ConfigError(f"finetune={method!r}: PEFT has no configuration {name!r}.{near}")
     return classes[name]
 
 

@@ -6,6 +6,7 @@ Importing this file needs neither torch nor PEFT.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -21,6 +22,12 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     """Refuse a value that is none of the choices (ConfigError)."""
     if value not in choices:
         raise ConfigError(f"method.{name}={value!r} is unknown; choose from {listing(choices)}.")
+
+
+def above_zero(name: str, value: float) -> None:
+    """Refuse a size or factor of 0, below, or without end (ConfigError)."""
+    if not 0 < value < math.inf:
+        raise ConfigError(f"method.{name}={value!r} must be a number above 0.")
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,10 @@ class LoraOptions(EncoderOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        above_zero("rank", self.rank)
+        above_zero("alpha", self.alpha)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"method.dropout={self.dropout!r} must be at least 0 and below 1.")
         one_of("target", self.target, get_args(Target))
 
 
@@ -90,6 +101,7 @@ class SlrOptions(EncoderOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        above_zero("rank", self.rank)
         one_of("target", self.target, get_args(Target))
 
 

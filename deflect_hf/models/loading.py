@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from deflect_hf.errors import ArchitectureError, CheckpointError
+from deflect_hf.errors import ArchitectureError, CheckpointError, DeflectError, brief
 from deflect_hf.models.geovit.sources import conversion_hint
 
 
@@ -40,9 +40,11 @@ def refuse_new_weights(missing: Collection[str], source: str) -> None:
 def _readable(source: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
+    except DeflectError:
+        raise
+    except Exception as error:  # transformers raises whatever it stumbles on in a broken file
         raise CheckpointError(
-            f"The encoder {str(source)!r} cannot be loaded: {error} Give a folder with config.json and "
+            f"The encoder {str(source)!r} cannot be loaded: {brief(error)} Give a folder with config.json and "
             f"model.safetensors, or the name of a model on the Hub.{conversion_hint(source)}"
         ) from error
 

@@ -17,6 +17,11 @@ from deflect_hf.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# far above what anybody uses: a slip of the keyboard must not fill the memory
+Batch = Annotated[int, Field(ge=1, le=2**16)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Workers = Annotated[int, Field(ge=0, le=1024)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 TRACKERS = get_args(Tracker)
 
@@ -42,7 +47,7 @@ class EncoderArguments:
         default=None,
         metadata={"help": "instead of name_or_path: model_type and config fields of a randomly initialised encoder"},
     )
-    random_seed: NonNegativeInt = field(default=0, metadata={"help": "seed of the random encoder's weights"})
+    random_seed: Seed = field(default=0, metadata={"help": "seed of the random encoder's weights"})
     base_bands: list[str] = field(
         default_factory=lambda: ["R", "G", "B"],
         metadata={"help": "bands the encoder was pretrained on, in its channel order"},
@@ -150,7 +155,7 @@ class SegmentorArguments:
     output_layers: list[int] | None = field(
         default=None, metadata={"help": "blocks the head reads; null: the last one, four for upernet"}
     )
-    channels: PositiveInt | None = field(default=None, metadata={"help": "hidden width; null: 256, 512 for upernet"})
+    channels: Width | None = field(default=None, metadata={"help": "hidden width; null: 256, 512 for upernet"})
     dropout: Probability | None = field(
         default=None, metadata={"help": "before the classifier; null: 0, 0.1 for upernet"}
     )
@@ -186,10 +191,10 @@ class RunArguments:
     resume_from: str | None = field(
         default=None, metadata={"help": "'last', or a checkpoint folder: continue exactly where it stopped"}
     )
-    seed: NonNegativeInt = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
-    num_workers: NonNegativeInt = field(default=4, metadata={"help": "data loader processes, per process"})
-    batch_size: PositiveInt = field(default=8, metadata={"help": "images per step and process"})
-    accumulate: PositiveInt = field(default=1, metadata={"help": "batches whose gradients are added before a step"})
+    seed: Seed = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
+    num_workers: Workers = field(default=4, metadata={"help": "data loader processes, per process"})
+    batch_size: Batch = field(default=8, metadata={"help": "images per step and process"})
+    accumulate: Batch = field(default=1, metadata={"help": "batches whose gradients are added before a step"})
     epochs: PositiveInt = field(default=80, metadata={"help": "passes over the training split"})
     fp16: bool = field(default=False, metadata={"help": "mixed precision in float16"})
     bf16: bool = field(default=False, metadata={"help": "mixed precision in bfloat16"})
@@ -250,10 +255,8 @@ class EvaluateArguments:
     encoder: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the base encoder; null: as in training"}
     )
-    batch_size: PositiveInt | None = field(default=None, metadata={"help": "images per batch; null: as in training"})
-    num_workers: NonNegativeInt | None = field(
-        default=None, metadata={"help": "data loader processes; null: as in training"}
-    )
+    batch_size: Batch | None = field(default=None, metadata={"help": "images per batch; null: as in training"})
+    num_workers: Workers | None = field(default=None, metadata={"help": "data loader processes; null: as in training"})
     metrics: Literal["present", "pangaea"] | None = field(
         default=None, metadata={"help": "means over which classes; null: as in training"}
     )

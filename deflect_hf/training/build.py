@@ -100,7 +100,15 @@ def base_statistics(
     stored = stored_normalisation(arguments)
     if stored is not None:
         return stored
-    return fitted_statistics(config, train, accelerator, resolve_bands(arguments.base_bands))
+    bands = resolve_bands(arguments.base_bands)
+    mean, std = fitted_statistics(config, train, accelerator, bands)
+    flat = [band for band, deviation in zip(bands, std, strict=True) if not deviation > 0]
+    if flat:
+        raise DataError(
+            f"{config.dataset.root or config.dataset.name}: the base band(s) {listing(flat)} have one value in all of "
+            "the training images: the files are broken, or give encoder.mean and encoder.std"
+        )
+    return mean, std
 
 
 def extra_statistics(
@@ -127,12 +135,22 @@ def extra_statistics(
 def fitted_statistics(
     config: RunArguments, train: ImageDataset, accelerator: Accelerator, bands: Sequence[str]
 ) -> tuple[list[float], list[float]]:
-    """Mean and deviation of some bands over all measured pixels of the training split."""
+    """Mean and deviation of some bands over all measured pixels of the training split.
+
+    Raises:
+        DataError: nothing was measured in one of them.
+    """
     positions = select_bands(train.bands, bands)
     moments = RunningMoments(len(positions))
     for batch in plain_loader(config, train, accelerator):
         moments.update(batch["pixel_values"][:, positions].movedim(1, -1))
     moments.reduce(accelerator)
+    empty = [band for band, count in zip(bands, moments.count.tolist(), strict=True) if not count]
+    if empty:
+        raise DataError(
+            f"{config.dataset.root or config.dataset.name}: no training image has a valid pixel in the band(s) "
+            f"{listing(empty)}: correct the nodata values, or leave the bands out"
+        )
     return moments.mean.tolist(), moments.std.tolist()
 
 
@@ -201,7 +219,11 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
     train.processor.trained_size = list(train.reader.read(train.table[0]).values.shape[-2:])
     options = head_options(config, train.task)
     encoder = build_encoder(config, work_dir, accelerator)
-    channels = encoder.config.num_channels
+    channels = getattr(encoder.config, "num_channels", None)
+    if channels is None:
+        raise ArchitectureError(
+            f"a {encoder.config.model_type!r} takes no images: give a vision transformer as the encoder"
+        )
     if channels != len(config.encoder.base_bands):
         raise ArchitectureError(
             f"the encoder takes {channels} channels, but encoder.base_bands names {len(config.encoder.base_bands)}: "

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from deflect_hf.data.arguments import CLASSIFICATION_SETS, SEGMENTATION_SETS
+from deflect_hf.data.readers import CLASSIFICATION_SETS, SEGMENTATION_SETS
 from deflect_hf.errors import ConfigError
 from deflect_hf.training.arguments import RunArguments
 

@@ -20,9 +20,10 @@ import yaml
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.training.official import ALIASES, refuse_official_key
 from deflect_hf.training.schema import check_types, leaves, parse_text
+from deflect_hf.training.yaml_text import TYPED, read_yaml, yaml_value
 
 GROUPS = ("encoder", "dataset", "segmentor", "augmentation")
-TYPED = "the command line"
+MOST_LISTED = 12  # keys in a message; --help has them all
 
 Config = TypeVar("Config")
 
@@ -35,48 +36,12 @@ class Composed:
     origins: dict[str, str]
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML whose duplicate keys are errors: plain PyYAML silently keeps the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping node as a dict, unless a key repeats."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are :class:`ConfigError`, like all the others of the configuration."""
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
         raise ConfigError(f"{TYPED}: {message}")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, holds a key twice, or is not a mapping.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
-    except FileNotFoundError:
-        known = sorted(file.name for file in path.parent.glob("*.yaml"))
-        raise ConfigError(f"{path}: no such file. In that folder: {listing(known)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
-    return content
 
 
 def flatten(values: Mapping[str, Any], schema: type, origin: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -94,15 +59,14 @@ def flatten(values: Mapping[str, Any], schema: type, origin: str, prefix: str = 
             yield dotted, value
         elif any(name.startswith(f"{dotted}.") for name in known):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{origin}: {dotted!r} holds several keys, not the single value {value!r}")
+                raise ConfigError(f"{origin}: {dotted!r} holds several keys, not the single value {value!r:.80}")
             yield from flatten(value, schema, origin, prefix=f"{dotted}.")
         else:
             refuse_official_key(dotted, origin)
             depth = dotted.count(".") + 1
             siblings = dict.fromkeys(".".join(name.split(".")[:depth]) for name in known if name.startswith(prefix))
-            raise ConfigError(
-                f"{origin}: unknown key {dotted!r}.{nearest(dotted, siblings)} Valid keys: {listing(sorted(siblings))}"
-            )
+            valid = f" Valid keys: {listing(sorted(siblings))}" if len(siblings) <= MOST_LISTED else " All: --help"
+            raise ConfigError(f"{origin}: unknown key {dotted!r}.{nearest(dotted, siblings)}{valid}")
 
 
 def groups_of(schema: type) -> list[str]:
@@ -171,14 +135,6 @@ def typed_flags(arguments: Mapping[str, Any], rest: Sequence[str], schema: type)
         yield key, yaml_value(collected[0], flag) if len(collected) == 1 else [yaml_value(t, flag) for t in collected]
 
 
-def yaml_value(text: str, flag: str) -> Any:
-    """What a YAML file would read from this text: numbers, lists, null, text."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{TYPED}: {flag}: cannot read {text!r}: {error}") from error
-
-
 def compose(schema: type, typed: Mapping[str, Any], rest: Sequence[str]) -> Composed:
     """Merge run file, group files and flags; a later layer replaces single keys of the earlier ones.
 
@@ -194,8 +150,10 @@ def compose(schema: type, typed: Mapping[str, Any], rest: Sequence[str]) -> Comp
         run = read_yaml(run_file)
     for group in groups_of(schema):
         named, typed_file = run.pop(f"{group}_config", None), paths[f"{group}_config"]
+        if named is not None and not isinstance(named, str):
+            raise ConfigError(f"{run_file}: '{group}_config' must be the name of a file, not {named!r:.80}")
         if named is not None and typed_file is None:
-            layers += read_group(group, run_file.parent / str(named), schema)
+            layers += read_group(group, run_file.parent / named, schema)
     layers += [(key, value, str(run_file)) for key, value in flatten(run, schema, str(run_file))]
     for group in groups_of(schema):
         if paths[f"{group}_config"] is not None:

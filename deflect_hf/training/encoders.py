@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from deflect_hf.bands import resolve_bands, select_bands
 from deflect_hf.data.arguments import ENCODER_SIZE
-from deflect_hf.errors import ConfigError, nearest
+from deflect_hf.errors import ConfigError, brief, nearest
 from deflect_hf.models import load_encoder
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.loading import load_encoder_config
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 NORMALISATION = "normalisation.json"
+# of a random encoder; the largest published vision transformer has 48 blocks of width 6144
+MOST_BLOCKS = 512
+LARGEST_SIZE = 65_536
 
 
 def random_config(arguments: EncoderArguments) -> PreTrainedConfig:
@@ -34,18 +40,36 @@ def random_config(arguments: EncoderArguments) -> PreTrainedConfig:
 
     fields = dict(arguments.random or {})
     kind = fields.pop("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         near = nearest(str(kind), CONFIG_MAPPING.keys())
         raise ConfigError(f"encoder.random.model_type: transformers knows no {kind!r}.{near} For instance 'vit'")
     known = CONFIG_MAPPING[kind]().to_dict()
     for name in fields:
         if name not in known:
             raise ConfigError(f"encoder.random: a {kind!r} has no field {name!r}.{nearest(name, known)}")
-    try:
+        if type(known[name]) is int and known[name] > 0:
+            _refuse_size(name, fields[name])
+    with _buildable(kind):
         config: PreTrainedConfig = CONFIG_MAPPING[kind](**fields)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"encoder.random: transformers cannot build this {kind!r}: {error}") from error
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if image and patch and min(a // b for a, b in zip(as_pair(image), as_pair(patch), strict=True)) < 1:
+        raise ConfigError(f"encoder.random: no patch of {patch} pixels fits into an image of {image}")
     return config
+
+
+def _refuse_size(name: str, value: Any) -> None:
+    limit = MOST_BLOCKS if name == "num_hidden_layers" else LARGEST_SIZE
+    if not all(type(side) is int and 1 <= side <= limit for side in (value if isinstance(value, list) else [value])):
+        raise ConfigError(f"encoder.random.{name} must be a whole number from 1 to {limit}, not {value!r:.80}")
+
+
+@contextmanager
+def _buildable(kind: str) -> Iterator[None]:
+    """Whatever transformers raises for fields that do not go together becomes a ConfigError."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"encoder.random: transformers cannot build this {kind!r}: {brief(error)}") from error
 
 
 def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
@@ -59,12 +83,8 @@ def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
     config = random_config(arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.random_seed)
-        try:
+        with _buildable(config.model_type):
             model: PreTrainedModel = AutoModel.from_config(config)
-        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            raise ConfigError(
-                f"encoder.random: transformers cannot build this {config.model_type!r}: {error}"
-            ) from error
     if hasattr(model, "pooler"):
         model.pooler = None  # no head reads it
     return model
@@ -154,6 +174,8 @@ def stored_normalisation(arguments: EncoderArguments) -> tuple[list[float], list
         stored = json.loads(path.read_text(encoding="utf-8"))
         positions = select_bands(stored["bands"], resolve_bands(arguments.base_bands))
         mean, std = ([float(stored[name][k]) for k in positions] for name in ("mean", "std"))
+        if not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
+            raise ValueError(f"mean {mean} must be finite and std {std} above 0")
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; give encoder.mean and encoder.std") from error
+        raise ConfigError(f"{path}: cannot be read: {brief(error)}; give encoder.mean and encoder.std") from error
     return mean, std

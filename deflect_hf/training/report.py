@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
-from deflect_hf.data.arguments import keys_of_reader
+from deflect_hf.data.readers import keys_of_reader
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.figures import confusion_figure, prediction_panel
 from deflect_hf.methods import task_model

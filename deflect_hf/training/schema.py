@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from deflect_hf.errors import ConfigError, DeflectError, nearest
+from deflect_hf.training.yaml_text import yaml_value
 
 Config = TypeVar("Config")
 
@@ -121,15 +124,12 @@ def parse_text(text: str | list[str], leaf: Leaf) -> Any:
     if isinstance(text, list):
         if len(text) == 1 and (text[0].startswith(("[", "{")) or text[0] == "null" or leaf.is_text):
             return parse_text(text[0], leaf)
-        return list(text) if leaf.is_list_of_text else [yaml.safe_load(word) for word in text]
+        return list(text) if leaf.is_list_of_text else [yaml_value(word, f"--{leaf.key}") for word in text]
     if text == "null" and type(None) in leaf.members:
         return None
     if leaf.is_text and not text.startswith(("[", "{")):
         return [text] if leaf.is_list and text not in leaf.choices and str not in leaf.members else text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the command line: --{leaf.key}: cannot read {text!r}: {error}") from error
+    return yaml_value(text, f"--{leaf.key}")
 
 
 def check_types(schema: type[Config], values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
@@ -138,10 +138,41 @@ def check_types(schema: type[Config], values: Mapping[str, Any], origins: Mappin
     Raises:
         ConfigError: for the first value that does not fit.
     """
+    known = {leaf.key: leaf for leaf in leaves(schema)}
+    for leaf in known.values():
+        _refuse_truth_values(leaf, _at(values, leaf.key), origins)
     try:
-        return TypeAdapter(schema).validate_python(_with_groups(schema, values))
+        config = TypeAdapter(schema).validate_python(_with_groups(schema, values))
     except ValidationError as error:
-        raise ConfigError(_in_words(error, schema, origins)) from error
+        raise ConfigError(_in_words(error, known, origins)) from error
+    for leaf in known.values():
+        _refuse_infinite(leaf, _at(config, leaf.key), origins)
+    return config
+
+
+def _at(owner: Any, key: str) -> Any:
+    """The value of a dotted key in nested mappings or dataclasses, None where it is not set."""
+    for name in key.split("."):
+        owner = owner.get(name) if isinstance(owner, Mapping) else getattr(owner, name, None)
+    return owner
+
+
+def _refuse_truth_values(leaf: Leaf, value: Any, origins: Mapping[str, str]) -> None:
+    """Pydantic takes true for 1, and YAML reads an unquoted yes, no, on or off as true or false."""
+    if bool in leaf.members or leaf.is_mapping or leaf.members == (Any,):
+        return
+    if any(isinstance(item, bool) for item in (value if isinstance(value, list | tuple) else [value])):
+        fix = ': write words such as "no" in quotes' if leaf.is_list_of_text or leaf.is_text else ""
+        raise ConfigError(f"{_origin(leaf.key, origins)}: {leaf.key!r} holds true or false, which it cannot be{fix}")
+
+
+def _refuse_infinite(leaf: Leaf, value: Any, origins: Mapping[str, str]) -> None:
+    """Numbers that are none: NaN marks nodata, and does harm anywhere else."""
+    if leaf.key.rpartition(".")[2] == "nodata":
+        return
+    numbers = [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, float)]
+    if not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"{_origin(leaf.key, origins)}: {leaf.key!r} must be finite, not {value!r:.80}")
 
 
 def _with_groups(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,32 +187,48 @@ def _with_groups(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **nested}
 
 
-def _in_words(error: ValidationError, schema: type, origins: Mapping[str, str]) -> str:
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    """The file that set a key or a part of it."""
+    return next((origins[name] for name in origins if name == key or name.startswith(f"{key}.")), "the defaults")
+
+
+def _in_words(error: ValidationError, known: Mapping[str, Leaf], origins: Mapping[str, str]) -> str:
     """``FILE: 'key' must be a whole number, not 'many'``, for the key that pydantic's location leads to."""
-    known = {leaf.key: leaf for leaf in leaves(schema)}
     problems = error.errors()
     path = [str(part) for part in problems[0]["loc"]]
     depth = next((n for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), 0)
     if depth == 0:
         cause = problems[0].get("ctx", {}).get("error")
-        return str(cause) if isinstance(cause, DeflectError) else f"{'.'.join(path)}: {problems[0]['msg']}"
+        told = str(cause) if isinstance(cause, DeflectError) else f"{'.'.join(path)}: {problems[0]['msg']}"
+        return _of_group(".".join(path), told, origins)
     key = ".".join(path[:depth])
-    if problems[0]["type"] == "missing":
+    if problems[0]["type"] == "missing" and len(path) == depth:
         return f"{key!r} is missing: {known[key].help.removesuffix(' (needed)')}"
     same = [problem for problem in problems if ".".join(map(str, problem["loc"][:depth])) == key]
     expected = " or ".join(dict.fromkeys(_expected(problem) for problem in same))
-    position = next((f"[{part}]" for part in path[depth:] if part.isdigit()), "")
-    origin = next((origins[name] for name in origins if name == key or name.startswith(f"{key}.")), "the defaults")
+    item = next((f"[{part}]" for part in path[depth:] if part.isdigit()), "")
+    position = item if problems[0]["type"] != "missing" else ""  # an item that is missing is told of the whole list
     value = same[-1]["input"]
     near = nearest(value, known[key].choices) if isinstance(value, str) else ""
-    return f"{origin}: {key + position!r} must be {expected}, not {value!r}.{near}".removesuffix(".")
+    return f"{_origin(key, origins)}: {key + position!r} must be {expected}, not {value!r:.80}.{near}".removesuffix(".")
+
+
+def _of_group(group: str, told: str, origins: Mapping[str, str]) -> str:
+    """A complaint about keys of a group together, with the files that set those it names, else any of the group."""
+    own = {key: origin for key, origin in origins.items() if not group or key.startswith(f"{group}.")}
+    named = [origin for key, origin in own.items() if re.search(rf"\b{key.rpartition('.')[2]}\b", told)]
+    files = list(dict.fromkeys(named or own.values()))
+    subject = f"{group}: {told}" if group not in told else told
+    return f"{', '.join(files)}: {subject}" if files else told
 
 
 def _expected(problem: Any) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind in COMPARISONS:
         limit = next(iter(context.values()))
-        return f"{COMPARISONS[kind]} {limit:g}"
+        return f"{COMPARISONS[kind]} {limit if isinstance(limit, int) else format(limit, 'g')}"
+    if kind == "missing":
+        return "longer"
     if kind == "literal_error":
         return "one of " + context["expected"]
     if kind == "value_error":

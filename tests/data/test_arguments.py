@@ -8,7 +8,8 @@ import importlib
 import pytest
 
 from deflect_hf.data import base
-from deflect_hf.data.arguments import PUBLIC_SETS, READERS, USED_BY, DatasetArguments, keys_of_reader
+from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.data.readers import PUBLIC_SETS, READERS, USED_BY, keys_of_reader
 from deflect_hf.errors import ConfigError
 
 OTHER_THAN_DEFAULT = {

@@ -128,7 +128,7 @@ def test_a_check_stops_before_the_configuration_is_printed(capsys: pytest.Captur
 
 def test_unknown_keys_are_refused_with_the_nearest(write) -> None:
     run = write("run.yaml", "epoch: 3\n")
-    assert refused("--config", run).startswith(f"{run}: unknown key 'epoch'. Did you mean 'epochs'? Valid keys: ")
+    assert refused("--config", run) == f"{run}: unknown key 'epoch'. Did you mean 'epochs'? All: --help"
     group = write("group.yaml", "optimizer:\n  learning_rate: 3\n  lrr: 1\n")
     message = refused("--segmentor_config", group)
     assert message == (
@@ -162,8 +162,8 @@ def test_unknown_keys_are_refused_with_the_nearest(write) -> None:
         ),
         (("--encoder.gsd", "0"), "the command line: 'encoder.gsd' must be greater than 0 or one of 'data', not '0'"),
         (("--encoder.mean", "0.1", "x", "0.2"), "the command line: 'encoder.mean[1]' must be a number, not 'x'"),
-        (("--encoder.mean", "0.1"), "encoder: give both 'mean' and 'std', or neither to have them fitted"),
-        (("--fp16", "--bf16"), "fp16 and bf16 exclude each other: give one of them"),
+        (("--encoder.mean", "0.1", "--encoder.std", "null"), "the command line: encoder: give both 'mean' and 'std'"),
+        (("--fp16", "--bf16"), "the command line: fp16 and bf16 exclude each other: give one of them"),
         (("--encoder.random.hidden_size",), "the command line: --encoder.random.hidden_size needs a value"),
         (("--epochs",), "the command line: argument --epochs: expected one argument"),
         (("--dataset.fold", "[1"), "the command line: --dataset.fold: cannot read '[1'"),
@@ -185,6 +185,15 @@ def test_wrong_values_in_files_name_the_file(write) -> None:
     broken = write("broken.yaml", "epochs: [1\n")
     assert refused("--config", broken).startswith(f"{broken}: not valid YAML")
     missing = str(Path(broken).with_name("nothing.yaml"))
+    flags = write("flags.yaml", "noise: 0.1\n")
+    named = write("named.yaml", "name: folder\nroot: x\n")
+    encoder = ("--encoder.name_or_path", "x")
+    folder = ("--dataset.name", "folder", "--dataset.root", "x")
+    assert refused(*encoder, "--dataset_config", flags, *folder).startswith(
+        f"{flags}: dataset: `noise` does nothing for the data set 'folder'"
+    )
+    message = refused(*encoder, "--dataset_config", named, "--dataset.noise", "0.1")
+    assert message.startswith("the command line: dataset: `noise`")
     assert refused("--config", missing).startswith(f"{missing}: no such file. In that folder: 'broken.yaml'")
 
 

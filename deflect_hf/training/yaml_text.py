@@ -1,0 +1,93 @@
+"""YAML from a file or a flag: strict, bounded, and with complaints in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deflect_hf.errors import ConfigError, listing
+
+TYPED = "the command line"
+MAX_DEPTH = 32
+MAX_VALUES = 100_000
+BROKEN = (yaml.YAMLError, TypeError, ValueError, RecursionError)
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML whose duplicate keys are errors: plain PyYAML silently keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping node as a dict, unless a key repeats."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, holds a key twice, or is not a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+    except FileNotFoundError:
+        known = sorted(file.name for file in path.parent.glob("*.yaml"))
+        raise ConfigError(f"{path}: no such file. In that folder: {listing(known)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text in UTF-8 (byte {error.start + 1}): save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except BROKEN as error:
+        raise ConfigError(f"{path}: not valid YAML: {_in_one_line(error)}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
+    odd = [key for key in content if not isinstance(key, str)]
+    if odd:
+        raise ConfigError(f"{path}: the key {odd[0]!r:.80} is no text: expected 'key: value' lines")
+    _refuse_endless(content, str(path))
+    return content
+
+
+def yaml_value(text: str, flag: str) -> Any:
+    """What a YAML file would read from the text after a flag: numbers, lists, null, text.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        value = yaml.load(text, Loader=UniqueKeyLoader)
+    except BROKEN as error:
+        raise ConfigError(f"{TYPED}: {flag}: cannot read {text!r:.80}: {_in_one_line(error)}") from error
+    _refuse_endless(value, f"{TYPED}: {flag}")
+    return value
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        where = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: "
+        return where + "; ".join(" ".join(part.split()) for part in (error.context, error.problem) if part)
+    return " ".join(str(error).split()).replace('in "<unicode string>", ', "")
+
+
+def _refuse_endless(content: Any, origin: str) -> None:
+    """Refuse what aliases (``*name``) make endless or larger than any configuration; shared parts count each time."""
+    waiting, seen = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if depth > MAX_DEPTH or seen > MAX_VALUES:
+            what = f"is nested more than {MAX_DEPTH} levels deep" if depth > MAX_DEPTH else "holds too many values"
+            raise ConfigError(f"{origin}: {what} (is a value within itself, through *name?): write it out")
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += [(part, depth + 1) for part in parts]
