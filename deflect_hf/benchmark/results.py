@@ -72,7 +72,8 @@ def read(files: RunFiles, row: Row, config: RunArguments) -> dict[str, Any] | No
         raise ConfigError(
             f"{files.result} was made by another configuration: give another --output, or remove the file."
         )
-    return {**facts(files, row, stored), **stored}
+    now = plain(config)
+    return {**facts(files, row, stored), **stored, "config": now, "config_sha256": digest(now)}
 
 
 def write(files: RunFiles, row: Row, config: RunArguments, results: dict[str, Any]) -> dict[str, Any]:

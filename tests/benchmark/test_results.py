@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deflect_hf import __version__
-from deflect_hf.benchmark.results import RunFiles, digest, facts, made_by, plain, seen_bands, step_seconds
+from deflect_hf.benchmark.results import RunFiles, digest, facts, made_by, plain, read, seen_bands, step_seconds, store
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.compose import parse_arguments, to_yaml
@@ -56,6 +56,13 @@ def test_a_key_that_came_to_exist_later_must_have_its_default(
         RunArguments, "test", ["--config", str(CONF), "--method.rank", "3", *defaults, "--epochs", "9"]
     )
     assert not made_by(stored, files, changed)
+    # taken over by another output, it is used there too, without the run's folder
+    store(files, {**stored, "seconds": 6.0, "steps": 2})
+    there = RunFiles(tmp_path / "there", "run")
+    taken = read(files, Row.parse("lora:rank=3"), now)
+    assert taken is not None
+    store(there, taken)
+    assert read(there, Row.parse("lora:rank=3"), now) == taken
 
 
 def test_the_time_of_a_step_leaves_validations_out(tmp_path: Path) -> None:
