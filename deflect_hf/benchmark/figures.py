@@ -107,6 +107,7 @@ def write_labels(axes: Axes, labels: Sequence[Label], pixels: float) -> None:
         pixels: in a point.
     """
     from matplotlib.patheffects import withStroke
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     inside = axes.get_window_extent()
@@ -128,7 +129,8 @@ def write_labels(axes: Axes, labels: Sequence[Label], pixels: float) -> None:
         return text
 
     def box(text: Annotation) -> Bbox:
-        return text.get_window_extent().padded(2 * pixels)
+        text.get_window_extent()  # settles where the text is; the extent of an annotation has its line in it
+        return Text.get_window_extent(text).padded(2 * pixels)
 
     def covered(offset: tuple[int, int], one: Label) -> float:
         text = write(one, offset)
