@@ -26,6 +26,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from deflect_hf.benchmark.ablation import variants
 from deflect_hf.benchmark.figures import metric_over_parameters, metric_over_time
 from deflect_hf.benchmark.flags import flag_parser
 from deflect_hf.benchmark.resources import Monitor
@@ -152,7 +153,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
         folds=own.folds,
         metric=own.report,
         output=own.output,
-        rows=tuple(Row.parse(text) for text in own.rows),
+        rows=tuple(Row.parse(text, variants=True) for text in own.rows),
         tuning=own.lr_folds or 1,
         learning_rates=tuple(own.lr),
         base=dataclasses.replace(base, overwrite=False, resume_from=None),
@@ -230,7 +231,7 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
             return found
         logger.info("%s", name)
         monitor = Monitor()
-        with monitor:
+        with variants(row.variant), monitor:
             results, _, _ = run(dataclasses.replace(config, work_dir=str(files.folder), overwrite=True))
         return write(files, row, config, {**results, **monitor.result()})
 

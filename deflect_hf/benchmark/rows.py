@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from deflect_hf.benchmark.ablation import check_variants
 from deflect_hf.errors import ConfigError
 from deflect_hf.methods import adapt, extra_bands, method_options
 
@@ -22,23 +23,32 @@ RGB = ("R", "G", "B")
 
 @dataclass(frozen=True)
 class Row:
-    """`deflect`, `lora:rank=8,target=qv` or `peft:VeraConfig:r=64,target=qv`: a method's name, then its options."""
+    """`deflect`, `lora:rank=8,target=qv` or `peft:VeraConfig:r=64,target=qv`: a method's name, then its options.
+
+    `deflect@free` is a variant of DEFLECT for the ablation ([`deflect_hf.benchmark.ablation`]).
+    """
 
     text: str
     method: str
     options: Mapping[str, Any] = field(hash=False)
+    variant: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Row:
-        """Read a row.
+    def parse(cls, text: str, *, variants: bool = False) -> Row:
+        """Read a row; with `variants`, those of the ablation are among the methods.
 
         Raises:
-            ConfigError: the method or an option is unknown, or an option has no value.
+            ConfigError: the method, an option or a variant is unknown, or an option has no value.
         """
         method, _, rest = text.partition(":")
         if method == "peft":
             name, _, rest = rest.partition(":")
             method = f"peft:{name}"
+        method, at, variant = method.partition("@")
+        if at:
+            if not variants or method != "deflect":
+                raise ConfigError(f"the row {text!r}: variants are those of deflect, in the benchmark accuracy alone.")
+            check_variants(variant)
         options: dict[str, Any] = {}
         # Commas inside brackets belong to a list: layers_to_transform=[4,5].
         for item in filter(None, re.split(r",(?![^\[]*\])", rest)):
@@ -47,7 +57,7 @@ class Row:
                 raise ConfigError(f"the row {text!r}: {item!r} has no value; write {name}=VALUE.")
             options[name.strip()] = yaml.safe_load(value)
         method_options(method, options)
-        return cls(text, method, options)
+        return cls(text, method, options, variant)
 
     def adapt(self, model: EncoderWithHead, bands: Sequence[str]) -> nn.Module:
         """Adapt a model of R, G, B whose speed is all that matters: the statistics of its bands are made up."""
