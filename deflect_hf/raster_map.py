@@ -1,6 +1,6 @@
 """Maps as GeoTIFF: classes with colours and names, or probabilities; read back once they are written.
 
-A map is written from top to bottom, a few rows at a time, and never held whole. GDAL does not report every failure of
+A map is written square by square, and never held whole, nor a row of it. GDAL does not report every failure of
 its last writes, so the finished file is compared with what was to be in it.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -26,12 +26,12 @@ from rasterio.windows import Window
 from deflect_hf.errors import DataError
 from deflect_hf.raster import CACHE_BYTES
 from deflect_hf.raster_header import RasterInfo
-from deflect_hf.raster_write import BLOCK, geotiff_profile
+from deflect_hf.raster_write import geotiff_profile
 
 Array = np.ndarray[Any, Any]
 Colour = tuple[int, int, int]
 
-COG_BLOCK = 512
+SQUARE = 512  # pixels: side of a block of a Cloud Optimized GeoTIFF, and whole tiles of any other
 SIDECAR = ".aux.xml"  # where GDAL keeps what a GeoTIFF has no tag for
 
 
@@ -63,15 +63,28 @@ class MapLayout:
         return len(self.descriptions)
 
 
+class Square(NamedTuple):
+    """(count, h, w) stored values of a map, and their first row and column: multiples of SQUARE, and no larger."""
+
+    row: int
+    column: int
+    values: Array
+
+    @property
+    def window(self) -> Window:
+        """Where in the file they are."""
+        return Window(self.column, self.row, self.values.shape[2], self.values.shape[1])
+
+
 def write_map(
-    path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[Array], *, cog: bool, final: Path
+    path: Path, layout: MapLayout, like: RasterInfo, squares: Iterator[Square], *, cog: bool, final: Path
 ) -> None:
     """Write a map with the size, CRS and transform of ``like``, or leave nothing.
 
     Args:
         path: in a folder of its own: files beside it with names that start with its name are written and removed.
         final: what errors call it, the path that it will be moved to.
-        pieces: (count, h, W) stored values from top to bottom.
+        squares: the whole map.
         cog: as Cloud Optimized GeoTIFF, with overviews.
 
     Raises:
@@ -80,7 +93,7 @@ def write_map(
     plain = path.with_name(f"{path.name}.plain.tif") if cog else path
     try:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _writing(final):
-            checksums = _write_plain(plain, layout, like, pieces)
+            checksums = _write_plain(plain, layout, like, squares)
             if cog:
                 rasterio.shutil.copy(
                     plain,
@@ -88,7 +101,7 @@ def write_map(
                     driver="COG",
                     COMPRESS="DEFLATE",
                     PREDICTOR="YES" if layout.dtype == "float32" else "NO",
-                    BLOCKSIZE=COG_BLOCK,
+                    BLOCKSIZE=SQUARE,
                     # a class between two others in the table is not between them on the ground
                     OVERVIEW_RESAMPLING="MODE" if layout.categories else "AVERAGE",
                     BIGTIFF="IF_SAFER",
@@ -125,8 +138,10 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_plain(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterator[Array]) -> list[list[int]]:
-    """Write the map as a plain GeoTIFF; returns the checksums of each BLOCK rows, one per band."""
+def _write_plain(
+    path: Path, layout: MapLayout, like: RasterInfo, squares: Iterator[Square]
+) -> list[tuple[Window, int]]:
+    """Write the map as a plain GeoTIFF; returns the checksum of each square."""
     profile = geotiff_profile(layout.count, layout.dtype, like, layout.nodata)
     profile |= {"predictor": 3 if layout.dtype == "float32" else 1, "interleave": "band"}
     checksums = []
@@ -141,40 +156,18 @@ def _write_plain(path: Path, layout: MapLayout, like: RasterInfo, pieces: Iterat
         sink.update_tags(**layout.tags)
         for number, name in enumerate(layout.categories):
             sink.update_tags(1, **{f"CLASS_{number}": name})
-        row = 0
-        for values in _blocks(pieces, layout, like.width):
-            for number, band in enumerate(values, start=1):
-                sink.write(band, number, window=Window(0, row, like.width, len(band)))
-            checksums.append([zlib.crc32(band.data) for band in values])
-            row += values.shape[1]
+        for square in squares:
+            sink.write(square.values, window=square.window)
+            checksums.append((square.window, zlib.crc32(square.values.data)))
     return checksums
 
 
-def _blocks(pieces: Iterator[Array], layout: MapLayout, width: int) -> Iterator[Array]:
-    """The same rows, BLOCK at a time in one buffer: whole tiles, each of which is compressed once."""
-    buffer = np.empty((layout.count, BLOCK, width), dtype=layout.dtype)
-    filled = 0
-    for piece in pieces:
-        while piece.shape[1]:
-            taken = min(BLOCK - filled, piece.shape[1])
-            buffer[:, filled : filled + taken] = piece[:, :taken]
-            filled, piece = filled + taken, piece[:, taken:]
-            if filled == BLOCK:
-                yield buffer
-                filled = 0
-    if filled:
-        yield buffer[:, :filled]
-
-
-def _compare(path: Path, checksums: list[list[int]]) -> None:
+def _compare(path: Path, checksums: list[tuple[Window, int]]) -> None:
     """Read the file back; OSError if it holds other values than were to be written."""
     with rasterio.open(path) as source:
-        for number, expected in enumerate(checksums):
-            row = number * BLOCK
-            window = Window(0, row, source.width, min(BLOCK, source.height - row))
-            for band, checksum in enumerate(expected, start=1):
-                if zlib.crc32(source.read(band, window=window).data) != checksum:
-                    raise OSError(f"rows from {row} on came back with other values")
+        for window, checksum in checksums:
+            if zlib.crc32(source.read(window=window).data) != checksum:
+                raise OSError(f"row {window.row_off}, column {window.col_off}: it came back with other values")
 
 
 def _categories(names: tuple[str, ...]) -> str:

@@ -25,7 +25,7 @@ def geotiff_profile(count: int, dtype: str, like: RasterInfo, nodata: float | No
     profile: dict[str, Any] = {"driver": "GTiff", "count": count, "dtype": dtype, "height": like.height,
                                "width": like.width, "nodata": nodata, "crs": like.crs, "compress": "deflate",
                                "BIGTIFF": "IF_SAFER"}  # fmt: skip
-    if min(like.height, like.width) >= BLOCK:
+    if max(like.height, like.width) >= BLOCK:
         profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
     if like.crs is not None or like.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
         profile["transform"] = rasterio.Affine(*like.transform)

@@ -89,8 +89,10 @@ def predict(arguments: PredictArguments) -> None:
 
     from deflect_hf import load_adapter
     from deflect_hf.inference.mapping import predict_raster, refuse, together
+    from deflect_hf.inference.memory import give_large_blocks_back
 
     show_log()
+    give_large_blocks_back()
     jobs = pairs(arguments.predict)
     # as in training: without being told so, accelerate does not see that it is one of several processes on CPUs
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -19,11 +19,12 @@ from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedO
 from deflect_hf.figures import class_colours
 from deflect_hf.inference.arguments import SceneArguments
 from deflect_hf.inference.predictor import Predictor
-from deflect_hf.inference.scenes import Scene, SceneWindows, cut
+from deflect_hf.inference.scenes import Scene, cut
 from deflect_hf.inference.spool import Part, Spool, plan_parts
+from deflect_hf.inference.windows import SceneWindows
 from deflect_hf.raster import open_raster
 from deflect_hf.raster_header import RasterInfo
-from deflect_hf.raster_map import MapLayout, sidecar, write_map
+from deflect_hf.raster_map import MapLayout, Square, sidecar, write_map
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -64,7 +65,7 @@ def predict_raster(
         folder = target.with_name(f"{target.name}.parts")
         dtype = np.dtype(layout.dtype)
         spool = Spool(folder, scene.info.width, len(predictor.classes), layout.count, dtype, finish)
-        # nobody else keeps the windows: the rows in the making are not held beside the map's
+        # nobody else keeps the windows: what is in the making is not held beside the map's squares
         finish_parts(
             spool, parts, SceneWindows(scene, predictor, rows, columns, arguments.batch_size), arguments, processes
         )
@@ -153,7 +154,7 @@ def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
         },
         "windows": [windows.rows.size, windows.columns.size, arguments.overlap, windows.batch_size],
         "output": [arguments.output, arguments.dtype],
-        "version": 1,  # of the files in the folder
+        "version": 2,  # of the files in the folder
     }
 
 
@@ -176,9 +177,9 @@ def _predict(spool: Spool, windows: SceneWindows, parts: list[Part], processes: 
     # one bar is enough, and none in a log file
     with tqdm(total=total, unit="window", disable=None if index == 0 else True) as bar:
         for part in mine:
-            with spool.open(part) as write, closing(windows.sums(part, bar.update)) as pieces:
+            with spool.open(part) as write, closing(windows.sums(part, bar.update, spool.folder)) as pieces:
                 for sums in pieces:
-                    write(sums.numpy())
+                    write(sums.row, sums.column, sums.values.numpy())
 
 
 def _assemble(
@@ -188,13 +189,14 @@ def _assemble(
     made = spool.folder / "map.tif"
     seen = False
 
-    def pieces() -> Iterator[Array]:
+    def squares() -> Iterator[Square]:
         nonlocal seen
-        for piece in spool.rows(parts):
-            seen = seen or not bool((np.isnan(piece) if np.isnan(layout.nodata) else piece == layout.nodata).all())
-            yield piece
+        for square in spool.squares(parts):
+            values = square.values
+            seen = seen or not bool((np.isnan(values) if np.isnan(layout.nodata) else values == layout.nodata).all())
+            yield square
 
-    write_map(made, layout, info, pieces(), cog=arguments.cog, final=target)
+    write_map(made, layout, info, squares(), cog=arguments.cog, final=target)
     with spool.writing():
         if sidecar(made).exists():
             os.replace(sidecar(made), sidecar(target))

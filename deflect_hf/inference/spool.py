@@ -3,36 +3,38 @@
 A part is a few rows of windows. The pixel rows that it alone counts for are stored as the map will have them; those
 that it shares with the part before or after are stored as weighted sums of logits, which are added when the map is put
 together. The map therefore does not depend on how often a prediction was interrupted, or on how many processes took
-part.
+part. Its file is a row of *cells*, compressed one by one, each of which lies in one of the squares that the map is
+written in: the map is put together square by square, whatever its width.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
+import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from deflect_hf.errors import DataError
 from deflect_hf.inference.tiling import Axis
+from deflect_hf.raster_map import SQUARE, Square
 
 Array = np.ndarray[Any, Any]
 Finish = Callable[[Array], Array]
-BinaryFile = IO[bytes] | gzip.GzipFile
 
 JOB = "job.json"
 WINDOWS_PER_PART = 128
 LEAST_ROWS = 4  # of windows: a part shares pixels with the parts next to it alone
-CHUNK_ROWS = 32
 COMPRESSION = 1  # parts live for minutes
+HEADER = struct.Struct("<4Q")  # of a cell: first pixel row, rows, first pixel column, bytes that follow
+END = (0, 0, 0, 0)
 SUMS = np.dtype(np.float32)
 
 
@@ -51,6 +53,16 @@ class Part:
     inner: int
     outer: int
     bottom: int
+
+
+class Cell(NamedTuple):
+    """Pixel rows from ``top`` to before ``bottom`` of the square at ``column``, and where they are in a part's file."""
+
+    top: int
+    bottom: int
+    column: int
+    offset: int
+    size: int
 
 
 def plan_parts(rows: Axis, columns: int) -> list[Part]:
@@ -125,10 +137,11 @@ class Spool:
         return self._path(part).is_file()
 
     @contextmanager
-    def open(self, part: Part) -> Iterator[Callable[[Array], None]]:
-        """Yields ``write(sums)``, which takes the rows of a part from top to bottom in pieces (K, h, W).
+    def open(self, part: Part) -> Iterator[Callable[[int, int, Array], None]]:
+        """Yields ``write(row, column, sums)``, which takes pieces (K, h, w) of a part, in any order.
 
-        The part is there only when the block ends without an error.
+        A piece begins at a column that is a multiple of SQUARE, and is no wider. The part is there only when the block
+        ends without an error.
 
         Raises:
             DataError: the disk is full, or the folder is not writable.
@@ -136,56 +149,83 @@ class Spool:
         path = self._path(part)
         partial = path.with_suffix(f".{os.getpid()}")
         try:
-            with self.writing(), gzip.open(partial, "wb", COMPRESSION) as stream:
-                row = part.top
+            with self.writing(), partial.open("wb") as stream:
 
-                def write(sums: Array) -> None:
-                    nonlocal row
+                def write(row: int, column: int, sums: Array) -> None:
                     for low, high, shared in _sections(part):
-                        piece = sums[:, max(low - row, 0) : max(high - row, 0)]
-                        if piece.shape[1]:
-                            _append(stream, piece if shared else self.finish(piece))
-                    row += sums.shape[1]
+                        for first, last in _cuts(max(low, row), min(high, row + sums.shape[1])):
+                            piece = sums[:, first - row : last - row]
+                            values = piece if shared else self.finish(piece)
+                            content = zlib.compress(np.ascontiguousarray(values).data, COMPRESSION)
+                            stream.write(HEADER.pack(first, last - first, column, len(content)))
+                            stream.write(content)
 
                 yield write
+                stream.write(HEADER.pack(*END))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 
-    def rows(self, parts: Sequence[Part]) -> Iterator[Array]:
-        """All rows of the map from top to bottom, in pieces (count, h, W) of stored values.
+    def squares(self, parts: Sequence[Part]) -> Iterator[Square]:
+        """The whole map, square by square: rows of squares from top to bottom, each from left to right.
 
         Raises:
             DataError: a part is damaged.
         """
-        shared: Array | None = None
-        for part in parts:
-            path = self._path(part)
-            try:
-                with gzip.open(path, "rb") as stream:
-                    for low, high, is_sum in _sections(part):
-                        if not is_sum:
-                            yield from self._read(stream, high - low, self.count, self.dtype, CHUNK_ROWS)
-                        elif high > low:
-                            (piece,) = self._read(stream, high - low, self.classes, SUMS, high - low)
-                            if shared is None:
-                                shared = piece
-                            else:
-                                yield self.finish(shared + piece)
-                                shared = None
-                    stream.read(1)  # reaches the checksum
-            except (OSError, EOFError, zlib.error) as error:
-                raise DataError(f"{path} is damaged ({error}): remove it, and repeat the command.") from error
+        height = parts[-1].bottom
+        for row in range(0, height, SQUARE):
+            end = min(row + SQUARE, height)
+            near = [part for part in parts if part.top < end and part.bottom > row]
+            cells = {part: self._cells(part, row, end) for part in near}
+            for column in range(0, self.width, SQUARE):
+                here = {part: [cell for cell in cells[part] if cell.column == column] for part in near}
+                yield Square(row, column, self._square(row, end, min(SQUARE, self.width - column), here))
 
-    def _read(
-        self, stream: BinaryFile, height: int, channels: int, dtype: np.dtype[Any], chunk: int
-    ) -> Iterator[Array]:
-        for start in range(0, height, chunk):
-            shape = (min(chunk, height - start), channels, self.width)
-            content = stream.read(int(np.prod(shape)) * dtype.itemsize)
-            if len(content) < int(np.prod(shape)) * dtype.itemsize:
-                raise EOFError("it ends too early")
-            yield np.frombuffer(content, dtype=dtype).reshape(shape).transpose(1, 0, 2)
+    def _cells(self, part: Part, row: int, end: int) -> list[Cell]:
+        """Where a part keeps what lies in the rows from ``row`` to before ``end``."""
+        found: list[Cell] = []
+        with self._reading(part) as stream:
+            while (header := HEADER.unpack(stream.read(HEADER.size))) != END:
+                top, height, column, size = header
+                if row <= top < end:
+                    found.append(Cell(top, top + height, column, stream.tell(), size))
+                stream.seek(size, os.SEEK_CUR)
+        return found
+
+    def _square(self, row: int, end: int, width: int, cells: Mapping[Part, Sequence[Cell]]) -> Array:
+        """(count, end - row, width) stored values."""
+        values = np.empty((self.count, end - row, width), self.dtype)
+        # pixel rows that a part shares with the next: added up, first to last
+        shared = [(max(part.outer, row), min(part.bottom, end)) for part in cells]
+        sums = {low: np.zeros((self.classes, high - low, width), SUMS) for low, high in shared if high > low}
+        missing = end - row + sum(added.shape[1] for added in sums.values())
+        for part, found in cells.items():
+            with self._reading(part) as stream:
+                for cell in found:
+                    alone = part.inner <= cell.top < part.outer
+                    stream.seek(cell.offset)
+                    content = np.frombuffer(zlib.decompress(stream.read(cell.size)), self.dtype if alone else SUMS)
+                    piece = content.reshape(-1, cell.bottom - cell.top, width)
+                    missing -= cell.bottom - cell.top
+                    if alone:
+                        values[:, cell.top - row : cell.bottom - row] = piece
+                    else:
+                        low = max(first for first in sums if first <= cell.top)
+                        sums[low][:, cell.top - low : cell.bottom - low] += piece
+        if missing:
+            raise DataError(f"{self.folder} is damaged (rows from {row} on): remove it, and repeat the command.")
+        for low, added in sums.items():
+            values[:, low - row : low - row + added.shape[1]] = self.finish(added)
+        return values
+
+    @contextmanager
+    def _reading(self, part: Part) -> Iterator[BinaryIO]:
+        path = self._path(part)
+        try:
+            with path.open("rb") as stream:
+                yield stream
+        except (OSError, ValueError, struct.error, zlib.error) as error:
+            raise DataError(f"{path} is damaged ({error}): remove it, and repeat the command.") from error
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -199,7 +239,7 @@ class Spool:
             ) from error
 
     def _path(self, part: Part) -> Path:
-        return self.folder / f"{part.number:05d}.gz"
+        return self.folder / f"{part.number:05d}.part"
 
 
 def _sections(part: Part) -> tuple[tuple[int, int, bool], ...]:
@@ -207,6 +247,9 @@ def _sections(part: Part) -> tuple[tuple[int, int, bool], ...]:
     return (part.top, part.inner, True), (part.inner, part.outer, False), (part.outer, part.bottom, True)
 
 
-def _append(stream: BinaryFile, values: Array) -> None:
-    """Add (channels, h, W) values row by row, so that a part can be written and read a few rows at a time."""
-    stream.write(np.ascontiguousarray(values.transpose(1, 0, 2)).tobytes())
+def _cuts(low: int, high: int) -> Iterator[tuple[int, int]]:
+    """The rows from ``low`` to before ``high``, cut where squares meet."""
+    while low < high:
+        last = min(high, (low // SQUARE + 1) * SQUARE)
+        yield low, last
+        low = last

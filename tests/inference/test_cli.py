@@ -167,7 +167,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deflect_hf.inference.scenes.SceneWindows.logits", interrupted)
+    monkeypatch.setattr("deflect_hf.inference.windows.SceneWindows.logits", interrupted)
     scene = scene_of(tmp_path / "in.tif", 40, 24)
     with pytest.raises(SystemExit) as stopped:
         run_main(monkeypatch, str(scene), str(tmp_path / "out.tif"), "--adapter", str(adapter))
@@ -186,7 +186,7 @@ def test_two_processes_go_on_after_a_killed_one_and_make_the_map_of_one(
         [sys.executable, "evaluate.py", "--predict", str(scene), str(target), *words], cwd=REPOSITORY
     )
     folder = tmp_path / "out.tif.parts"
-    while not (folder / "00001.gz").exists() and child.poll() is None:
+    while not (folder / "00001.part").exists() and child.poll() is None:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL and not target.exists()

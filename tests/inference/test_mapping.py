@@ -205,7 +205,7 @@ def test_an_interrupted_run_goes_on_after_its_finished_parts(
         map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif")
     assert not (tmp_path / "out.tif").exists()
     parts = sorted(path.name for path in (tmp_path / "out.tif.parts").iterdir())
-    assert parts == ["00000.gz", "job.json"]
+    assert parts == ["00000.part", "job.json"]
     model = PerPatch()
     found = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "out.tif")).read()
     np.testing.assert_array_equal(found, expected)
@@ -248,11 +248,11 @@ def test_a_folder_in_the_way_is_left_alone(predictor: Predictor, scene: Path, tm
 def test_a_damaged_part_is_named(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif")
-    part = tmp_path / "out.tif.parts" / "00000.gz"
+    part = tmp_path / "out.tif.parts" / "00000.part"
     part.write_bytes(part.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"00000\.gz is damaged \(.*\): remove it, and repeat the command\."):
+    with pytest.raises(DataError, match=r"00000\.part is damaged \(.*\): remove it, and repeat the command\."):
         map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
-    assert sorted(path.suffix for path in part.parent.iterdir()) == [".gz"] * 4 + [".json"]
+    assert sorted(path.suffix for path in part.parent.iterdir()) == [".json"] + [".part"] * 4
     part.unlink()
     map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
 
@@ -282,7 +282,7 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(cog: bool, full_disk: Any,
     with pytest.raises(DataError, match=r"out\.tif cannot be written \(.*\): make room on the disk"):
         map_of(predictor, scene, tmp_path / "out.tif", **options)
     left = {path.name for path in (tmp_path / "out.tif.parts").iterdir()}
-    assert left == {"job.json", "00000.gz", "00001.gz", "00002.gz"} and not (tmp_path / "out.tif").exists()
+    assert left == {"job.json", "00000.part", "00001.part", "00002.part"} and not (tmp_path / "out.tif").exists()
     full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     np.testing.assert_array_equal(
         rasterio.open(map_of(predictor, scene, tmp_path / "out.tif", **options)).read(), expected
@@ -298,7 +298,7 @@ def test_a_map_that_came_back_with_other_values_is_refused(
         made(self, np.zeros_like(values), *args, **options)
 
     monkeypatch.setattr("rasterio.io.DatasetWriter.write", lossy)
-    with pytest.raises(DataError, match=r"out\.tif cannot be written \(rows from 0 on came back with other values\)"):
+    with pytest.raises(DataError, match=r"out\.tif cannot be written \(row 0, column 0: .* other values\)"):
         map_of(predictor, scene, tmp_path / "out.tif", output="classes")
 
 

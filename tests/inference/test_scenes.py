@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
 from deflect_hf.raster import read_raster
+from deflect_hf.raster_map import SQUARE
 from tests.inference.scenes_and_models import (
     BANDS,
     Local,
@@ -42,6 +43,20 @@ def test_a_model_of_single_patches_gives_the_same_map_everywhere(overlap: float,
     predictor = predictor_of(PerPatch())
     found = read(map_of(predictor, scene, tmp_path / "out.tif", overlap=overlap))
     np.testing.assert_allclose(found, probabilities_of(predictor, values), atol=1e-6)
+
+
+def test_a_map_of_several_squares_and_parts_is_the_scene_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deflect_hf.inference.spool.WINDOWS_PER_PART", 1)
+    values = stored(SQUARE + 88, 2 * SQUARE + 56)
+    values[:, 500:530, 1000:1040] = -9999
+    scene = write_scene(tmp_path / "in.tif", values)
+    predictor = predictor_of(Stub())
+    whole = np.where((values == -9999).all(axis=0), np.nan, probabilities_of(predictor, np.abs(values)))
+    for batch in (1, 16):
+        target = map_of(predictor, scene, tmp_path / f"{batch}.tif", window=128, overlap=0.5, batch_size=batch)
+        np.testing.assert_allclose(read(target), whole, atol=1e-5)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
