@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from deflect_hf.training.arguments import EvaluateArguments
     from deflect_hf.training.cli import drop_table, score_table, show_log
     from deflect_hf.training.compose import parse_arguments
+    from deflect_hf.training.leaving import leaving_together
 
-    with user_errors(words):
+    with leaving_together(), user_errors(words):
         if "--predict" in words:
             predict_arguments = cli.parse(words)
             run_package()

@@ -62,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from deflect_hf.training.cli import score_table, show_log
     from deflect_hf.training.combinations import refuse_idle_keys
     from deflect_hf.training.compose import parse_arguments
+    from deflect_hf.training.leaving import leaving_together
 
-    with user_errors(words):
+    with leaving_together(), user_errors(words):
         config = parse_arguments(RunArguments, __doc__, words, check=refuse_idle_keys)
         run_package()
         from deflect_hf.hub.runs import Publication, finish

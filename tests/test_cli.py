@@ -28,9 +28,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "tests" / "conf"
 
 
-def command(*words: str, code: int = 0, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def command(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == code, done.stderr
     return done
@@ -81,10 +81,7 @@ def test_two_processes_train_as_one_of_twice_the_batch_to_a_model_that_reloads_b
     run(parse_arguments(RunArguments, "test", [*words[1:], "--work_dir", str(tmp_path / "one"), "--batch_size", "8"]))
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
-    try:
-        command(*launcher, *words, "--work_dir", str(tmp_path / "two"), timeout=110)
-    except subprocess.TimeoutExpired:  # gloo on an overloaded machine can wait for ever for a peer that has gone
-        command(*launcher, *words, "--work_dir", str(tmp_path / "two"), "--overwrite", timeout=110)
+    command(*launcher, *words, "--work_dir", str(tmp_path / "two"))
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == two.keys() == {1, 2, 3, 4}
     assert max(abs(one[step] - two[step]) for step in one) < 1e-5

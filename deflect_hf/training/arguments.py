@@ -202,7 +202,11 @@ class RunArguments:
     ckpt_steps: PositiveInt | None = field(
         default=None, metadata={"help": "optimizer steps between further checkpoints within an epoch; null: none"}
     )
+    ckpt_keep: PositiveInt = field(default=2, metadata={"help": "how many of the newest checkpoints are kept"})
     eval_interval: PositiveInt = field(default=5, metadata={"help": "epochs between evaluations on the val split"})
+    patience: PositiveInt | None = field(
+        default=None, metadata={"help": "evaluations in a row without a better score that end the run; null: none do"}
+    )
     log_interval: PositiveInt = field(default=10, metadata={"help": "optimizer steps between lines of log.jsonl"})
     tracker: list[Tracker] = field(
         default_factory=list, metadata={"help": f"where the log goes besides log.jsonl, any of: {', '.join(TRACKERS)}"}

@@ -1,27 +1,22 @@
-"""What a run leaves behind: a folder per checkpoint, written whole or not at all.
+"""The result folder of a run (``best/``): all that evaluation needs besides the base encoder.
 
-A *result* folder (``best/``) is all that evaluation needs besides the base encoder: ``adapter_config.json`` and
-``adapter_model.safetensors`` (adapter and head; only ``head.safetensors`` for ``frozen``, ``model.safetensors`` for
-``full``), ``config.json`` of the task model, ``preprocessor_config.json`` and ``config.yaml``. A *state* folder
-(``checkpoints/step-N/``) holds the same and what resuming needs: optimizer, schedule, random states, position.
+``adapter_config.json`` and ``adapter_model.safetensors`` (adapter and head; only ``head.safetensors`` for ``frozen``,
+``model.safetensors`` for ``full``), ``config.json`` of the task model, ``preprocessor_config.json`` and
+``config.yaml``. What resuming needs is in *state* folders, see ``states``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deflect_hf.errors import CheckpointError, listing
@@ -33,6 +28,9 @@ from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.build import model_class
 from deflect_hf.training.compose import load_config, to_yaml
 from deflect_hf.training.encoders import chosen_gsd, set_gsd
+from deflect_hf.training.files import PARTIAL as PARTIAL
+from deflect_hf.training.files import REPLACED
+from deflect_hf.training.files import write_json as write_json
 
 logger = logging.getLogger(__name__)
 
@@ -40,60 +38,35 @@ CONFIG = "config.yaml"
 RESULTS = "results.json"
 HEAD = "head.safetensors"
 PATCH_EMBEDDING = "patch_embedding."
-PARTIAL = ".partial"
-REPLACED = ".replaced"
 
 
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into that appears under its name when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = (target.with_name(target.name + ending) for ending in (PARTIAL, REPLACED))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    yield partial
-    if target.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.replace(target, replaced)
-    os.replace(partial, target)
-    shutil.rmtree(replaced, ignore_errors=True)
+def save_model(
+    folder: Path,
+    model: nn.Module,
+    config: RunArguments,
+    processor: MultispectralImageProcessor,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a result folder: what was trained, and how images and model are to be set up for it.
 
-
-def write_text(path: Path, content: str) -> None:
-    """Write under a temporary name first, so that ``path`` is never half a file."""
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
-
-
-@contextmanager
-def passing_folder(target: Path) -> Iterator[Path]:
-    """A folder under this name for the time of the block."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    try:
-        yield target
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def save_model(folder: Path, model: nn.Module, config: RunArguments, processor: MultispectralImageProcessor) -> None:
-    """Write a result folder: what was trained, and how images and model are to be set up for it."""
+    Args:
+        weights: the model's tensors by name, where ``model`` itself holds only a share of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     inner = task_model(model)
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     elif config.finetune == "full":
-        inner.save_pretrained(folder)
+        inner.save_pretrained(folder, state_dict=weights)
     else:
-        parts = _frozen_parts(inner, config)
-        tensors = {prefix + name: value for prefix, part in parts.items() for name, value in part.state_dict().items()}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / HEAD)
+        names = {module: name for name, module in inner.named_modules()}
+        whole = inner.state_dict() if weights is None else weights
+        tensors = {
+            prefix + name: whole[f"{names[part]}.{name}"].contiguous()
+            for prefix, part in _frozen_parts(inner, config).items()
+            for name in part.state_dict()
+        }
+        save_file(tensors, folder / HEAD)
     inner.config.save_pretrained(folder)
     saved = MultispectralImageProcessor.from_dict(processor.to_dict(), needed_bands=needed_bands(model))
     saved.save_pretrained(folder)
@@ -174,7 +147,7 @@ def _frozen_parts(model: EncoderWithHead, config: RunArguments) -> dict[str, nn.
     return {**({PATCH_EMBEDDING: trained_projection(model)} if wide else {}), "": model.head}
 
 
-def _load_parts(stored: dict[str, torch.Tensor], parts: dict[str, nn.Module]) -> None:
+def _load_parts(stored: dict[str, Tensor], parts: dict[str, nn.Module]) -> None:
     for prefix, part in parts.items():
         own = [name for name in stored if name.startswith(prefix)]
         part.load_state_dict({name.removeprefix(prefix): stored.pop(name) for name in own})
@@ -219,55 +192,3 @@ def _reading(path: Path, load: Any) -> Any:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
-
-
-def states(work_dir: Path) -> list[Path]:
-    """The complete state folders of a run, oldest first."""
-    folder = work_dir / "checkpoints"
-    found = [path for path in folder.glob("step-*") if path.suffix == "" and (path / "progress.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def state_to_resume(work_dir: Path, resume_from: str) -> Path:
-    """The state folder that ``--resume_from last`` or ``--resume_from PATH`` means.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if resume_from == "last":
-        found = states(work_dir)
-        if not found:
-            raise CheckpointError(f"{work_dir / 'checkpoints'} holds no checkpoint to resume from; start without it.")
-        return found[-1]
-    path = Path(resume_from)
-    if not (path / "progress.json").is_file():
-        raise CheckpointError(f"{path} is no checkpoint to resume from: it has no progress.json. Give 'last' or PATH.")
-    return path
-
-
-def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes: trainable parameters and the buffers beside them (BatchNorm statistics of a head)."""
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    homes = {name.rpartition(".")[0] for name in trainable}
-    buffers = {name for name, _ in model.named_buffers() if name.rpartition(".")[0] in homes}
-    return {name: tensor for name, tensor in model.state_dict().items() if name in trainable | buffers}
-
-
-def load_trained_state(model: nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
-    """Put back what ``trained_state`` gave.
-
-    Raises:
-        CheckpointError: the model trains other parameters than the checkpoint holds.
-    """
-    expected = trained_state(model)
-    differing = sorted(
-        name
-        for name in expected.keys() | state.keys()
-        if name not in state or name not in expected or state[name].shape != expected[name].shape
-    )
-    if differing:
-        raise CheckpointError(
-            f"{where} does not fit this run: {len(differing)} tensors differ, first {differing[0]!r}. "
-            "Resume with the configuration that the run was started with."
-        )
-    model.load_state_dict(state, strict=False)

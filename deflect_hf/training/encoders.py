@@ -19,6 +19,7 @@ from deflect_hf.models import load_encoder
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.loading import load_encoder_config
 from deflect_hf.training.arguments import EncoderArguments, RunArguments
+from deflect_hf.training.files import whole_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -96,7 +97,8 @@ def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator
         return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
     folder = work_dir / "encoder"
     if accelerator.is_main_process and not (folder / "config.json").is_file():
-        random_encoder(config.encoder).save_pretrained(folder)
+        with whole_folder(folder) as partial:
+            random_encoder(config.encoder).save_pretrained(partial)
     accelerator.wait_for_everyone()
     return load_encoder(folder)
 

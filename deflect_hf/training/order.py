@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from deflect_hf.data.collate import collate_examples
+from deflect_hf.training.preemption import ignore_preemption
 
 SEED_RANGE = 2**63
 
@@ -64,6 +65,7 @@ def training_loader(
         num_workers=min(workers, len(batches)),
         generator=_own_generator(),
         collate_fn=collate_examples,
+        worker_init_fn=ignore_preemption,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -77,6 +79,7 @@ def evaluation_loader(dataset: Any, batch_size: int, workers: int, rank: Rank) -
         num_workers=min(workers, len(share)),
         generator=_own_generator(),
         collate_fn=collate_examples,
+        worker_init_fn=ignore_preemption,
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -2,63 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 from torch import nn
 
-from deflect_hf.errors import ConfigError
+from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.figures import curves_figure
 from deflect_hf.methods import encoder_parameters, patch_embedding_parameters, task_model
 from deflect_hf.statistics import fit_statistics
-from deflect_hf.training import checkpoints
+from deflect_hf.training import checkpoints, preemption, states
 from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.best import BEST, best_epoch
 from deflect_hf.training.bootstrap import REPLICATES
 from deflect_hf.training.build import Experiment, build, plain_loader, whole_patches
 from deflect_hf.training.environment import environment
+from deflect_hf.training.files import settle, write_json, write_text
 from deflect_hf.training.loop import TOLD, Publish, Trainer
 from deflect_hf.training.metrics import selection_metric
-from deflect_hf.training.trackers import EVENTS, LOG, require_trackers, start_trackers
+from deflect_hf.training.processes import launcher_precision, make_accelerator
+from deflect_hf.training.trackers import EVENTS, LOG, start_trackers
 
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
 ENVIRONMENT = "environment.json"
 WRITTEN = (
-    *("best", "checkpoints", "encoder", EVENTS, LOG, CURVES, ENVIRONMENT),
+    *(BEST, states.FOLDER, "encoder", EVENTS, LOG, CURVES, ENVIRONMENT),
     *(checkpoints.CONFIG, checkpoints.RESULTS),
 )
-
-
-def make_accelerator(config: RunArguments, tracked: Path | None = None) -> Accelerator:
-    """The processes, device and precision of the run.
-
-    Args:
-        tracked: folder of a run whose trackers are to be told how it goes.
-
-    Raises:
-        ConfigError: the machine cannot do the precision, or a tracker is not installed.
-    """
-    precision = "fp16" if config.fp16 else "bf16" if config.bf16 else None
-    # Without being told so, accelerate does not see that it was launched as one of several processes on CPUs, and
-    # each of them would train alone and write over the others.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    trackers: dict[str, Any] = {}
-    if tracked is not None:
-        require_trackers(config.tracker)
-        folders = ProjectConfiguration(project_dir=str(tracked), logging_dir=str(tracked / EVENTS))
-        trackers = {"log_with": list(config.tracker) or None, "project_config": folders}
-    try:
-        return Accelerator(mixed_precision=precision, cpu=several and not torch.accelerator.is_available(), **trackers)
-    except ValueError as error:
-        raise ConfigError(f"--{precision}: {error}") from error
 
 
 def default_work_dir(config: RunArguments) -> Path:
@@ -69,25 +48,57 @@ def default_work_dir(config: RunArguments) -> Path:
     return Path("work-dir") / f"{data}-{encoder}-{config.finetune.replace(':', '-')}-{config.seed}"
 
 
-def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> None:
-    """Make the run's folder, and empty it of an earlier run unless that is resumed.
+def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Path | None:
+    """Make the run's folder, and empty it of what an earlier run left unless that is resumed.
+
+    Returns:
+        The state to go on from, None for a run from the beginning.
 
     Raises:
         ConfigError: it holds an earlier run that is neither resumed nor to be replaced.
+        CheckpointError: there is nothing to resume.
     """
-    if config.resume_from is None:
-        if (work_dir / checkpoints.CONFIG).exists() and not config.overwrite:
-            raise ConfigError(
-                f"{work_dir} holds a run already: give another --work_dir, continue it with --resume_from last, or "
-                "replace it with --overwrite"
-            )
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            for name in WRITTEN:
-                path = work_dir / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if config.resume_from is not None and accelerator.is_main_process:
+        settle(work_dir / BEST)
+    accelerator.wait_for_everyone()
+    state = None
+    if config.resume_from is not None:
+        state = states.state_to_resume(work_dir, config.resume_from)
+    continued = config.resume_from == states.LAST or (
+        state is not None and state.resolve().parent.parent == work_dir.resolve()
+    )
+    if (work_dir / checkpoints.CONFIG).exists() and not continued and not config.overwrite:
+        raise ConfigError(
+            f"{work_dir} holds a run already: give another --work_dir, continue it with --resume_from last, or "
+            "replace it with --overwrite"
+        )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and state is None:
+        for name in WRITTEN:
+            path = work_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif accelerator.is_main_process and state is not None and continued:
+        states.drop_states_after(work_dir, int(state.name.removeprefix("step-")))
     work_dir.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
+    return state
+
+
+@contextmanager
+def full_disk_told(work_dir: Path) -> Iterator[None]:
+    """Say what to do about a full disk, which only a checkpoint can do without.
+
+    Raises:
+        CheckpointError: in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError(
+            f"{work_dir}: no space is left on the disk. Fix: free some, then go on with --resume_from last."
+        ) from error
 
 
 def parameter_counts(model: nn.Module) -> dict[str, Any]:
@@ -114,12 +125,12 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
 
     Raises:
         DeflectError: what the user's configuration or data got wrong.
+        SystemExit: with status 143, after SIGTERM: everything is saved.
     """
+    config = launcher_precision(config)
     work_dir = Path(config.work_dir) if config.work_dir is not None else default_work_dir(config)
     accelerator = make_accelerator(config, tracked=work_dir)
-    resumed = config.resume_from
-    prepare_work_dir(config, work_dir, accelerator)
-    state = checkpoints.state_to_resume(work_dir, resumed) if resumed is not None else None
+    state = prepare_work_dir(config, work_dir, accelerator)
     set_seed(config.seed)
     experiment = build(config, work_dir, accelerator)
     config = experiment.config
@@ -134,8 +145,8 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
         )
     surroundings = environment(accelerator.device, accelerator.num_processes)
     if accelerator.is_main_process:
-        checkpoints.write_text(work_dir / checkpoints.CONFIG, checkpoints.to_yaml(config))
-        checkpoints.write_json(work_dir / ENVIRONMENT, surroundings)
+        write_text(work_dir / checkpoints.CONFIG, checkpoints.to_yaml(config))
+        write_json(work_dir / ENVIRONMENT, surroundings)
         tell(config, accelerator, parameter_counts(experiment.model))
     set_seed(config.seed, device_specific=True)
     trainer = Trainer(experiment, accelerator, work_dir, publish)
@@ -144,12 +155,16 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
     start_trackers(accelerator, config, work_dir, trainer.progress.step)
     if state is not None:
         trainer.restore_best(state)
-    trainer.train()
-    results = {**score_best(trainer, experiment), "environment": surroundings}
-    if accelerator.is_main_process:
-        for folder in (checkpoints.result_folder(work_dir), work_dir):
-            checkpoints.write_json(folder / checkpoints.RESULTS, results)
-        curves_figure(work_dir / CURVES, [work_dir])
+    with full_disk_told(work_dir):
+        if not trainer.train():
+            logger.info("stopped by SIGTERM after step %d: --resume_from last goes on", trainer.progress.step)
+            accelerator.end_training()
+            raise SystemExit(preemption.EXIT_STATUS)
+        results = {**score_best(trainer, experiment), "environment": surroundings}
+        if accelerator.is_main_process:
+            for folder in (checkpoints.result_folder(work_dir), work_dir):
+                write_json(folder / checkpoints.RESULTS, results)
+            curves_figure(work_dir / CURVES, [work_dir])
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results, work_dir, accelerator.is_main_process
@@ -175,7 +190,8 @@ def score_best(trainer: Trainer, experiment: Experiment) -> dict[str, Any]:
     """Reload the best model from its folder and score it: what ``results.json`` holds besides the environment."""
     config, progress = experiment.config, trainer.progress
     counts = parameter_counts(experiment.model)
-    model = checkpoints.load_model(checkpoints.result_folder(trainer.work_dir), config).to(trainer.accelerator.device)
+    best = checkpoints.result_folder(trainer.work_dir)
+    model = checkpoints.load_model(best, config).to(trainer.accelerator.device)
     task = experiment.train.task
     splits = [name for name in ("val", "test") if name in experiment.splits]
     scores: dict[str, Any] = {split: trainer.score(model, split, REPLICATES) for split in splits}
@@ -186,7 +202,7 @@ def score_best(trainer: Trainer, experiment: Experiment) -> dict[str, Any]:
         "finetune": config.finetune,
         "seed": config.seed,
         "selected_by": f"val {selection_metric(task)}",
-        "best_epoch": progress.best_epoch,
+        "best_epoch": best_epoch(best),
         "epochs": config.epochs,
         "steps": progress.step,
         "seconds": round(progress.seconds, 3),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deflect_hf.errors import ConfigError
 from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.files import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,9 +85,16 @@ class RunLog:
                 values[f"train/{key}"] = value
         self.accelerator.log(values, step=step)
 
-    def drop_after(self, step: int) -> None:
-        """Forget the lines of later steps, which a resumed run writes again."""
+    def drop_after(self, step: int, epoch: int) -> None:
+        """Forget what a run resumed at ``step``, ``epoch`` epochs being done, writes again, and half written lines."""
         if self.accelerator.is_main_process and self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            write_text(self.path, "".join(f"{line}\n" for line in lines if _is_before(line, step, epoch)))
+
+
+def _is_before(line: str, step: int, epoch: int) -> bool:
+    try:
+        told = json.loads(line)
+        return bool(told["step"] <= step and told["epoch"] <= epoch)  # an epoch's scores have the step of its last loss
+    except (ValueError, KeyError):
+        return False

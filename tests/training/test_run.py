@@ -38,18 +38,18 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines(folder) if "loss" in line}
 
 
+def torch_file(folder: Path, step: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "checkpoints" / step / "trained.safetensors")
+
+
 @pytest.fixture
 def new_accelerator() -> Iterator[None]:
     """The precision is a choice for a whole process: forget the one of the tests before."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def deflect_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    folder = tmp_path_factory.mktemp("deflect") / "run"
-    return folder, train(folder, "--ckpt_steps", "5")
 
 
 def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run, tmp_path: Path) -> None:
@@ -115,81 +115,6 @@ def test_the_ground_sampling_distance_of_training_is_that_of_evaluation(tmp_path
     assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
     with pytest.raises(ConfigError, match=r"encoder\.gsd: the positions of this 'vit' encoder do not depend"):
         train(tmp_path / "vit", "--encoder.gsd", "10", *ONE_EPOCH)
-
-
-def test_resumed_losses_equal_uninterrupted_ones(deflect_run, tmp_path: Path) -> None:
-    folder, results = deflect_run
-    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert kept == ["step-15", "step-16"]  # one within the second epoch, one at its end
-    work_dir = tmp_path / "part"
-    shutil.copytree(folder / "encoder", work_dir / "encoder")
-    resumed = train(work_dir, "--resume_from", str(folder / "checkpoints" / "step-15"))
-    expected = losses(folder)
-    assert losses(work_dir) == {16: expected[16]}
-    assert resumed["test"] == results["test"] and resumed["val"] == results["val"]
-    assert torch_file(work_dir, "step-16").keys() == torch_file(folder, "step-16").keys()
-    for name, tensor in torch_file(work_dir, "step-16").items():
-        assert torch.equal(tensor, torch_file(folder, "step-16")[name]), name
-
-
-def torch_file(folder: Path, step: str) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "checkpoints" / step / "trained.safetensors")
-
-
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(tmp_path / "whole")
-    step = loop.Trainer._step
-
-    def stop(self: loop.Trainer, group: list) -> float:
-        if self.progress.step == 11:
-            raise KeyboardInterrupt
-        return step(self, group)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Trainer, "_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "cut", "--ckpt_steps", "3")
-    resumed = train(tmp_path / "cut", "--ckpt_steps", "3", "--resume_from", "last")
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert resumed["test"] == whole["test"]
-
-
-def best_weights(folder: Path) -> bytes:
-    return (folder / "best" / "adapter_model.safetensors").read_bytes()
-
-
-def test_a_run_resumed_elsewhere_ends_with_the_best_model_so_far(deflect_run, tmp_path: Path) -> None:
-    # a first epoch that no later one beats: its model has to come from the folder of the interrupted run
-    first = tmp_path / "first"
-    shutil.copytree(deflect_run[0], first)
-    state = first / "checkpoints" / "step-15"
-    progress = json.loads((state / "progress.json").read_text())
-    (state / "progress.json").write_text(json.dumps({**progress, "best_score": 2.0, "best_epoch": 1}))
-    result = json.loads((first / "best" / "results.json").read_text())
-    (first / "best" / "results.json").write_text(json.dumps({"best_epoch": 1, "val": {**result["val"], "accuracy": 2}}))
-    resumed = train(tmp_path / "copied", "--resume_from", str(state))
-    assert resumed["best_epoch"] == 1 and best_weights(tmp_path / "copied") == best_weights(first)
-
-    # nothing keeps it: the second epoch, which follows, is the best there is
-    shutil.rmtree(first / "best")
-    resumed = train(tmp_path / "lost", "--resume_from", str(state))
-    assert resumed["best_epoch"] == 2 and [line["step"] for line in lines(tmp_path / "lost") if "val" in line] == [16]
-    # nor does anything follow: the resumed model is
-    shutil.rmtree(tmp_path / "lost" / "best")
-    again = train(tmp_path / "lost", "--resume_from", "last")
-    assert again["test"] == resumed["test"] and again["best_epoch"] == 2
-
-
-def test_a_checkpoint_of_another_run_is_refused(deflect_run, tmp_path: Path) -> None:
-    state = str(deflect_run[0] / "checkpoints" / "step-15")
-    with pytest.raises(CheckpointError, match="belongs to a run with other settings than this one's batch_size 8"):
-        train(tmp_path / "a", "--resume_from", state, "--batch_size", "8")
-    with pytest.raises(CheckpointError, match=r"does not fit this run: \d+ tensors differ"):
-        train(tmp_path / "b", "--resume_from", state, "--method.rank", "3")
-    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
-        train(tmp_path / "c", "--resume_from", "last")
 
 
 def test_a_broken_loss_stops_the_run_and_names_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,98 @@
+"""Files and folders that are written whole or not at all: a killed run leaves no half of one.
+
+Data reach the disk before their name does, so that this also holds when the machine goes down.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"  # ending of what is being written
+REPLACED = ".replaced"  # ending of what makes room for it
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that appears under its name when the block ends without an error.
+
+    What was there under its name stays until then, as ``target.replaced`` for the instant between two renames; see
+    ``settle``.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, replaced = (target.with_name(target.name + ending) for ending in (PARTIAL, REPLACED))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for path in [*(path for path in partial.rglob("*") if path.is_file()), partial]:
+            _flush(path)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk, room for what comes
+        raise
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(target, replaced)
+    os.replace(partial, target)
+    _flush(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def settle(target: Path) -> None:
+    """End what a killed ``whole_folder`` left: the former folder gets its name back where no new one has it."""
+    partial, replaced = (target.with_name(target.name + ending) for ending in (PARTIAL, REPLACED))
+    if replaced.is_dir() and not target.exists():
+        os.replace(replaced, target)
+    for leftover in (partial, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_folder(target: Path) -> None:
+    """Remove a folder that is never seen half removed under its name."""
+    replaced = target.with_name(target.name + REPLACED)
+    shutil.rmtree(replaced, ignore_errors=True)
+    os.replace(target, replaced)
+    shutil.rmtree(replaced)
+
+
+@contextmanager
+def passing_folder(target: Path) -> Iterator[Path]:
+    """A folder under this name for the time of the block."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    try:
+        yield target
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write under a temporary name first, so that ``path`` is never half a file."""
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text(content, encoding="utf-8")
+    _flush(partial)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _flush(path: Path) -> None:
+    """Have a file or the names in a folder on the disk before going on."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():  # systems that open no folders have no need to
+            return
+        raise
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,44 @@
+"""SIGTERM, which clusters send before they take a machine away: stop at the next step, with everything saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+EXIT_STATUS = 128 + signal.SIGTERM  # 143, as of a program that SIGTERM ended
+
+
+class Preemption:
+    """While the block runs, SIGTERM is noted instead of obeyed; outside of the main thread nothing changes.
+
+    Attributes:
+        asked: whether this process was told to stop. The others may not know yet.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Preemption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def ignore_preemption(worker: int) -> None:
+    """For a data loader's worker: it ends with its process.
+
+    Clusters signal all processes; a worker that obeyed would end the training in the middle of a step.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

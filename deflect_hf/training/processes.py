@@ -1,0 +1,104 @@
+"""The processes, device and precision of a run: what the launcher and the configuration say, in agreement."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+
+from deflect_hf.errors import ConfigError
+from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training.trackers import EVENTS, require_trackers
+
+# For the others, while the first process publishes a model, say; NCCL's own 10 minutes are short for that.
+LONGEST_WAIT = timedelta(minutes=30)
+
+
+def make_accelerator(config: RunArguments, tracked: Path | None = None) -> Accelerator:
+    """The processes, device and precision of the run.
+
+    Args:
+        tracked: folder of a run whose trackers are to be told how it goes.
+
+    Raises:
+        ConfigError: the machine cannot do the precision, a tracker is not installed, or the launcher asks for what
+            this training does not do.
+    """
+    _refuse_launcher_accumulation()
+    precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
+    # Without being told so, accelerate does not see that it was launched as one of several processes on CPUs, and
+    # each of them would train alone and write over the others.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    trackers: dict[str, Any] = {}
+    if tracked is not None:
+        require_trackers(config.tracker)
+        folders = ProjectConfiguration(project_dir=str(tracked), logging_dir=str(tracked / EVENTS))
+        trackers = {"log_with": list(config.tracker) or None, "project_config": folders}
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=several and not torch.accelerator.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+            **trackers,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--{precision}: {error}") from error
+    _check_sharding(accelerator)
+    return accelerator
+
+
+def launcher_precision(config: RunArguments) -> RunArguments:
+    """The configuration with the precision that ``accelerate launch`` was told, so that evaluation knows it too.
+
+    Raises:
+        ConfigError: the configuration says another one, or it is neither fp16 nor bf16.
+    """
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    own = "fp16" if config.fp16 else "bf16" if config.bf16 else told
+    if told == "no" or own == told in ("fp16", "bf16"):
+        return dataclasses.replace(config, fp16=own == "fp16", bf16=own == "bf16")
+    raise ConfigError(
+        f"accelerate launch says --mixed_precision {told}, and the run --{own}: give the run --fp16 or --bf16, and the "
+        "launcher no"
+    )
+
+
+def _refuse_launcher_accumulation() -> None:
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        raise ConfigError(
+            f"accelerate launch says gradient_accumulation_steps {steps}: leave it at 1 there, and give --accumulate "
+            f"{steps}, which weighs every label the same"
+        )
+
+
+def _check_sharding(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(f"{kind.value} is not supported: launch with DDP (--multi_gpu) or FSDP (--use_fsdp)")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and kind != DistributedType.FSDP:
+        raise ConfigError(
+            f"accelerate shards models (FSDP) on accelerators alone, and this runs on {accelerator.device.type} "
+            f"({kind.value}): launch with --multi_gpu instead of --use_fsdp, which trains the same with DDP"
+        )
+    if kind == DistributedType.FSDP:
+        from torch.distributed.fsdp import CPUOffloadPolicy
+
+        if not accelerator.is_fsdp2:
+            raise ConfigError("only the second version of FSDP is supported: launch with --fsdp_version 2")
+        plugin = accelerator.state.fsdp_plugin
+        switched_on = {
+            "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+            "fsdp_activation_checkpointing": plugin.activation_checkpointing,
+            "fsdp_cpu_ram_efficient_loading": plugin.cpu_ram_efficient_loading,
+            "use_parallelism_config": os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true",
+        }
+        for name, on in switched_on.items():
+            if on:
+                raise ConfigError(f"accelerate launch: {name} is not supported; set it to false, as fsdp.yaml does")

@@ -1,0 +1,111 @@
+"""Models whose parameters are spread over the processes (FSDP2); for others these functions change nothing.
+
+Checkpoints and result folders hold whole tensors: they do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def shard(model: nn.Module, accelerator: Accelerator) -> None:
+    """Spread the model's parameters over the processes, in place, if it was launched with FSDP2.
+
+    Units are the modules that accelerate's policy names. Its own preparation would then shard the patch embedding once
+    more, inside the unit that holds it. What is computed stays in autocast's hands, as without FSDP: FSDP's own mixed
+    precision casts the images too, and in bfloat16 reflectance has two digits.
+    """
+    if not accelerator.is_fsdp2:
+        return
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+    from torch.distributed.fsdp import fully_shard
+
+    plugin = accelerator.state.fsdp_plugin
+    plugin.set_auto_wrap_policy(model)
+    chosen = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    for module in list(model.modules())[:0:-1]:
+        if chosen is not None and chosen(module):
+            fully_shard(module, reshard_after_forward=plugin.reshard_after_forward)
+    fully_shard(model)
+
+
+def prepared(
+    model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """``accelerator.prepare``, which is left out for a model that is sharded already."""
+    if is_sharded(model):
+        return model, accelerator.prepare_optimizer(optimizer)
+    both: tuple[nn.Module, AcceleratedOptimizer] = accelerator.prepare(model, optimizer)
+    return both
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the processes hold shares of this model's parameters."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def whole(value: Any) -> Any:
+    """Tensors in mappings and lists, each in full. Every process has to call it."""
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, as this process holds ``like``."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put back ``whole(optimizer.state_dict())``."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        number: {
+            name: placed(value, parameters[number]) if _is_moment(value, parameters[number]) else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
+
+
+def _is_moment(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim > 0
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Each process has the whole model for the time of the block, and calls it as often as it likes.
+
+    Otherwise every call gathers parameters, which the processes have to do together: those with fewer images to
+    evaluate would leave the others waiting.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+            unit.set_reshard_after_forward(unit is not model, recurse=False)

@@ -1,0 +1,213 @@
+"""What a run needs to go on exactly where it stopped: its state folders, ``checkpoints/step-N``.
+
+A state folder holds the tensors that training changes, optimizer, schedule, gradient scaler, the random states of every
+process, the position in the epoch, and a checksum of each of these files. The first process writes it alone, whole or
+not at all. Workers of data loaders have no state: what they draw is a function of seed, epoch and image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from deflect_hf.errors import CheckpointError
+from deflect_hf.training.files import PARTIAL, REPLACED, remove_folder, settle, whole_folder, write_json
+from deflect_hf.training.sharding import placed
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+PROGRESS = "progress.json"
+TRAINED = "trained.safetensors"
+TRAINING = "training.pt"  # optimizer, schedule, scaler, random states
+LAST = "last"
+
+
+@dataclass
+class Progress:
+    """How far a run is: ``batch`` batches of ``epoch`` and ``step`` optimizer steps are done.
+
+    Attributes:
+        waited: Evaluations since the best one.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_score: float | None = None
+    best_epoch: int | None = None
+    waited: int = 0
+    seconds: float = 0.0
+
+
+def states(work_dir: Path) -> list[Path]:
+    """The state folders of a run, oldest first."""
+    folder = work_dir / FOLDER
+    found = [path for path in folder.glob("step-*") if path.suffix == "" and (path / PROGRESS).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def write_state(
+    work_dir: Path, step: int, told: Mapping[str, Any], trained: Mapping[str, Tensor], training: Mapping[str, Any]
+) -> Path:
+    """Write ``checkpoints/step-N``: ``told`` for ``progress.json``, tensors, and what ``torch.save`` takes.
+
+    Raises:
+        OSError: the disk is full, or not writable; what was there before is untouched.
+    """
+    target = work_dir / FOLDER / f"step-{step}"
+    with whole_folder(target) as folder:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / TRAINED)
+            torch.save(dict(training), folder / TRAINING)
+        except OSError:
+            raise
+        except Exception as error:  # both libraries report a full disk as an error of their own
+            raise OSError(str(error)) from error
+        files = {name: _fingerprint(folder / name) for name in (TRAINED, TRAINING)}
+        write_json(folder / PROGRESS, {**told, "files": files})
+    return target
+
+
+def keep_newest(work_dir: Path, count: int) -> None:
+    """Remove all but the newest ``count`` state folders."""
+    for old in states(work_dir)[:-count]:
+        remove_folder(old)
+
+
+def drop_states_after(work_dir: Path, step: int) -> None:
+    """Remove states of later steps, from which this run does not go on, and what a killed run left half written."""
+    folder = work_dir / FOLDER
+    for path in folder.glob("step-*"):
+        if path.suffix in (PARTIAL, REPLACED):
+            settle(path.with_suffix(""))
+    for path in states(work_dir):
+        if int(path.name.removeprefix("step-")) > step:
+            remove_folder(path)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a state folder, None if every file is as it was written."""
+    try:
+        told = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        for name in ("epoch", "batch", "step"):
+            if type(told[name]) is not int or told[name] < 0:
+                return f"{name} is {told[name]!r:.80} in {PROGRESS}"
+        for name, expected in told["files"].items():
+            if (folder / name).stat().st_size != expected["bytes"]:
+                return f"{name} has {(folder / name).stat().st_size} bytes instead of {expected['bytes']}"
+            if _fingerprint(folder / name) != expected:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def state_to_resume(work_dir: Path, resume_from: str) -> Path | None:
+    """The state folder that ``--resume_from last`` or ``--resume_from PATH`` means.
+
+    ``last`` is the newest one that is whole, None where the run was interrupted before its first.
+
+    Raises:
+        CheckpointError: there is no such run, or the folder at PATH is broken.
+    """
+    if resume_from != LAST:
+        return _whole_state(Path(resume_from))
+    if not work_dir.is_dir():
+        raise CheckpointError(f"{work_dir} is not there, so there is nothing to resume; start without --resume_from.")
+    for folder in reversed(states(work_dir)):
+        found = damage(folder)
+        if found is None:
+            return folder
+        logger.warning("%s is damaged (%s): the checkpoint before it is taken", folder, found)
+    logger.warning("%s holds no checkpoint to resume from: the run starts from the beginning", work_dir / FOLDER)
+    return None
+
+
+def _whole_state(folder: Path) -> Path:
+    if not (folder / PROGRESS).is_file():
+        raise CheckpointError(f"{folder} is no checkpoint to resume from: it has no {PROGRESS}. Give 'last' or PATH.")
+    found = damage(folder)
+    if found is not None:
+        others = [str(path) for path in states(folder.resolve().parent.parent) if damage(path) is None]
+        fix = f"resume from {others[-1]}" if others else "no other checkpoint beside it is whole"
+        raise CheckpointError(f"{folder} is damaged: {found}; {fix}.")
+    return folder
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """What ``write_state`` was given, on the CPU.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        told = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        del told["files"]
+        training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+        return told, load_file(folder / TRAINED), training
+    except Exception as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error}; resume from an earlier checkpoint") from error
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every random generator of this process, as plain numbers and tensors."""
+    array = np.random.get_state(legacy=False)  # noqa: NPY002 - libraries may draw from the global one
+    array["state"]["key"] = array["state"]["key"].tolist()
+    state = {"python": random.getstate(), "numpy": array, "torch": torch.get_rng_state()}
+    if device.type != "cpu":
+        state["device"] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put back what ``random_state`` gave."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"])
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trainable parameters and the buffers beside them (BatchNorm statistics of a head)."""
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    homes = {name.rpartition(".")[0] for name in trainable}
+    buffers = {name for name, _ in model.named_buffers() if name.rpartition(".")[0] in homes}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in trainable | buffers}
+
+
+def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
+    """Put back what ``trained_state`` gave; each process takes its share of tensors that are in shards.
+
+    Raises:
+        CheckpointError: the model trains other parameters than the checkpoint holds.
+    """
+    expected = trained_state(model)
+    differing = sorted(
+        name
+        for name in expected.keys() | state.keys()
+        if name not in state or name not in expected or state[name].shape != expected[name].shape
+    )
+    if differing:
+        raise CheckpointError(
+            f"{where} does not fit this run: {len(differing)} tensors differ, first {differing[0]!r}. "
+            "Resume with the configuration that the run was started with."
+        )
+    model.load_state_dict({name: placed(tensor, expected[name]) for name, tensor in state.items()}, strict=False)

@@ -1,0 +1,69 @@
+"""What the launcher says and what the run says are brought together, or refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deflect_hf.errors import ConfigError
+from deflect_hf.training.arguments import EncoderArguments, RunArguments
+from deflect_hf.training.processes import launcher_precision, make_accelerator
+
+
+def config(**options: bool) -> RunArguments:
+    return RunArguments(encoder=EncoderArguments(name_or_path="x"), **options)
+
+
+def test_the_launchers_precision_becomes_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not launcher_precision(config()).bf16
+    assert launcher_precision(config(fp16=True)).fp16
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert launcher_precision(config()).bf16 and launcher_precision(config(bf16=True)).bf16
+    with pytest.raises(ConfigError, match="accelerate launch says --mixed_precision bf16, and the run --fp16"):
+        launcher_precision(config(fp16=True))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ConfigError, match="accelerate launch says --mixed_precision fp8"):
+        launcher_precision(config())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "leave it at 1 there, and give --accumulate 4"),
+        ("ACCELERATE_USE_FSDP", "true", r"FSDP\) on accelerators alone, and this runs on cpu .* with --multi_gpu"),
+    ],
+)
+def test_what_the_launcher_asks_for_in_vain_is_refused(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        make_accelerator(config())
+
+
+LEAVING = """
+import atexit, sys
+from deflect_hf.training.leaving import leaving_together
+atexit.register(print, "the interpreter's end")
+with leaving_together():
+    print("done")
+    if sys.argv[1] != "0":
+        raise SystemExit(int(sys.argv[1])) if sys.argv[1] != "1" else OSError("broken")
+"""
+
+
+@pytest.mark.parametrize(("processes", "status"), [("2", 0), ("2", 143), ("2", 1), ("1", 2)])
+def test_several_processes_leave_without_the_interpreters_end(processes: str, status: int, tmp_path: Path) -> None:
+    # the module itself, without the package, which imports torch
+    source = Path(sys.modules["deflect_hf"].__path__[0]) / "training" / "leaving.py"
+    script = LEAVING.replace("from deflect_hf.training.leaving", "from leaving")
+    environment = {"WORLD_SIZE": processes, "PYTHONPATH": str(source.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(status)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == status
+    assert done.stdout == "done\n" + ("the interpreter's end\n" if processes == "1" else "")
+    assert ("OSError: broken" in done.stderr) == (status == 1)

@@ -1,0 +1,139 @@
+"""Interrupted runs: killed, told to stop, without space, damaged; resumed in place or elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from deflect_hf.errors import CheckpointError
+from deflect_hf.training import loop, states
+from tests.training.test_run import lines, losses, torch_file, train
+
+
+def lines_without_time(folder: Path) -> list[dict]:
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(folder)]
+
+
+def test_resumed_losses_equal_uninterrupted_ones(deflect_run, tmp_path: Path) -> None:
+    folder, results = deflect_run
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["step-15", "step-16"]  # one within the second epoch, one at its end
+    work_dir = tmp_path / "part"
+    shutil.copytree(folder / "encoder", work_dir / "encoder")
+    resumed = train(work_dir, "--resume_from", str(folder / "checkpoints" / "step-15"))
+    expected = losses(folder)
+    assert losses(work_dir) == {16: expected[16]}
+    assert resumed["test"] == results["test"] and resumed["val"] == results["val"]
+    assert torch_file(work_dir, "step-16").keys() == torch_file(folder, "step-16").keys()
+    for name, tensor in torch_file(work_dir, "step-16").items():
+        assert torch.equal(tensor, torch_file(folder, "step-16")[name]), name
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step, save = loop.Trainer._step, states.save_file
+
+    def stop(self: loop.Trainer, group: list) -> float | None:
+        if self.progress.step == 11:
+            raise KeyboardInterrupt
+        return step(self, group)
+
+    def full(tensors: dict, path: Path) -> None:
+        if path.parent.name == "step-9.partial":
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save(tensors, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "_step", stop)
+        patched.setattr(states, "save_file", full)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "--ckpt_steps", "3")
+    assert "the checkpoint of step 9 could not be written (I/O error: No space left on device" in caplog.text
+    assert [path.name for path in states.states(tmp_path)] == ["step-6", "step-8"]  # 8 ended the first epoch
+    assert not list(tmp_path.rglob("*.partial"))
+    shutil.rmtree(tmp_path / "checkpoints" / "step-8")
+    resumed = train(tmp_path, "--ckpt_steps", "3", "--resume_from", "last")
+    assert lines_without_time(tmp_path) == lines_without_time(deflect_run[0])
+    assert resumed["test"] == deflect_run[1]["test"]
+
+
+def test_sigterm_stops_after_a_step_and_damaged_checkpoints_are_passed_over(
+    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = loop.Trainer._log_step
+
+    def told_to_stop(self: loop.Trainer, *arguments: Any) -> None:
+        log(self, *arguments)
+        if self.progress.step == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "_log_step", told_to_stop)
+        with pytest.raises(SystemExit) as left:
+            train(tmp_path, "--ckpt_steps", "5")
+    assert left.value.code == 143 and signal.getsignal(signal.SIGTERM) == handler
+    assert [path.name for path in states.states(tmp_path)] == ["step-10", "step-11"]
+    broken = tmp_path / "checkpoints" / "step-11"
+    (broken / "training.pt").write_bytes((broken / "training.pt").read_bytes()[:-1])
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 12, "epo')  # killed while writing
+    with pytest.raises(CheckpointError, match=r"step-11 is damaged: training\.pt has \d+ bytes .*from .*step-10\."):
+        train(tmp_path, "--resume_from", str(broken))
+    resumed = train(tmp_path, "--ckpt_steps", "5", "--resume_from", "last")
+    assert f"{broken} is damaged (training.pt has" in caplog.text
+    assert lines_without_time(tmp_path) == lines_without_time(deflect_run[0])
+    assert resumed["test"] == deflect_run[1]["test"] and resumed["best_epoch"] == deflect_run[1]["best_epoch"]
+
+
+def test_patience_ends_a_run_and_stays_at_its_end(tmp_path: Path) -> None:
+    words = ("--patience", "1", "--epochs", "4", "--segmentor.optimizer.lr", "1e-12")
+    results = train(tmp_path, *words)
+    assert results["best_epoch"] == 1 and results["steps"] == 16
+    again = train(tmp_path, *words, "--resume_from", "last")
+    assert again["test"] == results["test"] and again["steps"] == 16
+
+
+def best_weights(folder: Path) -> bytes:
+    return (folder / "best" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_run_resumed_elsewhere_ends_with_the_best_model_so_far(deflect_run, tmp_path: Path) -> None:
+    # a first epoch that no later one beats: its model has to come from the folder of the interrupted run
+    first = tmp_path / "first"
+    shutil.copytree(deflect_run[0], first)
+    state = first / "checkpoints" / "step-15"
+    progress = json.loads((state / "progress.json").read_text())
+    (state / "progress.json").write_text(json.dumps({**progress, "best_score": 2.0, "best_epoch": 1}))
+    result = json.loads((first / "best" / "results.json").read_text())
+    (first / "best" / "results.json").write_text(json.dumps({"best_epoch": 1, "val": {**result["val"], "accuracy": 2}}))
+    resumed = train(tmp_path / "copied", "--resume_from", str(state))
+    assert resumed["best_epoch"] == 1 and best_weights(tmp_path / "copied") == best_weights(first)
+
+    # nothing keeps it: the second epoch, which follows, is the best there is
+    shutil.rmtree(first / "best")
+    resumed = train(tmp_path / "lost", "--resume_from", str(state))
+    assert resumed["best_epoch"] == 2 and [line["step"] for line in lines(tmp_path / "lost") if "val" in line] == [16]
+    # nor does anything follow: the resumed model is
+    shutil.rmtree(tmp_path / "lost" / "best")
+    again = train(tmp_path / "lost", "--resume_from", "last")
+    assert again["test"] == resumed["test"] and again["best_epoch"] == 2
+
+
+def test_a_checkpoint_of_another_run_is_refused(deflect_run, tmp_path: Path) -> None:
+    state = str(deflect_run[0] / "checkpoints" / "step-15")
+    with pytest.raises(CheckpointError, match="belongs to a run with other settings than this one's batch_size 8"):
+        train(tmp_path / "a", "--resume_from", state, "--batch_size", "8")
+    with pytest.raises(CheckpointError, match=r"does not fit this run: \d+ tensors differ"):
+        train(tmp_path / "b", "--resume_from", state, "--method.rank", "3")
+    with pytest.raises(CheckpointError, match="is not there, so there is nothing to resume"):
+        train(tmp_path / "c", "--resume_from", "last")

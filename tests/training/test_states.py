@@ -1,0 +1,124 @@
+"""Files that are whole or not there, and state folders that know when they are damaged."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deflect_hf.errors import CheckpointError
+from deflect_hf.training import states
+from deflect_hf.training.files import settle, whole_folder, write_text
+
+CPU = torch.device("cpu")
+TOLD = {"epoch": 1, "batch": 0}
+
+
+def write(work_dir: Path, step: int) -> Path:
+    tensors = {"weight": torch.full((3,), float(step))}
+    return states.write_state(work_dir, step, {**TOLD, "step": step}, tensors, {"random": [states.random_state(CPU)]})
+
+
+def test_what_was_there_stays_until_the_new_folder_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "best"
+    with whole_folder(target) as folder:
+        (folder / "file").write_text("old")
+    with pytest.raises(OSError, match="full"), whole_folder(target) as folder:
+        (folder / "file").write_text("new")
+        raise OSError("full")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"] and (target / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("left", "found"),
+    [
+        (("best", "best.partial"), "best"),  # killed while writing
+        (("best.partial", "best.replaced"), "best.replaced"),  # between the two renames
+        (("best", "best.replaced"), "best"),  # before the end
+        (("best.partial",), None),
+    ],
+)
+def test_a_killed_replacement_is_settled(left: tuple[str, ...], found: str | None, tmp_path: Path) -> None:
+    for name in left:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    settle(tmp_path / "best")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if found is None else ["best"])
+    if found is not None:
+        assert (tmp_path / "best" / "file").read_text() == found
+
+
+def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "one")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a", "two\udc80")
+    assert (tmp_path / "a").read_text() == "one"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "told"),
+    [
+        (states.TRAINED, truncate, "trained.safetensors has 83 bytes instead of 84"),
+        (states.TRAINED, flip, "trained.safetensors is not as it was written"),
+        (states.TRAINING, truncate, "training.pt has"),
+        (states.TRAINING, Path.unlink, "FileNotFoundError: "),
+        (states.PROGRESS, truncate, None),  # the last line break
+        (states.PROGRESS, lambda path: path.write_text("{"), "JSONDecodeError: "),
+        (states.PROGRESS, lambda path: path.write_text("[]"), "TypeError: "),
+    ],
+)
+def test_damage_is_noticed_and_the_state_before_is_taken(
+    file: str, harm: Callable[[Path], None], told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = write(tmp_path, 5), write(tmp_path, 10)
+    harm(second / file)
+    found = states.damage(second)
+    assert (found is None) == (told is None) and (found or "").startswith(told or "")
+    assert states.state_to_resume(tmp_path, "last") == (second if told is None else first)
+    assert ("is damaged" in caplog.text) == (told is not None)
+    if told is not None:
+        with pytest.raises(CheckpointError, match=rf"step-10 is damaged: .*; resume from {first}\.$"):
+            states.state_to_resume(tmp_path / "elsewhere", str(second))
+
+
+def test_what_may_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(CheckpointError, match=r"is not there, so there is nothing to resume; start without --resume"):
+        states.state_to_resume(tmp_path / "run", "last")
+    (tmp_path / "run").mkdir()
+    assert states.state_to_resume(tmp_path / "run", "last") is None  # killed before its first checkpoint
+    assert "the run starts from the beginning" in caplog.text
+    with pytest.raises(CheckpointError, match=r"is no checkpoint to resume from: it has no progress\.json"):
+        states.state_to_resume(tmp_path, str(tmp_path))
+    for step in (5, 10, 100):
+        write(tmp_path, step)
+    states.keep_newest(tmp_path, 2)
+    (tmp_path / "checkpoints" / "step-105.partial").mkdir()
+    (tmp_path / "checkpoints" / "step-10").rename(tmp_path / "checkpoints" / "step-10.replaced")
+    states.drop_states_after(tmp_path, 50)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-10"]
+
+
+def test_random_states_of_all_generators_go_on(tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
+
+    folder = write(tmp_path, 1)
+    drawn = draw()
+    told, tensors, training = states.read_state(folder)
+    assert told == {**TOLD, "step": 1} and tensors["weight"].tolist() == [1.0, 1.0, 1.0]
+    states.set_random_state(training["random"][0], CPU)
+    assert draw() == drawn

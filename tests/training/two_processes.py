@@ -1,0 +1,53 @@
+"""What processes of `test_distributed.py` do besides training; each is a process of its own, so patches end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STOP_AFTER = 3
+
+
+def told_to_stop(words: Sequence[str], rank: int, processes: int, port: int, log: Path | None) -> None:
+    """Train; the second process alone gets SIGTERM after a step."""
+    from deflect_hf.benchmark.resume import train
+    from deflect_hf.training.loop import Trainer
+
+    plain = Trainer._log_step
+
+    def log_step(self: Trainer, *arguments: Any) -> None:
+        plain(self, *arguments)
+        if rank == 1 and self.progress.step == STOP_AFTER:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Trainer._log_step = log_step
+    train(words, rank, processes, port, log)
+
+
+def sharded(words: Sequence[str], rank: int, processes: int, port: int, log: Path | None) -> None:
+    """Train with FSDP2 through Accelerate, which does not offer it on CPUs: it is told that these are accelerators."""
+    import torch
+    from accelerate import DistributedType, PartialState
+    from torch.distributed.fsdp import FSDPModule
+
+    from deflect_hf.benchmark.resume import train
+    from deflect_hf.training.loop import Trainer
+
+    plain = Trainer.train
+
+    def train_in_shards(self: Trainer) -> bool:
+        units = [module for module in self.plain.modules() if isinstance(module, FSDPModule)]
+        assert len(units) == 4 and self.model is self.plain  # embeddings, two blocks, the rest
+        return plain(self)
+
+    Trainer.train = train_in_shards
+    options = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+    options |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+    os.environ.update(options, ACCELERATE_TORCH_DEVICE="cpu")
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    here = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": processes}
+    torch.distributed.init_process_group("gloo", **here)
+    train(words, rank, processes, port, log)
