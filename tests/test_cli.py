@@ -79,8 +79,7 @@ def test_two_processes_train_as_one_of_twice_the_batch_to_a_model_that_reloads_b
     words = ("train.py", "--config", str(CONF / "classification.yaml"), "--epochs", "1", "--segmentor.dropout", "0")
     words += ("--dataset.num_samples", "53", "--dataset.test_fraction", "0.25")  # 13 test images: 4 + 3 and 4 + 2
     run(parse_arguments(RunArguments, "test", [*words[1:], "--work_dir", str(tmp_path / "one"), "--batch_size", "8"]))
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml")
     command(*launcher, *words, "--work_dir", str(tmp_path / "two"))
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == two.keys() == {1, 2, 3, 4}

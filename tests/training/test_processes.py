@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from deflect_hf.errors import ConfigError
 from deflect_hf.training.arguments import EncoderArguments, RunArguments
 from deflect_hf.training.processes import launcher_precision, make_accelerator
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def config(**options: bool) -> RunArguments:
@@ -42,6 +46,21 @@ def test_what_the_launcher_asks_for_in_vain_is_refused(
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         make_accelerator(config())
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_launcher_files_are_ones_that_accelerate_and_the_training_take(path: Path) -> None:
+    words = ["--config_file", str(path), *(["--machine_rank", "1"] if path.stem == "multi_node" else []), "train.py"]
+    told = _validate_launch_command(launch_command_parser().parse_args(words))[0]
+    assert (told.multi_gpu, told.use_fsdp) == (path.stem != "fsdp", path.stem == "fsdp")
+    assert f"--config_file configs/accelerate/{path.name}" in path.read_text()
+    environment = prepare_multi_gpu_env(told)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") == "1"
+    if told.use_fsdp:
+        assert environment["FSDP_VERSION"] == "2"
+        for unsupported in ("OFFLOAD_PARAMS", "CPU_RAM_EFFICIENT_LOADING", "ACTIVATION_CHECKPOINTING"):
+            assert environment[f"FSDP_{unsupported}"].lower() == "false"
 
 
 LEAVING = """
