@@ -159,6 +159,7 @@ def train(words: Sequence[str], rank: int, processes: int, port: int, log: Path 
     from deflect_hf.training.compose import parse_arguments
     from deflect_hf.training.run import run
 
+    multiprocessing.set_start_method("fork", force=True)  # of workers; inherited is the server, which outlives us
     sink = os.open(log if log is not None else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
