@@ -82,7 +82,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 def brief(error: BaseException) -> str:
     """What a library said, in one line of bounded length, for the end of a sentence of ours."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = f"no entry {error}" if isinstance(error, KeyError) else " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON].rstrip()} ..."
 
 

@@ -132,6 +132,8 @@ def get_sensor(sensor: str | Sensor | Mapping[str, Any]) -> Sensor:
                 f"{sensor!r} is not a sensor preset; the presets are {listing(SENSORS)}.{nearest(sensor, SENSORS)}"
             )
         return SENSORS[sensor]
+    if not isinstance(sensor, Mapping):
+        raise ConfigError(f"a sensor is the name of a preset or a mapping, not {sensor!r:.80}")
     _refuse_unknown_keys(sensor, _SENSOR_KEYS, "sensor")
     name = str(sensor.get("name", "user"))
     if ("bands" in sensor) == ("wavelengths_nm" in sensor):

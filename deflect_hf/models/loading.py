@@ -14,6 +14,8 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 from deflect_hf.errors import ArchitectureError, CheckpointError, DeflectError, brief
 from deflect_hf.models.geovit.sources import conversion_hint
 
+MOST_NAMED = 4  # tensors in a message
+
 
 def _encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     if type(config) not in MODEL_MAPPING:
@@ -30,9 +32,20 @@ def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
 def refuse_new_weights(missing: Collection[str], source: str) -> None:
     """Refuse a checkpoint that lacks weights (CheckpointError)."""
     if missing:
+        named = sorted(missing)[:MOST_NAMED]
+        more = f" and {len(missing) - len(named)} more" if len(missing) > len(named) else ""
         raise CheckpointError(
             f"{source} lacks {len(missing)} tensors, which would be filled with random numbers: "
-            f"{', '.join(sorted(missing))}. Give a checkpoint that holds them all."
+            f"{', '.join(named)}{more}. Give a checkpoint that holds them all."
+        )
+
+
+def refuse_broken_weights(model: PreTrainedModel, source: str) -> None:
+    """Refuse weights that are no numbers (CheckpointError): training would blame the images for them."""
+    broken = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise CheckpointError(
+            f"{source}: {len(broken)} tensors hold NaN or infinity, first {broken[0]!r}: fetch or convert it again."
         )
 
 
@@ -90,6 +103,7 @@ def load_encoder(
             **where,
         )
     refuse_new_weights(report["missing_keys"], f"The encoder checkpoint {str(source)!r}")
+    refuse_broken_weights(encoder, f"The encoder checkpoint {str(source)!r}")
     return encoder
 
 

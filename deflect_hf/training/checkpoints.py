@@ -11,18 +11,17 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deflect_hf.errors import CheckpointError, listing
+from deflect_hf.errors import CheckpointError, brief, listing
 from deflect_hf.methods import deflect_config, needed_bands, task_model, trained_projection
 from deflect_hf.models import load_encoder
 from deflect_hf.models.base import EncoderWithHead
+from deflect_hf.models.loading import refuse_broken_weights, refuse_new_weights
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.build import model_class
@@ -31,6 +30,7 @@ from deflect_hf.training.encoders import chosen_gsd, set_gsd
 from deflect_hf.training.files import PARTIAL as PARTIAL
 from deflect_hf.training.files import REPLACED
 from deflect_hf.training.files import write_json as write_json
+from deflect_hf.training.stored import load_adapter, reading, refuse_unfit
 
 logger = logging.getLogger(__name__)
 
@@ -128,17 +128,25 @@ def load_model(folder: Path, config: RunArguments, encoder: str | PreTrainedMode
     from transformers import AutoConfig
 
     if config.finetune == "full":
-        return _reading(folder, lambda: model_class(_task(folder)).from_pretrained(folder)).eval()
+        kind = model_class(_task(folder))
+        model, report = reading(folder, lambda: kind.from_pretrained(folder, output_loading_info=True))
+        refuse_new_weights(report["missing_keys"], str(folder))
+        refuse_broken_weights(model, str(folder))
+        return model.eval()
     if not isinstance(encoder, PreTrainedModel):
         source = encoder if encoder is not None else encoder_source(folder, config)
         encoder = load_encoder(source, revision=config.encoder.revision if encoder is None else None)
     set_gsd(encoder, chosen_gsd(config.encoder, gsd_m=None))
-    model_config = _reading(folder, lambda: AutoConfig.from_pretrained(folder))
-    model = model_class(_task(folder))(model_config, encoder)
+    model_config = reading(folder / "config.json", lambda: AutoConfig.from_pretrained(folder))
+    model = reading(folder / "config.json", lambda: model_class(_task(folder))(model_config, encoder))
     if config.finetune == "frozen":
-        _reading(folder / HEAD, lambda: _load_parts(load_file(folder / HEAD), _frozen_parts(model, config)))
+        parts = _frozen_parts(model, config)
+        reading(folder / HEAD, lambda: _load_parts(load_file(folder / HEAD), parts))
+        refuse_unfit(
+            [folder / HEAD], {prefix + k: v for prefix, part in parts.items() for k, v in part.state_dict().items()}
+        )
         return model.eval()
-    return _reading(folder, lambda: PeftModel.from_pretrained(model, str(folder))).eval()
+    return load_adapter(model, folder).eval()
 
 
 def _frozen_parts(model: EncoderWithHead, config: RunArguments) -> dict[str, nn.Module]:
@@ -159,8 +167,8 @@ def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcesso
     Raises:
         CheckpointError: the file is missing or broken, or says something else about the bands than the model.
     """
-    processor: MultispectralImageProcessor = _reading(
-        folder, lambda: MultispectralImageProcessor.from_pretrained(folder)
+    processor: MultispectralImageProcessor = reading(
+        folder / "preprocessor_config.json", lambda: MultispectralImageProcessor.from_pretrained(folder)
     )
     adapter = deflect_config(model)
     bands = adapter.bands if adapter is not None else task_model(model).config.bands
@@ -179,16 +187,8 @@ def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcesso
 def _task(folder: Path) -> str:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: cannot be read: {error}") from error
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: cannot be read: {brief(error)}") from error
+    if kind not in ("deflect_image_classification", "deflect_semantic_segmentation"):
+        raise CheckpointError(f"{folder / 'config.json'}: describes a {kind!r}, not a model that was trained here")
     return "classification" if kind == "deflect_image_classification" else "segmentation"
-
-
-def _reading(path: Path, load: Any) -> Any:
-    """Run ``load``; what the libraries raise for a missing, truncated or foreign file becomes a CheckpointError."""
-    try:
-        return load()
-    except CheckpointError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be loaded: {error}") from error

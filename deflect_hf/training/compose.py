@@ -210,9 +210,16 @@ def parse_arguments(
 
 
 def load_config(schema: type[Config], path: Path) -> Config:
-    """The configuration that ``to_yaml`` wrote to ``path``."""
+    """The configuration that ``to_yaml`` wrote to ``path``.
+
+    Raises:
+        ConfigError: naming the file.
+    """
     composed = merge([(key, value, str(path)) for key, value in flatten(read_yaml(path), schema, str(path))])
-    return check_types(schema, composed.values, composed.origins)
+    try:
+        return check_types(schema, composed.values, composed.origins)
+    except ConfigError as error:
+        raise error if str(path) in str(error) else ConfigError(f"{path}: {error}") from error
 
 
 def to_yaml(config: Any) -> str:

@@ -85,7 +85,7 @@ def evaluate(
         replicates: Of the bootstrap over images that adds ``"intervals"`` to the scores; 0 leaves them out.
 
     Raises:
-        DataError: the images carry no labels.
+        DataError: the images carry no labels, or only ignored ones.
     """
     training = model.training
     model.eval()
@@ -106,6 +106,11 @@ def evaluate(
     model.train(training)
     matrix = confusion.matrix(accelerator)
     total, weight = accelerator.reduce(loss, reduction="sum").tolist()
+    if not weight:
+        raise DataError(
+            "no image of the split has a label: all of its pixels are ignored or not measured. Correct the classes' "
+            "values, ignore_values or nodata"
+        )
     found: dict[str, Any] = {
         "loss": total / max(weight, 1.0),
         **scores(matrix, protocol.classes, protocol.convention),

@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 import time
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader, Dataset
 from transformers import HfArgumentParser, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
-from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing, user_errors
+from deflect_hf.errors import CheckpointError, ConfigError, DataError, brief, listing, user_errors
 from deflect_hf.training.masked_autoencoder import build_masked_autoencoder, random_views, to_vit_encoder
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,18 @@ class RGBChips(Dataset):
         return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
+def _read_chips(file: Path) -> np.ndarray:
+    try:
+        with np.load(file) as archive:
+            if "rgb" in archive.files:
+                stack: np.ndarray = archive["rgb"]
+                return stack
+            known = archive.files
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: cannot be read as a .npz file of numbers: {brief(error)}") from error
+    raise DataError(f"{file}: no array 'rgb'; it holds {listing(known)}.")
+
+
 def load_chips(path: str | Path) -> np.ndarray:
     """Read chips (N, H, W, 3) of digital numbers, order R, G, B, from a .npz file or a folder of them.
 
@@ -146,10 +159,7 @@ def load_chips(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: no .npz file here; give a file or a folder of files with the key 'rgb'.")
     stacks: list[np.ndarray] = []
     for file in files:
-        with np.load(file) as archive:
-            if "rgb" not in archive:
-                raise DataError(f"{file}: no array 'rgb'; it holds {listing(archive.files)}.")
-            stack = archive["rgb"]
+        stack = _read_chips(file)
         if stack.ndim != 4 or stack.shape[-1] != 3 or not len(stack):
             raise DataError(f"{file}: 'rgb' has shape {stack.shape}; expected (N, H, W, 3), order R, G, B.")
         if not np.issubdtype(stack.dtype, np.integer):

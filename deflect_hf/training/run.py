@@ -55,9 +55,11 @@ def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelera
         The state to go on from, None for a run from the beginning.
 
     Raises:
-        ConfigError: it holds an earlier run that is neither resumed nor to be replaced.
+        ConfigError: it cannot be made, or holds an earlier run that is neither resumed nor to be replaced.
         CheckpointError: there is nothing to resume.
     """
+    if any(path.exists() and not path.is_dir() for path in (work_dir, *work_dir.parents)):
+        raise ConfigError(f"{work_dir} cannot be a folder, a file is in the way: give another --work_dir")
     if config.resume_from is not None and accelerator.is_main_process:
         settle(work_dir / BEST)
     accelerator.wait_for_everyone()

@@ -139,6 +139,10 @@ def check_types(schema: type[Config], values: Mapping[str, Any], origins: Mappin
         ConfigError: for the first value that does not fit.
     """
     known = {leaf.key: leaf for leaf in leaves(schema)}
+    names = [item.name for item in dataclasses.fields(typing.cast(Any, schema))]
+    unknown = next((key for key in values if key not in names), None)  # pydantic would pass it by
+    if unknown is not None:
+        raise ConfigError(f"{_origin(unknown, origins)}: unknown key {unknown!r}.{nearest(unknown, names)} All: --help")
     for leaf in known.values():
         _refuse_truth_values(leaf, _at(values, leaf.key), origins)
     try:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from deflect_hf.errors import CheckpointError, listing
+from deflect_hf.errors import CheckpointError, brief, listing
 from deflect_hf.models.geovit.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -103,8 +104,10 @@ def read_tensors(path: Path, source: Source) -> dict[str, Tensor]:
         content = _load(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_what_was_refused(path, error)} {where_to_get(source)}.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error} {where_to_get(source)}.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {brief(error)} {where_to_get(source)}."
+        ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
     for wrapper in source.wrappers:

@@ -79,8 +79,9 @@ class Encoder:
         depth = len(self.blocks)
         if layers_to_transform is None:
             return list(range(depth))
-        layers = [layers_to_transform] if isinstance(layers_to_transform, int) else list(layers_to_transform)
-        positions = [layer + depth if layer < 0 else layer for layer in layers]
+        layers = [layers_to_transform] if isinstance(layers_to_transform, int | str) else list(layers_to_transform)
+        numbers = all(type(layer) is int for layer in layers)  # it may come from a file that anybody wrote
+        positions = [layer + depth if layer < 0 else layer for layer in layers] if numbers else []
         if not positions or len(set(positions)) != len(positions) or not all(0 <= p < depth for p in positions):
             raise ConfigError(
                 f"layers_to_transform={layers_to_transform!r} does not fit: this encoder has the blocks 0 to "

@@ -1,0 +1,106 @@
+"""Each broken input is told in one sentence that names it, with exit status 2; undamaged ones work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from deflect_hf.errors import DataError, DeflectError
+from deflect_hf.raster import write_raster
+from deflect_hf.training.order import Rank, epoch_batches
+from tests.faults.corpus import FAULTS
+from tests.faults.fault import Fault, complaints
+from tests.faults.inputs import BANDS, Place, Valid, cut, digital_numbers, main_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Valid:
+    """Data, and runs trained on it."""
+    return Valid.make(tmp_path_factory.mktemp("valid"))
+
+
+@pytest.fixture
+def place(valid: Valid, tmp_path: Path) -> Place:
+    """Room for copies."""
+    return Place(tmp_path, valid)
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_each_fault_is_one_sentence(fault: Fault, valid: Valid, tmp_path: Path) -> None:
+    assert complaints(fault, valid, tmp_path / "damaged") == []
+
+
+def test_there_are_hundreds_of_them() -> None:
+    assert len(FAULTS) >= 400 and len({fault.program for fault in FAULTS.values()}) == 8
+
+
+def test_undamaged_inputs_work(place: Place) -> None:
+    main_of("train.py")(place.train())
+    main_of("evaluate.py")(place.evaluate())
+    main_of("deflect-predict")(place.predict())
+    (place.folder / "out" / "results.json").unlink()
+    main_of("train.py")(place.resume("--overwrite", "false", "--work_dir", str(place.folder / "resumed")))
+    assert (place.folder / "resumed" / "results.json").exists() and (place.folder / "map.tif").exists()
+
+
+def test_debug_raises_what_would_be_told(place: Place, valid: Valid) -> None:
+    cut(place.data / "images" / "a0.tif", 0.5)
+    words = place.train("--debug")
+    with pytest.raises(DataError, match=r"a0\.tif"):
+        main_of("train.py")(words)
+    with pytest.raises(DeflectError):
+        main_of("evaluate.py")(["--eval_dir", "/nonexistent", "--debug"])
+    with pytest.raises(DeflectError):
+        main_of("deflect-predict")([*place.predict(), "--adapter", "/nonexistent", "--debug"])
+    for program, words in {
+        "hub": ["--debug", "check", "/nonexistent"],
+        "figures": ["curves", "/nonexistent", "--debug"],
+        "benchmark": ["nothing", "--debug"],
+        "pretrain": ["--images", "/nonexistent", "--output", "x", "--debug"],
+        "conversion": ["--source", "none", "--output", "x", "--debug"],
+    }.items():
+        with pytest.raises(DeflectError):
+            main_of(program)(words)
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_a_process_of_its_own_tells_it_likewise(script: str, place: Place) -> None:
+    cut(place.data / "images" / "a2.tif", 0.5)
+    words = (
+        place.train("--num_workers", "1") if script == "train.py" else place.evaluate("--dataset.root", str(place.data))
+    )
+    cut(place.data / "images" / "a6.tif", 0.5)
+    done = subprocess.run(
+        [sys.executable, script, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False
+    )
+    name = "a2.tif" if script == "train.py" else "a6.tif"
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {place.data / 'images' / name} ")
+
+
+def test_a_loss_of_nan_names_the_images_and_the_checkpoint_before_goes_on(place: Place) -> None:
+    first, second = epoch_batches(4, 2, seed=0, epoch=0, rank=Rank())
+    name = f"a{second[0]}"
+    path = place.data / "images" / f"{name}.tif"
+    write_raster(path, digital_numbers(second[0]).astype("float32") * 1e34, descriptions=BANDS)
+    statistics = ("--encoder.mean", "0.2", "0.2", "0.2", "--encoder.std", "0.1", "0.1", "0.1")
+    frozen = ("--finetune", "frozen", "--method", "{}", "--ckpt_steps", "1", *statistics)
+    words = place.train(*frozen, unit_check=False)
+    with pytest.raises(DataError) as caught:
+        main_of("train.py")([*words, "--debug"])
+    state = place.folder / "out" / "checkpoints" / "step-1"
+    message = str(caught.value)
+    assert message.startswith("the loss is nan in step 2 (epoch 1), on the images ") and name in message
+    assert f"Last good checkpoint: {state}." in message
+    write_raster(path, digital_numbers(second[0]), descriptions=BANDS)
+    main_of("train.py")([*words, "--resume_from", "last"])
+    assert json.loads((place.folder / "out" / "results.json").read_text())["steps"] == 2
+    assert torch.isfinite(torch.tensor(json.loads((place.folder / "out" / "results.json").read_text())["val"]["loss"]))
+    assert first
