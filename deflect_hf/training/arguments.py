@@ -196,6 +196,10 @@ class RunArguments:
     batch_size: Batch = field(default=8, metadata={"help": "images per step and process"})
     accumulate: Batch = field(default=1, metadata={"help": "batches whose gradients are added before a step"})
     epochs: PositiveInt = field(default=80, metadata={"help": "passes over the training split"})
+    cache_prefix: bool = field(
+        default=False,
+        metadata={"help": "deflect with a late start: keep on disk what enters the first deflected block, per image"},
+    )
     fp16: bool = field(default=False, metadata={"help": "mixed precision in float16"})
     bf16: bool = field(default=False, metadata={"help": "mixed precision in bfloat16"})
     ckpt_interval: PositiveInt = field(default=1, metadata={"help": "epochs between checkpoints to resume from"})

@@ -76,6 +76,11 @@ RULES = (
         lambda s: "chooses one of dataset.num_folds, but that is null",
     ),
     Rule(
+        ("cache_prefix",),
+        lambda s: s.config.finetune == "deflect",
+        lambda s: f"keeps what enters the first deflected block, but finetune is {s.config.finetune}",
+    ),
+    Rule(
         ("overwrite",),
         lambda s: s.config.resume_from is None,
         lambda s: "replaces the run that resume_from continues",

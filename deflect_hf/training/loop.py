@@ -29,6 +29,7 @@ from deflect_hf.training.metrics import selection_metric
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
 from deflect_hf.training.order import evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.training.preemption import Preemption
+from deflect_hf.training.prefix import trained_model
 from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded, whole
 from deflect_hf.training.snapshots import Snapshots
 from deflect_hf.training.states import Progress, states
@@ -66,7 +67,8 @@ class Trainer:
         self.total_steps = steps_of(len(train), config.batch_size, config.accumulate, self.rank) * config.epochs
         # not prepared: accelerate would step it once per process; it counts optimizer steps of the whole run
         self.scheduler = build_scheduler(optimizer, config.segmentor.scheduler, self.total_steps)
-        self.model, self.optimizer = prepared(experiment.model, optimizer, accelerator)
+        trained = trained_model(experiment.model, config, work_dir, accelerator)
+        self.model, self.optimizer = prepared(trained, optimizer, accelerator)
         self.protocol = Protocol(
             train.classes, train.ignore_index, evaluation_window(config, train.task), config.metrics
         )

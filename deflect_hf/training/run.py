@@ -27,6 +27,7 @@ from deflect_hf.training.environment import environment
 from deflect_hf.training.files import settle, write_json, write_text
 from deflect_hf.training.loop import TOLD, Publish, Trainer
 from deflect_hf.training.metrics import selection_metric
+from deflect_hf.training.prefix import FOLDER as PREFIX
 from deflect_hf.training.processes import launcher_precision, make_accelerator
 from deflect_hf.training.trackers import EVENTS, LOG, start_trackers
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 CURVES = "curves.png"
 ENVIRONMENT = "environment.json"
 WRITTEN = (
-    *(BEST, states.FOLDER, "encoder", EVENTS, LOG, CURVES, ENVIRONMENT),
+    *(BEST, states.FOLDER, "encoder", PREFIX, EVENTS, LOG, CURVES, ENVIRONMENT),
     *(checkpoints.CONFIG, checkpoints.RESULTS),
 )
 
