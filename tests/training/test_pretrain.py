@@ -10,13 +10,14 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from deflect_hf.errors import CheckpointError, ConfigError, DataError
 from deflect_hf.training import pretrain as pretraining
+from deflect_hf.training.chips import RGBChips, load_chips
 from deflect_hf.training.masked_autoencoder import (
     build_masked_autoencoder,
     fixed_positions,
     random_views,
     to_vit_encoder,
 )
-from deflect_hf.training.pretrain import PretrainArguments, RGBChips, load_chips, main, pretrain
+from deflect_hf.training.pretrain import PretrainArguments, main, pretrain
 
 SMALL = {
     "image_size": 16,
