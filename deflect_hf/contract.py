@@ -38,6 +38,7 @@ class BandContract:
         ignored_bands: further bands of the training images, which the model was not given.
         unit: of ``pixel_values``.
         gsd_m: size of the training images' pixels on the ground, None where it is not known.
+        height: of the training images in those pixels, where all images are resized to one size; None otherwise.
     """
 
     bands: tuple[str, ...]
@@ -45,12 +46,18 @@ class BandContract:
     ignored_bands: tuple[str, ...] = ()
     unit: Unit = "reflectance"
     gsd_m: float | None = None
+    height: int | None = None
 
-    def compare(self, where: str, available: Sequence[str], unit: Unit, gsd_m: float | None) -> None:
+    def compare(
+        self, where: str, available: Sequence[str], unit: Unit, gsd_m: float | None, height: int | None = None
+    ) -> None:
         """Compare images that have the bands ``available``, in any order, with the contract; warn of what is odd.
 
         Warnings: bands that nobody will look at, missing bands that the model can do without, and pixels more than
-        twice or less than half as large as in training.
+        twice or less than half as large as in training, as the model sees them.
+
+        Args:
+            height: of the images in pixels, before they are resized; None: as in training.
 
         Raises:
             BandError: a needed band is missing.
@@ -72,8 +79,17 @@ class BandContract:
         extra = [band for band in available if band not in used and band not in self.ignored_bands]
         if extra:
             logger.warning("%s: band(s) %s are unknown to the model and are ignored", where, listing(extra))
-        if gsd_m is not None and self.gsd_m is not None and not 1 / GSD_RATIO <= gsd_m / self.gsd_m <= GSD_RATIO:
-            logger.warning("%s: pixels of %g m, but the model was trained on %g m", where, gsd_m, self.gsd_m)
+        if gsd_m is None or self.gsd_m is None:
+            return
+        shrunk = height / self.height if height is not None and self.height is not None else 1.0
+        if not 1 / GSD_RATIO <= shrunk * gsd_m / self.gsd_m <= GSD_RATIO:
+            logger.warning(
+                "%s: pixels of %g m%s, but the model was trained on %g m",
+                where,
+                shrunk * gsd_m,
+                "" if shrunk == 1.0 else f" once {height} of them are resized as {self.height} were in training",
+                self.gsd_m,
+            )
 
 
 _UNIT_NAMES = {"reflectance": "reflectance (1.0 = 100 %)", "8bit": "8-bit values"}

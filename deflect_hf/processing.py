@@ -203,7 +203,8 @@ class MultispectralImageProcessor(ImageProcessingMixin):
     def contract(self) -> BandContract:
         """What images must be like for a model that was trained with this processor."""
         ignored = [band for band in self.source_bands or () if band not in self.bands]
-        return BandContract(tuple(self.bands), tuple(self.needed_bands), tuple(ignored), self.unit, self.gsd_m)
+        height = None if self.size is None or self.trained_size is None else self.trained_size[0]
+        return BandContract(tuple(self.bands), tuple(self.needed_bands), tuple(ignored), self.unit, self.gsd_m, height)
 
     def effective_gsd_m(self, height: int) -> float | None:
         """Pixel size on the ground after resizing images of ``height`` pixels; None where it is not known."""

@@ -10,9 +10,9 @@ import os
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ Array = np.ndarray[Any, Any]
 Colour = tuple[int, int, int]
 
 SQUARE = 512  # pixels: side of a block of a Cloud Optimized GeoTIFF, and whole tiles of any other
+MADE_BY = {"SOFTWARE": "deflect_hf"}  # in the metadata of every map
 SIDECAR = ".aux.xml"  # where GDAL keeps what a GeoTIFF has no tag for
 
 
@@ -46,7 +47,6 @@ class MapLayout:
         scale: what a stored value is multiplied by.
         categories: names of the stored values 0, 1, 2 ... of a band of classes; empty for other maps.
         colours: red, green and blue (0 to 255) of each category.
-        tags: further text for the file's metadata.
     """
 
     dtype: str
@@ -55,7 +55,6 @@ class MapLayout:
     scale: float = 1.0
     categories: tuple[str, ...] = ()
     colours: tuple[Colour, ...] = ()
-    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -120,6 +119,17 @@ def write_map(
             sidecar(plain).unlink(missing_ok=True)
 
 
+def is_map(path: Path) -> bool:
+    """Whether a file is a map that was written here, and not somebody's image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as source:
+                return MADE_BY.items() <= source.tags().items()
+    except RasterioError:
+        return False
+
+
 def sidecar(path: Path) -> Path:
     """The file beside a map that holds the names of its classes."""
     return path.with_name(path.name + SIDECAR)
@@ -153,7 +163,7 @@ def _write_plain(
             sink.write_colormap(1, {**table, int(layout.nodata): (0, 0, 0, 0)})
         if layout.scale != 1.0:
             sink.scales = [layout.scale] * layout.count
-        sink.update_tags(**layout.tags)
+        sink.update_tags(**MADE_BY)
         for number, name in enumerate(layout.categories):
             sink.update_tags(1, **{f"CLASS_{number}": name})
         for square in squares:

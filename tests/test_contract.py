@@ -6,6 +6,7 @@ import torch
 
 from deflect_hf.contract import BandContract, check_reflectance
 from deflect_hf.errors import BandError, UnitError
+from deflect_hf.processing import MultispectralImageProcessor
 
 GENERATOR = np.random.default_rng(0)
 
@@ -106,6 +107,21 @@ def test_what_is_odd_is_warned_about(caplog):
     message = "a.tif: band(s) 'A', 'S2' are unknown to the model and are ignored"
     assert warnings_of(caplog, ["A", *BANDS, "S2"]) == [message]
     assert warnings_of(caplog, BANDS, gsd_m=10.0) == ["a.tif: pixels of 10 m, but the model was trained on 30 m"]
+
+
+def test_pixels_are_compared_as_the_model_sees_them_once_images_are_resized(caplog):
+    def resized(gsd_m: float, height: int) -> list[str]:
+        caplog.clear()
+        contract(height=128).compare("a.tif", BANDS, "reflectance", gsd_m, height)
+        return caplog.messages
+
+    assert resized(30.0, 128) == resized(10.0, 384) == []  # three times as fine, and shrunk three times as much
+    assert resized(30.0, 384) == [
+        "a.tif: pixels of 90 m once 384 of them are resized as 128 were in training, but the model was trained on 30 m"
+    ]
+    processor = MultispectralImageProcessor(["R", "G", "B"], size=64, trained_size=[128, 96])
+    assert processor.contract.height == 128
+    assert MultispectralImageProcessor(["R", "G", "B"], trained_size=[128, 96]).contract.height is None
 
 
 def test_a_missing_band_is_refused_unless_trained_with_band_dropout(caplog):

@@ -115,9 +115,11 @@ def _transfer_with_patience(
         except _BrokenError as error:
             failures = 1 if _size(part) > before else failures + 1
             if failures >= tries:
+                arrived = _size(part)
+                kept = f"{arrived} bytes have arrived and are kept: run it again to go on from there."
                 raise DataError(
-                    f"{url} cannot be fetched, {failures} tries in a row failed ({error}). {_size(part)} bytes have "
-                    f"arrived and are kept: run it again to go on from there."
+                    f"{url} cannot be fetched, {failures} tries in a row failed ({error}). "
+                    + (kept if arrived else "Nothing has arrived: check address and network, then run it again.")
                 ) from error
             wait_s = backoff_s * 2 ** (failures - 1)
             logger.warning("%s: %s after %d bytes; next try in %g s", url, error, _size(part), wait_s)

@@ -226,11 +226,17 @@ def _split_files(root: Path, args: DatasetArguments) -> dict[str, Path]:
 
 
 def settle_reader(
-    args: DatasetArguments, info: RasterInfo, trained: MultispectralImageProcessor | None
+    args: DatasetArguments,
+    info: RasterInfo,
+    trained: MultispectralImageProcessor | None,
+    height: int | None = None,
 ) -> tuple[FolderReader, MultispectralImageProcessor]:
     """Settle bands, scale, offset, nodata and unit from the config, the first file's header and the sensor preset.
 
     Bands, unit and size of a ``trained`` model's processor stand; scale, offset and nodata values belong to the files.
+
+    Args:
+        height: pixels of what is resized to the processor's size, if anything is; None: of the whole file.
 
     Raises:
         BandError: The bands cannot be named, or a needed one is missing.
@@ -246,7 +252,8 @@ def settle_reader(
         bands = needed = resolve_bands(args.bands, sensor) if args.bands is not None else named
     else:
         unit, bands, needed = trained.unit, trained.bands, trained.needed_bands
-        trained.contract.compare(info.path, named, sensor.unit if sensor is not None else unit, gsd_m)
+        given = sensor.unit if sensor is not None else unit
+        trained.contract.compare(info.path, named, given, gsd_m, info.height if height is None else height)
     try:
         positions = match_bands(names, bands, needed)
     except BandError as error:

@@ -115,10 +115,8 @@ def _check_deflect(path: Path, entries: Mapping[str, Any]) -> None:
     formulas = entries.get("formulas")
     if isinstance(formulas, dict) and len(formulas) > MAX_FORMULAS:
         raise CheckpointError(f"{path}: {len(formulas)} formulas; {MAX_FORMULAS} are the most.")
-    if entries.get("bands") is not None and (formulas is None or entries.get("index_bounds") is None):
-        raise CheckpointError(
-            f"{path}: formulas and index_bounds are not written out, as every saved adapter has them."
-        )
+    if entries.get("bands") is not None and formulas is None:
+        raise CheckpointError(f"{path}: formulas are not written out, as every saved adapter has them.")
     for key in DeflectConfig.__annotations__.keys() & entries.keys():
         try:
             TypeAdapter(hints[key]).validate_python(entries[key], strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from deflect_hf.errors import DeflectError
 from deflect_hf.hub.facts import Facts
+from deflect_hf.probe import bound_of
 from deflect_hf.sensors import get_sensor
 from deflect_hf.spectrum import SPECTRUM
 
@@ -96,7 +97,7 @@ def indices(facts: Facts) -> str:
     if not formulas:
         return ""
     bounds: Mapping[str, float] = facts.adapter.get("index_bounds") or {}
-    rows = [(name, f"`{formula}`", f"±{bounds[name]:g}") for name, formula in formulas.items()]
+    rows = [(name, f"`{text}`", f"±{bounds.get(name, bound_of(text)):g}") for name, text in formulas.items()]
     return table(("index", "formula over reflectance", "limited to"), rows)
 
 

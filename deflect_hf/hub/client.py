@@ -206,8 +206,9 @@ def in_words(repo_id: str, revision: str | None = None) -> Iterator[None]:
         raise HubError(f"{repo_id} lacks a file that is needed: {_first_line(error)}") from error
     except RepositoryNotFoundError as error:
         raise HubError(
-            f"{repo_id}: there is no such model on {constants.ENDPOINT}, or this token may not read it. Check the "
-            f"name; for a private one give a token that may: {LOG_IN}."
+            f"{repo_id}: there is no such model on {constants.ENDPOINT}, or this token may not read it"
+            + ("" if Path(repo_id).is_dir() else ", and no such folder here")
+            + f". Check the name; for a private one give a token that may: {LOG_IN}."
         ) from error
     except HfHubHTTPError as error:
         raise HubError(_refused(repo_id, error)) from error

@@ -194,6 +194,8 @@ def check_processor(path: Path) -> None:
         MultispectralImageProcessor.from_dict(entries)
     except (TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: an entry has the wrong type: {error}.") from error
+    except DeflectError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def check_weights(folder: Path, config: RunArguments) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from deflect_hf.errors import ConfigError
+from deflect_hf.errors import ConfigError, HubError
 from deflect_hf.hub.client import Hub, Snapshot, check_repo_id
 from deflect_hf.hub.contents import check_configs, check_encoder, check_encoder_weights, check_folder
 from deflect_hf.hub.safety import (
@@ -60,6 +60,7 @@ def load_adapter(
     hub = Hub(token, cache_dir, local_files_only)
     published = not Path(name_or_path).is_dir()
     if published:
+        _refuse_path(str(name_or_path))
         snapshot, config = pull(hub, str(name_or_path), revision)
         folder = snapshot.folder
     else:
@@ -69,6 +70,14 @@ def load_adapter(
         config = check_folder(folder, published=False)
     source = encoder_folder(hub, folder, config, encoder=encoder, published=published)
     return Predictor.from_folder(folder, encoder=source, device=device)
+
+
+def _refuse_path(name: str) -> None:
+    """Say that a folder is missing where what was given can be no name on the Hub (HubError)."""
+    try:
+        check_repo_id(name)
+    except HubError as error:
+        raise HubError(f"There is no folder {name!r} on this machine, and {error}") from None
 
 
 def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Snapshot, RunArguments]:

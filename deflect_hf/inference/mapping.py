@@ -24,7 +24,7 @@ from deflect_hf.inference.spool import Part, Spool, plan_parts
 from deflect_hf.inference.windows import SceneWindows
 from deflect_hf.raster import open_raster
 from deflect_hf.raster_header import RasterInfo
-from deflect_hf.raster_map import MapLayout, Square, sidecar, write_map
+from deflect_hf.raster_map import MapLayout, Square, is_map, sidecar, write_map
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -102,18 +102,22 @@ def refuse(predictor: Predictor, source: Path, target: Path, arguments: SceneArg
         raise ConfigError(f"{target} is there already: give the map another name, or replace it with --overwrite.")
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the map a name.")
+    if target.exists() and not is_map(target):
+        raise ConfigError(
+            f"{target} is no map that deflect_hf wrote, and is not replaced: give the map another name. (An unquoted "
+            "pattern that fits two images takes the second for the map: give a folder, too.)"
+        )
 
 
 def map_layout(classes: tuple[str, ...], arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
     """What the bands of the map are, and what makes stored values (count, h, W) of sums of logits (K, h, W)."""
-    tags = {"SOFTWARE": "deflect_hf"}
     if arguments.output == "classes":
         colours = [tuple(round(255 * part) for part in colour) for colour in class_colours(len(classes)).tolist()]
-        layout = MapLayout("uint8", NODATA, ("class",), categories=classes, colours=tuple(colours), tags=tags)
+        layout = MapLayout("uint8", NODATA, ("class",), categories=classes, colours=tuple(colours))
         return layout, _classes
     if arguments.dtype == "uint8":
-        return MapLayout("uint8", NODATA, classes, scale=1 / STEPS, tags=tags), _stepped_probabilities
-    return MapLayout("float32", float("nan"), classes, tags=tags), _probabilities
+        return MapLayout("uint8", NODATA, classes, scale=1 / STEPS), _stepped_probabilities
+    return MapLayout("float32", float("nan"), classes), _probabilities
 
 
 def _classes(sums: Array) -> Array:

@@ -27,6 +27,7 @@ from deflect_hf.inference.predictor import Predictor, default_device
 from deflect_hf.inference.shared import (
     differences,
     differing_settings,
+    refuse_merging,
     replay_frozen,
     replaying,
     share_weights,
@@ -201,6 +202,7 @@ class MultiAdapterPredictor:
         return found
 
     def _enter(self, name: str, predictor: Predictor) -> None:
+        refuse_merging(predictor.model)
         replay_frozen(task_model(predictor.model).encoder, self.encoder)
         with self._changing:
             self._refuse_taken(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +74,10 @@ class Scene:
             unit_check=arguments.unit_check,
             gsd_m=gsd_m,
         )
-        reader, processor = settle_reader(described, info, trained)
+        if info.crs is None:
+            _warn_of_loose_georeference(file)
+        side = arguments.window or (trained.trained_size[0] if trained.trained_size else None)
+        reader, processor = settle_reader(described, info, trained, height=side)
         plain = MultispectralImageProcessor.from_dict(processor.to_dict(), size=None, unit_check=False)
         scene = cls(file, info, reader, plain)
         if processor.unit_check and processor.unit == "reflectance":
@@ -112,6 +116,19 @@ class Scene:
         if size == (height, width):
             return pixels  # padding copies, by nothing too
         return F.pad(pixels, (0, size[1] - width, 0, size[0] - height), value=math.nan)
+
+
+def _warn_of_loose_georeference(file: OpenRaster) -> None:
+    """Say why the map of an image will lie nowhere, although programs know where the image lies."""
+    kind = "ground control points" if file.source.gcps[0] else "a camera model (RPC)" if file.source.rpcs else None
+    if kind is not None:
+        logger.warning(
+            "%s is placed on the ground by %s, not by a grid: its map will have no georeference. For one that has, "
+            "bring the image to a grid first: gdalwarp -t_srs EPSG:4326 %s GRID.tif",
+            file,
+            kind,
+            shlex.quote(file.path),
+        )
 
 
 def _ground_m(info: RasterInfo) -> float | None:

@@ -16,10 +16,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deflect_hf.errors import ArchitectureError
+from deflect_hf.errors import ArchitectureError, UnsupportedOperationError
 from deflect_hf.tuners.deflect.architectures import find_encoder, patch_projection
 
 # What adaptation puts into the names of the modules that it wraps.
@@ -73,6 +74,20 @@ def share_weights(adapted: PreTrainedModel, encoder: PreTrainedModel) -> None:
     for name, tensor in _weights(encoder).items():
         if _equal(tensor, others.get(name)):
             others[name].data = tensor.detach()
+
+
+def refuse_merging(adapted: nn.Module) -> None:
+    """Let no adapter be merged into weights that others share, which merging writes into."""
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge = _no_merging
+
+
+def _no_merging(*_: Any, **__: Any) -> None:
+    raise UnsupportedOperationError(
+        "The encoder's weights are shared with other tasks, and merging would write into them. Fix: load this model "
+        "alone (Predictor.from_folder), and merge that."
+    )
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

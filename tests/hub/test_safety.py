@@ -17,6 +17,7 @@ from deflect_hf.errors import DeflectError
 from deflect_hf.hub import contents
 from deflect_hf.hub.contents import check_folder
 from deflect_hf.hub.safety import MAX_CONFIG_BYTES
+from deflect_hf.tuners.deflect import DeflectConfig
 from tests.hub.conftest import staged
 
 Runs = Callable[[str], Path]
@@ -56,6 +57,13 @@ def test_what_was_pushed_passes(published: Path) -> None:
     assert check_folder(published, published=True).finetune == "deflect"
 
 
+def test_bounds_that_are_not_written_out_follow_from_the_formulas(published: Path) -> None:
+    written = DeflectConfig.from_pretrained(published)
+    change(published / ADAPTER, {"index_bounds": None})
+    assert check_folder(published, published=True).finetune == "deflect"
+    assert written.index_bounds and DeflectConfig.from_pretrained(published).index_bounds == written.index_bounds
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -88,7 +96,8 @@ def test_what_was_pushed_passes(published: Path) -> None:
         ({"base_std": [0.0, 0.1, 0.1]}, "base_std must be positive"),
         ({"index_bounds.NDVI": 1e30}, "index_bounds must lie above 0 and be at most"),
         ({"index_bounds.EXTRA": 1.0}, "index_bounds and formulas must name the same indices; they differ in 'EXTRA'"),
-        ({"formulas": None, "index_bounds": None}, "formulas and index_bounds are not written out"),
+        ({"formulas": None, "index_bounds": None}, "formulas are not written out"),
+        ({"formulas": {"X": "N ** (9 ** (9 ** 9))"}, "index_bounds": None}, "an exponent must be a number of at most"),
         ({"formulas.NDVI": "__import__('os').system('true')"}, "holds Call: only + - * / **"),
         ({"formulas.NDVI": "N.__class__"}, "holds Attribute: only + - * / **"),
         ({"formulas.NDVI": "(lambda: N)()"}, "holds Call: only + - * / **"),
@@ -153,7 +162,7 @@ def test_hostile_adapter_configs(
         (PROCESSOR, {"image_processor_type": "EvilProcessor"}, "describes a EvilProcessor, not a Multispectral"),
         (PROCESSOR, {"auto_map": {"x": "y"}}, "Unknown entry 'auto_map' in preprocessor_config.json"),
         (PROCESSOR, {"size": {"height": 10**9, "width": 1}}, "size is {'height': 1000000000, 'width': 1}; sides up"),
-        (PROCESSOR, {"bands": 7}, "an entry has the wrong type"),
+        (PROCESSOR, {"bands": 7}, "preprocessor_config.json: the bands must be a list of names, not 7"),
         (PROCESSOR, {"scale": 0.0}, "scale is 0, which would turn every value into the offset"),
         (CONFIG, {"launch": "rm"}, "unknown key 'launch'"),
         (CONFIG, {"finetune": "lora"}, "peft_type is 'DEFLECT', but config.yaml says --finetune lora"),

@@ -155,6 +155,11 @@ def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
     assert (tmp_path / "out.tif.aux.xml").exists()
     map_of(predictor, scene, tmp_path / "out.tif", overwrite=True)
     assert not (tmp_path / "out.tif.aux.xml").exists()
+    again = write_scene(tmp_path / "again.tif", stored(64, 64))  # `*.tif` without quotes, and two images there
+    before = again.read_bytes()
+    with pytest.raises(ConfigError, match=r"again\.tif is no map that deflect_hf wrote, and is not replaced"):
+        map_of(predictor, scene, again, overwrite=True)
+    assert again.read_bytes() == before
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(
         DataError, match=r"out\.tif\.parts cannot be written \(Not a directory\): make room on the disk"

@@ -272,6 +272,16 @@ def test_a_predictor_of_another_encoder_is_refused_and_left_as_it_was(tmp_path: 
     assert tasks.tasks == tuple(folders)
 
 
+def test_an_adapter_is_not_merged_into_weights_that_others_share(folders: dict[str, Path]) -> None:
+    tasks = MultiAdapterPredictor.from_folders({"scene": folders["scene"], "water": folders["water"]})
+    before = tasks.predict_all(images())
+    model: Any = tasks["scene"].model
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(UnsupportedOperationError, match=r"merging would write into them\. Fix: load"):
+            merge()
+    assert_equal(tasks.predict_all(images()), before)
+
+
 def test_a_run_on_another_encoder_is_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
     other = encoder_folder(tmp_path / "other", seed=5)
     weights = result_folder(tmp_path / "weights", other, **WATER)

@@ -13,6 +13,8 @@ import rasterio
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
 
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
 from deflect_hf.raster import read_raster
@@ -195,6 +197,34 @@ def test_another_resolution_than_in_training_is_told(
         map_of(predictor_of(Stub()), scene, tmp_path / "out.tif")
     assert bool(caplog.records) == bool(message)
     assert re.search(message, caplog.text)
+
+
+def test_windows_of_another_size_that_are_resized_have_pixels_of_another_size(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = write_scene(tmp_path / "in.tif", stored(128, 128))
+    predictor = predictor_of(Stub(), size=[16, 16], trained_size=[32, 32])
+    map_of(predictor, scene, tmp_path / "as_trained.tif", window=None)
+    assert not caplog.records
+    map_of(predictor, scene, tmp_path / "larger.tif", window=128)
+    assert "in.tif: pixels of 80 m once 128 of them are resized as 32 were in training" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["gcps", "rpcs"])
+def test_an_image_that_is_placed_by_other_means_than_a_grid_is_told_of(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corners = [GroundControlPoint(row, column, 5 + column, 45 - row) for row in (0, 64) for column in (0, 64)]
+    ones = [1.0] * 20
+    model = RPC(1.0, 1.0, 45.0, 1.0, ones, ones, 1.0, 1.0, 5.0, 1.0, ones, ones, 1.0, 1.0)
+    placed = {"gcps": corners, "crs": "EPSG:4326"} if kind == "gcps" else {"rpcs": model}
+    profile = {"driver": "GTiff", "count": 3, "height": 64, "width": 64, "dtype": "int16"}
+    with rasterio.open(tmp_path / "in.tif", "w", **profile, **placed) as sink:
+        sink.write(stored(64, 64))
+        sink.descriptions = BANDS
+    map_of(predictor_of(Stub()), tmp_path / "in.tif", tmp_path / "out.tif")
+    name = {"gcps": "ground control points", "rpcs": "a camera model (RPC)"}[kind]
+    assert f"in.tif is placed on the ground by {name}, not by a grid: its map will have no georeference" in caplog.text
 
 
 def test_windows_are_as_large_as_the_training_images_unless_told(
