@@ -1,20 +1,21 @@
-"""What each method costs: step time, inference time and memory, as ratios from one run.
+"""What each method costs: time, memory, file size and energy, as ratios from one run.
 
 Rows are measured in turns, round after round, so that a change of the machine's load falls on all of them alike; the
-median of the rounds is printed. Saved activations are what autograd keeps for the backward pass (on a GPU also the peak
-that the allocator reports), for one batch. Of the spectral input (indices and pixel sets), the time is given as a share
-of an inference, and the most memory that it holds at once as a multiple of the images'.
+median of the rounds is printed. On one CPU thread, times are those of the processor, else of the wall clock. The memory
+of a training step is what the model, the optimizer and the batch hold and what the step allocates beside it: its peak,
+and its mean over the step; saved activations are what autograd keeps of it for the backward pass. Of the spectral input
+(indices and pixel sets), the time is given as a share of an inference, and the most memory that it holds at once as a
+multiple of the images'. Files are written at the end: a JSON per row in `rows/`, all of them in `cost.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
-import itertools
-import logging
-import statistics
-import time
+import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,26 +23,41 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from deflect_hf.benchmark.cost_table import as_markdown
+from deflect_hf.benchmark.meters import (
+    allocated,
+    bytes_of,
+    energy_of,
+    file_bytes,
+    processor_seconds,
+    saved_for_backward,
+    spectral_inputs,
+    spectral_peak,
+    timed,
+)
+from deflect_hf.benchmark.resources import gpu_counters, processor_counters
 from deflect_hf.benchmark.rows import Row
+from deflect_hf.data.arguments import AugmentationArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.methods import encoder_parameters
 from deflect_hf.models import EncoderForImageClassification
-from deflect_hf.training.checkpoints import write_json
+from deflect_hf.training.files import write_json
+from deflect_hf.training.prefix import with_stored_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 BANDS = ("A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "WV", "S1", "S2")
 # width, blocks, heads of ViT models
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 ROUNDS = 5
+# Graphs that torch.compile may keep of one function: two of each row, for training and for inference.
+GRAPHS = 64
 
 
 @dataclasses.dataclass
 class Cost:
-    """Measurements of one row; seconds and bytes of one batch."""
+    """Measurements of one row; seconds, joules and bytes of one batch."""
 
     row: str
     encoder_trainable: int
@@ -49,9 +65,76 @@ class Cost:
     step_seconds: list[float] = dataclasses.field(default_factory=list)
     inference_seconds: list[float] = dataclasses.field(default_factory=list)
     input_seconds: list[float] = dataclasses.field(default_factory=list)
+    step_joules: list[float] = dataclasses.field(default_factory=list)
     saved_bytes: int = 0
+    file_bytes: int = 0
     input_bytes: int | None = None
     peak_bytes: int | None = None
+    mean_bytes: int | None = None
+
+
+class Subject:
+    """A model under measurement, its optimizer and its row's measurements."""
+
+    def __init__(self, text: str, model: nn.Module, pixels: torch.Tensor) -> None:
+        self.cost = Cost(text, *encoder_parameters(model))
+        self.model, self.plain = model, model
+        self.pixels = pixels
+        self.labels = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step(self) -> None:
+        """One training step."""
+        self.model.train()
+        self.model(self.pixels, labels=self.labels).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def infer(self) -> None:
+        """One forward pass without autograd state."""
+        self.model.eval()
+        self.model(self.pixels)
+
+    @torch.no_grad()
+    def read(self) -> None:
+        """The pixel-set features alone."""
+        for module in spectral_inputs(self.plain):
+            module(self.pixels)
+
+    def measure_memory(self) -> None:
+        """All that is not time, and the steps that warm up."""
+        cost, model = self.cost, self.plain
+        cost.saved_bytes = saved_for_backward(model, self.pixels, self.labels)
+        cost.input_bytes = spectral_peak(model, self.pixels)
+        cost.file_bytes = file_bytes(model)
+        self.step()
+        gc.collect()
+        peak, mean = allocated(self.step, self.pixels.is_cuda)
+        states = [t for state in self.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+        held = bytes_of([*model.parameters(), *model.buffers(), *states, self.pixels])
+        cost.peak_bytes, cost.mean_bytes = held + peak, held + mean
+
+    def measure_times(self, counters: list[Any]) -> None:
+        """One round."""
+        cuda = self.pixels.is_cuda
+        gc.collect()
+
+        def seconds(call: Any) -> float:
+            return timed(call, cuda) if wall_clock(self.pixels.device) else processor_seconds(call)
+
+        took, joules = energy_of(lambda: seconds(self.step), counters)
+        self.cost.step_seconds.append(took)
+        if counters:
+            self.cost.step_joules.append(joules)
+        self.cost.inference_seconds.append(seconds(self.infer))
+        if spectral_inputs(self.plain):
+            self.cost.input_seconds.append(seconds(self.read))
+
+
+def wall_clock(device: torch.device) -> bool:
+    """Whether the time of the wall clock is taken, not the processor's."""
+    return device.type != "cpu" or torch.get_num_threads() > 1
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,26 +142,64 @@ def main(argv: Sequence[str]) -> None:
     own = parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels = torch.rand(own.batch_size, len(BANDS), own.image_size, own.image_size, device=device) * 0.4
-    labels = torch.zeros(own.batch_size, dtype=torch.long, device=device)
-    costs = []
-    models = []
-    for text in own.rows:
-        row = Row.parse(text)
-        model = build(row, own).to(device)
-        trainable, total = encoder_parameters(model)
-        cost = Cost(text, trainable, total)
-        cost.saved_bytes = saved_for_backward(model, pixels, labels)
-        cost.input_bytes = spectral_peak(model, pixels)
-        costs.append(cost)
-        models.append(model)
-    for number in range(ROUNDS):
-        for cost, model in zip(costs, models, strict=True):
-            measure(cost, model, pixels, labels, warm_up=number == 0)
-    own.output.mkdir(parents=True, exist_ok=True)
+    counters = [*processor_counters(), *gpu_counters()]
+    with tempfile.TemporaryDirectory() as folder, many_graphs() if own.compile else contextlib.nullcontext():
+        subjects = [subject for text in own.rows for subject in subjects_of(text, own, pixels, Path(folder))]
+        for subject in subjects:
+            subject.infer()
+        for _ in range(ROUNDS):
+            for subject in subjects:
+                subject.measure_times(counters)
+    costs = [subject.cost for subject in subjects]
+    (own.output / "rows").mkdir(parents=True, exist_ok=True)
+    for cost in costs:
+        write_json(own.output / "rows" / f"{file_name(cost.row)}.json", dataclasses.asdict(cost))
     write_json(own.output / "cost.json", [dataclasses.asdict(cost) for cost in costs])
-    table = as_markdown(costs, own, device)
+    table = as_markdown(costs, own, device, len(BANDS))
     (own.output / "cost.md").write_text(table, encoding="utf-8")
     print(table)
+
+
+def many_graphs() -> Any:
+    """Let torch.compile keep the graphs of all rows: past its own limit it runs the rest uncompiled."""
+    from torch._dynamo import config
+
+    return config.patch(recompile_limit=GRAPHS)
+
+
+def file_name(row: str) -> str:
+    """A row as the name of a file."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", row).strip("_")
+
+
+def subjects_of(text: str, own: argparse.Namespace, pixels: torch.Tensor, folder: Path) -> list[Subject]:
+    """A row, measured but for its times; then, where asked for, with its frozen prefix kept on disk, and compiled."""
+    model = build(Row.parse(text), own).to(pixels.device)
+    subjects = [Subject(text, model, pixels)]
+    if own.cache_prefix and "layers_to_transform" in text:
+        stored = with_stored_prefix(model, AugmentationArguments(), folder / file_name(text))
+        subjects.append(Subject(f"{text}, prefix kept on disk", stored, pixels))
+    for subject in subjects:
+        subject.measure_memory()
+    if own.compile:
+        compiled = Subject(f"{text}, compiled", model, pixels)
+        compiled.cost = dataclasses.replace(subjects[0].cost, row=compiled.cost.row, peak_bytes=None, mean_bytes=None)
+        for name in ("step_seconds", "inference_seconds", "input_seconds", "step_joules"):
+            setattr(compiled.cost, name, [])
+        compiled.model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+        compiled.step()
+        subjects.append(compiled)
+    return subjects
+
+
+def default_rows(size: str) -> list[str]:
+    """All methods of the package, DEFLECT also on the last third of the blocks alone."""
+    depth = SIZES[size][1]
+    late = ",".join(str(block) for block in range(depth - depth // 3, depth))
+    return [
+        *("frozen", "deflect", f"deflect:layers_to_transform=[{late}]", "lora:rank=8,target=qv"),
+        *("lora:rank=16,target=all-linear,patch_embed=rgb+random", "slr", "norm", "bitfit", "full"),
+    ]
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -93,17 +214,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        default=["lora", "deflect:indices=null", "deflect:indices=default", "deflect:indices=all"],
-        help="methods; ratios are to the first one",
-    )
+    parser.add_argument("--rows", nargs="+", help="methods; default: all, DEFLECT also on the last third of the blocks")
+    parser.add_argument("--reference", help="the row that ratios are to; default: the first one")
     parser.add_argument("--size", choices=list(SIZES), default="base", help="size of the vision transformer")
     parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--patch_size", type=int, default=16, help="side of the patches in pixels")
     parser.add_argument("--batch_size", type=int, default=4, help="images per step")
+    parser.add_argument("--compile", action="store_true", help="measure each row compiled by torch.compile as well")
+    parser.add_argument(
+        "--cache_prefix",
+        action="store_true",
+        help="measure rows with layers_to_transform also with what enters the first of them kept on disk",
+    )
     own = parser.parse_args(argv)
+    own.rows = own.rows or default_rows(own.size)
+    own.reference = own.reference or own.rows[0]
+    if own.reference not in own.rows:
+        raise ConfigError(f"--reference {own.reference} is none of the rows {', '.join(own.rows)}.")
     if own.image_size % own.patch_size:
         raise ConfigError(f"--image_size {own.image_size} must be a multiple of --patch_size {own.patch_size}.")
     return own
@@ -131,126 +258,3 @@ def build(row: Row, own: argparse.Namespace) -> nn.Module:
     encoder = make_vit(own.size, (own.image_size, own.image_size), own.patch_size)
     model = EncoderForImageClassification.from_encoder(encoder, num_labels=10)
     return row.adapt(model, BANDS)
-
-
-def saved_for_backward(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> int:
-    """Bytes of activations that the backward pass of one batch keeps; each storage once, parameters not counted."""
-    kept: dict[int, int] = {}
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # The loss keeps the graph, and with it every storage, alive until all are counted.
-        loss = model(pixels, labels=labels).loss
-    del loss
-    return sum(kept.values())
-
-
-def spectral_inputs(model: nn.Module) -> list[nn.Module]:
-    """The module that makes the pixel-set features, in a list; empty for a method that has none."""
-    return [module for name, module in model.named_modules() if name.endswith("deflect_input.default")]
-
-
-@torch.no_grad()
-def spectral_peak(model: nn.Module, pixels: torch.Tensor) -> int | None:
-    """Most bytes that the pixel-set features of one batch take at once, result included, the images not; None without.
-
-    What the allocator hands out and takes back, in order: all intermediate results, also those inside an operator, but
-    neither the caches of libraries nor what the allocator itself keeps in reserve.
-    """
-    features = spectral_inputs(model)
-    if not features:
-        return None
-    model.eval()
-    if pixels.is_cuda:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        features[0](pixels)
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        features[0](pixels)
-    assert profile.profiler is not None
-    events: Any = profile.profiler.kineto_results
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events.events() if event.name() == "[memory]")
-    return max(itertools.accumulate((change for _, change in changes), initial=0))
-
-
-def measure(cost: Cost, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, warm_up: bool) -> None:
-    """One round: a training step, a forward without gradients, and the radiometric input alone."""
-    gc.collect()
-    if pixels.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-
-    def step() -> None:
-        model.train()
-        model(pixels, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def infer() -> None:
-        model.eval()
-        model(pixels)
-
-    features = spectral_inputs(model)
-
-    @torch.no_grad()
-    def read() -> None:
-        for module in features:
-            module(pixels)
-
-    calls = [(step, cost.step_seconds), (infer, cost.inference_seconds)]
-    if features:
-        calls.append((read, cost.input_seconds))
-    for call, seconds in calls:
-        if warm_up:
-            call()
-        seconds.append(timed(call, pixels.is_cuda))
-    if pixels.is_cuda:
-        cost.peak_bytes = torch.cuda.max_memory_allocated()
-
-
-def timed(call: Any, cuda: bool) -> float:
-    """Seconds of one call."""
-    if cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.device) -> str:
-    """One line per row; times and memory as ratios to the first row, whose own values stand below."""
-    first = costs[0]
-    step, inference = statistics.median(first.step_seconds), statistics.median(first.inference_seconds)
-    lines = [
-        "| method | encoder parameters | step time | inference time | spectral input / inference "
-        "| its peak memory / images | saved activations |",
-        "|" + "---|" * 7,
-    ]
-    images = 4 * own.batch_size * len(BANDS) * own.image_size**2  # bytes
-    for cost in costs:
-        own_inference = statistics.median(cost.inference_seconds)
-        share = f"{100 * statistics.median(cost.input_seconds) / own_inference:.1f} %" if cost.input_seconds else "none"
-        memory = "none" if cost.input_bytes is None else f"{cost.input_bytes / images:.2f}"
-        lines.append(
-            f"| {cost.row} | {cost.encoder_trainable:,} ({100 * cost.encoder_trainable / cost.encoder_total:.2f} %) "
-            f"| {statistics.median(cost.step_seconds) / step:.2f} | {own_inference / inference:.2f} "
-            f"| {share} | {memory} | {cost.saved_bytes / max(first.saved_bytes, 1):.2f} |"
-        )
-    lines.append(
-        f"\nViT-{own.size}, patch {own.patch_size}, {own.image_size} px, {len(BANDS)} bands, batch {own.batch_size}, "
-        f"float32, {device.type}, {torch.get_num_threads()} thread(s), median of {ROUNDS} rounds. Ratios to "
-        f"{first.row}: step {step * 1e3:.0f} ms, inference {inference * 1e3:.0f} ms, saved activations "
-        f"{first.saved_bytes / 1e6:.1f} MB."
-    )
-    return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from deflect_hf.benchmark import accuracy, cost, encoders
+from deflect_hf.benchmark import accuracy, cost, encoders, meters
 from deflect_hf.benchmark.results import RunFiles
+from deflect_hf.benchmark.resources import Counter
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.benchmark.summary import score
 from deflect_hf.errors import ConfigError
@@ -177,17 +179,50 @@ def test_reported_score_must_exist():
         score(test, "recall:water")
 
 
-def test_cost_prints_ratios_to_the_first_row(tmp_path, capsys):
-    rows = ["--rows", "frozen", "deflect", "deflect:layers_to_transform=[11]"]
-    cost.main(["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1", *rows])
+def test_cost_prints_ratios_to_the_reference(tmp_path, capsys):
+    late = "deflect:layers_to_transform=[11]"
+    rows = ["--rows", "frozen", "deflect", late, "full", "--reference", "deflect"]
+    flags = ["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1"]
+    cost.main([*flags, *rows, "--cache_prefix"])
     table = capsys.readouterr().out
-    assert "| frozen | 0 (0.00 %) | 1.00 | 1.00 | none | none | 1.00 |" in table
-    frozen, everywhere, late = json.loads((tmp_path / "cost.json").read_text())
-    assert frozen["saved_bytes"] < late["saved_bytes"] < 0.5 * everywhere["saved_bytes"]
-    assert frozen["input_bytes"] is None and everywhere["input_bytes"] == late["input_bytes"]
-    assert len(everywhere["step_seconds"]) == cost.ROUNDS
+    (line,) = [line for line in table.splitlines() if line.startswith("| deflect | ")]
+    assert line.split(" | ")[2:7] == ["1.00"] * 5 and table.count("prefix kept on disk") == 1
+    frozen, everywhere, start, stored, full = json.loads((tmp_path / "cost.json").read_text())
+    assert frozen["saved_bytes"] < start["saved_bytes"] < 0.5 * everywhere["saved_bytes"]
+    assert frozen["input_bytes"] is None and everywhere["input_bytes"] == start["input_bytes"]
+    assert stored["row"] == f"{late}, prefix kept on disk" and stored["encoder_total"] == start["encoder_total"]
+    for one in (frozen, everywhere, start, stored, full):
+        assert len(one["step_seconds"]) == cost.ROUNDS and one["peak_bytes"] > one["mean_bytes"] > 0
+        assert json.loads((tmp_path / "rows" / f"{cost.file_name(one['row'])}.json").read_text()) == one
+    # weights, and in training their gradients and the optimizer's two states
+    weights = 4 * full["encoder_total"]
+    assert weights <= full["file_bytes"] < 1.1 * weights and everywhere["file_bytes"] < 0.1 * weights
+    assert full["peak_bytes"] > 4 * weights and weights < everywhere["peak_bytes"] < 2 * weights
     with pytest.raises(ConfigError, match="multiple of --patch_size 16"):
         cost.main(["--output", str(tmp_path), "--image_size", "40", *rows])
+    with pytest.raises(ConfigError, match="--reference lora is none of the rows frozen"):
+        cost.main(["--output", str(tmp_path), "--rows", "frozen", "--reference", "lora"])
+
+
+def test_memory_of_a_call_is_its_peak_and_its_mean():
+    def call() -> None:
+        kept = torch.zeros(1_000_000)
+        time.sleep(0.03)
+        more = torch.zeros(1_000_000)
+        del more
+        time.sleep(0.03)
+        del kept
+
+    peak, mean = meters.allocated(call, cuda=False)
+    assert peak == pytest.approx(8e6, rel=0.01) and 4e6 <= mean < 6.5e6
+
+
+def test_energy_is_what_the_counters_say_of_the_call_alone():
+    units = [100]
+    counters = [Counter(lambda: units[0], joules_per_unit=0.5) for _ in range(2)]
+    units[0] = 150  # before the call
+    assert meters.energy_of(lambda: units.append(units.pop() + 8) or 3.0, counters) == (3.0, 8.0)
+    assert meters.energy_of(lambda: 3.0, []) == (3.0, 0)
 
 
 @pytest.mark.parametrize("indices", ["null", "default", "all"])

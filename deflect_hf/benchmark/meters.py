@@ -1,0 +1,125 @@
+"""What one call takes: time, memory, energy, and what its backward pass keeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from deflect_hf.benchmark.resources import Counter
+
+
+def timed(call: Any, cuda: bool) -> float:
+    """Seconds of one call."""
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def processor_seconds(call: Callable[[], object]) -> float:
+    """Seconds that one call on one thread has the processor: what else the machine does hardly counts."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def energy_of(call: Callable[[], float], counters: Iterable[Counter]) -> tuple[float, float]:
+    """What ``call`` returns, and the joules that all of the counted processors took meanwhile."""
+    used = list(counters)
+
+    def joules() -> float:
+        for counter in used:
+            counter.read()
+        return sum(counter.joules for counter in used)
+
+    before = joules()
+    result = call()
+    return result, joules() - before
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Memory of the tensors, each storage once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Size of a safetensors file of all that is trained, the task head included."""
+    return len(save({name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}))
+
+
+def allocated(call: Callable[[], object], cuda: bool) -> tuple[int, int]:
+    """Most bytes that ``call`` takes at once beyond what was there before, and its mean over the time of the call.
+
+    What the allocator hands out and takes back, in order: all intermediate results, also those inside an operator, but
+    neither the caches of libraries nor what the allocator itself keeps in reserve.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities, profile_memory=True) as recorded:
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+    assert recorded.profiler is not None
+    results: Any = recorded.profiler.kineto_results
+    device = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in results.events()
+        if event.name() == "[memory]" and event.device_type() == device
+    )
+    held = peak = 0
+    area = 0.0
+    for position, (moment, change) in enumerate(changes):
+        held += change
+        peak = max(peak, held)
+        if position + 1 < len(changes):
+            area += held * (changes[position + 1][0] - moment)
+    span = changes[-1][0] - changes[0][0] if changes else 0
+    return peak, round(area / span) if span else 0
+
+
+def saved_for_backward(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> int:
+    """Bytes of activations that the backward pass of one batch keeps; each storage once, parameters not counted."""
+    kept: dict[int, int] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        # The loss keeps the graph, and with it every storage, alive until all are counted.
+        loss = model(pixels, labels=labels).loss
+    del loss
+    return sum(kept.values())
+
+
+def spectral_inputs(model: nn.Module) -> list[nn.Module]:
+    """The module that makes the pixel-set features, in a list; empty for a method that has none."""
+    return [module for name, module in model.named_modules() if name.endswith("deflect_input.default")]
+
+
+@torch.no_grad()
+def spectral_peak(model: nn.Module, pixels: torch.Tensor) -> int | None:
+    """Most bytes that the pixel-set features of one batch take at once, result included, the images not; None without.
+
+    As ``allocated`` counts them.
+    """
+    features = spectral_inputs(model)
+    if not features:
+        return None
+    model.eval()
+    return allocated(lambda: features[0](pixels), pixels.is_cuda)[0]
