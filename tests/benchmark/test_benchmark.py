@@ -14,8 +14,8 @@ import torch
 from filelock import FileLock
 
 from deflect_hf.benchmark import accuracy, cost, encoders, meters
-from deflect_hf.benchmark.results import RunFiles
 from deflect_hf.benchmark.resources import Counter
+from deflect_hf.benchmark.results import RunFiles
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.benchmark.summary import score
 from deflect_hf.errors import ConfigError
