@@ -86,7 +86,7 @@ FOLDER = {"name": "folder", "root": "data"}
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
         ({"limited_label": 0.0}, "limited_label=0.0"),
         ({"num_folds": 4, "fold": 4}, "fold=4, num_folds=4"),
-        ({**FOLDER, "classes": ["a"], "class_values": [1, 2]}, "of the same length"),
+        ({**FOLDER, "classes": ["a", "b"], "class_values": [1, 2, 3]}, "of the same length"),
         ({**FOLDER, "class_values": [1, 2], "ignore_values": [2]}, r"\[2\] are in both"),
         ({"ignore_index": 0}, "must be negative"),
         ({"image_size": [64]}, "image_size="),

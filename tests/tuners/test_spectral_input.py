@@ -128,7 +128,8 @@ def test_band_dropout_compiles_and_can_be_checkpointed(reflectance):
     for reentrant in (True, False):
         model.base_model.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         again, others = step(model)
-        assert torch.equal(again, output)
+        # re-entrant: the first pass has no autograd state, and S a comes out of another call of the fused kernel
+        torch.testing.assert_close(again, output, rtol=1e-5, atol=1e-6)
         for name, gradient in gradients.items():
             torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 

@@ -129,8 +129,9 @@ class DeflectConfig(PeftConfig):
         if self.bands is None:
             self._refuse_spectral_fields()
         else:
-            if isinstance(self.bands, str | dict):
-                raise BandError(f"bands must be a list of names, not {self.bands!r:.80}.")
+            for name in ("bands", "base_bands"):
+                if not isinstance(getattr(self, name), list | tuple | None):
+                    raise BandError(f"{name} must be a list of names, not {getattr(self, name)!r:.80}.")
             self._prepare_spectral_fields(list(self.bands))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
