@@ -10,6 +10,7 @@ import base64
 import contextlib
 import datetime
 import io
+import itertools
 import os
 import platform
 import shlex
@@ -31,12 +32,12 @@ from deflect_hf.inference.scenes import Scene
 from deflect_hf.methods import task_model
 from deflect_hf.raster import open_raster, overview_size, raster_info, read_mask, read_raster
 from deflect_hf.raster_header import RasterInfo, file_bands
+from deflect_hf.raster_map import SQUARE
 from deflect_hf.training.environment import PACKAGES, version
 
 Array = np.ndarray[Any, Any]
 
 OVERVIEW_SIDE = 1024  # longest side of the pictures in pixels
-STRIP_ROWS = 256
 NO_DATA = -1
 JPEG_QUALITY = 88
 
@@ -52,7 +53,7 @@ def write_report(
 ) -> Path:
     """Write the report of one predicted scene as a single HTML file, whole or not at all.
 
-    The scene and the map may be larger than memory: pictures are read shrunk, areas are counted strip by strip.
+    The scene and the map may be larger than memory: pictures are read shrunk, areas are counted square by square.
 
     Args:
         path: the HTML file.
@@ -165,7 +166,7 @@ class MapAreas:
 
 
 def measure(prediction: Path, classes: Sequence[str]) -> MapAreas:
-    """Count the classes of a map strip by strip, on the ground where it has a georeference.
+    """Count the classes of a map square by square, on the ground where it has a georeference.
 
     Raises:
         DataError: the map holds a number that is no class.
@@ -175,7 +176,7 @@ def measure(prediction: Path, classes: Sequence[str]) -> MapAreas:
     count = len(classes)
     pixels = np.zeros(count + 1, dtype=np.int64)
     square_metres = np.zeros(count + 1)
-    for row, values in _strips(prediction, info):
+    for row, values in _squares(prediction, info):
         wrong = np.unique(values[(values < NO_DATA) | (values >= count)])
         if wrong.size:
             raise DataError(
@@ -192,12 +193,14 @@ def measure(prediction: Path, classes: Sequence[str]) -> MapAreas:
     return MapAreas(pixels, None if ground.rows_m2 is None else square_metres, ground.rows_m2, ground.method)
 
 
-def _strips(prediction: Path, info: RasterInfo) -> Iterator[tuple[int, Array]]:
-    """First row and (h, W) int64 class numbers of each strip, NO_DATA where the map has none."""
+def _squares(prediction: Path, info: RasterInfo) -> Iterator[tuple[int, Array]]:
+    """First row and (h, w) int64 class numbers of each square, NO_DATA where the map has none."""
+    corners = itertools.product(range(0, info.height, SQUARE), range(0, info.width, SQUARE))
     with open_raster(prediction) as opened:
-        for row in range(0, info.height, STRIP_ROWS):
-            strip = read_mask(opened, window=(row, 0, min(STRIP_ROWS, info.height - row), info.width))
-            yield row, np.where(strip.valid[0], strip.values[0].astype(np.int64), NO_DATA)
+        for row, column in corners:
+            size = min(SQUARE, info.height - row), min(SQUARE, info.width - column)
+            square = read_mask(opened, window=(row, column, *size))
+            yield row, np.where(square.valid[0], square.values[0].astype(np.int64), NO_DATA)
 
 
 def _rows(areas: MapAreas, classes: Sequence[str]) -> tuple[ClassRow, ...]:

@@ -23,8 +23,9 @@ from deflect_hf.errors import BandError, DataError
 from deflect_hf.figures import class_colours
 from deflect_hf.georeference import pixel_areas
 from deflect_hf.inference import cli
-from deflect_hf.inference.report import STRIP_ROWS, measure, write_report
+from deflect_hf.inference.report import measure, write_report
 from deflect_hf.raster import raster_info, write_raster
+from deflect_hf.raster_map import SQUARE
 from tests.inference.browser import asked, find_browser, rendered
 from tests.inference.folders import ALL_BANDS, encoder_folder, result_folder
 
@@ -143,7 +144,7 @@ def test_without_a_georeference_areas_are_pixels(scene: tuple[Path, Path], tmp_p
 
 
 @settings(max_examples=8, deadline=None)
-@given(height=st.integers(1, 3 * STRIP_ROWS // 2), width=st.integers(1, 9), seed=st.integers(0, 99))
+@given(height=st.integers(1, 3 * SQUARE // 2), width=st.sampled_from([1, 9, SQUARE + 1]), seed=st.integers(0, 99))
 def test_every_pixel_is_counted_once(tmp_path_factory: pytest.TempPathFactory, height: int, width: int, seed: int):
     values = np.random.default_rng(seed).choice([0, 1, 2, 255], (1, height, width)).astype(np.uint8)
     path = write(tmp_path_factory.mktemp("maps") / "map.tif", values, UTM, nodata=255)
