@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -37,8 +38,18 @@ class Preemption:
 
 
 def ignore_preemption(worker: int) -> None:
-    """For a data loader's worker: it ends with its process.
+    """For a data loader's worker: it obeys SIGTERM of its own process alone, which sends it as it ends.
 
-    Clusters signal all processes; a worker that obeyed would end the training in the middle of a step.
+    Clusters signal all processes; a worker that obeyed would end the training in the middle of a step. One that obeyed
+    nobody would be waited for without end where an error, with the loader in its traceback, ends the process.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # of this thread and those to come
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)

@@ -333,9 +333,7 @@ def test_encoders_that_cannot_be_shared(tmp_path: Path, encoder: Path) -> None:
 def test_a_head_that_does_not_fit_is_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
     mixed = shutil.copytree(folders["water"], tmp_path / "mixed")
     shutil.copy(folders["burn"] / "config.json", mixed)
-    with pytest.raises(
-        CheckpointError, match=r"mixed/adapter_model.safetensors: cannot be loaded: [\s\S]*size mismatch"
-    ):
+    with pytest.raises(CheckpointError, match=r"mixed/adapter_model\.safetensors: cannot be loaded: .*size mismatch"):
         MultiAdapterPredictor.from_folders({"burn": folders["burn"], "mixed": mixed})
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
+import subprocess
 from itertools import chain
 from typing import Any
 
@@ -72,3 +76,24 @@ def test_evaluation_sees_every_image_once_over_all_processes(length: int, count:
         for name in batch["name"]
     ]
     assert sorted(seen, key=int) == [str(k) for k in range(length)]
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Images that hold the process that read them."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixel_values": torch.full((1, 1, 1), os.getpid()), "name": str(index)}
+
+
+def test_a_worker_obeys_sigterm_of_its_own_process_alone() -> None:
+    batches = iter(evaluation_loader(Numbers(), 1, 1, Rank()))
+    worker = int(next(batches)["pixel_values"])
+    subprocess.run(["kill", str(worker)], check=True)
+    assert [int(batch["pixel_values"]) for batch in itertools.islice(batches, 3)] == [worker] * 3
+    (child,) = (process for process in multiprocessing.active_children() if process.pid == worker)
+    child.terminate()
+    child.join(20)
+    assert child.exitcode == 0
