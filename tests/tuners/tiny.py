@@ -80,6 +80,11 @@ def run(model: nn.Module, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Te
     return model(pixel_values=pixel_values, **kwargs).last_hidden_state
 
 
+def weighed(tokens: torch.Tensor) -> torch.Tensor:
+    """A sum to take gradients of; behind a layer norm, those of a sum of squares are zero."""
+    return (tokens * torch.linspace(-1, 1, tokens.numel()).view(tokens.shape)).sum()
+
+
 def base_pixels(reflectance: torch.Tensor) -> torch.Tensor:
     """What the frozen model is given for `reflectance` in the order of `BANDS`: R, G, B, normalised."""
     rgb = reflectance[:, [BANDS.index(band) for band in ("R", "G", "B")]]
