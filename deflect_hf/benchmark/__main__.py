@@ -1,4 +1,4 @@
-"""`python -m deflect_hf.benchmark accuracy|adapters|cost|encoders|loader|resume|scenes ...`."""
+"""`python -m deflect_hf.benchmark accuracy|adapters|cost|encoders|loader|resume|scenes|startup ...`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from deflect_hf.errors import ConfigError, listing, nearest, user_errors
 from deflect_hf.training.cli import show_log
 
-COMMANDS = ("accuracy", "adapters", "cost", "encoders", "loader", "resume", "scenes")
+COMMANDS = ("accuracy", "adapters", "cost", "encoders", "loader", "resume", "scenes", "startup")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -187,7 +187,7 @@ def read_trials(own: argparse.Namespace, base: RunArguments) -> tuple[Trial, ...
 
 
 def read_ratios(path: Path, rows: Sequence[str]) -> dict[str, float]:
-    """Median step times in a `cost.json`, as ratios to that of the first of ``rows``.
+    """Fastest step times in a `cost.json`, as ratios to that of the first of ``rows``.
 
     Raises:
         ConfigError: the file cannot be read, or lacks a row.
@@ -199,8 +199,8 @@ def read_ratios(path: Path, rows: Sequence[str]) -> dict[str, float]:
     missing = [row for row in rows if row not in costs]
     if missing:
         raise ConfigError(f"--cost {path}: no row {listing(missing)}; it has {listing(costs)}.")
-    first = statistics.median(costs[rows[0]])
-    return {row: statistics.median(costs[row]) / first for row in rows}
+    first = min(costs[rows[0]])
+    return {row: min(costs[row]) / first for row in rows}
 
 
 def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:

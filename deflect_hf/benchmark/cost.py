@@ -1,11 +1,12 @@
 """What each method costs: time, memory, file size and energy, as ratios from one run.
 
 Rows are measured in turns, round after round, so that a change of the machine's load falls on all of them alike; the
-median of the rounds is printed. On one CPU thread, times are those of the processor, else of the wall clock. The memory
-of a training step is what the model, the optimizer and the batch hold and what the step allocates beside it: its peak,
-and its mean over the step; saved activations are what autograd keeps of it for the backward pass. Of the spectral input
-(indices and pixel sets), the time is given as a share of an inference, and the most memory that it holds at once as a
-multiple of the images'. Files are written at the end: a JSON per row in `rows/`, all of them in `cost.json`.
+fastest round is printed, as whatever else a machine does only adds to a time. On one CPU thread, times are those of the
+processor, else of the wall clock. The memory of a training step is what the model, the optimizer and the batch hold and
+what the step allocates beside it: its peak, and its mean over the step; saved activations are what autograd keeps of it
+for the backward pass. Of the spectral input (indices and pixel sets), the time is given as a share of an inference, and
+the most memory that it holds at once as a multiple of the images'. Files are written at the end: a JSON per row in
+`rows/`, all of them in `cost.json`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from deflect_hf.benchmark.cost_table import as_markdown
+from deflect_hf.benchmark.flags import flag_parser
 from deflect_hf.benchmark.meters import (
     allocated,
     bytes_of,
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
 BANDS = ("A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "WV", "S1", "S2")
 # width, blocks, heads of ViT models
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
-ROUNDS = 5
 # Graphs that torch.compile may keep of one function: two of each row, for training and for inference.
 GRAPHS = 64
 
@@ -147,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
         subjects = [subject for text in own.rows for subject in subjects_of(text, own, pixels, Path(folder))]
         for subject in subjects:
             subject.infer()
-        for _ in range(ROUNDS):
+        for _ in range(own.rounds):
             for subject in subjects:
                 subject.measure_times(counters)
     costs = [subject.cost for subject in subjects]
@@ -206,20 +207,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags.
 
     Raises:
-        ConfigError: a row is unknown.
+        ConfigError: the reference is none of the rows, or a number makes no sense.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m deflect_hf.benchmark cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser = flag_parser("cost", __doc__)
     parser.add_argument("--rows", nargs="+", help="methods; default: all, DEFLECT also on the last third of the blocks")
     parser.add_argument("--reference", help="the row that ratios are to; default: the first one")
     parser.add_argument("--size", choices=list(SIZES), default="base", help="size of the vision transformer")
     parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--patch_size", type=int, default=16, help="side of the patches in pixels")
     parser.add_argument("--batch_size", type=int, default=4, help="images per step")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each time")
     parser.add_argument("--compile", action="store_true", help="measure each row compiled by torch.compile as well")
     parser.add_argument(
         "--cache_prefix",
@@ -231,6 +228,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     own.reference = own.reference or own.rows[0]
     if own.reference not in own.rows:
         raise ConfigError(f"--reference {own.reference} is none of the rows {', '.join(own.rows)}.")
+    if own.rounds < 1:
+        raise ConfigError(f"--rounds {own.rounds}: give 1 round or more.")
     if own.image_size % own.patch_size:
         raise ConfigError(f"--image_size {own.image_size} must be a multiple of --patch_size {own.patch_size}.")
     return own

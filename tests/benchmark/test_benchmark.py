@@ -131,7 +131,7 @@ def test_a_process_waits_for_another_that_is_at_the_same_run(finished, tmp_path,
 def test_step_times_of_the_cost_benchmark(tmp_path):
     path = tmp_path / "cost.json"
     path.write_text(json.dumps([{"row": "frozen", "step_seconds": [2, 9, 1]}, {"row": "lora", "step_seconds": [3]}]))
-    assert accuracy.read_ratios(path, ["frozen", "lora"]) == {"frozen": 1.0, "lora": 1.5}
+    assert accuracy.read_ratios(path, ["frozen", "lora"]) == {"frozen": 1.0, "lora": 3.0}
     with pytest.raises(ConfigError, match="no row 'norm'; it has 'frozen', 'lora'"):
         accuracy.read_ratios(path, ["lora", "norm"])
     with pytest.raises(ConfigError, match=r"give a cost\.json that the benchmark cost wrote"):
@@ -182,7 +182,7 @@ def test_reported_score_must_exist():
 def test_cost_prints_ratios_to_the_reference(tmp_path, capsys):
     late = "deflect:layers_to_transform=[11]"
     rows = ["--rows", "frozen", "deflect", late, "full", "--reference", "deflect"]
-    flags = ["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1"]
+    flags = ["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1", "--rounds", "2"]
     cost.main([*flags, *rows, "--cache_prefix"])
     table = capsys.readouterr().out
     (line,) = [line for line in table.splitlines() if line.startswith("| deflect | ")]
@@ -192,7 +192,7 @@ def test_cost_prints_ratios_to_the_reference(tmp_path, capsys):
     assert frozen["input_bytes"] is None and everywhere["input_bytes"] == start["input_bytes"]
     assert stored["row"] == f"{late}, prefix kept on disk" and stored["encoder_total"] == start["encoder_total"]
     for one in (frozen, everywhere, start, stored, full):
-        assert len(one["step_seconds"]) == cost.ROUNDS and one["peak_bytes"] > one["mean_bytes"] > 0
+        assert len(one["step_seconds"]) == 2 and one["peak_bytes"] > one["mean_bytes"] > 0
         assert json.loads((tmp_path / "rows" / f"{cost.file_name(one['row'])}.json").read_text()) == one
     # weights, and in training their gradients and the optimizer's two states
     weights = 4 * full["encoder_total"]

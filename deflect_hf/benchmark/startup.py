@@ -1,0 +1,70 @@
+"""What starting costs: `import deflect_hf` beside peft and transformers, and the help of each command.
+
+Each is a new process, one kind after the other in every round, so that a busy machine slows all alike. Medians are
+printed; the ratio is that of the fastest, as whatever else the machine does only adds to a time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deflect_hf.benchmark.flags import flag_parser
+from deflect_hf.errors import ConfigError
+from deflect_hf.training.files import write_json
+
+BASE, PACKAGE = "import peft, transformers", "import peft, transformers, deflect_hf"
+SCRIPTS = Path(__file__).resolve().parents[2]  # those of a clone
+
+
+def commands() -> dict[str, list[str]]:
+    """What is started, by its name in the table."""
+    found = {name: ["-c", name] for name in (BASE, PACKAGE)}
+    for script in ("train.py", "evaluate.py"):
+        if (SCRIPTS / script).is_file():
+            found[f"{script} --help"] = [str(SCRIPTS / script), "--help"]
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure and print a Markdown table; the seconds of every round go to `startup.json`."""
+    parser = flag_parser("startup", __doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="processes of each kind, after one that is not counted")
+    own = parser.parse_args(argv)
+    if own.rounds < 1:
+        raise ConfigError(f"--rounds {own.rounds}: it must be at least 1")
+    kinds = commands()
+    rounds = [{name: seconds_of(words) for name, words in kinds.items()} for _ in range(own.rounds + 1)][1:]
+    seconds = {name: [one[name] for one in rounds] for name in kinds}
+    own.output.mkdir(parents=True, exist_ok=True)
+    write_json(own.output / "startup.json", {"seconds": seconds, "ratio": ratio(seconds)})
+    table = as_markdown(seconds)
+    (own.output / "startup.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def seconds_of(words: Sequence[str]) -> float:
+    """Wall-clock seconds of one process."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, *words], cwd=SCRIPTS, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"{' '.join(words)} ends with status {done.returncode}: {done.stderr[-300:]}")
+    return time.perf_counter() - started
+
+
+def ratio(seconds: Mapping[str, Sequence[float]]) -> float:
+    """Fastest start with the package over the fastest without."""
+    return min(seconds[PACKAGE]) / min(seconds[BASE])
+
+
+def as_markdown(seconds: Mapping[str, Sequence[float]]) -> str:
+    """One line per kind of process."""
+    lines = ["| process | median, s | fastest, s |", "|---|---|---|"]
+    lines += [f"| `{name}` | {statistics.median(all_):.2f} | {min(all_):.2f} |" for name, all_ in seconds.items()]
+    count = len(next(iter(seconds.values())))
+    lines.append(f"\nWith deflect_hf over without, fastest of {count} rounds: {ratio(seconds):.3f}.")
+    return "\n".join(lines) + "\n"
