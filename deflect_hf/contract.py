@@ -38,6 +38,8 @@ class BandContract:
         ignored_bands: further bands of the training images, which the model was not given.
         unit: of ``pixel_values``.
         gsd_m: size of the training images' pixels on the ground, None where it is not known.
+        projection: how the training images' grid lies on the ground, see :func:`deflect_hf.georeference.projection`;
+            None where it is not known. Zones of one projection are alike to a model, degrees and metres are not.
         height: of the training images in those pixels, where all images are resized to one size; None otherwise.
     """
 
@@ -46,15 +48,23 @@ class BandContract:
     ignored_bands: tuple[str, ...] = ()
     unit: Unit = "reflectance"
     gsd_m: float | None = None
+    projection: str | None = None
     height: int | None = None
 
     def compare(
-        self, where: str, available: Sequence[str], unit: Unit, gsd_m: float | None, height: int | None = None
+        self,
+        where: str,
+        available: Sequence[str],
+        unit: Unit,
+        gsd_m: float | None,
+        projection: str | None = None,
+        height: int | None = None,
     ) -> None:
         """Compare images that have the bands ``available``, in any order, with the contract; warn of what is odd.
 
-        Warnings: bands that nobody will look at, missing bands that the model can do without, and pixels more than
-        twice or less than half as large as in training, as the model sees them.
+        Warnings: bands that nobody will look at, missing bands that the model can do without, a coordinate reference
+        system of another projection than in training, and pixels more than twice or less than half as large as in
+        training, as the model sees them.
 
         Args:
             height: of the images in pixels, before they are resized; None: as in training.
@@ -79,6 +89,14 @@ class BandContract:
         extra = [band for band in available if band not in used and band not in self.ignored_bands]
         if extra:
             logger.warning("%s: band(s) %s are unknown to the model and are ignored", where, listing(extra))
+        if projection is not None and self.projection is not None and projection != self.projection:
+            logger.warning(
+                "%s: its coordinate reference system is %s, but the model was trained on images in one that is %s: "
+                "pixels have another shape on the ground (gdalwarp -t_srs brings the image to such a system)",
+                where,
+                projection,
+                self.projection,
+            )
         if gsd_m is None or self.gsd_m is None:
             return
         shrunk = height / self.height if height is not None and self.height is not None else 1.0

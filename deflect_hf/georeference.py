@@ -22,6 +22,7 @@ WGS84 = (6378137.0, 298.257223563)  # semi-major axis in metres, inverse flatten
 # A projection that shows areas more than this share too large or too small is corrected for it. UTM stays below.
 TOLERATED_DISTORTION = 0.01
 SAMPLED_ROWS = 65
+GEOGRAPHIC = "geographic"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,19 @@ def crs_name(info: RasterInfo) -> str:
         return f"EPSG:{code}"
     named = re.search(r'^\w+\["([^"]*)"', info.crs)
     return named[1] if named else "unnamed"
+
+
+def projection(info: RasterInfo) -> str | None:
+    """How a grid lies on the ground: ``Transverse_Mercator`` for every zone of UTM, ``geographic`` for degrees, ...
+
+    None where the file does not say.
+    """
+    if info.crs is None:
+        return None
+    method = re.search(r'(?:PROJECTION\[|CONVERSION\["[^"]*",\s*METHOD\[)"([^"]*)"', info.crs)
+    if method is not None:
+        return method[1].replace(" ", "_")
+    return GEOGRAPHIC if re.search(r"\bGEO(?:GCS|GCRS|DCRS)\[", info.crs) else None
 
 
 def _projected(info: RasterInfo, crs: Any) -> PixelAreas:

@@ -41,6 +41,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         unit_check: Refuse values that cannot be reflectance; False only for data known to be extreme.
         size: Output height and width in pixels; None keeps the size.
         gsd_m: Pixel size of the incoming images on the ground, in metres.
+        projection: How their grid lies on the ground, see :func:`deflect_hf.georeference.projection`; None: not known.
         needed_bands: Bands that every image must have; a missing other band becomes NaN. None: all of ``bands``.
             Training sets it, to all bands unless the model was trained with band dropout.
         trained_size: Height and width of the training images as stored, in pixels; None where it is not known. Training
@@ -68,6 +69,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         unit_check: bool = True,
         size: Size | None = None,
         gsd_m: float | None = None,
+        projection: str | None = None,
         needed_bands: Sequence[str] | None = None,
         trained_size: Sequence[int] | None = None,
     ) -> None:
@@ -89,6 +91,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         self.unit_check = unit_check
         self.size = _size(size)
         self.gsd_m = gsd_m
+        self.projection = projection
         self.trained_size = None if trained_size is None else list(trained_size)
 
     @classmethod
@@ -204,7 +207,15 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         """What images must be like for a model that was trained with this processor."""
         ignored = [band for band in self.source_bands or () if band not in self.bands]
         height = None if self.size is None or self.trained_size is None else self.trained_size[0]
-        return BandContract(tuple(self.bands), tuple(self.needed_bands), tuple(ignored), self.unit, self.gsd_m, height)
+        return BandContract(
+            tuple(self.bands),
+            tuple(self.needed_bands),
+            tuple(ignored),
+            self.unit,
+            self.gsd_m,
+            self.projection,
+            height,
+        )
 
     def effective_gsd_m(self, height: int) -> float | None:
         """Pixel size on the ground after resizing images of ``height`` pixels; None where it is not known."""

@@ -109,10 +109,24 @@ def test_what_is_odd_is_warned_about(caplog):
     assert warnings_of(caplog, BANDS, gsd_m=10.0) == ["a.tif: pixels of 10 m, but the model was trained on 30 m"]
 
 
+def test_a_grid_of_another_kind_is_warned_about_and_another_zone_is_not(caplog):
+    def compared(projection: str | None, trained: str | None = "Transverse_Mercator") -> list[str]:
+        caplog.clear()
+        contract(projection=trained).compare("a.tif", BANDS, "reflectance", 30.0, projection)
+        return caplog.messages
+
+    assert compared("Transverse_Mercator") == compared(None) == compared("geographic", trained=None) == []
+    assert compared("geographic") == [
+        "a.tif: its coordinate reference system is geographic, but the model was trained on images in one that is "
+        "Transverse_Mercator: pixels have another shape on the ground (gdalwarp -t_srs brings the image to such a "
+        "system)"
+    ]
+
+
 def test_pixels_are_compared_as_the_model_sees_them_once_images_are_resized(caplog):
     def resized(gsd_m: float, height: int) -> list[str]:
         caplog.clear()
-        contract(height=128).compare("a.tif", BANDS, "reflectance", gsd_m, height)
+        contract(height=128).compare("a.tif", BANDS, "reflectance", gsd_m, None, height)
         return caplog.messages
 
     assert resized(30.0, 128) == resized(10.0, 384) == []  # three times as fine, and shrunk three times as much

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
-from deflect_hf.georeference import crs_name, pixel_areas
+from deflect_hf.georeference import crs_name, pixel_areas, projection
 from deflect_hf.raster_header import RasterInfo
 
 EARTH_KM2 = 510_065_621.724  # surface of the WGS 84 ellipsoid, by its closed formula
@@ -36,6 +37,31 @@ def test_a_rotated_grid_keeps_its_area() -> None:
 def test_feet_become_metres() -> None:
     areas = pixel_areas(header("EPSG:2263", (10, 0, 9.8e5, 0, -10, 2e5), 3))
     assert areas.rows_m2 == pytest.approx(np.full(3, 100 * 0.3048006096**2))
+
+
+@pytest.mark.parametrize(
+    ("crs", "name"),
+    [
+        ("EPSG:32631", "Transverse_Mercator"),
+        ("EPSG:32733", "Transverse_Mercator"),  # another zone, south
+        ("EPSG:27700", "Transverse_Mercator"),
+        ("EPSG:3031", "Polar_Stereographic"),
+        ("EPSG:5070", "Albers_Conic_Equal_Area"),
+        ("EPSG:4326", "geographic"),
+        ("EPSG:7415", "Oblique_Stereographic"),  # with heights
+        ("+proj=longlat +R=1000 +no_defs", "geographic"),
+        ('LOCAL_CS["mine",UNIT["metre",1]]', None),
+        (None, None),
+    ],
+)
+def test_what_a_grid_is_whatever_its_zone(crs: str | None, name: str | None) -> None:
+    info = header(crs, (10, 0, 0, 0, -10, 0), 3)
+    assert projection(info) == name
+    if crs is not None and name is not None:  # the same system in the words of the newer standard
+        wkt = CRS.from_wkt(info.crs).to_wkt(version="WKT2_2019")
+        named = projection(dataclasses.replace(info, crs=wkt))
+        assert named is not None and (named == "geographic") == (name == "geographic")
+        assert named == name or name not in ("geographic", "Transverse_Mercator")
 
 
 @pytest.mark.parametrize("step", [1.0, 0.25])

@@ -28,6 +28,7 @@ from deflect_hf.data.splits import (
     split_indices,
 )
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
+from deflect_hf.georeference import projection
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.raster import raster_info, read_mask, read_raster
 from deflect_hf.raster_header import Quality, RasterInfo, file_bands
@@ -247,13 +248,14 @@ def settle_reader(
     names = file_bands(info, args.source_bands, sensor)
     named = [name for name in names if " " not in name]  # file_bands writes "band 3" where there is no name
     gsd_m = args.gsd_m if args.gsd_m is not None else info.gsd_m
+    grid = projection(info)
     if trained is None:
         unit = sensor.unit if sensor is not None else "reflectance"
         bands = needed = resolve_bands(args.bands, sensor) if args.bands is not None else named
     else:
         unit, bands, needed = trained.unit, trained.bands, trained.needed_bands
         given = sensor.unit if sensor is not None else unit
-        trained.contract.compare(info.path, named, given, gsd_m, info.height if height is None else height)
+        trained.contract.compare(info.path, named, given, gsd_m, grid, info.height if height is None else height)
     try:
         positions = match_bands(names, bands, needed)
     except BandError as error:
@@ -275,6 +277,7 @@ def settle_reader(
         unit_check=args.unit_check and (trained is None or trained.unit_check),
         size=args.size if trained is None else trained.size,
         gsd_m=gsd_m if gsd_m is not None or trained is None else trained.gsd_m,
+        projection=grid if grid is not None or trained is None else trained.projection,
     )
     source_bands = tuple(args.source_bands) if args.source_bands is not None else None
     explicit = args.scale is not None or args.offset is not None

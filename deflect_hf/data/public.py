@@ -13,6 +13,7 @@ from deflect_hf.data.arguments import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, Reader, make_datasets
 from deflect_hf.data.splits import SPLITS, check_disjoint, check_unique, keep_share, read_lines
 from deflect_hf.errors import BandError, DataError
+from deflect_hf.georeference import projection
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.spectrum import Sensor
 
@@ -94,7 +95,7 @@ def build_splits(
     if "train" in splits:
         keep = keep_share([row.get("label") for row in splits["train"]], args.limited_label, args.seed)
         splits["train"] = [splits["train"][i] for i in keep]
-    processor = _processor(public, args, processor)
+    processor = _processor(public, args, processor, _grid(next(iter(splits.values()))[0]))
     positions = match_bands(public.sensor.codes, processor.bands, processor.needed_bands)
     stored = sorted(position for position in positions if position is not None)
     reader = make_reader(tuple(public.sensor.codes[position] for position in stored))
@@ -105,8 +106,18 @@ def build_splits(
     return make_datasets(splits, reader, processor, public.labels(args.ignore_index), gsd_m, args.seed, public.title)
 
 
+def _grid(row: Row) -> str | None:
+    """How the grid of an image lies on the ground, None where its files are not georeferenced."""
+    path = str(row.get("image") or row["mask"])  # a scene of several files has its mask on the same grid
+    if Path(path).suffix != ".tif":
+        return None
+    from deflect_hf.raster import raster_info
+
+    return projection(raster_info(path))
+
+
 def _processor(
-    public: PublicDataset, args: DatasetArguments, trained: MultispectralImageProcessor | None
+    public: PublicDataset, args: DatasetArguments, trained: MultispectralImageProcessor | None, grid: str | None
 ) -> MultispectralImageProcessor:
     """Stored values of the release -> reflectance, for the bands of the config or of a trained model."""
     sensor = public.sensor
@@ -114,7 +125,7 @@ def _processor(
         bands = needed = resolve_bands(args.bands, sensor) if args.bands is not None else sensor.codes
     else:
         bands, needed = trained.bands, trained.needed_bands
-        trained.contract.compare(public.title, sensor.codes, sensor.unit, public.gsd_m)
+        trained.contract.compare(public.title, sensor.codes, sensor.unit, public.gsd_m, grid)
     try:
         return MultispectralImageProcessor(
             bands=bands,
@@ -127,6 +138,7 @@ def _processor(
             unit_check=args.unit_check and (trained is None or trained.unit_check),
             size=args.size if trained is None else trained.size,
             gsd_m=public.gsd_m,
+            projection=grid,
         )
     except BandError as error:
         raise BandError(f"{public.title}: {error}") from error

@@ -224,11 +224,12 @@ def in_words(repo_id: str, revision: str | None = None) -> Iterator[None]:
 
 def _not_cached(repo_id: str, revision: str | None, error: Exception) -> str:
     which = repo_id if revision is None else f"{repo_id} (revision {revision!r})"
+    folder = "" if Path(repo_id).is_dir() else " There is no folder of that name here either."
     if constants.is_offline_mode():
-        return f"{which} is not complete in the cache, and HF_HUB_OFFLINE forbids to fetch it: unset that once."
+        return f"{which} is not complete in the cache, and HF_HUB_OFFLINE forbids to fetch it: unset that once.{folder}"
     cause = error.__cause__
     if cause is None:
-        return f"{which} is not complete in the cache, and only the cache may be read: allow the download once."
+        return f"{which} is not complete in the cache, and only the cache may be read: allow the download once.{folder}"
     return f"{which} is not in the cache, and {constants.ENDPOINT} cannot be reached: {_first_line(cause)}"
 
 

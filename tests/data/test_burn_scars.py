@@ -61,6 +61,18 @@ def test_pixels_and_masks_of_full_size(tmp_path: Path) -> None:
     assert split.classes == ["Not burned", "Burn scar"]
 
 
+def test_the_grid_of_the_images_belongs_to_the_contract(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in sorted((copy / "training").glob("*_merged.tif")):
+        with rasterio.open(path, "r+") as image:
+            image.crs, image.transform = "EPSG:32610", rasterio.Affine(30, 0, 6e5, 0, -30, 4.8e6)
+    trained = load_dataset_splits(arguments(copy))["train"].processor
+    assert MultispectralImageProcessor.from_dict(trained.to_dict()).contract.projection == "Transverse_Mercator"
+    trained.projection = "geographic"
+    with caplog.at_level(logging.WARNING):
+        load_dataset_splits(arguments(copy), trained)
+    assert "HLS Burn Scars: its coordinate reference system is Transverse_Mercator, but the model was" in caplog.text
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 1000))
 def test_validation_images_are_those_that_sklearn_holds_out(count: int) -> None:

@@ -198,6 +198,7 @@ def test_images_are_resized_with_their_masks_and_pixel_size(segmentation_folder:
     assert train[0]["pixel_values"].shape == (4, 12, 16)
     assert torch.equal(train[0]["labels"][::2, ::2], plain[0]["labels"])
     assert (plain.gsd_m, train.gsd_m) == (30.0, 15.0)
+    assert plain.processor.projection == train.processor.projection == "Transverse_Mercator"
 
 
 def all_examples(args: DatasetArguments) -> None:

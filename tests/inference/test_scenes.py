@@ -199,6 +199,20 @@ def test_another_resolution_than_in_training_is_told(
     assert re.search(message, caplog.text)
 
 
+def test_another_kind_of_grid_than_in_training_is_told_once_and_another_zone_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = predictor_of(Stub(), projection="Transverse_Mercator", gsd_m=100.0)
+    degrees = {"crs": "EPSG:4326", "transform": (1e-3, 0.0, 5.0, 0.0, -1e-3, 45.0)}
+    map_of(predictor, write_scene(tmp_path / "in.tif", stored(32, 32), **degrees), tmp_path / "out.tif")
+    assert len(caplog.messages) == 1
+    assert "in.tif: its coordinate reference system is geographic, but the model was trained on" in caplog.text
+    zone = {"crs": "EPSG:32701", "transform": (90.0, 0.0, 6e5, 0.0, -90.0, 48e5)}
+    caplog.clear()
+    map_of(predictor, write_scene(tmp_path / "zone.tif", stored(32, 32), **zone), tmp_path / "zone_out.tif")
+    assert not caplog.messages
+
+
 def test_windows_of_another_size_that_are_resized_have_pixels_of_another_size(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
