@@ -24,6 +24,7 @@ from deflect_hf.errors import ConfigError, DataError, listing, user_errors
 from deflect_hf.inference.arguments import PredictArguments
 from deflect_hf.training.cli import show_log
 from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.leaving import leaving_together
 
 if TYPE_CHECKING:
     from deflect_hf.inference.predictor import Predictor
@@ -34,7 +35,7 @@ INTERRUPTED = 130  # as shells say it
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse and predict."""
     words = sys.argv[1:] if argv is None else list(argv)
-    with user_errors(words):
+    with leaving_together(), user_errors(words):
         predict(parse(words))
 
 
