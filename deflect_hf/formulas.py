@@ -239,20 +239,20 @@ class _Builder:
 
     def __init__(self, bands: Sequence[str]) -> None:
         self.bands = tuple(bands)
-        self.slots: dict[tuple[str, tuple[int | float, ...]], tuple[int, int]] = {}  # slot, step of its last use
+        self.slots: dict[str, tuple[int, int]] = {}  # text of an operation: slot, step of its last use
         self.steps: list[tuple[str, tuple[int | float, ...]]] = []
 
     def emit(self, op: str, *operands: int | float) -> int:
         if op in ("add", "mul"):
             operands = tuple(sorted(operands, key=lambda operand: (isinstance(operand, float), operand)))
-        key = (op, operands)
+        text = f"{op} {operands}"  # slot 1 and the number 1.0 are equal as numbers, not as texts
         now = len(self.bands) + len(self.steps)
-        slot, last_use = self.slots.get(key, (now, now))
+        slot, last_use = self.slots.get(text, (now, now))
         if now - last_use > KEEP_STEPS:
             slot = now  # computed again: all shared values of a large set together would be several times the input
         if slot == now:
-            self.steps.append(key)
-        self.slots[key] = (slot, now)
+            self.steps.append((op, operands))
+        self.slots[text] = (slot, now)
         return slot
 
     def add(self, node: Node, outermost: bool = False) -> int | float:

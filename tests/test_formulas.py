@@ -118,6 +118,15 @@ def test_a_program_gives_each_formula_its_own_value():
     assert [found[i] for i in range(7)] == pytest.approx([0.4, 0.1, 0.4, 0.3, 0.2, 0.5, 0.1])
 
 
+def test_a_number_is_not_taken_for_the_band_at_that_position():
+    found: dict[int, float] = {}
+    planes = [torch.tensor([value]) for value in (0.1, 0.2, 0.3)]
+    compile_program(["G + R", "G + 2", "(1 - R) * (G - R)"], ["B", "G", "R"]).run(
+        planes, lambda i, value: found.update({i: value.item()})
+    )
+    assert [found[i] for i in range(3)] == pytest.approx([0.5, 2.2, -0.07])
+
+
 @pytest.mark.parametrize(
     ("formula", "bound", "constant"),
     [
