@@ -1,4 +1,7 @@
-"""What the entry scripts share: log lines, a table of scores."""
+"""What the entry scripts show: the options of the methods, log lines, tables of scores.
+
+Importing this file needs neither torch nor PEFT.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,22 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+METHOD_OPTIONS = """
+`method` takes the options of --finetune, as --method.NAME VALUE:
+    deflect   rank, aux_dim, indices, layers_to_transform, band_dropout
+    lora      patch_embed, rank, alpha, dropout, target
+    slr       patch_embed, rank, target, train_norms
+    norm      patch_embed
+    bitfit    patch_embed, target
+    frozen    patch_embed
+    full      patch_embed
+    peft:NAME patch_embed, target, and the fields of PEFT's configuration NAME, such as VeraConfig
+patch_embed: frozen shows the encoder its base bands; repeat and rgb+random all bands, through a patch embedding that is
+trained and starts as copies of the pretrained kernel, or with noise for the other bands.
+"""
 
 
 def show_log() -> None:
@@ -47,6 +65,13 @@ def score_table(scores: Mapping[str, Any]) -> str:
             "other places or other seeds"
         )
     return "\n".join(lines)
+
+
+def results_text(results: Mapping[str, Any], work_dir: Path) -> str:
+    """What a run tells at its end: the scores of each split, and where the model is."""
+    tables = [f"\n{split}: {score_table(results[split])}" for split in ("val", "test") if split in results]
+    told = f"\n{work_dir}: best/ holds the trained model. Look at it: python evaluate.py --eval_dir {work_dir}"
+    return "\n".join([*tables, told])
 
 
 def drop_table(dropped: Mapping[str, Any]) -> str:

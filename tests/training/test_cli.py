@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from deflect_hf.training.cli import score_table
+from deflect_hf.training.cli import results_text, score_table
 
 ROW = {"iou": 0.5, "f1": 0.25, "precision": None, "recall": 1.0, "support": 12}
 SCORES: dict[str, Any] = {
@@ -41,3 +42,10 @@ def test_results_without_intervals_are_told_too() -> None:
         "sea      0.5000    0.2500         -    1.0000        12",
         "marsh         -    0.2500         -    1.0000        12",
     ]
+
+
+def test_a_run_ends_with_the_scores_of_each_split_and_where_the_model_is() -> None:
+    told = results_text({"test": SCORES, "val": SCORES, "seed": 0}, Path("runs/one"))
+    table = score_table(SCORES)
+    where = "runs/one: best/ holds the trained model. Look at it: python evaluate.py --eval_dir runs/one"
+    assert told == f"\nval: {table}\n\ntest: {table}\n\n{where}"
