@@ -36,9 +36,9 @@ from deflect_hf.benchmark.summary import Design, as_markdown, score, summarise
 from deflect_hf.benchmark.trials import Trial, cross_validation, refuse_fixed_split
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.checkpoints import write_json
 from deflect_hf.training.combinations import refuse_idle_keys
 from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.files import write_json, write_text
 from deflect_hf.training.metrics import selection_metric
 from deflect_hf.training.run import run
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
         summary.append(summarise(row, lr, results, plan, first=summary[0] if summary else None))
     table = as_markdown(summary, plan)
     write_json(plan.output / "summary.json", summary)
-    (plan.output / "table.md").write_text(table, encoding="utf-8")
+    write_text(plan.output / "table.md", table)
     metric_over_parameters(plan.output / "metric.png", summary, plan.title)
     metric_over_time(plan.output / "metric_time.png", summary, plan.title, plan.ratios)
     print(table)

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from deflect_hf.benchmark.cost import BANDS, SIZES, timed
+from deflect_hf.benchmark.cost import BANDS, SIZES, make_vit
+from deflect_hf.benchmark.flags import flag_parser, refuse_cut_patches, refuse_less, report
+from deflect_hf.benchmark.meters import bytes_of, timed
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.data.arguments import DatasetArguments
 from deflect_hf.errors import ConfigError
@@ -27,7 +29,7 @@ from deflect_hf.inference.predictor import Predictor
 from deflect_hf.models import EncoderForSemanticSegmentation, load_encoder
 from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training.arguments import EncoderArguments, RunArguments
-from deflect_hf.training.checkpoints import save_model, write_json
+from deflect_hf.training.checkpoints import save_model
 
 CLASSES = {0: "background", 1: "found"}
 
@@ -37,11 +39,7 @@ def main(argv: Sequence[str]) -> None:
     own = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
         numbers = compare(make_runs(Path(folder), own), own)
-    own.output.mkdir(parents=True, exist_ok=True)
-    write_json(own.output / "adapters.json", numbers)
-    table = as_markdown(numbers, own)
-    (own.output / "adapters.md").write_text(table, encoding="utf-8")
-    print(table)
+    report(own.output, "adapters", numbers, as_markdown(numbers, own))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -50,12 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: the method is unknown or has no adapter, or a number does not fit.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m deflect_hf.benchmark adapters",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser = flag_parser("adapters", __doc__)
     parser.add_argument("--row", default="deflect", help="method of every task, such as deflect:rank=4")
     parser.add_argument("--tasks", type=int, default=2, help="how many tasks")
     parser.add_argument("--size", choices=list(SIZES), default="base", help="size of the vision transformer")
@@ -64,10 +57,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each time")
     own = parser.parse_args(argv)
     own.row = Row.parse(own.row)  # not as its type: argparse would swallow what it says is wrong
-    if own.image_size % own.patch_size:
-        raise ConfigError(f"--image_size {own.image_size} must be a multiple of --patch_size {own.patch_size}.")
-    if own.tasks < 2 or own.rounds < 1:
-        raise ConfigError(f"--tasks {own.tasks} --rounds {own.rounds}: give 2 tasks or more, and 1 round or more.")
+    refuse_less(own, {"tasks": 2, "rounds": 1, "image_size": 1, "patch_size": 1})
+    refuse_cut_patches(own.image_size, own.patch_size)
     if own.row.method == "full":
         raise ConfigError("--row full trains the encoder itself, so there is nothing to share; give another method.")
     return own
@@ -75,20 +66,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def make_runs(folder: Path, own: argparse.Namespace) -> dict[str, Path]:
     """Result folders of the tasks, which take all bands and every other band in turn, over one random encoder."""
-    from transformers import ViTConfig, ViTModel
-
-    width, depth, heads = SIZES[own.size]
-    config = ViTConfig(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        image_size=own.image_size,
-        patch_size=own.patch_size,
-    )
     torch.manual_seed(0)
     encoder = folder / "encoder"
-    ViTModel(config, add_pooling_layer=False).save_pretrained(encoder)
+    make_vit(own.size, (own.image_size, own.image_size), own.patch_size).save_pretrained(encoder)
     run = RunArguments(
         finetune=own.row.method,
         encoder=EncoderArguments(name_or_path=str(encoder)),
@@ -122,7 +102,7 @@ def compare(runs: Mapping[str, Path], own: argparse.Namespace) -> dict[str, Any]
         raise AssertionError("both ways must give the same probabilities")
     models = [predictor.model for predictor in separate.values()]
     numbers: dict[str, Any] = {
-        "bytes": [stored_bytes(models), stored_bytes([shared.encoder, *(shared[name].model for name in runs)])],
+        "bytes": [held_bytes(models), held_bytes([shared.encoder, *(shared[name].model for name in runs)])],
         "load_seconds": alternately(own, load_separate, load_shared),
         "predict_seconds": alternately(
             own,
@@ -144,11 +124,9 @@ def alternately(own: argparse.Namespace, *ways: Callable[[], object]) -> list[li
     return seconds
 
 
-def stored_bytes(modules: Iterable[nn.Module]) -> int:
+def held_bytes(modules: Iterable[nn.Module]) -> int:
     """Bytes of parameters and buffers; each storage once."""
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    return bytes_of(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
 
 def as_markdown(numbers: Mapping[str, Any], own: argparse.Namespace) -> str:

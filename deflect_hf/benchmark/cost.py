@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import gc
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from torch import nn
 
 from deflect_hf.benchmark.cost_table import as_markdown
-from deflect_hf.benchmark.flags import flag_parser
+from deflect_hf.benchmark.flags import flag_parser, refuse_cut_patches, refuse_less, report
 from deflect_hf.benchmark.meters import (
     allocated,
     bytes_of,
@@ -38,7 +37,7 @@ from deflect_hf.benchmark.meters import (
     timed,
 )
 from deflect_hf.benchmark.resources import gpu_counters, processor_counters
-from deflect_hf.benchmark.rows import Row
+from deflect_hf.benchmark.rows import Row, file_name
 from deflect_hf.data.arguments import AugmentationArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.methods import encoder_parameters
@@ -155,10 +154,9 @@ def main(argv: Sequence[str]) -> None:
     (own.output / "rows").mkdir(parents=True, exist_ok=True)
     for cost in costs:
         write_json(own.output / "rows" / f"{file_name(cost.row)}.json", dataclasses.asdict(cost))
-    write_json(own.output / "cost.json", [dataclasses.asdict(cost) for cost in costs])
-    table = as_markdown(costs, own, device, len(BANDS))
-    (own.output / "cost.md").write_text(table, encoding="utf-8")
-    print(table)
+    report(
+        own.output, "cost", [dataclasses.asdict(cost) for cost in costs], as_markdown(costs, own, device, len(BANDS))
+    )
 
 
 def many_graphs() -> Any:
@@ -166,11 +164,6 @@ def many_graphs() -> Any:
     from torch._dynamo import config
 
     return config.patch(recompile_limit=GRAPHS)
-
-
-def file_name(row: str) -> str:
-    """A row as the name of a file."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", row).strip("_")
 
 
 def subjects_of(text: str, own: argparse.Namespace, pixels: torch.Tensor, folder: Path) -> list[Subject]:
@@ -228,10 +221,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     own.reference = own.reference or own.rows[0]
     if own.reference not in own.rows:
         raise ConfigError(f"--reference {own.reference} is none of the rows {', '.join(own.rows)}.")
-    if own.rounds < 1:
-        raise ConfigError(f"--rounds {own.rounds}: give 1 round or more.")
-    if own.image_size % own.patch_size:
-        raise ConfigError(f"--image_size {own.image_size} must be a multiple of --patch_size {own.patch_size}.")
+    refuse_less(own, {"rounds": 1, "batch_size": 1, "image_size": 1, "patch_size": 1})
+    refuse_cut_patches(own.image_size, own.patch_size)
     return own
 
 

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 import torch
 from peft import get_peft_model
 
-from deflect_hf.benchmark.cost import BANDS, timed
-from deflect_hf.benchmark.flags import flag_parser
+from deflect_hf.benchmark.cost import BANDS
+from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
+from deflect_hf.benchmark.meters import timed
+from deflect_hf.errors import ConfigError
+from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from deflect_hf.models.geovit.sources import SOURCES, Source, get_source
-from deflect_hf.training.checkpoints import write_json
 from deflect_hf.tuners.deflect import DeflectConfig
 
 logger = logging.getLogger(__name__)
@@ -39,23 +41,34 @@ class Measured:
 
 def main(argv: Sequence[str]) -> None:
     """Measure the encoders and print a Markdown table; the numbers go to `encoders.json`."""
-    parser = flag_parser("encoders", __doc__)
-    parser.add_argument("--encoders", nargs="+", default=list(SOURCES), help="names as in the conversion")
-    parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--batch_size", type=int, default=1, help="images per batch")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each time")
-    own = parser.parse_args(argv)
+    own = parse(argv)
     sources = [get_source(name) for name in own.encoders]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measured = []
     for source in sources:
         measured.append(measure(source, own, device))
         logger.info("%s", measured[-1])
-    own.output.mkdir(parents=True, exist_ok=True)
-    write_json(own.output / "encoders.json", [dataclasses.asdict(one) for one in measured])
-    table = as_markdown(measured, own, device)
-    (own.output / "encoders.md").write_text(table, encoding="utf-8")
-    print(table)
+    report(own.output, "encoders", [dataclasses.asdict(one) for one in measured], as_markdown(measured, own, device))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags.
+
+    Raises:
+        ConfigError: an encoder is unknown or has other patches, or a number makes no sense.
+    """
+    parser = flag_parser("encoders", __doc__)
+    parser.add_argument("--encoders", nargs="+", default=list(SOURCES), help="names as in the conversion")
+    parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--batch_size", type=int, default=1, help="images per batch")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each time")
+    own = parser.parse_args(argv)
+    refuse_less(own, {"image_size": 1, "batch_size": 1, "rounds": 1})
+    for name in own.encoders:
+        patch = GeoViTConfig(**get_source(name).config).patch_size
+        if any(own.image_size % side for side in as_pair(patch)):
+            raise ConfigError(f"--image_size {own.image_size}: {name} has patches of {patch} pixels; give a multiple.")
+    return own
 
 
 def measure(source: Source, own: argparse.Namespace, device: torch.device) -> Measured:

@@ -1,18 +1,24 @@
-"""What the command lines of the benchmarks share."""
+"""What the command lines of the benchmarks share: flags, what numbers are refused, and the files of the results."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from deflect_hf.errors import ConfigError
+from deflect_hf.training.compose import Parser
+from deflect_hf.training.files import write_json, write_text
 
 
-def flag_parser(benchmark: str, description: str | None, others: str | None = None) -> argparse.ArgumentParser:
+def flag_parser(benchmark: str, description: str | None, others: str | None = None) -> Parser:
     """A parser that knows ``--output``.
 
     Args:
         others: what the flags that it does not know are; they are never taken for short forms of known ones.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m deflect_hf.benchmark {benchmark}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -21,3 +27,33 @@ def flag_parser(benchmark: str, description: str | None, others: str | None = No
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     return parser
+
+
+def refuse_less(own: argparse.Namespace, least: Mapping[str, int]) -> None:
+    """Refuse numbers that are too small.
+
+    Args:
+        least: flags of one number or several, and the smallest one that makes sense.
+
+    Raises:
+        ConfigError: naming the first such flag.
+    """
+    for name, smallest in least.items():
+        given = getattr(own, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value < smallest:
+                raise ConfigError(f"--{name} {value}: give at least {smallest}.")
+
+
+def refuse_cut_patches(image_size: int, patch_size: int) -> None:
+    """Refuse images that are no whole number of patches (ConfigError)."""
+    if image_size % patch_size:
+        raise ConfigError(f"--image_size {image_size} must be a multiple of --patch_size {patch_size}.")
+
+
+def report(output: Path, name: str, numbers: Any, table: str) -> None:
+    """Write ``NAME.json`` and ``NAME.md`` into a folder, each whole or not at all, and print the table."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / f"{name}.json", numbers)
+    write_text(output / f"{name}.md", table)
+    print(table)

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from deflect_hf.benchmark.cost import SIZES, make_vit, timed
-from deflect_hf.benchmark.flags import flag_parser
+from deflect_hf.benchmark.cost import SIZES, make_vit
+from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
+from deflect_hf.benchmark.meters import timed
 from deflect_hf.data import AugmentationArguments, DatasetArguments, ImageDataset, build_transform, load_dataset_splits
-from deflect_hf.errors import ConfigError
 from deflect_hf.raster import write_raster
-from deflect_hf.training.checkpoints import write_json
 from deflect_hf.training.compose import parse_arguments
 from deflect_hf.training.order import Rank, training_loader
 
@@ -77,11 +76,8 @@ def main(argv: Sequence[str]) -> None:
             sources = generated(Path(folder))
         for name, data in sources.items():
             measured += measure(name, training_images(data), own, device)
-    own.output.mkdir(parents=True, exist_ok=True)
-    write_json(own.output / "loader.json", [{**dataclasses.asdict(one), "ratio": one.ratio} for one in measured])
-    table = as_markdown(measured, own, device)
-    (own.output / "loader.md").write_text(table, encoding="utf-8")
-    print(table)
+    numbers = [{**dataclasses.asdict(one), "ratio": one.ratio} for one in measured]
+    report(own.output, "loader", numbers, as_markdown(measured, own, device))
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -97,11 +93,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--images", type=int, default=96, help="images loaded per measurement")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each time")
     own, rest = parser.parse_known_args(argv)
-    least = {"workers": 0, "batch_size": 1, "images": own.batch_size, "rounds": 1}
-    for name, smallest in least.items():
-        value = min(own.workers) if name == "workers" else getattr(own, name)
-        if value < smallest:
-            raise ConfigError(f"--{name} {value}: give at least {smallest}.")
+    refuse_less(own, {"workers": 0, "batch_size": 1, "images": own.batch_size, "rounds": 1})
     return own, rest
 
 

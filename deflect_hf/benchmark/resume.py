@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from deflect_hf.errors import ConfigError, DeflectError
+from deflect_hf.benchmark.flags import flag_parser, refuse_less
+from deflect_hf.errors import DeflectError
 from deflect_hf.training.files import PARTIAL, write_json
 from deflect_hf.training.states import FOLDER, TRAINED, states
 
@@ -109,19 +110,13 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: a number that makes no sense.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m deflect_hf.benchmark resume",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the runs and results")
+    parser = flag_parser("resume", __doc__)
     parser.add_argument("--kills", type=int, default=50, help="how many runs are killed, each once")
     parser.add_argument("--processes", type=int, choices=[1, 2], default=1, help="training processes (gloo)")
     parser.add_argument("--num_workers", type=int, default=0, help="data loader processes, per process")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     own = parser.parse_args(argv)
-    if own.kills < 1 or own.num_workers < 0:
-        raise ConfigError("--kills must be at least 1, and --num_workers not negative.")
+    refuse_less(own, {"kills": 1, "num_workers": 0, "seed": 0})
     return own
 
 

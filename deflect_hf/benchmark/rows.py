@@ -69,4 +69,9 @@ class Row:
     @property
     def slug(self) -> str:
         """The row as a file name."""
-        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.text).strip("_")
+        return file_name(self.text)
+
+
+def file_name(row: str) -> str:
+    """A row as the name of a file."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", row).strip("_")

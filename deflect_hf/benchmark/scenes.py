@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.errors import ConfigError, DeflectError
 from deflect_hf.raster import create_raster
 from deflect_hf.raster_header import RasterInfo
-from deflect_hf.training.checkpoints import save_model, write_json
+from deflect_hf.training.checkpoints import save_model
 
 logger = logging.getLogger(__name__)
 
@@ -60,25 +61,16 @@ def main(argv: Sequence[str]) -> None:
             scene = write_scene(folder / f"{side}.tif", side)
             measured.append(measure(scene, side, adapter, own))
             scene.unlink()
-    own.output.mkdir(parents=True, exist_ok=True)
-    write_json(own.output / "scenes.json", [dataclasses.asdict(one) for one in measured])
-    table = as_markdown(measured, own)
-    (own.output / "scenes.md").write_text(table, encoding="utf-8")
-    print(table)
+    report(own.output, "scenes", [dataclasses.asdict(one) for one in measured], as_markdown(measured, own))
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The flags.
 
     Raises:
-        ConfigError: a window that the transformer cannot take, or a folder that is not there.
+        ConfigError: a scene without pixels, a window that the transformer cannot take, a folder that is not there.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m deflect_hf.benchmark scenes",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser = flag_parser("scenes", __doc__)
     parser.add_argument("--sides", nargs="+", type=int, default=[2000, 16000], help="sides of the scenes in pixels")
     parser.add_argument("--window", type=int, default=128, help="side of the windows in pixels")
     parser.add_argument("--overlap", default="0.125", help="share of its side by which a window overlaps the next")
@@ -87,6 +79,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, help="folder of a run with the same bands, instead of random weights")
     parser.add_argument("--scratch", type=Path, help="where scenes and maps lie meanwhile, up to 4 bytes per value")
     own = parser.parse_args(argv)
+    refuse_less(own, {"sides": 1})
     if own.window < PATCH or own.window % PATCH:
         raise ConfigError(f"--window {own.window}: give a multiple of {PATCH}.")
     if own.adapter is not None and not own.adapter.is_dir():
@@ -144,7 +137,8 @@ def measure(scene: Path, side: int, adapter: Path, own: argparse.Namespace) -> M
     done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise DeflectError(f"{scene.name} could not be predicted: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or ["it said nothing"]  # as one that the system killed
+        raise DeflectError(f"{scene.name} could not be predicted, status {done.returncode}: {said[-1]}")
     target.unlink()
     measured = Measured(side, seconds, int(done.stdout.split()[-1]))
     logger.info("%d x %d: %.0f s, %.0f MiB", side, side, seconds, measured.peak_bytes / 2**20)

@@ -13,9 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deflect_hf.benchmark.flags import flag_parser
+from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.files import write_json
 
 BASE, PACKAGE = "import peft, transformers", "import peft, transformers, deflect_hf"
 SCRIPTS = Path(__file__).resolve().parents[2]  # those of a clone
@@ -35,16 +34,11 @@ def main(argv: Sequence[str]) -> None:
     parser = flag_parser("startup", __doc__)
     parser.add_argument("--rounds", type=int, default=7, help="processes of each kind, after one that is not counted")
     own = parser.parse_args(argv)
-    if own.rounds < 1:
-        raise ConfigError(f"--rounds {own.rounds}: it must be at least 1")
+    refuse_less(own, {"rounds": 1})
     kinds = commands()
     rounds = [{name: seconds_of(words) for name, words in kinds.items()} for _ in range(own.rounds + 1)][1:]
     seconds = {name: [one[name] for one in rounds] for name in kinds}
-    own.output.mkdir(parents=True, exist_ok=True)
-    write_json(own.output / "startup.json", {"seconds": seconds, "ratio": ratio(seconds)})
-    table = as_markdown(seconds)
-    (own.output / "startup.md").write_text(table, encoding="utf-8")
-    print(table)
+    report(own.output, "startup", {"seconds": seconds, "ratio": ratio(seconds)}, as_markdown(seconds))
 
 
 def seconds_of(words: Sequence[str]) -> float:

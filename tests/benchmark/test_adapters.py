@@ -33,7 +33,9 @@ def test_memory_and_times_of_both_ways(tmp_path: Path, capsys: pytest.CaptureFix
     ("words", "message"),
     [
         (["--row", "full"], "--row full trains the encoder itself, so there is nothing to share; give another method."),
-        (["--tasks", "1"], "--tasks 1 --rounds 9: give 2 tasks or more, and 1 round or more."),
+        (["--tasks", "1"], "--tasks 1: give at least 2."),
+        (["--patch_size", "0"], "--patch_size 0: give at least 1."),
+        (["--size", "huge"], "the command line: argument --size: invalid choice: 'huge'"),
         (["--image_size", "20"], "--image_size 20 must be a multiple of --patch_size 16."),
         (["--row", "deflekt"], "'deflekt' is unknown; "),
     ],

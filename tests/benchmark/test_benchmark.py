@@ -179,6 +179,12 @@ def test_reported_score_must_exist():
         score(test, "recall:water")
 
 
+@pytest.mark.parametrize("flag", ["--rounds", "--batch_size", "--patch_size"])
+def test_costs_of_nothing_are_refused(flag, tmp_path):
+    with pytest.raises(ConfigError, match=f"{flag} 0: give at least 1"):
+        cost.parse(["--output", str(tmp_path), flag, "0"])
+
+
 def test_cost_prints_ratios_to_the_reference(tmp_path, capsys):
     late = "deflect:layers_to_transform=[11]"
     rows = ["--rows", "frozen", "deflect", late, "full", "--reference", "deflect"]
@@ -259,3 +265,7 @@ def test_encoders_of_full_size(tmp_path, capsys):
     assert "| dino-mc | 21,670,272 |" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="dino-mc"):
         encoders.main(["--output", str(tmp_path), "--encoders", "dino-mk"])
+    with pytest.raises(ConfigError, match="--image_size 24: scale-mae has patches of 16 pixels; give a multiple"):
+        encoders.main(["--output", str(tmp_path), "--encoders", "dino-mc", "scale-mae", "--image_size", "24"])
+    with pytest.raises(ConfigError, match="--rounds 0: give at least 1"):
+        encoders.main(["--output", str(tmp_path), "--rounds", "0"])

@@ -26,5 +26,5 @@ def test_killed_runs_end_as_the_uninterrupted_one(tmp_path: Path, capsys: pytest
 
 
 def test_flags_that_make_no_sense_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--kills must be at least 1"):
+    with pytest.raises(ConfigError, match="--kills 0: give at least 1"):
         parse_flags(["--output", str(tmp_path), "--kills", "0"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deflect_hf.benchmark import scenes
-from deflect_hf.errors import ConfigError
+from deflect_hf.errors import ConfigError, DeflectError
 
 
 def test_a_scene_is_predicted_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,5 +34,14 @@ def test_ratios_are_to_the_first_scene() -> None:
 def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--window 40: give a multiple of 16\."):
         scenes.main(["--output", str(tmp_path), "--window", "40"])
+    with pytest.raises(ConfigError, match=r"--sides 0: give at least 1\."):
+        scenes.main(["--output", str(tmp_path), "--sides", "300", "0"])
     with pytest.raises(ConfigError, match=r"--adapter .*none: no such folder; give that of a run\."):
         scenes.main(["--output", str(tmp_path), "--adapter", str(tmp_path / "none")])
+
+
+def test_a_process_that_was_killed_without_a_word_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "CHILD", "import os; os.kill(os.getpid(), 9)")
+    own = argparse.Namespace(map="classes", window=32, overlap="0", cog=False)
+    with pytest.raises(DeflectError, match=r"a\.tif could not be predicted, status -9: it said nothing"):
+        scenes.measure(tmp_path / "a.tif", 300, tmp_path, own)
