@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deflect_hf.data.dataset import Stored
-from deflect_hf.data.folder import FolderReader
+from deflect_hf.data.folder_reader import FolderReader
 from deflect_hf.data.public import PublicDataset
 from deflect_hf.errors import BandError, DataError, listing
 

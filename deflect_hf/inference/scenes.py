@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deflect_hf.contract import check_reflectance
 from deflect_hf.data.arguments import DatasetArguments
-from deflect_hf.data.folder import FolderReader, settle_reader
+from deflect_hf.data.folder_reader import FolderReader, settle_reader
 from deflect_hf.errors import ConfigError
 from deflect_hf.georeference import pixel_areas
 from deflect_hf.inference.arguments import SceneArguments
