@@ -13,6 +13,7 @@ from deflect_hf.errors import DataError
 from deflect_hf.training.bootstrap import Bootstrap
 from deflect_hf.training.losses import label_weight
 from deflect_hf.training.metrics import Confusion, Convention, scores
+from deflect_hf.training.preemption import Interrupted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,6 +76,7 @@ def evaluate(
     accelerator: Accelerator,
     protocol: Protocol,
     replicates: int = 0,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Scores and confusion matrix of a model on the images of ``loader``, summed over all processes.
 
@@ -83,16 +85,21 @@ def evaluate(
 
     Args:
         replicates: Of the bootstrap over images that adds ``"intervals"`` to the scores; 0 leaves them out.
+        asked_to_stop: Called before each batch; where it holds, this process leaves out what is left.
 
     Raises:
         DataError: the images carry no labels, or only ignored ones.
+        Interrupted: any of the processes was asked to stop.
     """
     training = model.training
     model.eval()
     confusion = Confusion(len(protocol.classes), protocol.ignore_index).to(accelerator.device)
     bootstrap = Bootstrap(len(protocol.classes), protocol.ignore_index, replicates) if replicates else None
-    loss = torch.zeros(2, device=accelerator.device)  # sum of the losses, labelled pixels or images
+    # sum of the losses, labelled pixels or images, processes that were asked to stop
+    told = torch.zeros(3, device=accelerator.device)
     for batch in loader:
+        if asked_to_stop():
+            break
         if "labels" not in batch:
             raise DataError(f"{batch['name'][0]}: has no label, so there is nothing to evaluate against.")
         pixel_values, labels = batch["pixel_values"].to(accelerator.device), batch["labels"].to(accelerator.device)
@@ -102,10 +109,13 @@ def evaluate(
         if bootstrap is not None:
             bootstrap.update(logits, labels, batch["name"])
         mean = nn.functional.cross_entropy(logits, labels, ignore_index=protocol.ignore_index, reduction="sum")
-        loss += torch.stack([mean, label_weight(labels, protocol.ignore_index, None)])
+        told[:2] += torch.stack([mean, label_weight(labels, protocol.ignore_index, None)])
+    told[2] = float(asked_to_stop())
     model.train(training)
     matrix = confusion.matrix(accelerator)
-    total, weight = accelerator.reduce(loss, reduction="sum").tolist()
+    total, weight, asked = accelerator.reduce(told, reduction="sum").tolist()
+    if asked:
+        raise Interrupted
     if not weight:
         raise DataError(
             "no image of the split has a label: all of its pixels are ignored or not measured. Correct the classes' "

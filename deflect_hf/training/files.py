@@ -32,7 +32,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield partial
         for path in [*(path for path in partial.rglob("*") if path.is_file()), partial]:
             _flush(path)
-    except OSError:
+    except Exception:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk, room for what comes
         raise
     if target.exists():

@@ -28,7 +28,7 @@ from deflect_hf.training.losses import label_weight, soft_dice
 from deflect_hf.training.metrics import selection_metric
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
 from deflect_hf.training.order import evaluation_loader, grouped, steps_of, training_loader
-from deflect_hf.training.preemption import Preemption
+from deflect_hf.training.preemption import Interrupted, Preemption
 from deflect_hf.training.prefix import trained_model
 from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded, whole
 from deflect_hf.training.snapshots import Snapshots
@@ -101,15 +101,12 @@ class Trainer:
         )
         with self.preemption, bar:
             while not self.is_over():
-                if not self._train_epoch(bar, started):
+                if not self._train_epoch(bar, started) or not self._end_epoch():
                     self.save_state()
                     break
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-                if progress.epoch == config.epochs or progress.epoch % config.eval_interval == 0:
-                    self._validate()
                 if self.is_over() or progress.epoch % config.ckpt_interval == 0:
                     self.save_state()
-            # SIGTERM may have come during the last validation; and nobody leaves before the first process has saved
+            # SIGTERM may have come after the last validation; and nobody leaves before the first process has saved
             return self._summed(torch.tensor(float(self.preemption.asked))).item() == 0
 
     def is_over(self) -> bool:
@@ -139,6 +136,22 @@ class Trainer:
             self._log_step(bar, loss)
             if config.ckpt_steps and progress.step % config.ckpt_steps == 0:
                 self.save_state()
+        return True
+
+    def _end_epoch(self) -> bool:
+        """Validate if it is time to, then count the epoch; not if SIGTERM came to any process.
+
+        So the state that is saved is the one before the validation, which a resumed run repeats as a whole.
+        """
+        config, epoch, scores = self.config, self.progress.epoch + 1, None
+        if epoch == config.epochs or epoch % config.eval_interval == 0:
+            try:
+                scores = self.score(self.plain, "val", asked_to_stop=lambda: self.preemption.asked)
+            except Interrupted:
+                return False
+        self.progress.epoch, self.progress.batch = epoch, 0
+        if scores is not None:
+            self._take(scores)
         return True
 
     def _summed(self, tensor: Tensor) -> Tensor:
@@ -207,22 +220,23 @@ class Trainer:
             line = {"epoch": self.progress.epoch, "loss": loss, "lr": rate}
             self.log.write(step, line, self.progress.seconds)
 
-    def score(self, model: nn.Module, split: str, replicates: int = 0) -> dict[str, Any]:
-        """Scores of ``model`` on a split, with intervals where ``replicates`` of the bootstrap are asked for.
+    def score(self, model: nn.Module, split: str, **options: Any) -> dict[str, Any]:
+        """Scores of ``model`` on a split; ``options`` are those of ``evaluate``.
 
         Raises:
             DataError: its outputs are not finite.
+            Interrupted: any of the processes was asked to stop.
         """
+        # the plain model: processes may have different numbers of batches, which the distributed wrapper forbids
         loader = evaluation_loader(self.splits[split], self.config.batch_size, self.config.num_workers, self.rank)
         with unsharded(model):
-            result = evaluate(model, loader, self.accelerator, self.protocol, replicates)
+            result = evaluate(model, loader, self.accelerator, self.protocol, **options)
         if result["loss"] - result["loss"] != 0:
             raise DataError(f"the model's outputs on the {split} split are not finite: lower the learning rate.")
         return result
 
-    def _validate(self) -> None:
-        # the plain model: processes may have different numbers of batches, which the distributed wrapper forbids
-        scores = self.score(self.plain, "val")
+    def _take(self, scores: dict[str, Any]) -> None:
+        """Log the scores of a validation, and keep the model if it is the best so far."""
         progress = self.progress
         score = scores[selection_metric(self.splits["val"].task)]
         best = progress.best_score is None or score > progress.best_score
@@ -288,7 +302,7 @@ class Trainer:
             )
             self.progress.best_score = None
             if self.progress.batch == 0:
-                self._validate()
+                self._take(self.score(self.plain, "val"))
         elif found != own and self.accelerator.is_main_process:
             with whole_folder(own) as folder:
                 shutil.copytree(found, folder, dirs_exist_ok=True)

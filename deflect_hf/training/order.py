@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from deflect_hf.data.collate import collate_examples
 from deflect_hf.training.preemption import ignore_preemption
@@ -57,26 +57,21 @@ def training_loader(
     dataset: Any, batch_size: int, workers: int, seed: int, epoch: int, rank: Rank, skip: int = 0
 ) -> DataLoader[dict[str, Any]]:
     """The batches of one epoch for this process, without the first ``skip``."""
-    batches = epoch_batches(len(dataset), batch_size, seed, epoch, rank)[skip:]
     dataset.set_epoch(epoch)
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
-        generator=_own_generator(),
-        collate_fn=collate_examples,
-        worker_init_fn=ignore_preemption,
-        pin_memory=torch.cuda.is_available(),
-    )
+    return _loader(dataset, epoch_batches(len(dataset), batch_size, seed, epoch, rank)[skip:], workers)
 
 
 def evaluation_loader(dataset: Any, batch_size: int, workers: int, rank: Rank) -> DataLoader[dict[str, Any]]:
     """Every image exactly once over all processes, in order; the last batches may be uneven or absent."""
-    share = Subset(dataset, range(rank.index, len(dataset), rank.count))
+    share = list(range(rank.index, len(dataset), rank.count))
+    return _loader(dataset, [share[start : start + batch_size] for start in range(0, len(share), batch_size)], workers)
+
+
+def _loader(dataset: Any, batches: list[list[int]], workers: int) -> DataLoader[dict[str, Any]]:
     return DataLoader(
-        share,
-        batch_size=batch_size,
-        num_workers=min(workers, len(share)),
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
         generator=_own_generator(),
         collate_fn=collate_examples,
         worker_init_fn=ignore_preemption,

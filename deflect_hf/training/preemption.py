@@ -1,4 +1,4 @@
-"""SIGTERM, which clusters send before they take a machine away: stop at the next step, with everything saved."""
+"""SIGTERM, which clusters send before they take a machine away: stop at the next batch, with everything saved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 EXIT_STATUS = 128 + signal.SIGTERM  # 143, as of a program that SIGTERM ended
+
+
+class Interrupted(Exception):
+    """Work was left off, by all processes alike, because one of them was told to stop."""
 
 
 class Preemption:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from torch import nn
 
 from deflect_hf.errors import CheckpointError, ConfigError
@@ -81,7 +83,7 @@ def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelera
             path = work_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif accelerator.is_main_process and state is not None and continued:
-        states.drop_states_after(work_dir, int(state.name.removeprefix("step-")))
+        states.drop_states_after(work_dir, states.step_of(state))
     work_dir.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     return state
@@ -96,8 +98,10 @@ def full_disk_told(work_dir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        told = re.search(r"os error (\d+)", str(error))  # as safetensors says it
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CheckpointError(
             f"{work_dir}: no space is left on the disk. Fix: free some, then go on with --resume_from last."
@@ -197,7 +201,7 @@ def score_best(trainer: Trainer, experiment: Experiment) -> dict[str, Any]:
     model = checkpoints.load_model(best, config).to(trainer.accelerator.device)
     task = experiment.train.task
     splits = [name for name in ("val", "test") if name in experiment.splits]
-    scores: dict[str, Any] = {split: trainer.score(model, split, REPLICATES) for split in splits}
+    scores: dict[str, Any] = {split: trainer.score(model, split, replicates=REPLICATES) for split in splits}
     if "test" in scores:
         trainer.log.track(progress.step, {"test": {name: scores["test"][name] for name in TOLD}})
     return {

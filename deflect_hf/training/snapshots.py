@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,34 @@ class Snapshots:
             listed = ", ".join(f"{name} {value}" for name, value in differing.items())
             raise CheckpointError(f"{folder} belongs to a run with other settings than this one's {listed}")
         states.load_trained_state(self.model, trained, folder)
+        self._refuse_other_settings(training["optimizer"], folder)
         load_optimizer_state(self.optimizer, training["optimizer"])
         self.scheduler.load_state_dict(training["schedule"])
         if self.accelerator.scaler is not None and training["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(training["scaler"])
-        states.set_random_state(training["random"][self.accelerator.process_index], self.accelerator.device)
+        drawn, device = training["random"][self.accelerator.process_index], self.accelerator.device
+        if ("device" in drawn) != (device.type != "cpu"):
+            logger.warning("%s was written on another kind of device than this %s: rounding differs", folder, device)
+        states.set_random_state(drawn, device)
         return progress
+
+    def _refuse_other_settings(self, stored: Mapping[str, Any], folder: Path) -> None:
+        """The optimizer goes on with its own settings: those of this run would do nothing (CheckpointError)."""
+        then, now = (_settings(groups) for groups in (stored["param_groups"], self.optimizer.param_groups))
+        differing = [name for name in now if then[name] != now[name]]
+        if differing:
+            named = ", ".join(f"{name} {then[name]}, not {now[name]}" for name in differing)
+            raise CheckpointError(
+                f"{folder}: the run's segmentor.optimizer was {named}: resume with the same, or start anew"
+            )
+
+
+def _settings(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the optimizer was told, by the names of the configuration."""
+    decayed, last = groups[0], groups[-1]
+    return {
+        "lr": decayed["initial_lr"],
+        "betas": list(decayed["betas"]),
+        "weight_decay": decayed["weight_decay"],
+        "decay_vectors": decayed is last,
+    }

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +25,19 @@ from torch import Tensor, nn
 
 from deflect_hf.errors import CheckpointError
 from deflect_hf.training.files import PARTIAL, REPLACED, remove_folder, settle, whole_folder, write_json
+from deflect_hf.training.order import Rank, steps_of
 from deflect_hf.training.sharding import placed
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+NAME = re.compile(r"step-(\d+)")
 PROGRESS = "progress.json"
 TRAINED = "trained.safetensors"
 TRAINING = "training.pt"  # optimizer, schedule, scaler, random states
 LAST = "last"
+# what reading a damaged state raises
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, pickle.PickleError)
 
 
 @dataclass
@@ -52,10 +58,20 @@ class Progress:
 
 
 def states(work_dir: Path) -> list[Path]:
-    """The state folders of a run, oldest first."""
+    """The state folders of a run, oldest first; not the copies that somebody may have made under other names."""
     folder = work_dir / FOLDER
-    found = [path for path in folder.glob("step-*") if path.suffix == "" and (path / PROGRESS).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / PROGRESS).is_file()]
+    return sorted(found, key=_named_step)
+
+
+def _named_step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def step_of(state: Path) -> int:
+    """The step of a state folder that is whole, whatever its name."""
+    step: int = json.loads((state / PROGRESS).read_text(encoding="utf-8"))["step"]
+    return step
 
 
 def write_state(
@@ -87,14 +103,20 @@ def keep_newest(work_dir: Path, count: int) -> None:
 
 
 def drop_states_after(work_dir: Path, step: int) -> None:
-    """Remove states of later steps, from which this run does not go on, and what a killed run left half written."""
+    """Remove states of later steps, from which this run does not go on, and what a killed run left half written.
+
+    The states are named in a warning: from here on, ``last`` has to mean what this run writes.
+    """
     folder = work_dir / FOLDER
     for path in folder.glob("step-*"):
         if path.suffix in (PARTIAL, REPLACED):
             settle(path.with_suffix(""))
-    for path in states(work_dir):
-        if int(path.name.removeprefix("step-")) > step:
-            remove_folder(path)
+    later = [path for path in states(work_dir) if _named_step(path) > step]
+    if later:
+        named = ", ".join(path.name for path in later)
+        logger.warning("the run goes on from step %d: its later checkpoints are removed (%s)", step, named)
+    for path in later:
+        remove_folder(path)
 
 
 def damage(folder: Path) -> str | None:
@@ -109,9 +131,25 @@ def damage(folder: Path) -> str | None:
                 return f"{name} has {(folder / name).stat().st_size} bytes instead of {expected['bytes']}"
             if _fingerprint(folder / name) != expected:
                 return f"{name} is not as it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _contradiction(folder, told)
+    except BROKEN as error:
         return f"{type(error).__name__}: {error}"
-    return None
+
+
+def _contradiction(folder: Path, told: Mapping[str, Any]) -> str | None:
+    """What counts other steps than ``told`` says, None if everything agrees or ``told`` is of another version."""
+    if not {"images", "batch_size", "accumulate", "processes"} <= told.keys():
+        return None
+    training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True, mmap=True)
+    epoch, batch, accumulate = told["epoch"], told["batch"], told["accumulate"]
+    per_epoch = steps_of(told["images"], told["batch_size"], accumulate, Rank(count=told["processes"]))
+    counted = {
+        f"epoch {epoch} and batch {batch}": epoch * per_epoch + -(-batch // accumulate),
+        f"the schedule in {TRAINING}": training["schedule"]["last_epoch"],
+        "the folder's name": _named_step(folder) if NAME.fullmatch(folder.name) else told["step"],
+    }
+    other = next((what for what, step in counted.items() if step != told["step"]), None)
+    return None if other is None else f"step is {told['step']} in {PROGRESS}, but {counted[other]} by {other}"
 
 
 def state_to_resume(work_dir: Path, resume_from: str) -> Path | None:
@@ -177,11 +215,11 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put back what ``random_state`` gave."""
+    """Put back what ``random_state`` gave; the device's generator stays as it is if that was on the CPU."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if device.type != "cpu":
+    if device.type != "cpu" and "device" in state:
         torch.get_device_module(device).set_rng_state(state["device"])
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deflect_hf.errors import DataError
 from deflect_hf.training.evaluation import Protocol, evaluate, predict_logits, sliding_logits, window_offsets
+from deflect_hf.training.preemption import Interrupted
 
 IGNORE = -100
 PROTOCOL = Protocol(["a", "b"], IGNORE, window=8, convention="present")
@@ -114,6 +115,23 @@ def test_intervals_come_with_the_scores_when_asked_for() -> None:
         low, high = intervals[name]
         assert low < found[name] < high
     assert intervals["iou"].keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_an_evaluation_that_is_asked_to_stop_gives_no_scores_and_leaves_the_model_in_its_mode(after: int) -> None:
+    # the first image has no labels, which is no error of a split that was not looked at as a whole
+    read, loader = [], batches([(8, 8)] * 3, seed=0)
+    loader[0]["labels"][:] = IGNORE
+    model = PerPixel().train()
+    with pytest.raises(Interrupted):
+        evaluate(
+            model,
+            (read.append(batch) or batch for batch in loader),
+            Accelerator(cpu=True),
+            PROTOCOL,
+            asked_to_stop=lambda: len(read) > after or after == 3 == len(read),
+        )
+    assert len(read) == min(after + 1, 3) and model.training
 
 
 def test_an_image_within_the_window_is_seen_whole() -> None:

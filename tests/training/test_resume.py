@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 from deflect_hf.errors import CheckpointError
-from deflect_hf.training import loop, states
+from deflect_hf.training import checkpoints, evaluation, loop, states
+from deflect_hf.training.evaluation import predict_logits
 from tests.training.test_run import lines, losses, torch_file, train
 
 
@@ -95,6 +96,30 @@ def test_sigterm_stops_after_a_step_and_damaged_checkpoints_are_passed_over(
     assert resumed["test"] == deflect_run[1]["test"] and resumed["best_epoch"] == deflect_run[1]["best_epoch"]
 
 
+def test_sigterm_in_a_validation_leaves_the_state_before_it(
+    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted = []
+
+    def told_to_stop(*arguments: Any) -> torch.Tensor:
+        predicted.append(len(lines(tmp_path)))
+        if len(predicted) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict_logits(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "predict_logits", told_to_stop)
+        with pytest.raises(SystemExit) as left:
+            train(tmp_path, "--ckpt_steps", "5")
+    assert left.value.code == 143 and len(predicted) == 1  # of the batches that validation has
+    state = states.states(tmp_path)[-1]
+    progress = json.loads((state / "progress.json").read_text())
+    assert (state.name, progress["epoch"], progress["batch"], progress["best_epoch"]) == ("step-8", 0, 8, None)
+    resumed = train(tmp_path, "--ckpt_steps", "5", "--resume_from", "last")
+    assert lines_without_time(tmp_path) == lines_without_time(deflect_run[0])
+    assert resumed["test"] == deflect_run[1]["test"] and best_weights(tmp_path) == best_weights(deflect_run[0])
+
+
 def test_patience_ends_a_run_and_stays_at_its_end(tmp_path: Path) -> None:
     words = ("--patience", "1", "--epochs", "4", "--segmentor.optimizer.lr", "1e-12")
     results = train(tmp_path, *words)
@@ -137,3 +162,22 @@ def test_a_checkpoint_of_another_run_is_refused(deflect_run, tmp_path: Path) -> 
         train(tmp_path / "b", "--resume_from", state, "--method.rank", "3")
     with pytest.raises(CheckpointError, match="is not there, so there is nothing to resume"):
         train(tmp_path / "c", "--resume_from", "last")
+    # the optimizer goes on as it was: a new learning rate would do nothing
+    words = ("--segmentor.optimizer.lr", "0.5", "--segmentor.optimizer.decay_vectors", "false")
+    with pytest.raises(
+        CheckpointError, match=r"segmentor\.optimizer was lr 0\.01, not 0\.5, decay_vectors True, not F"
+    ):
+        train(tmp_path / "d", "--resume_from", state, *words)
+
+
+def test_a_full_disk_is_told_whoever_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, *_: Any) -> None:
+        (folder / "half").write_text("")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_model", full)
+    with pytest.raises(
+        CheckpointError, match=r"no space is left on the disk. Fix: free some, then go on with --resume"
+    ):
+        train(tmp_path, "--epochs", "1")
+    assert not list(tmp_path.rglob("half"))

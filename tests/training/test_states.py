@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from deflect_hf.training.files import settle, whole_folder, write_text
 
 CPU = torch.device("cpu")
 TOLD = {"epoch": 1, "batch": 0}
+COUNTED = {"images": 20, "batch_size": 2, "accumulate": 2, "processes": 1}  # 5 steps in an epoch of 10 batches
 
 
 def write(work_dir: Path, step: int) -> Path:
@@ -95,6 +97,39 @@ def test_damage_is_noticed_and_the_state_before_is_taken(
             states.state_to_resume(tmp_path / "elsewhere", str(second))
 
 
+def edit(folder: Path, **entries: int) -> None:
+    told = json.loads((folder / states.PROGRESS).read_text())
+    (folder / states.PROGRESS).write_text(json.dumps({**told, **entries}))
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"step": 7}, "step is 7 in progress.json, but 8 by epoch 1 and batch 5"),
+        ({"batch": 6}, None),  # the same step, of which it is the second batch
+        ({"batch": 7}, "step is 8 in progress.json, but 9 by epoch 1 and batch 7"),
+        ({"step": 3, "epoch": 0}, "step is 3 in progress.json, but 8 by the schedule in training.pt"),
+        ({"accumulate": 0}, "ZeroDivisionError: "),
+    ],
+)
+def test_a_step_that_nothing_else_counts_is_noticed(entries: dict[str, int], told: str | None, tmp_path: Path) -> None:
+    def write_counted(step: int, epoch: int, batch: int) -> Path:
+        counts = {"step": step, "epoch": epoch, "batch": batch, **COUNTED}
+        return states.write_state(tmp_path, step, counts, {}, {"schedule": {"last_epoch": step}})
+
+    first, second = write_counted(6, 1, 2), write_counted(8, 1, 5)
+    assert states.damage(first) is None and states.damage(second) is None
+    edit(second, **entries)
+    found = states.damage(second)
+    assert (found is None) == (told is None) and (found or "").startswith(told or "")
+    assert states.state_to_resume(tmp_path, "last") == (second if told is None else first)
+    renamed = first.rename(first.with_name("step-7"))
+    assert states.damage(renamed) == "step is 6 in progress.json, but 7 by the folder's name"
+    copied = renamed.rename(first.with_name("step-6 copy"))
+    assert states.damage(copied) is None and states.step_of(copied) == 6
+    assert states.states(tmp_path) == [second]  # a copy under another name is nobody's checkpoint, and no obstacle
+
+
 def test_what_may_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(CheckpointError, match=r"is not there, so there is nothing to resume; start without --resume"):
         states.state_to_resume(tmp_path / "run", "last")
@@ -110,6 +145,10 @@ def test_what_may_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     (tmp_path / "checkpoints" / "step-10").rename(tmp_path / "checkpoints" / "step-10.replaced")
     states.drop_states_after(tmp_path, 50)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-10"]
+    assert "the run goes on from step 50: its later checkpoints are removed (step-100)" in caplog.text
+    caplog.clear()
+    states.drop_states_after(tmp_path, 10)
+    assert not caplog.text
 
 
 def test_random_states_of_all_generators_go_on(tmp_path: Path) -> None:
@@ -121,4 +160,7 @@ def test_random_states_of_all_generators_go_on(tmp_path: Path) -> None:
     told, tensors, training = states.read_state(folder)
     assert told == {**TOLD, "step": 1} and tensors["weight"].tolist() == [1.0, 1.0, 1.0]
     states.set_random_state(training["random"][0], CPU)
+    assert draw() == drawn
+    # written on the CPU: a GPU's own generator goes on as it is
+    states.set_random_state(training["random"][0], torch.device("cuda"))
     assert draw() == drawn
