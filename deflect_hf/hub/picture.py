@@ -32,11 +32,11 @@ def draw_prediction(folder: Path, encoder: str | None = None) -> Path | None:
         splits = load_dataset_splits(config.dataset, predictor.processor)
         split = next(name for name in ("test", "val", "train") if name in splits)
         example = telling_example(splits[split].with_transform(build_transform(config.augmentation, "val")))
+        pixel_values = example["pixel_values"]
+        prediction = predictor.logits(pixel_values[None]).argmax(dim=1)[0].cpu().numpy()
     except (DeflectError, StopIteration) as error:
         logger.warning("no picture of a prediction: %s", error)
         return None
-    pixel_values = example["pixel_values"]
-    prediction = predictor.logits(pixel_values[None]).argmax(dim=1)[0].cpu().numpy()
     label = example["labels"].numpy() if "labels" in example else None
     bands, title = predictor.processor.bands, f"{split} split"
     return prediction_panel(folder / PICTURE, pixel_values.numpy(), bands, predictor.classes, prediction, label, title)

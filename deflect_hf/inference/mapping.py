@@ -49,10 +49,14 @@ def predict_raster(
     Interrupted, the same call goes on where it stopped; ``TARGET.parts`` holds what is finished until the map is there.
     Several processes share the work, and the first of them writes the map.
 
+    glibc keeps part of the memory of each window, so that a process grows with the time it runs. `deflect-predict`
+    begins with :func:`deflect_hf.inference.memory.give_large_blocks_back` against that; it holds for all that the
+    process does, and cannot be taken back, so it is left to the caller here.
+
     Raises:
         UnsupportedOperationError: the model classifies whole images, or has more classes than a map can hold.
         ConfigError: the map is there already, is the image itself, or the windows do not fit.
-        DataError: the image is damaged, or the map cannot be written.
+        DataError: the image is damaged or holds values that no model can compute with, or the map cannot be written.
         BandError: the image lacks a band that the model needs.
         UnitError: the image is not in the model's unit.
     """

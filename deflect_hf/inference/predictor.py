@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deflect_hf.errors import UnsupportedOperationError
+from deflect_hf.errors import DataError, UnsupportedOperationError
 from deflect_hf.methods import task_model
 from deflect_hf.processing import Image, MultispectralImageProcessor
 from deflect_hf.training import checkpoints
@@ -118,7 +118,8 @@ class Predictor:
         Raises:
             BandError: The channels do not fit ``source_bands``, or a needed band is missing.
             UnitError: The images are not in the unit of the training images.
-            DataError: Images of different sizes, or no multiple of the patch size.
+            DataError: Images of different sizes, or no multiple of the patch size, or with values so large that the
+                model's computation overflows.
         """
         return self.probabilities(self.processor(images, source_bands, valid)["pixel_values"])
 
@@ -136,6 +137,9 @@ class Predictor:
     def predict_raster(self, source: str | Path, target: str | Path, **options: Any) -> None:
         """Write the map of a georeferenced image of any size, window by window.
 
+        For large scenes, call :func:`deflect_hf.inference.memory.give_large_blocks_back` once before, as
+        `deflect-predict` does: see :func:`~deflect_hf.inference.mapping.predict_raster`.
+
         Args:
             options: fields of :class:`~deflect_hf.inference.arguments.SceneArguments`, such as ``output`` or ``cog``.
 
@@ -149,15 +153,36 @@ class Predictor:
 
     @torch.no_grad()
     def logits(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``."""
+        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``.
+
+        Raises:
+            DataError: values so large that the model's computation overflows.
+        """
         with self.autocast():
-            return predict_logits(self.model, pixel_values.to(self.device), self.window)
+            logits = predict_logits(self.model, pixel_values.to(self.device), self.window)
+        refuse_overflow(logits, pixel_values, "the images", "set to NaN, or by `valid`, what is no measurement.")
+        return logits
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision to run the model in."""
         if self.precision is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
+
+
+def refuse_overflow(logits: Tensor, pixel_values: Tensor, where: str, fix: str) -> None:
+    """Refuse logits that are no numbers, which would pass for those of pixels that were not measured.
+
+    Raises:
+        DataError: naming the smallest and the largest of the values.
+    """
+    if bool(logits.isfinite().all()):
+        return
+    known = torch.where(pixel_values.isfinite(), pixel_values, 0.0)
+    raise DataError(
+        f"{where}: the model's computation overflows on values from {known.min():.3g} to {known.max():.3g} (after "
+        f"scale and offset): {fix}"
+    )
 
 
 def default_device() -> torch.device:

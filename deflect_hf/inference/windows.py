@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deflect_hf.inference.predictor import Predictor
+from deflect_hf.inference.predictor import Predictor, refuse_overflow
 from deflect_hf.inference.scenes import Scene
 from deflect_hf.inference.spool import Part
 from deflect_hf.inference.tiling import Axis
@@ -240,10 +240,16 @@ class SceneWindows:
 
     @torch.no_grad()
     def logits(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, h, w) reflectance, resized if the model wants it so -> (B, K, height, width) logits of the windows."""
+        """(B, C, h, w) reflectance, resized if the model wants it so -> (B, K, height, width) logits of the windows.
+
+        Raises:
+            DataError: values so large that the model's computation overflows.
+        """
         window = None if self._size is None else self.predictor.window
         with self.predictor.autocast():
             logits = predict_logits(self.predictor.model, pixel_values.to(self.predictor.device), window)
+        fix = "say which stored values are no measurement (--nodata, --qa_band)."
+        refuse_overflow(logits, pixel_values, self.scene.info.path, fix)
         if self._size is None:
             return logits
         size = (self.rows.size, self.columns.size)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from deflect_hf.errors import BandError, CheckpointError, UnitError, UnsupportedOperationError
+from deflect_hf.errors import BandError, CheckpointError, DataError, UnitError, UnsupportedOperationError
 from deflect_hf.inference.predictor import Predictor, _precision
 from deflect_hf.training.evaluation import predict_logits
 from tests.inference.folders import ALL_BANDS, SIDE, encoder_folder, images, result_folder
@@ -58,6 +58,20 @@ def test_what_was_not_measured_has_no_probabilities(task: str, encoder: Path, tm
         assert found[1, :, :8].isnan().all() and found[1, :, 8:].isfinite().all()
     else:
         assert found[1].isfinite().all()
+
+
+def test_values_on_which_the_model_overflows_do_not_pass_for_pixels_without_a_measurement(
+    encoder: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor.from_folder(result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2), device="cpu")
+    pixels = images()
+    pixels[1, :, 5, 5] = -3e38
+    with pytest.raises(
+        DataError, match=r"^the images: .* overflows on values from -3e\+38 to 0\.4 .*: set to NaN, or by"
+    ):
+        predictor(pixels)
+    pixels[1, :, 5, 5] = torch.nan
+    assert int(predictor(pixels).isnan().sum()) == len(predictor.classes)
 
 
 def test_images_that_do_not_fit_are_refused(encoder: Path, tmp_path: Path) -> None:

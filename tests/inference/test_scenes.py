@@ -123,6 +123,26 @@ def test_nothing_is_predicted_where_nothing_was_measured(tmp_path: Path) -> None
         assert (source.read(1)[:40] == 255).all() and set(np.unique(source.read(1)[40:])) <= {0, 1}
 
 
+class Overflowing(Stub):
+    """In single precision, large values spoil a whole window."""
+
+    def predict(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Every pixel by itself, but for an attention over all."""
+        return super().predict(pixel_values) + 0 * pixel_values.square().sum()
+
+
+def test_an_undeclared_fill_value_is_refused_and_does_not_make_holes(tmp_path: Path) -> None:
+    values = stored(96, 96).astype(np.float32)
+    values[:, 3, 3] = -3.4e38
+    scene = write_scene(tmp_path / "in.tif", values, nodata=None)
+    with pytest.raises(
+        DataError, match=r"in\.tif: the model's computation overflows on values from -3\.4e\+34 to .*--nodata"
+    ):
+        map_of(predictor_of(Overflowing()), scene, tmp_path / "out.tif")
+    named = map_of(predictor_of(Overflowing()), scene, tmp_path / "named.tif", nodata=[float(np.float32(-3.4e38))])
+    assert np.isnan(read(named)).sum() == 2  # probabilities of one pixel
+
+
 def test_a_quality_layer_says_where_nothing_was_measured(tmp_path: Path) -> None:
     quality = np.zeros((1, 64, 64), dtype=np.int16)
     quality[0, :10] = 9
