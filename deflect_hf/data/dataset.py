@@ -72,8 +72,15 @@ class Labels:
         """``(H, W) stored mask values -> (H, W) int64 class ids``, ignore_index where ignored or invalid.
 
         Raises:
-            DataError: The mask holds a value that is neither a class nor ignored.
+            DataError: The mask holds a value that is neither a class nor ignored, or a class that it tags as nodata.
         """
+        nodata = mask[:0] if valid is None else mask[~valid]
+        for name, value in zip(self.classes, self.values, strict=True):
+            if nodata.size and value in nodata:
+                raise DataError(
+                    f"{where} tags {value} as nodata, which is the value of class {name!r}: remove the tag "
+                    f"(gdal_edit.py -unsetnodata), or take the class out of `classes` if these pixels have no label."
+                )
         labels = np.full(mask.shape, self.ignore_index, dtype=np.int64)
         known = np.isin(mask, self.ignore_values) if valid is None else np.isin(mask, self.ignore_values) | ~valid
         for index, value in enumerate(self.values):
@@ -171,6 +178,12 @@ class ImageDataset(torch.utils.data.Dataset):
         """Make the random transforms draw anew for this epoch, in the workers of a running loader as well."""
         self._epoch.fill_(epoch)
 
+    def is_labelled(self) -> bool:
+        """Whether any mask has a pixel of a class, measured or not; they are read until one has."""
+        if self.task == "classification":
+            return True
+        return any(bool((self._encoded(self.reader.read(row)) != self.ignore_index).any()) for row in self.table)
+
     def __len__(self) -> int:
         return len(self.table)
 
@@ -180,7 +193,7 @@ class ImageDataset(torch.utils.data.Dataset):
         pixels = self.processor.convert(stored.values, stored.bands, stored.valid, stored.where)
         example: Example = {"pixel_values": pixels, "name": row["name"]}
         if isinstance(stored.target, np.ndarray):
-            labels = self.labels.encode(stored.target, stored.target_valid, stored.target_where or stored.where)
+            labels = self._encoded(stored)
             if labels.shape != pixels.shape[-2:]:
                 labels = resize_labels(labels, pixels.shape[-2], pixels.shape[-1])
             unseen = ~np.isfinite(pixels.numpy()).any(axis=0)  # twenty times as fast as in torch
@@ -191,6 +204,9 @@ class ImageDataset(torch.utils.data.Dataset):
         if self.transform is not None:
             example = self.transform(example, example_generator(self.seed, int(self._epoch), index))
         return example
+
+    def _encoded(self, stored: Stored) -> torch.Tensor:
+        return self.labels.encode(np.asarray(stored.target), stored.target_valid, stored.target_where or stored.where)
 
 
 def make_datasets(

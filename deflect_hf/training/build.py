@@ -75,14 +75,21 @@ def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, Imag
     """The splits with their transforms.
 
     Raises:
-        DataError: a needed split is empty.
+        DataError: a needed split is empty, or the masks of a split have no label.
     """
     splits = load_dataset_splits(config.dataset)
+    where = config.dataset.root or config.dataset.name
     missing = [name for name in needed if name not in splits]
     if missing:
         raise DataError(
-            f"the data set {config.dataset.root or config.dataset.name} has no split {listing(missing)}, only "
-            f"{listing(splits)}: name the images in a split file, or set dataset.val_fraction, dataset.test_fraction"
+            f"the data set {where} has no split {listing(missing)}, only {listing(splits)}: name the images in a split "
+            "file, or set dataset.val_fraction, dataset.test_fraction"
+        )
+    bare = [name for name, split in splits.items() if not split.is_labelled()]
+    if bare:
+        raise DataError(
+            f"{where}: no pixel of the {bare[0]} split has a label, all of its masks hold nothing but ignored values "
+            "or nodata. Correct dataset.class_values and dataset.ignore_values, or the masks"
         )
     splits = {name: split.with_transform(build_transform(config.augmentation, name)) for name, split in splits.items()}
     for split in splits.values():

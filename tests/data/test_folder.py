@@ -64,6 +64,27 @@ def test_the_masks_own_nodata_is_ignored(segmentation_folder: Path) -> None:
     assert labels.tolist() == [[-100] * 8] + [[0] * 8] * 5
 
 
+def test_a_class_that_a_mask_tags_as_nodata_is_refused(segmentation_folder: Path) -> None:
+    mask = read_mask(segmentation_folder / "masks" / "a0.tif").values
+    mask[0, 0, 0] = 1
+    write_raster(segmentation_folder / "masks" / "a0.tif", mask, nodata=1)
+    (segmentation_folder / "train.txt").write_text("a0\n")
+    train = load_dataset_splits(segments(segmentation_folder))["train"]
+    with pytest.raises(
+        DataError, match=r"a0\.tif tags 1 as nodata, which is the value of class 'land': remove the tag"
+    ):
+        train[0]
+
+
+def test_a_split_is_labelled_if_any_mask_is(segmentation_folder: Path) -> None:
+    for index in range(4):
+        write_raster(segmentation_folder / "masks" / f"a{index}.tif", np.zeros((1, 6, 8), dtype=np.uint8))
+    (segmentation_folder / "train.txt").write_text("a0\na1\n")
+    (segmentation_folder / "test.txt").write_text("a2\na3\na4\n")
+    splits = load_dataset_splits(segments(segmentation_folder, val_fraction=0.0))
+    assert not splits["train"].is_labelled() and splits["test"].is_labelled()
+
+
 def test_split_files_are_followed_and_counted(segmentation_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (segmentation_folder / "train.txt").write_text("a3\na1.tif\n\n")
     (segmentation_folder / "val.txt").write_text("a2\n")

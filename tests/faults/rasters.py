@@ -221,6 +221,12 @@ def half_scale(path: Path) -> None:
     write_raster(path, mask_values(2)[:, ::2, ::2])
 
 
+def blank_test(place: Place) -> Words:
+    for name in ("a6.tif", "a7.tif"):
+        stored(np.full((1, SIDE, SIDE), 9, np.uint8), descriptions=())(place.data / "masks" / name)
+    return place.train(ignore_values=[9])
+
+
 MASKS = table(
     "train.py",
     ("missing", mask(os.unlink), [LATER, "mask"]),
@@ -246,7 +252,9 @@ MASKS = table(
         [LATER, "a2.png"],
     ),
     ("a huge header", mask(lambda p: (patch(p, WIDTH, 2**31 - 1), patch(p, LENGTH, 2**31 - 1))), [LATER]),
-    ("nothing labelled", lambda p: p.train(ignore_values=[0, 1], class_values=[2, 3]), ["label"]),
+    ("nothing labelled", lambda p: p.train(ignore_values=[0, 1], class_values=[2, 3]), ["the train split", "label"]),
+    ("nothing labelled in test", blank_test, ["the test split", "label"]),
+    ("a class that is nodata", mask(tagged(nodata=0)), [LATER, "nodata", "'land'"]),
     ("all masks gone", without("masks"), ["a0.tif", "mask"]),
 )
 
