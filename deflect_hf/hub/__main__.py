@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deflect_hf.errors import user_errors
+from deflect_hf.errors import ConfigError, user_errors
 from deflect_hf.training.cli import show_log
 from deflect_hf.training.compose import Parser
 from deflect_hf.training.yaml_text import yaml_value
@@ -93,6 +93,8 @@ def run_check(arguments: argparse.Namespace) -> None:
     from deflect_hf.training.checkpoints import result_folder
 
     if Path(arguments.folder).is_dir():
+        if arguments.revision is not None:
+            raise ConfigError(f"--revision is for a model on the Hub, but {arguments.folder} is a folder here.")
         folder = result_folder(Path(arguments.folder))
         config = check_folder(folder, published=False)
     else:
@@ -104,8 +106,6 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 def _switch(name: str, text: str | None) -> bool | None:
     """`true` or `false`."""
-    from deflect_hf.errors import ConfigError
-
     value = None if text is None else yaml_value(text, f"--{name}")
     if value is not None and not isinstance(value, bool):
         raise ConfigError(f"the command line: --{name} must be true or false, not {text!r}")

@@ -5,7 +5,6 @@ PEFT writes a card of headings to fill in; this one takes its place and is compl
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from deflect_hf.hub import card_sections as sections
 from deflect_hf.hub.facts import Facts, read_facts
 from deflect_hf.hub.scrub import CARD, ENCODER, PICTURE
-from deflect_hf.training.checkpoints import PARTIAL
+from deflect_hf.training.files import write_text
 
 HUB = "https://huggingface.co"
 # type of the Hub, name, key in results.json
@@ -35,9 +34,7 @@ def write_card(
     """
     facts = read_facts(folder, repo_id or str(folder), revision, licence)
     path = folder / CARD
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(f"---\n{metadata(facts, repo_id).to_yaml()}\n---\n\n{text(facts)}", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, f"---\n{metadata(facts, repo_id).to_yaml()}\n---\n\n{text(facts)}")
     return path
 
 

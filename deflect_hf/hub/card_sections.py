@@ -49,7 +49,8 @@ def use(facts: Facts) -> str:
     scale, offset = (value if isinstance(value, float) else value[0] for value in (processor.scale, processor.offset))
     stored = (EXAMPLE_VALUE[processor.unit] - offset) / scale
     shape = f"(1, {len(bands)}, {height}, {width})"
-    result = f"(1, {len(facts.classes)}" + (f", {height}, {width})" if facts.is_segmentation else ")")
+    rows, columns = facts.map_size
+    result = f"(1, {len(facts.classes)}" + (f", {rows}, {columns})" if facts.is_segmentation else ")")
     shares = "probabilities[0].flatten(1).mean(1)" if facts.is_segmentation else "probabilities[0]"
     program = f"""import deflect_hf
 import numpy as np
@@ -86,7 +87,8 @@ def bands(facts: Facts) -> str:
     unit = "reflectance, 1.0 = 100 %" if processor.unit == "reflectance" else "stretched 8-bit values, 0 to 1"
     told = f"Unit inside: {unit}. The training images were stored so that it is `value * {processor.scale} + "
     told += f"{processor.offset}`"
-    told += f", at {processor.gsd_m:g} m per pixel." if processor.gsd_m else "."
+    told += f", at {processor.gsd_m:g} m per pixel" if processor.gsd_m else ""
+    told += f", on a `{processor.projection}` grid." if processor.projection else "."
     heading = ("code", "band", "wavelength, nm", "read by", "needed")
     return f"{table(heading, rows)}\n\n{told} NaN marks what was not measured."
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 
 from deflect_hf.data.public import PublicDataset
@@ -90,20 +91,27 @@ class Facts:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of an image that the model takes as it is."""
+        """Height and width of an image that the model takes as it is, before it is resized if training did that."""
         crop, window = (
             self.config.augmentation.center_crop,
             evaluation_window(self.config, "segmentation" if self.is_segmentation else "classification"),
         )
         trained = self.processor.trained_size
-        if crop is not None:
+        resized = self.processor.size is not None  # crop and window are then those of resized images
+        if crop is not None and not resized:
             return crop[0], crop[1]
-        if window is not None:
+        if window is not None and not resized:
             return window, window
         if trained:
             return trained[0], trained[1]
         size = self.task["encoder_config"]["image_size"]
         return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of what comes out for each pixel of such an image."""
+        size = self.processor.size
+        return self.image_size if size is None else (size["height"], size["width"])
 
 
 def read_facts(folder: Path, name: str, branch: str | None = None, licence: str | None = None) -> Facts:
@@ -141,7 +149,11 @@ def known_licence(encoder: str | None) -> str | None:
     by_name = {source.hub_id: source.licence for source in SOURCES.values() if source.hub_id is not None}
     card = Path(encoder) / "README.md"
     if card.is_file():
-        return ModelCard.load(card).data.get("license")
+        try:
+            licence = ModelCard.load(card).data.get("license")
+        except (ValueError, yaml.YAMLError):  # somebody's text, no card
+            return None
+        return licence if isinstance(licence, str) else None
     return by_name.get(encoder)
 
 

@@ -124,6 +124,9 @@ def test_licences_that_are_known() -> None:
 def test_the_licence_in_an_encoders_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# An encoder\n")
     assert known_licence(str(tmp_path)) == "mit"
+    for text in ("# No card\n", "---\nlicense: [\n---\n", "---\n- a list\n---\n", "---\nlicense: {a: b}\n---\n"):
+        (tmp_path / "README.md").write_text(text)
+        assert known_licence(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("name", sorted({*READERS} - {"folder", "synthetic"}))
@@ -137,6 +140,26 @@ def test_data_that_is_gone_leaves_a_card_without_a_picture(best: Path, caplog: p
     edit(best / "config.yaml", lambda config: config.update(dataset=data))
     assert draw_prediction(best) is None and "no picture of a prediction: " in caplog.text
     assert "prediction.png" not in write_card(best).read_text()
+
+
+def test_pixels_and_grid_of_the_training_images_are_told_where_they_are_known(best: Path) -> None:
+    place = best / "preprocessor_config.json"
+    for gsd_m, grid, said in [
+        (30.0, "Transverse_Mercator", "+ 0.0`, at 30 m per pixel, on a `Transverse_Mercator` grid. NaN marks"),
+        (None, "geographic", "+ 0.0`, on a `geographic` grid. NaN marks"),
+        (10.0, None, "+ 0.0`, at 10 m per pixel. NaN marks"),
+        (None, None, "+ 0.0`. NaN marks"),
+    ]:
+        edit(place, lambda entries, new={"gsd_m": gsd_m, "projection": grid}: entries.update(new))
+        assert said in card_of(best)[1]
+
+
+def test_images_that_are_resized_come_out_in_the_new_size(best: Path) -> None:
+    assert "np.full((1, 7, 16, 16), " in card_of(best)[1]
+    sizes = {"size": {"height": 32, "width": 48}, "trained_size": [64, 96]}
+    edit(best / "preprocessor_config.json", lambda entries: entries.update(sizes))
+    text = card_of(best)[1]
+    assert "np.full((1, 7, 64, 96), " in text and "# (1, 4, 32, 48)" in text
 
 
 def test_a_checkpoint_without_scores_says_so(best: Path) -> None:

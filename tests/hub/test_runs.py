@@ -200,6 +200,7 @@ def test_the_command_line_checks_and_refuses(
     hub.put("alice/land", {"config.json": json.dumps({"auto_map": {}}).encode()})
     for words, message in {
         ("check", "alice/land"): "error: ",
+        ("check", str(runs("frozen")), "--revision", "main"): "error: --revision is for a model on the Hub, but ",
         ("check", str(tmp_path)): f"error: {tmp_path} is no finished run",
         ("push", str(runs("frozen")), "alice/land", "--private", "maybe"): "error: the command line: --private must be",
         ("push", str(runs("frozen"))): "error: the command line: the following arguments are required: USER/NAME",
