@@ -48,7 +48,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
             sets it: windows of a scene are best of the same size.
 
     Raises:
-        BandError: An output band is not among the source bands, or is unknown.
+        BandError: An output band is not among the source bands, or is unknown; or there is none.
         ConfigError: A scale of 0, a list of scales of another length than ``bands``, an unknown unit, a bad size.
 
     Example:
@@ -74,6 +74,11 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         trained_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        for names in (bands, source_bands, needed_bands):
+            if isinstance(names, str):
+                raise BandError(f"bands come as a list of names, not as the single string {names!r}.")
+        if not bands:
+            raise BandError("bands is empty: name the bands of the output.")
         self.source_bands = None if source_bands is None else list(source_bands)
         # a sensor described by the user may have codes of its own; those are known from source_bands only
         self.bands = resolve_bands(bands) if self.source_bands is None else list(bands)
@@ -84,12 +89,14 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         self.offset = _per_band("offset", offset, self.bands)
         if 0.0 in np.atleast_1d(self.scale):
             raise ConfigError("scale is 0, which would turn every value into the offset: give DN -> reflectance.")
-        self.nodata = [float(value) for value in nodata]
+        self.nodata = _numbers("nodata", nodata)
         if unit not in UNITS:
             raise ConfigError(f"Unknown unit {unit!r}: choose one of {listing(UNITS)}.{nearest(unit, UNITS)}")
         self.unit: Unit = unit
         self.unit_check = unit_check
         self.size = _size(size)
+        if gsd_m is not None and not (isinstance(gsd_m, (int, float)) and 0 < gsd_m < math.inf):
+            raise ConfigError(f"gsd_m={gsd_m!r}: a pixel has a size above 0 metres.")
         self.gsd_m = gsd_m
         self.projection = projection
         self.trained_size = None if trained_size is None else list(trained_size)
@@ -193,7 +200,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
             if not math.isnan(fill):
                 invalid |= stored == fill
         if valid is not None:
-            invalid |= ~self._validity(np.asarray(valid, dtype=bool), positions, len(names), where)
+            invalid |= ~self._validity(np.asarray(valid, dtype=bool), positions, (len(names), *stored.shape[1:]), where)
         values *= _column(self.scale)
         values += _column(self.offset)
         values[invalid] = np.nan
@@ -208,13 +215,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         ignored = [band for band in self.source_bands or () if band not in self.bands]
         height = None if self.size is None or self.trained_size is None else self.trained_size[0]
         return BandContract(
-            tuple(self.bands),
-            tuple(self.needed_bands),
-            tuple(ignored),
-            self.unit,
-            self.gsd_m,
-            self.projection,
-            height,
+            tuple(self.bands), tuple(self.needed_bands), tuple(ignored), self.unit, self.gsd_m, self.projection, height
         )
 
     def effective_gsd_m(self, height: int) -> float | None:
@@ -236,12 +237,14 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         return names
 
     @staticmethod
-    def _validity(valid: np.ndarray, positions: list[int], channels: int, where: str) -> np.ndarray:
-        if valid.ndim == 3 and valid.shape[0] == channels:
+    def _validity(valid: np.ndarray, positions: list[int], shape: tuple[int, ...], where: str) -> np.ndarray:
+        if valid.shape == shape:
             return valid[positions]
-        if valid.ndim == 2:
+        if valid.shape == shape[1:]:
             return valid[None]
-        raise DataError(f"{where}: its validity mask has shape {valid.shape}; give (H, W) or one plane per channel.")
+        raise DataError(
+            f"{where}: its validity mask has shape {valid.shape}; give {shape[1:]} (H, W), or one plane per channel."
+        )
 
 
 def resize(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -264,12 +267,20 @@ def _interpolate(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _per_band(name: str, value: float | Sequence[float], bands: Sequence[str]) -> float | list[float]:
-    values = [float(one) for one in ([value] if isinstance(value, (int, float)) else value)]
-    if not isinstance(value, (int, float)) and len(values) != len(bands):
+    values = _numbers(name, value)
+    one = isinstance(value, (int, float, str))
+    if not one and len(values) != len(bands):
         raise ConfigError(f"{name} has {len(values)} values for {len(bands)} bands: give one number, or one per band.")
     if not all(map(math.isfinite, values)):
         raise ConfigError(f"{name} must be finite, not {value!r}.")
-    return values[0] if isinstance(value, (int, float)) else values
+    return values[0] if one else values
+
+
+def _numbers(name: str, value: Any) -> list[float]:
+    try:
+        return [float(one) for one in ([value] if isinstance(value, (int, float, str)) else value)]
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} must be a number or a list of numbers, not {value!r:.80}.") from None
 
 
 def _column(value: float | list[float]) -> np.ndarray:
@@ -280,9 +291,10 @@ def _size(size: Size | None) -> dict[str, int] | None:
     if size is None:
         return None
     if isinstance(size, Mapping):
-        height, width = size.get("height"), size.get("width")
+        sides = [size.get("height"), size.get("width")]
     else:
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-    if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+        sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, Sequence) else []
+    height, width = (side if isinstance(side, int) and side is not True else 0 for side in (*sides, 0, 0)[:2])
+    if len(sides) != 2 or min(height, width) < 1:
         raise ConfigError(f"size={size!r}: give the side in pixels, [height, width], or height: and width:.")
     return {"height": height, "width": width}

@@ -55,6 +55,8 @@ def test_validity_masks_per_image_and_per_band(processor: MultispectralImageProc
     assert torch.equal(torch.isnan(batch[1]), torch.isnan(both[0]))
     with pytest.raises(DataError, match=r"its validity mask has shape \(2, 6, 8\)"):
         processor(STORED, valid=np.stack([plane, plane]))
+    with pytest.raises(DataError, match=r"mask has shape \(1, 8\); give \(6, 8\) \(H, W\), or one plane per channel"):
+        processor(STORED, valid=plane[:1])
     with pytest.raises(DataError, match=r"2 image\(s\) but 1 validity mask"):
         processor([STORED, STORED], valid=[plane])
 
@@ -130,11 +132,24 @@ def test_the_contract_tells_what_images_must_be_like(processor: MultispectralIma
         ({"scale": [1e-4]}, "scale has 1 values for 2 bands"),
         ({"size": 0}, "size=0"),
         ({"size": {"height": 4}}, "size="),
+        ({"size": [224]}, r"size=\[224\]: give the side in pixels"),
+        ({"size": [2, 2, 2]}, "size="),
+        ({"size": "224"}, "size='224'"),
+        ({"size": True}, "size=True"),
+        ({"scale": "much"}, "scale must be a number or a list of numbers, not 'much'"),
+        ({"nodata": ["none"]}, r"nodata must be a number or a list of numbers, not \['none'\]"),
+        ({"gsd_m": "10 m"}, "gsd_m='10 m': a pixel has a size above 0 metres"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MultispectralImageProcessor(["R", "N"], **options)
+
+
+@pytest.mark.parametrize("options", [{"bands": []}, {"bands": "RGB", "source_bands": ["R", "G", "B"]}])
+def test_bands_are_a_list_of_names(options: dict) -> None:
+    with pytest.raises(BandError, match=r"bands is empty|not as the single string 'RGB'"):
+        MultispectralImageProcessor(**options)
 
 
 def test_saving_and_loading_gives_the_same_processor(processor: MultispectralImageProcessor, tmp_path: Path) -> None:
