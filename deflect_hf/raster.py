@@ -128,7 +128,9 @@ def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
     if unreal:
         raise DataError(f"{path} holds complex numbers ({unreal[0]}): store reflectance or classes as real numbers.")
     projected = source.crs is not None and source.crs.is_projected
-    gsd_m = abs(source.transform.e) * source.crs.linear_units_factor[1] if projected else None
+    transform = source.transform
+    # in a rotated grid both count
+    gsd_m = math.hypot(transform.b, transform.e) * source.crs.linear_units_factor[1] if projected else None
     return RasterInfo(
         path=str(path),
         count=source.count,
@@ -140,7 +142,7 @@ def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
         offsets=tuple(source.offsets),
         nodata=tuple(source.nodatavals),
         crs=source.crs.to_wkt() if source.crs is not None else None,
-        transform=tuple(source.transform)[:6],
+        transform=tuple(transform)[:6],
         gsd_m=gsd_m,
     )
 

@@ -199,7 +199,10 @@ def _user_band(entry: str | Mapping[str, Any]) -> Band:
         raise ConfigError(
             f"{code!r} is a band number, not a code: give the code ({listing(BAND_CODES)}) and {code!r} as an alias."
         )
-    aliases = tuple(str(alias) for alias in entry.get("aliases", ()))
+    given = entry.get("aliases", ())
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigError(f"band {code!r}: aliases must be a list of names, not {given!r:.80}.")
+    aliases = tuple(str(alias) for alias in given)
     wavelength_nm = _optional(entry.get("wavelength_nm"), f"band {code!r}: wavelength_nm")
     gsd_m = _optional(entry.get("gsd_m"), f"band {code!r}: gsd_m")
     if code in BAND_CODES:

@@ -9,6 +9,7 @@ Source: ``bands.json`` of spyndex 0.12.0 (codes, wavelength ranges).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def resolve_among(name: str, bands: Sequence[Band], among: str) -> Band:
     for band in bands:
         if name == band.code or name in band.aliases:
             return band
-    matches = [band for band in bands if fold(name) in {fold(known) for known in (band.code, *band.aliases)}]
+    matches = [band for band in bands if fold(name) in {fold(known) for known in (band.code, band.name, *band.aliases)}]
     if len(matches) == 1:
         return matches[0]
     near_infrared = [band for band in bands if band.code in SINGLE_NIR]
@@ -126,9 +127,17 @@ class Sensor:
             raise ConfigError(f"sensor {self.name!r} has no bands: list them under 'bands' or 'wavelengths_nm'.")
         if self.unit not in UNITS:
             raise ConfigError(f"sensor {self.name!r}: unit {self.unit!r} is not one of {listing(UNITS)}.")
-        if not self.scale > 0:
-            raise ConfigError(f"sensor {self.name!r}: scale {self.scale!r} is not positive.")
+        if not 0 < self.scale < math.inf:
+            raise ConfigError(f"sensor {self.name!r}: scale {self.scale!r} is not positive and finite.")
+        if not math.isfinite(self.offset):
+            raise ConfigError(f"sensor {self.name!r}: offset {self.offset!r} is not finite.")
         refuse_duplicates([band.code for band in self.bands], f"sensor {self.name!r}")
+        for band in self.bands:
+            taken = next((alias for alias in band.aliases if alias in self.codes and alias != band.code), None)
+            if taken is not None:
+                raise BandError(
+                    f"sensor {self.name!r}: {taken!r} is the code of one band and an alias of {band.code!r}: remove it."
+                )
 
     @property
     def codes(self) -> list[str]:

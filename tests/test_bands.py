@@ -48,6 +48,12 @@ def test_unknown_band_names_the_valid_ones_and_the_nearest():
         resolve_bands(["swri1"])
 
 
+def test_the_name_that_an_error_proposes_is_known():
+    with pytest.raises(BandError, match=r"Did you mean 'Short-wave infrared 1'\?"):
+        resolve_bands(["Short-wave infrered 1"])
+    assert resolve_bands(["Short-wave infrared 1", "coastal aerosol"]) == ["S1", "A"]
+
+
 @pytest.mark.parametrize("names", [["R", "red"], ["N", "nir"], ["W1034", "W1034"]])
 def test_a_band_given_twice_is_refused_with_what_was_written(names):
     with pytest.raises(BandError, match=f"is given twice .'{names[0]}', '{names[1]}'.; name each band once"):

@@ -39,6 +39,12 @@ def georeferenced(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_pixel_size_of_a_rotated_grid_is_that_along_its_columns(georeferenced: Path, tmp_path: Path) -> None:
+    turned = replace(raster_info(georeferenced), transform=(0.0, 20.0, 600000.0, 20.0, 0.0, 4800000.0))
+    write_raster(tmp_path / "turned.tif", VALUES, like=turned)
+    assert raster_info(tmp_path / "turned.tif").gsd_m == 20.0
+
+
 def test_bands_are_read_by_name_in_the_order_wanted(image: Path) -> None:
     raster = read_raster(image, ["N", "R"])
     assert raster.bands == ("N", "R")

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from deflect_hf.bands import SENSORS, get_sensor
@@ -90,6 +92,20 @@ def test_hyperspectral_bands_by_wavelength():
         ({"bands": ["R"], "scal": 1}, ConfigError, r"unknown key 'scal'.*Did you mean 'scale'\?"),
         ({"bands": ["R"], "scale": "big"}, ConfigError, "scale must be a number, not 'big'"),
         ({"bands": ["R"], "scale": 0}, ConfigError, r"scale 0.0 is not positive"),
+        ({"bands": ["R"], "scale": ".inf"}, ConfigError, r"scale must be a number, not '.inf'"),
+        ({"bands": ["R"], "scale": math.inf}, ConfigError, r"scale inf is not positive and finite"),
+        ({"bands": ["R"], "offset": math.nan}, ConfigError, r"offset nan is not finite"),
+        (
+            {"bands": [{"code": "R", "aliases": "B4"}]},
+            ConfigError,
+            "band 'R': aliases must be a list of names, not 'B4'",
+        ),
+        ({"bands": [{"code": "R", "aliases": None}]}, ConfigError, "aliases must be a list of names, not None"),
+        (
+            {"bands": [{"code": "R", "aliases": ["B"]}, "B"]},
+            BandError,
+            "'B' is the code of one band and an alias of 'R'",
+        ),
         ({"bands": ["R"], "unit": "dn"}, ConfigError, "unit 'dn' is not one of 'reflectance', '8bit'"),
         ({"bands": []}, ConfigError, "bands must be a list with one entry per band"),
         ({"name": "x"}, ConfigError, "give either 'bands' or 'wavelengths_nm'"),
