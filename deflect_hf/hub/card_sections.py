@@ -168,8 +168,11 @@ def cost(facts: Facts) -> str:
     rows += [(f"`{name}`", f"{size / 1000:,.0f} kB") for name, size in sorted(weights.items())]
     if results.get("steps"):
         each = 1000 * results["seconds"] / results["steps"]
-        device = results.get("environment", {}).get("device", "an unknown device")
-        told = f"{results['steps']:,} steps of {facts.config.batch_size} images, {each:,.0f} ms each"
+        where = results.get("environment", {})
+        device, processes = where.get("device", "an unknown device"), where.get("processes", 1)
+        images = facts.config.batch_size * facts.config.accumulate * processes
+        device += f", {processes} processes" if processes > 1 else ""
+        told = f"{results['steps']:,} steps of {images} images, {each:,.0f} ms each"
         rows.append(("training", f"{told} with reading and validation, on {device}"))
     return table(("", ""), rows)
 

@@ -25,6 +25,7 @@ import numpy as np
 from deflect_hf.errors import DataError
 from deflect_hf.inference.tiling import Axis
 from deflect_hf.raster_map import SQUARE, Square
+from deflect_hf.training.files import write_text
 
 Array = np.ndarray[Any, Any]
 Finish = Callable[[Array], Array]
@@ -105,17 +106,16 @@ class Spool:
         Raises:
             DataError: it cannot be written, or something else has its name.
         """
-        wanted = json.loads(json.dumps(dict(job)))
+        wanted = {key: json.dumps(value) for key, value in job.items()}  # as text, for NaN is not equal to itself
         stored = self._stored_job()
-        if stored == wanted:
+        found = {key: json.dumps(value) for key, value in (stored or {}).items()}
+        if found == wanted:
             return None
         with self.writing():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            partial = self.folder / f"{JOB}.partial"
-            partial.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, self.folder / JOB)
-        return None if stored is None else next((key for key in wanted if stored.get(key) != wanted[key]), "version")
+            write_text(self.folder / JOB, json.dumps(dict(job), indent=2) + "\n")
+        return None if stored is None else next((key for key in wanted if found.get(key) != wanted[key]), "version")
 
     def _stored_job(self) -> dict[str, Any] | None:
         """The job of an earlier prediction; None if there is no folder."""

@@ -170,6 +170,13 @@ def test_a_checkpoint_without_scores_says_so(best: Path) -> None:
     assert "load_adapter('alice/land', revision='step-3')" in text
 
 
+def test_images_of_a_step_are_those_of_all_processes_and_batches(best: Path) -> None:
+    edit(best / "config.yaml", lambda config: config.update(batch_size=4, accumulate=2))
+    told = {"processes": 3, "device": "cpu: one"}
+    edit(best / "results.json", lambda results: results.update(steps=5, seconds=1.0, environment=told))
+    assert "5 steps of 24 images, 200 ms each with reading and validation, on cpu: one, 3 processes" in card_of(best)[1]
+
+
 @pytest.mark.parametrize(("name", "named"), [("bob/vit", True), ("FOLDER", False), ("", False)])
 def test_pefts_card_names_no_folder_of_this_machine(name: str, named: bool, tmp_path: Path) -> None:
     path = str(tmp_path) if name == "FOLDER" else name

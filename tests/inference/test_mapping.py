@@ -220,6 +220,18 @@ def test_an_interrupted_run_goes_on_after_its_finished_parts(
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_a_fill_value_that_is_no_number_is_the_same_job(
+    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Stopped):
+        map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif", nodata=[float("nan"), -9999.0])
+    model = PerPatch()
+    map_of(predictor_of(model), scene, tmp_path / "out.tif", nodata=[float("nan"), -9999.0])
+    assert sum(shape[0] for shape in model.seen) == WINDOWS - 16
+    assert "begun anew" not in caplog.text
+
+
+@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
     ("change", "told"), [("model", "model"), ("overlap", "windows"), ("output", "output"), ("image", "image")]
 )
