@@ -98,7 +98,7 @@ def load_eurosat(
 
 def _reader(bands: tuple[str, ...]) -> FolderReader:
     """The files name no bands: the sensor's order is theirs."""
-    return FolderReader(bands, bands, None, EUROSAT.sensor, None, None)
+    return FolderReader(bands, bands, None, EUROSAT.sensor)
 
 
 def _row(line: str, base: Path, files: Mapping[str, Mapping[str, int]]) -> tuple[Row, list[str]]:

@@ -19,6 +19,7 @@ from deflect_hf.raster_header import Quality, RasterInfo, file_bands
 from deflect_hf.sensors import get_sensor
 
 Tags = Mapping[str, tuple[float, float]]  # band -> its GDAL scale and offset tags
+TAGS = ("scale", "offset")
 Factor = float | list[float]
 
 
@@ -29,15 +30,17 @@ class FolderReader:
     Attributes:
         bands: Band codes to read, in order.
         needed_bands: Those that every file must have.
-        tags: GDAL tags of these bands that every file must repeat; None where scale and offset are not from tags.
+        tags: GDAL tags of these bands; every file must repeat those of them in ``repeated``.
+        repeated: Of ``TAGS``, those that the config does not overrule.
     """
 
     bands: tuple[str, ...]
     needed_bands: tuple[str, ...]
     source_bands: tuple[str, ...] | None
     sensor: Sensor | None
-    tags: Tags | None
-    quality: Quality | None
+    tags: Tags | None = None
+    repeated: tuple[str, ...] = TAGS
+    quality: Quality | None = None
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the example of a row.
@@ -56,11 +59,13 @@ class FolderReader:
             quality=self.quality,
         )
         for band, *tags in zip(raster.bands, raster.scales, raster.offsets, strict=True):
-            if self.tags is not None and self.tags[band] != tuple(tags):
-                raise DataError(
-                    f"{path} has scale and offset tags {tuple(tags)} for band {band!r}, unlike the other images "
-                    f"({self.tags[band]}): give `scale` and `offset` in the config, or separate the images."
-                )
+            others = tags if self.tags is None else self.tags[band]
+            for name, tag, other in zip(TAGS, tags, others, strict=True):
+                if name in self.repeated and tag != other:
+                    raise DataError(
+                        f"{path} has the {name} tag {tag} for band {band!r}, unlike the other images ({other}): give "
+                        f"`{name}` in the config, or separate the images."
+                    )
         if row.get("mask") is None:
             return Stored(raster.values, raster.bands, row["label"], path, raster.valid)
         mask = read_mask(row["mask"])
@@ -127,9 +132,9 @@ def settle_reader(
         projection=grid if grid is not None or trained is None else trained.projection,
     )
     source_bands = tuple(args.source_bands) if args.source_bands is not None else None
-    explicit = args.scale is not None or args.offset is not None
+    repeated = tuple(name for name in TAGS if getattr(args, name) is None)
     quality = Quality(args.qa_band, tuple(args.qa_values)) if args.qa_band is not None else None
-    reader = FolderReader(tuple(bands), tuple(needed), source_bands, sensor, None if explicit else tags, quality)
+    reader = FolderReader(tuple(bands), tuple(needed), source_bands, sensor, tags, repeated, quality)
     return reader, processor
 
 

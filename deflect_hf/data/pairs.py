@@ -31,7 +31,7 @@ class PairReader:
         """
         sensor = self.public.sensor
         try:
-            return FolderReader(self.bands, self.bands, None, sensor, None, None).read(row)
+            return FolderReader(self.bands, self.bands, None, sensor).read(row)
         except BandError as error:
             raise DataError(
                 f"{row['image']} does not have the {len(sensor.bands)} bands of {self.public.title}, "

@@ -35,9 +35,21 @@ def test_the_files_scale_tags_are_used_unless_told_otherwise(segmentation_folder
     with pytest.raises(DataError, match=r"is tagged scale 0.0002, offset 0.0, but sensor 'hls' has scale 0.0001"):
         load_dataset_splits(segments(segmentation_folder, scale=None, sensor="hls"))
     tag(f"{tagged.names[0]}.tif", 1e-4)
-    with pytest.raises(DataError, match=r"unlike the other images .*: give `scale` and `offset` in the config"):
+    with pytest.raises(
+        DataError, match=r"has the scale tag 0\.0001 for band 'B', unlike the other images \(0\.0002\): give `sc"
+    ):
         for index in range(len(tagged)):
             tagged[index]
+
+
+def test_offset_tags_still_count_where_only_the_scale_is_given(segmentation_folder: Path) -> None:
+    train = load_dataset_splits(segments(segmentation_folder, scale=1e-4))["train"]
+    with rasterio.open(segmentation_folder / "images" / f"{train.names[-1]}.tif", "r+") as sink:
+        sink.scales, sink.offsets = (1e-4,) * 4, (-0.1,) * 4
+    with pytest.raises(DataError, match=r"has the offset tag -0\.1 for band 'B', unlike the other images \(0\.0\)"):
+        train[len(train) - 1]
+    told = load_dataset_splits(segments(segmentation_folder, scale=1e-4, offset=-0.1))["train"]
+    assert told[len(told) - 1]["pixel_values"].isfinite().all()
 
 
 def test_a_saved_processor_reads_the_images_as_in_training(segmentation_folder: Path, tmp_path: Path) -> None:
