@@ -8,7 +8,7 @@ layout, or are drawn at random (seeded, each class on its own).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +97,31 @@ def _rows(base: Path, labels: Labels) -> list[Row]:
     """One row per image below ``base``: name, image, and mask or label."""
     if labels.task == "classification":
         return [
-            {"name": f"{folder.name}/{path.stem}", "image": str(path), "label": labels.classes.index(folder.name)}
+            {"name": f"{folder.name}/{name}", "image": str(path), "label": labels.classes.index(folder.name)}
             for folder in _class_folders(base)
-            for path in _files(folder, IMAGE_SUFFIXES)
+            for name, path in _by_name(_files(folder, IMAGE_SUFFIXES), "images of the same name").items()
         ]
-    images = _files(base / "images", IMAGE_SUFFIXES)
+    images = _by_name(_files(base / "images", IMAGE_SUFFIXES), "images of the same name")
     if not images:
         raise DataError(f"{base / 'images'} holds no GeoTIFF ({listing(IMAGE_SUFFIXES)}): put the images there.")
-    masks: dict[str, Path] = {}
-    for path in _files(base / "masks", MASK_SUFFIXES):
-        if path.stem in masks:
-            raise DataError(f"{masks[path.stem]} and {path} are masks of the same image: keep one of them.")
-        masks[path.stem] = path
-    bare = [path for path in images if path.stem not in masks]
+    masks = _by_name(_files(base / "masks", MASK_SUFFIXES), "masks of the same image")
+    bare = [path for name, path in images.items() if name not in masks]
     if bare:
         raise DataError(
             f"{bare[0]} has no mask ({len(bare)} of {len(images)} images have none): "
             f"add {base / 'masks' / bare[0].stem}.png, or take the image away."
         )
-    return [{"name": path.stem, "image": str(path), "mask": str(masks[path.stem])} for path in images]
+    return [{"name": name, "image": str(path), "mask": str(masks[name])} for name, path in images.items()]
+
+
+def _by_name(paths: Sequence[Path], what: str) -> dict[str, Path]:
+    """Files by their name without suffix."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise DataError(f"{found[path.stem]} and {path} are {what}: keep one of them.")
+        found[path.stem] = path
+    return found
 
 
 def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -> dict[str, list[Row]]:

@@ -40,7 +40,8 @@ def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[st
                 )
             test = members[(args.fold - dealt) % args.num_folds :: args.num_folds]
             dealt += len(members)
-            rest = [member for member in members if member not in set(test)]
+            tested = set(test)
+            rest = [member for member in members if member not in tested]
             val = rest[: _share(len(rest), args.val_fraction)]
         held_out = set(test) | set(val)
         parts["test"] += test

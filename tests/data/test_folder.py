@@ -293,6 +293,17 @@ def test_two_masks_of_one_image_are_refused(segmentation_folder: Path) -> None:
         load_dataset_splits(segments(segmentation_folder))
 
 
+@pytest.mark.parametrize("kind", ["masks", "classes"])
+def test_two_images_of_one_name_are_refused(
+    segmentation_folder: Path, class_folder: Callable[..., Path], kind: str
+) -> None:
+    root = segmentation_folder if kind == "masks" else class_folder(forest=3, river=3)
+    path = root / "images" / "a2.tif" if kind == "masks" else root / "river" / "river_2.tif"
+    path.with_suffix(".tiff").write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match=rf"{path.stem}\.tif and .*{path.stem}\.tiff are images of the same name: keep"):
+        load_dataset_splits(segments(root) if kind == "masks" else scenes(root))
+
+
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
