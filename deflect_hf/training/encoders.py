@@ -92,7 +92,11 @@ def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
 
 
 def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> PreTrainedModel:
-    """The base encoder; a random one is written to ``work_dir/encoder`` first, so that evaluation finds the same."""
+    """The base encoder; a random one is written to ``work_dir/encoder`` first, so that evaluation finds the same.
+
+    Raises:
+        ConfigError: the run that is resumed has a random encoder of another configuration.
+    """
     if config.encoder.name_or_path is not None:
         return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
     folder = work_dir / "encoder"
@@ -100,6 +104,13 @@ def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator
         with whole_folder(folder) as partial:
             random_encoder(config.encoder).save_pretrained(partial)
     accelerator.wait_for_everyone()
+    there, described = load_encoder_config(folder).to_dict(), random_config(config.encoder).to_dict()
+    for name in config.encoder.random or {}:
+        if there.get(name) != described[name]:
+            raise ConfigError(
+                f"{folder} is the encoder of this run, with {name} {there.get(name)!r}; encoder.random says "
+                f"{described[name]!r}: resume with the run's own configuration, or give another --work_dir"
+            )
     return load_encoder(folder)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from deflect_hf.errors import CheckpointError
+from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.training import checkpoints, evaluation, loop, states
 from deflect_hf.training.evaluation import predict_logits
 from tests.training.test_run import lines, losses, torch_file, train
@@ -162,6 +162,12 @@ def test_a_checkpoint_of_another_run_is_refused(deflect_run, tmp_path: Path) -> 
         train(tmp_path / "b", "--resume_from", state, "--method.rank", "3")
     with pytest.raises(CheckpointError, match="is not there, so there is nothing to resume"):
         train(tmp_path / "c", "--resume_from", "last")
+    # a frozen encoder of the same shapes that computes something else
+    shutil.copytree(deflect_run[0], tmp_path / "e")
+    with pytest.raises(
+        ConfigError, match=r"is the encoder of this run, with num_attention_heads 2; encoder\.random says 4"
+    ):
+        train(tmp_path / "e", "--resume_from", "last", "--encoder.random.num_attention_heads", "4")
     # the optimizer goes on as it was: a new learning rate would do nothing
     words = ("--segmentor.optimizer.lr", "0.5", "--segmentor.optimizer.decay_vectors", "false")
     with pytest.raises(
