@@ -108,14 +108,8 @@ def base_statistics(
     if stored is not None:
         return stored
     bands = resolve_bands(arguments.base_bands)
-    mean, std = fitted_statistics(config, train, accelerator, bands)
-    flat = [band for band, deviation in zip(bands, std, strict=True) if not deviation > 0]
-    if flat:
-        raise DataError(
-            f"{config.dataset.root or config.dataset.name}: the base band(s) {listing(flat)} have one value in all of "
-            "the training images: the files are broken, or give encoder.mean and encoder.std"
-        )
-    return mean, std
+    fix = "the files are broken, or give encoder.mean and encoder.std"
+    return fitted_statistics(config, train, accelerator, bands, fix)
 
 
 def extra_statistics(
@@ -129,23 +123,20 @@ def extra_statistics(
     bands = extra_bands(train.bands, config.encoder.base_bands)
     if config.method.get("patch_embed", "frozen") == "frozen" or not bands:
         return None, None
-    mean, std = fitted_statistics(config, train, accelerator, bands)
-    flat = [band for band, deviation in zip(bands, std, strict=True) if not deviation > 0]
-    if flat:
-        raise DataError(
-            f"the band(s) {listing(flat)} have one value in all of the training images: leave them out "
-            "(dataset.bands), or keep --method.patch_embed frozen"
-        )
-    return mean, std
+    fix = "leave them out (dataset.bands), or keep --method.patch_embed frozen"
+    return fitted_statistics(config, train, accelerator, bands, fix)
 
 
 def fitted_statistics(
-    config: RunArguments, train: ImageDataset, accelerator: Accelerator, bands: Sequence[str]
+    config: RunArguments, train: ImageDataset, accelerator: Accelerator, bands: Sequence[str], fix: str
 ) -> tuple[list[float], list[float]]:
     """Mean and deviation of some bands over all measured pixels of the training split.
 
+    Args:
+        fix: What to do about bands that do not vary.
+
     Raises:
-        DataError: nothing was measured in one of them.
+        DataError: nothing was measured in one of them, or it does not vary.
     """
     positions = select_bands(train.bands, bands)
     moments = RunningMoments(len(positions))
@@ -158,7 +149,14 @@ def fitted_statistics(
             f"{config.dataset.root or config.dataset.name}: no training image has a valid pixel in the band(s) "
             f"{listing(empty)}: correct the nodata values, or leave the bands out"
         )
-    return moments.mean.tolist(), moments.std.tolist()
+    mean, std = moments.mean.tolist(), moments.std.tolist()
+    flat = [band for band, deviation in zip(bands, std, strict=True) if not deviation > 0]
+    if flat:
+        raise DataError(
+            f"{config.dataset.root or config.dataset.name}: the band(s) {listing(flat)} have one value in all of the "
+            f"training images: {fix}"
+        )
+    return mean, std
 
 
 def plain_loader(config: RunArguments, split: ImageDataset, accelerator: Accelerator) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from deflect_hf.errors import ConfigError
+from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.training import build
 from deflect_hf.training.arguments import EncoderArguments, RunArguments
 from deflect_hf.training.build import (
     base_statistics,
@@ -38,6 +40,26 @@ def test_base_statistics_and_label_counts_are_those_of_the_whole_training_split(
     torch.testing.assert_close(torch.tensor(mean).double(), rgb.mean(0), rtol=1e-6, atol=0)
     torch.testing.assert_close(torch.tensor(std).double(), rgb.std(0), rtol=1e-3, atol=0)
     assert count_labels(config, train, Accelerator()) == torch.bincount(labels.flatten(), minlength=4).tolist()
+
+
+def test_a_band_of_one_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flat(split: Any, size: int, workers: int, rank: Any) -> list[dict[str, torch.Tensor]]:
+        values = torch.rand(2, len(split.bands), 4, 4)
+        values[:, [split.bands.index(band) for band in ("G", "N")]] = 0.25
+        return [{"pixel_values": values}]
+
+    monkeypatch.setattr(build, "evaluation_loader", flat)
+    config = configured("--finetune", "lora", "--method", "{patch_embed: repeat}")
+    train = load_splits(config, ("train",))["train"]
+    told = r"^synthetic: the band\(s\) '{}' have one value in all of the training images: {}"
+    with pytest.raises(
+        DataError, match=told.format("G", "the files are broken, or give encoder.mean and encoder.std$")
+    ):
+        base_statistics(config, train, Accelerator())
+    with pytest.raises(
+        DataError, match=told.format("N", r"leave them out \(dataset\.bands\), or keep --method\.patch_")
+    ):
+        build.extra_statistics(config, train, Accelerator())
 
 
 def test_statistics_of_the_configuration_and_of_the_encoder_come_first(tmp_path: Path) -> None:
