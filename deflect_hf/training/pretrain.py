@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,15 @@ class PretrainArguments:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, with the fix."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if type(item.default) is int and item.name not in ("warmup_epochs", "seed") and value < 1:
+                raise ConfigError(f"{item.name} {value} must be at least 1.")
+        for name in ("scale", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} {getattr(self, name)} must be a number above 0.")
+        if min(self.warmup_epochs, self.seed, self.weight_decay) < 0:
+            raise ConfigError("warmup_epochs, seed and weight_decay must not be below 0.")
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         for width, heads in (("hidden_size", "heads"), ("decoder_hidden_size", "decoder_heads")):
@@ -78,9 +88,6 @@ class PretrainArguments:
             raise ConfigError(f"mask_ratio {self.mask_ratio} must lie between 0 and 1.")
         if not 0 < self.smallest_crop <= 1:
             raise ConfigError(f"smallest_crop {self.smallest_crop} must lie in (0, 1].")
-        for count in ("epochs", "batch_size", "save_every_epochs"):
-            if getattr(self, count) < 1:
-                raise ConfigError(f"{count} {getattr(self, count)} must be at least 1.")
 
     def model_config(self) -> ViTMAEConfig:
         """Return the configuration of the masked autoencoder."""

@@ -213,6 +213,10 @@ def test_constant_band_is_refused():
         ({"mask_ratio": 1.0}, "mask_ratio 1.0 must lie between 0 and 1"),
         ({"smallest_crop": 0.0}, r"smallest_crop 0.0 must lie in \(0, 1\]"),
         ({"epochs": 0}, "epochs 0 must be at least 1"),
+        ({"heads": 0}, "heads 0 must be at least 1"),
+        ({"patch_size": 0}, "patch_size 0 must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate 0.0 must be a number above 0"),
+        ({"seed": -1}, "warmup_epochs, seed and weight_decay must not be below 0"),
     ],
 )
 def test_impossible_option_is_refused(option, message):
