@@ -65,9 +65,14 @@ def test_the_bounds_of_the_indices_are_those_of_the_file(tmp_path, reflectance, 
         ({"formulas": ["N"]}, "formulas must map index names to values"),
         ({"bands": None, "formulas": None, "index_bounds": {}}, r"index_bounds need\(s\) bands="),
         ({"bands": None, "formulas": None, "band_dropout": 0.1}, r"band_dropout need\(s\) bands="),
+        ({"bands": None, "formulas": None, "indices": ["NDVI"]}, r"indices need\(s\) bands="),
         ({"band_dropout": 1.0}, "band_dropout must be a number from 0 to below 1, got 1.0"),
         ({"band_dropout": True}, "band_dropout must be a number from 0 to below 1, got True"),
         ({"bands": ["R", "G", "B"], "formulas": {}, "band_dropout": 0.1}, "has no band to drop: all are base bands"),
+        (
+            {"bands": ["R", "N2"], "base_bands": ["N", "R"], "formulas": {}, "band_dropout": 0.1},
+            "has no band to drop: all are base bands",  # the one near-infrared band stands for the other
+        ),
     ],
 )
 def test_files_that_make_no_sense_are_refused(fields, message):

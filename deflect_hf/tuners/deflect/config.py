@@ -143,6 +143,7 @@ class DeflectConfig(PeftConfig):
         names = ("base_bands", "base_mean", "base_std", "formulas", "index_bounds")
         given = [name for name in names if getattr(self, name) is not None]
         given += ["band_dropout"] if self.band_dropout else []
+        given += ["indices"] if self.indices not in ("default", None) else []
         if given:
             raise ConfigError(
                 f"{', '.join(given)} need(s) bands=[...]: the band codes of the input channels, in order."
@@ -160,7 +161,7 @@ class DeflectConfig(PeftConfig):
             raise ConfigError("base_mean and base_std come together: give both, or neither.")
         if self.base_std is not None and min(self.base_std) <= 0:
             raise ConfigError(f"base_std must be positive, got {self.base_std}.")
-        if self.band_dropout and set(self.bands) == set(self.base_bands):
+        if self.band_dropout and len(self.bands) == len(self.base_bands):
             raise ConfigError(f"band_dropout={self.band_dropout} has no band to drop: all are base bands.")
         self._freeze_indices(self.bands)
         for name in ("feature_mean", "feature_std"):
