@@ -112,8 +112,11 @@ class EncoderWithHead(PreTrainedModel):
             if name not in known:
                 raise ConfigError(f"{name!r} is no field of {cls.config_class.__name__}." + nearest(name, known))
         if isinstance(encoder, PreTrainedModel):
-            if revision or attn_implementation or local_files_only:
-                raise ConfigError("revision, attn_implementation and local_files_only are for loading an encoder.")
+            if revision or attn_implementation or local_files_only or dtype != torch.float32:
+                raise ConfigError(
+                    "revision, attn_implementation, local_files_only and dtype are for loading an encoder; this one is "
+                    "loaded."
+                )
             encoder = adopt_encoder(encoder)
         else:
             encoder = load_encoder(

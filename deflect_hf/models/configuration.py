@@ -152,6 +152,8 @@ class EncoderWithHeadConfig(PreTrainedConfig):
                 f"head={self.head!r} is unknown; choose from {listing(self.head_choices)}."
                 + nearest(self.head, self.head_choices)
             )
+        if self.hidden_channels < 1:
+            raise ConfigError(f"head_channels={self.head_channels} must be at least 1.")
         layers = self.output_layers
         if layers is not None:
             outside = [layer for layer in layers if not -self.depth <= layer < self.depth]

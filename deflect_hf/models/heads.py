@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
-from deflect_hf.errors import DataError
+from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.models.configuration import (
     EncoderForImageClassificationConfig,
     EncoderForSemanticSegmentationConfig,
@@ -76,6 +76,9 @@ class ConvSegmentationHead(nn.Module):
     """``conv``: learned upsampling by up to 4, for detail below the patch size at a fraction of UPerNet's weights.
 
     Its GroupNorm, unlike UPerNet's BatchNorm, does not depend on the batch: a batch of one image trains.
+
+    Raises:
+        ConfigError: each doubling halves the channels, and there are too few for that.
     """
 
     def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
@@ -84,7 +87,10 @@ class ConvSegmentationHead(nn.Module):
         channels = config.hidden_channels
         self.reduce = nn.Linear(self.layers.out_features, channels)
         stages: list[nn.Module] = []
-        for _ in range(min(MAX_UPSAMPLING_STAGES, int(math.log2(min(config.patch_size))))):
+        doublings = min(MAX_UPSAMPLING_STAGES, int(math.log2(min(config.patch_size))))
+        if channels < 2**doublings:
+            raise ConfigError(f"head_channels={channels} must be at least {2**doublings} for the conv head.")
+        for _ in range(doublings):
             stages += [nn.ConvTranspose2d(channels, channels // 2, 2, stride=2), nn.GroupNorm(1, channels // 2)]
             stages += [nn.GELU()]
             channels //= 2

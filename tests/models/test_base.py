@@ -174,6 +174,8 @@ def test_patch_maps_match_the_places_in_the_image(encoder: PreTrainedModel) -> N
         ({"problem_type": "regression"}, "problem_type='regression': choose from"),
         ({"label_smoothing": 1.5}, "label_smoothing=1.5 must be in [0, 1)."),
         ({"revision": "main"}, "are for loading an encoder"),
+        ({"dtype": torch.bfloat16}, "local_files_only and dtype are for loading an encoder; this one is loaded."),
+        ({"head": "mlp", "head_channels": 0}, "head_channels=0 must be at least 1."),
         ({"id2label": {0: "a"}}, "Give either num_labels, the number of classes, or id2label"),
     ],
 )
