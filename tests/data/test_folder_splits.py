@@ -1,0 +1,155 @@
+"""Folders of GeoTIFFs: which image belongs to which split."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deflect_hf.data import load_dataset_splits
+from deflect_hf.errors import ConfigError, DataError
+
+from .test_folder import scenes, segments
+
+
+def test_split_files_are_followed_and_counted(segmentation_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (segmentation_folder / "train.txt").write_text("a3\na1.tif\n\n")
+    (segmentation_folder / "val.txt").write_text("a2\n")
+    (segmentation_folder / "test.txt").write_text("a5\na4\na9\n")
+    with caplog.at_level(logging.INFO, logger="deflect_hf"):
+        splits = load_dataset_splits(segments(segmentation_folder))
+    assert {name: split.names for name, split in splits.items()} == {
+        "train": ["a3", "a1"],
+        "val": ["a2"],
+        "test": ["a5", "a4", "a9"],
+    }
+    assert "test split, 3 images" in caplog.text
+
+
+def test_without_a_val_file_some_of_train_is_held_out(segmentation_folder: Path) -> None:
+    (segmentation_folder / "train.txt").write_text("\n".join(f"a{i}" for i in range(8)))
+    splits = load_dataset_splits(segments(segmentation_folder, val_fraction=0.25))
+    assert (len(splits["train"]), len(splits["val"])) == (6, 2)
+    assert sorted(splits["train"].names + splits["val"].names) == [f"a{i}" for i in range(8)]
+    assert "test" not in splits
+
+
+def test_random_splits_are_disjoint_complete_and_repeatable(segmentation_folder: Path) -> None:
+    first, again, other = (
+        {name: split.names for name, split in load_dataset_splits(segments(segmentation_folder, seed=seed)).items()}
+        for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+    assert sorted(name for names in first.values() for name in names) == [f"a{i}" for i in range(10)]
+    assert [len(names) for names in first.values()] == [6, 2, 2]
+
+
+def test_subfolders_named_after_splits_are_splits(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(forest=3, river=3)
+    for split in ("train", "test"):
+        for name in ("forest", "river"):
+            for path in list((root / name).glob("*_[01].tif" if split == "train" else "*_2.tif")):
+                (root / split / name).mkdir(parents=True, exist_ok=True)
+                path.rename(root / split / name / path.name)
+    splits = load_dataset_splits(scenes(root, val_fraction=0.0))
+    assert splits["train"].names == ["forest/forest_0", "forest/forest_1", "river/river_0", "river/river_1"]
+    assert splits["test"].names == ["forest/forest_2", "river/river_2"]
+    assert set(splits) == {"train", "test"}
+
+
+def test_class_folders_give_labels_and_stratified_shares(class_folder: Callable[..., Path]) -> None:
+    splits = load_dataset_splits(scenes(class_folder(river=20, forest=10), val_fraction=0.2, test_fraction=0.3))
+    assert splits["train"].classes == ["forest", "river"]
+    assert splits["train"].task == "classification"
+    counts = {name: Counter(int(split[i]["labels"]) for i in range(len(split))) for name, split in splits.items()}
+    assert counts == {"train": {0: 5, 1: 10}, "val": {0: 2, 1: 4}, "test": {0: 3, 1: 6}}
+    example = splits["train"][0]
+    assert example["labels"].dtype == torch.int64
+    assert example["labels"].ndim == 0
+    assert example["name"].startswith("forest/forest_")
+
+
+def test_every_image_is_tested_once_over_the_folds(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(forest=7, river=8)
+    tested: list[str] = []
+    for fold in range(3):
+        splits = load_dataset_splits(scenes(root, num_folds=3, fold=fold))
+        names = {name: split.names for name, split in splits.items()}
+        assert len({name for members in names.values() for name in members}) == 15
+        assert Counter(name.split("/")[0] for name in names["test"]) in (
+            {"forest": 3, "river": 2},
+            {"forest": 2, "river": 3},
+        )
+        tested += names["test"]
+    assert len(tested) == len(set(tested)) == 15
+    with pytest.raises(DataError, match=r"Class 0 has 7 image\(s\), too few for num_folds=8"):
+        load_dataset_splits(scenes(root, num_folds=8))
+
+
+def test_folds_replace_split_files_aloud_and_refuse_split_folders(
+    segmentation_folder: Path, class_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    (segmentation_folder / "train.txt").write_text("a1\na2\n")
+    splits = load_dataset_splits(segments(segmentation_folder, num_folds=5, fold=1))
+    assert len(splits["test"]) == 2
+    assert "train.txt is not used: num_folds=5 draws its own splits" in caplog.text
+    root = class_folder(forest=2)
+    (root / "train").mkdir()
+    (root / "forest").rename(root / "train" / "forest")
+    with pytest.raises(ConfigError, match=r"is split into 'train' already: remove `num_folds`"):
+        load_dataset_splits(scenes(root, num_folds=2))
+
+
+def test_a_split_file_that_is_named_must_be_there_and_be_used(
+    segmentation_folder: Path, class_folder: Callable[..., Path]
+) -> None:
+    (segmentation_folder / "few.txt").write_text("a1\na2\n")
+    splits = load_dataset_splits(segments(segmentation_folder, train_split="few.txt", val_fraction=0.0))
+    assert splits["train"].names == ["a1", "a2"] and set(splits) == {"train"}
+    with pytest.raises(
+        DataError, match=r"segments/fwe\.txt is not there: `test_split` is the name of a file below `root`"
+    ):
+        load_dataset_splits(segments(segmentation_folder, test_split="fwe.txt"))
+    with pytest.raises(
+        ConfigError, match=r"test_fraction=0\.3 does nothing for .*segments, where files, folders or folds make that"
+    ):
+        load_dataset_splits(segments(segmentation_folder, train_split="few.txt", test_fraction=0.3))
+    with pytest.raises(ConfigError, match=r"test_fraction=0\.3 does nothing"):
+        load_dataset_splits(segments(segmentation_folder, num_folds=5, test_fraction=0.3))
+    with pytest.raises(ConfigError, match=r"val_fraction=0\.3 does nothing"):
+        load_dataset_splits(segments(segmentation_folder, val_split="few.txt", val_fraction=0.3))
+    with pytest.raises(ConfigError, match=r"num_folds=5 draws its own splits: remove `train_split`, or `num_folds`"):
+        load_dataset_splits(segments(segmentation_folder, train_split="few.txt", num_folds=5))
+    root = class_folder(forest=2)
+    (root / "train").mkdir()
+    (root / "forest").rename(root / "train" / "forest")
+    with pytest.raises(ConfigError, match=r"is split into 'train' already: remove `val_split`"):
+        load_dataset_splits(scenes(root, val_split="val.txt"))
+
+
+def test_limited_labels_shrink_training_only_and_nest(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(forest=20, river=20)
+    full, half, fifth = (load_dataset_splits(scenes(root, limited_label=share)) for share in (1.0, 0.5, 0.2))
+    assert full["test"].names == half["test"].names == fifth["test"].names
+    assert set(fifth["train"].names) < set(half["train"].names) < set(full["train"].names)
+    assert Counter(name.split("/")[0] for name in half["train"].names) == {"forest": 7, "river": 7}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ("a1\nzz\n", "a2", r"train\.txt lists 1 id\(s\) without an image, first 'zz'"),
+        ("a1\na1.tif\n", "a2", r"train\.txt lists 'a1' more than once"),
+        ("a1\na2\n", "a2", r"test\.txt and .*train\.txt both list 'a2'"),
+        ("\n", "a2", r"train\.txt lists no images"),
+    ],
+)
+def test_split_files_that_do_not_fit_are_named(segmentation_folder: Path, train: str, test: str, message: str) -> None:
+    (segmentation_folder / "train.txt").write_text(train)
+    (segmentation_folder / "test.txt").write_text(test)
+    with pytest.raises(DataError, match=message):
+        load_dataset_splits(segments(segmentation_folder))
