@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -138,6 +139,8 @@ def read_plan(argv: Sequence[str]) -> Plan:
     own, rest = parser.parse_known_args(argv)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("the benchmark accuracy trains in one process: start it with python, without a launcher.")
+    if not all(0 < lr < math.inf for lr in own.lr):
+        raise ConfigError(f"--lr {' '.join(map(str, own.lr))}: learning rates are above 0.")
     given = {flag.partition("=")[0] for flag in rest}
     for name in (*OWN, *(OWN_OF_FOLDS if own.folds is not None else ())):
         if name in given:
@@ -167,13 +170,16 @@ def read_trials(own: argparse.Namespace, base: RunArguments) -> tuple[Trial, ...
     """Seeds or folds.
 
     Raises:
-        ConfigError: flags of both, or folds of data with a split of its own.
+        ConfigError: flags of both, a seed twice, or folds of data with a split of its own.
     """
     if own.folds is None:
         for name in ("repeats", "lr_folds"):
             if getattr(own, name) is not None:
                 raise ConfigError(f"--{name} is for --folds: give it, or repeat with --seeds.")
-        return tuple(Trial(seed) for seed in ([0, 1, 2] if own.seeds is None else own.seeds))
+        seeds = [0, 1, 2] if own.seeds is None else own.seeds
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ConfigError(f"--seeds {' '.join(map(str, seeds))}: give each seed once, none below 0.")
+        return tuple(Trial(seed) for seed in seeds)
     if own.seeds is not None:
         raise ConfigError("--seeds and --folds exclude each other: repeat r of the cross-validation has the seed r.")
     repeats, tuning = (1 if number is None else number for number in (own.repeats, own.lr_folds))

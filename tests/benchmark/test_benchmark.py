@@ -144,6 +144,9 @@ def test_step_times_of_the_cost_benchmark(tmp_path):
         (("--push_to_hub", "true", "--hub_model_id", "user/name"), "push_to_hub: a benchmark publishes nothing"),
         (("--method.rank", "4"), "--method.rank: options of a method stand in its row"),
         (("--overwrite",), "--overwrite is set by the benchmark"),
+        (("--seeds", "1", "0", "1"), "--seeds 1 0 1: give each seed once, none below 0"),
+        (("--seeds", "-1"), "--seeds -1: give each seed once, none below 0"),
+        (("--lr", "1e-3", "0"), "--lr 0.001 0.0: learning rates are above 0"),
         (("--segmentor.channels", "8"), "segmentor.channels is for segmentor.head mlp"),
     ],
 )
