@@ -1,4 +1,4 @@
-"""Folders of GeoTIFFs: what is read, how it is split, and what is said about broken folders."""
+"""Folders of GeoTIFFs: what is read, and what is said about broken folders."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from deflect_hf.data import load_dataset_splits
 from deflect_hf.errors import ConfigError, DataError
