@@ -132,23 +132,44 @@ def spectral_library() -> dict[str, np.ndarray]:
     return {cover: group[columns].to_numpy() for cover, group in samples.groupby("class")}
 
 
+def _processor(args: DatasetArguments, trained: MultispectralImageProcessor | None) -> MultispectralImageProcessor:
+    """Digital numbers of the scenes -> reflectance, for the bands of the config or of a trained model."""
+    if trained is None:
+        bands = needed = resolve_bands(args.bands if args.bands is not None else MEASURED)
+    else:
+        bands, needed = trained.bands, trained.needed_bands
+    unknown = [band for band in needed if band not in MIXED]
+    if unknown:
+        raise BandError(f"Data set 'synthetic' has no band {listing(unknown)}: choose among {listing(MIXED)}.")
+    if trained is None:
+        return MultispectralImageProcessor(bands, scale=SCALE, unit_check=args.unit_check, gsd_m=GSD_M)
+    made = [band for band in bands if band in MIXED]
+    trained.contract.compare("synthetic", made, "reflectance", GSD_M)
+    return MultispectralImageProcessor(
+        bands=bands,
+        needed_bands=needed,
+        source_bands=made,
+        scale=SCALE,
+        unit_check=args.unit_check and trained.unit_check,
+        size=trained.size,
+        gsd_m=GSD_M,
+    )
+
+
 def load_synthetic(
     args: DatasetArguments, processor: MultispectralImageProcessor | None = None
 ) -> dict[str, ImageDataset]:
-    """Build the splits of the synthetic set, classes balanced; ``processor`` replaces the one made from the arguments.
+    """Build the splits of the synthetic set, classes balanced; bands and size of a trained ``processor`` stand.
 
     Raises:
         BandError: A band that the measured samples cannot give.
+        UnitError: A trained model expects another unit.
     """
     task = args.task or "classification"
-    if processor is None:
-        bands = resolve_bands(args.bands if args.bands is not None else MEASURED)
-        unknown = [band for band in bands if band not in MIXED]
-        if unknown:
-            raise BandError(f"Data set 'synthetic' has no band {listing(unknown)}: choose among {listing(MIXED)}.")
-        processor = MultispectralImageProcessor(bands, scale=SCALE, unit_check=args.unit_check, gsd_m=GSD_M)
+    processor = _processor(args, processor)
+    made = tuple(band for band in processor.bands if band in MIXED)
     size = SIZE if args.size is None else (args.size[0], args.size[1])
-    reader = SyntheticReader(tuple(processor.bands), task, size, args.seed, args.noise, spectral_library())
+    reader = SyntheticReader(made, task, size, args.seed, args.noise, spectral_library())
     rows: list[dict[str, Any]] = [{"name": f"scene-{i:05d}", "index": i} for i in range(args.num_samples)]
     if task == "classification":
         rows = [{**row, "label": row["index"] % len(CLASSES)} for row in rows]

@@ -16,9 +16,11 @@ from sklearn.preprocessing import StandardScaler
 
 from deflect_hf.data import DatasetArguments, ImageDataset, load_dataset_splits
 from deflect_hf.data.synthetic import MIXED
-from deflect_hf.errors import BandError, ConfigError
+from deflect_hf.errors import BandError, ConfigError, UnitError
+from deflect_hf.processing import MultispectralImageProcessor
 
 CHANCE = 0.25
+TRAINED = {"bands": ["R", "G", "B", "CIRRUS"], "needed_bands": ["R"], "offset": -0.1, "nodata": [900.0]}
 RGB = ["R", "G", "B"]
 
 
@@ -131,3 +133,14 @@ def test_noise_is_added_in_reflectance() -> None:
 def test_requests_it_cannot_meet_are_refused(options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_dataset_splits(DatasetArguments(**options))
+
+
+def test_a_model_trained_on_another_product_reads_the_scenes_in_their_own_numbers() -> None:
+    args = DatasetArguments(num_samples=8, image_size=[16, 16], bands=["R", "G", "B"])
+    own = load_dataset_splits(args)["train"][0]["pixel_values"]
+    pixels = load_dataset_splits(args, MultispectralImageProcessor(**TRAINED))["train"][0]["pixel_values"]
+    assert torch.equal(pixels[:3], own) and pixels[3].isnan().all()
+    with pytest.raises(BandError, match="Data set 'synthetic' has no band 'CIRRUS'"):
+        load_dataset_splits(args, MultispectralImageProcessor(["R", "CIRRUS"]))
+    with pytest.raises(UnitError, match="trained on 8-bit values, but the images hold reflectance"):
+        load_dataset_splits(args, MultispectralImageProcessor.from_sensor("rgb"))
