@@ -62,7 +62,7 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
 
     Raises:
         CheckpointError: the folder is no trained run, or its files are broken.
-        DataError: the split is not there.
+        DataError: the split is not there, or holds images on which the model overflows.
     """
     folder = checkpoints.result_folder(Path(arguments.eval_dir))
     config = overlay(checkpoints.read_config(folder), arguments)
@@ -77,6 +77,11 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config, images.task), config.metrics)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))
     scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
+    if scores["loss"] - scores["loss"] != 0:  # not 0 for NaN and both infinities
+        raise DataError(
+            f"the model's outputs on the {arguments.split} split are not finite: an image holds values far from those "
+            f"of training. Correct dataset.scale, dataset.offset or dataset.nodata for {config.dataset.root}"
+        )
     if arguments.drop_bands:
         scores["drop_bands"] = scores_without_bands(model, loader, accelerator, protocol, scores)
     results = {

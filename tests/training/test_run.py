@@ -6,15 +6,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, DeflectError
-from deflect_hf.training import checkpoints, loop
+from deflect_hf.training import checkpoints, evaluation, loop
 from deflect_hf.training.arguments import EvaluateArguments, RunArguments
 from deflect_hf.training.compose import parse_arguments
+from deflect_hf.training.evaluation import predict_logits
 from deflect_hf.training.report import overlay, report
 from deflect_hf.training.run import run
 
@@ -202,6 +204,18 @@ def test_evaluation_refuses_what_is_no_run(deflect_run, tmp_path: Path) -> None:
         report(EvaluateArguments(str(broken), encoder=str(deflect_run[0] / "encoder")))
     with pytest.raises(ConfigError, match="the command line, --dataset: 'num_samples' must be a whole number, not 'x'"):
         report(EvaluateArguments(str(deflect_run[0]), dataset={"num_samples": "x"}))
+
+
+def test_evaluation_refuses_outputs_that_are_no_numbers(
+    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflown(*arguments: Any) -> torch.Tensor:
+        return predict_logits(*arguments) * torch.inf
+
+    monkeypatch.setattr(evaluation, "predict_logits", overflown)
+    with pytest.raises(DataError, match="the model's outputs on the val split are not finite: an image holds"):
+        report(EvaluateArguments(str(deflect_run[0]), split="val", output_dir=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluation_refuses_a_size_and_leaves_out_the_random_crops_of_training(tmp_path: Path) -> None:
