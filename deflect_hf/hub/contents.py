@@ -190,6 +190,9 @@ def check_processor(path: Path) -> None:
         sides = list(sides.values()) if isinstance(sides, dict) else sides if isinstance(sides, list) else [sides]
         if any(type(side) is not int or not 0 < side <= MAX_SIDE for side in sides):
             raise CheckpointError(f"{path}: {key} is {entries[key]!r:.80}; sides up to {MAX_SIDE} pixels are meant.")
+    trained = entries.get("trained_size")
+    if trained is not None and not (isinstance(trained, list) and len(trained) == 2):
+        raise CheckpointError(f"{path}: trained_size is {trained!r:.80}; [height, width] is meant.")
     try:
         MultispectralImageProcessor.from_dict(entries)
     except (TypeError, AttributeError) as error:

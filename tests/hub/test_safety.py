@@ -162,6 +162,7 @@ def test_hostile_adapter_configs(
         (PROCESSOR, {"image_processor_type": "EvilProcessor"}, "describes a EvilProcessor, not a Multispectral"),
         (PROCESSOR, {"auto_map": {"x": "y"}}, "Unknown entry 'auto_map' in preprocessor_config.json"),
         (PROCESSOR, {"size": {"height": 10**9, "width": 1}}, "size is {'height': 1000000000, 'width': 1}; sides up"),
+        (PROCESSOR, {"trained_size": [16, 16, 16]}, "trained_size is [16, 16, 16]; [height, width] is meant"),
         (PROCESSOR, {"bands": 7}, "preprocessor_config.json: the bands must be a list of names, not 7"),
         (PROCESSOR, {"scale": 0.0}, "scale is 0, which would turn every value into the offset"),
         (CONFIG, {"launch": "rm"}, "unknown key 'launch'"),
