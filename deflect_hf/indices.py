@@ -195,14 +195,12 @@ def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]
     replacements: dict[str, ast.expr] = {}
     missing = []
     for symbol in entry.symbols:
-        if symbol in bands:
-            continue
         constant, other_nir = _constants().get(symbol), single_nir(symbol, bands)
-        if constant is not None:
+        if constant is not None:  # also where somebody calls a band L
             replacements[symbol] = ast.Constant(constant)
         elif other_nir:
             replacements[symbol] = ast.Name(other_nir, ast.Load())
-        else:
+        elif symbol not in bands or symbol in _constants():
             missing.append(symbol)
     if missing:
         constants = [symbol for symbol in missing if symbol in _constants()]

@@ -89,6 +89,12 @@ def test_constants_get_their_catalogue_value():
     assert select_indices(SIX, "EVI").formulas == {"EVI": "2.5 * (N - R) / (N + 6.0 * R - 7.5 * B + 1.0)"}
 
 
+def test_a_band_with_the_name_of_a_constant_does_not_take_its_place():
+    selection = select_indices(["R", "N", "L", "lambdaN"], ["SAVI", "FAI"])
+    assert selection.formulas == {"SAVI": "(1.0 + 1.0) * (N - R) / (N + R + 1.0)"}
+    assert "lambdaN" in selection.left_out["FAI"]
+
+
 def test_a_single_near_infrared_band_serves_both_codes():
     assert select_indices(["R", "N2"], "NDVI").formulas == {"NDVI": "(N2 - R) / (N2 + R)"}
     assert select_indices(["R", "N"], "AshburnVI").formulas == {"AshburnVI": "2.0 * N - R"}
