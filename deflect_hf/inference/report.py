@@ -28,11 +28,11 @@ from deflect_hf.georeference import crs_name, pixel_areas
 from deflect_hf.inference.arguments import SceneArguments
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.report_page import ClassRow, Facts, Page, Picture, as_html
-from deflect_hf.inference.scenes import Scene
 from deflect_hf.methods import task_model
 from deflect_hf.raster import open_raster, overview_size, raster_info, read_mask, read_raster
 from deflect_hf.raster_header import RasterInfo, file_bands
 from deflect_hf.raster_map import SQUARE
+from deflect_hf.sensors import get_sensor
 from deflect_hf.training.environment import PACKAGES, version
 
 Array = np.ndarray[Any, Any]
@@ -119,12 +119,13 @@ def report_prediction(
     Raises:
         DataError: as [`write_report`].
     """
-    with open_raster(source) as file:
-        scene = Scene.of(file, predictor.processor, arguments)
+    # not settled as for the map, which has told all that is odd about the scene
+    sensor = get_sensor(arguments.sensor) if arguments.sensor is not None else None
+    fills = sensor.nodata if sensor is not None else predictor.processor.nodata
     reading = {
-        "source_bands": scene.reader.source_bands,
-        "sensor": scene.reader.sensor,
-        "nodata": scene.processor.nodata,
+        "source_bands": arguments.source_bands,
+        "sensor": sensor,
+        "nodata": arguments.nodata if arguments.nodata is not None else fills,
     }
     facts = model_facts(predictor, adapter, command)
     return write_report(path, prediction, source, predictor.classes, facts=facts, reading=reading)

@@ -296,16 +296,20 @@ def test_a_browser_runs_no_script_but_the_pages_own(scene: tuple[Path, Path], tm
 
 
 def test_the_command_line_writes_a_report_beside_the_map(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     encoder = encoder_folder(tmp_path / "encoder")
     result_folder(tmp_path / "run" / "best", encoder, crop=16, aux_dim=8, rank=2)
-    values = np.random.default_rng(0).random((len(ALL_BANDS), 24, 40), dtype=np.float32) * 0.4
-    source = write(tmp_path / "scene.tif", values, UTM, nodata=float("nan"), descriptions=ALL_BANDS)
+    values = np.random.default_rng(0).random((len(ALL_BANDS) + 1, 24, 40), dtype=np.float32) * 0.4
+    source = write(tmp_path / "scene.tif", values, UTM, nodata=float("nan"), descriptions=[*ALL_BANDS, "WV"])
     words = ["deflect-predict", str(source), str(tmp_path / "out.tif"), "--adapter", str(tmp_path / "run"), "--report"]
     monkeypatch.setattr("sys.argv", words)
     cli.main()
     assert f"{tmp_path}/out.html: picture, map and areas" in capsys.readouterr().out
+    assert caplog.text.count("band(s) 'WV' are unknown to the model and are ignored") == 1
     facts = dict(row for row in read(tmp_path / "out.html").cells if len(row) == 2)
     assert facts["Command line"] == " ".join(words)
     assert facts["Method"] == "DEFLECT" and facts["Base encoder"] == str(encoder)
