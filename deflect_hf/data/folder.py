@@ -73,6 +73,9 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
             f"{args.root} holds neither images/ and masks/ nor class folders with GeoTIFFs: put the images into one "
             f"sub-folder per class, or into images/ with masks of the same name in masks/."
         )
+    for key in ("class_values", "ignore_values"):
+        if getattr(args, key):
+            raise ConfigError(f"{args.root} has class folders and no masks: `{key}` does nothing, remove it.")
     unknown = [name for name in folders if classes is not None and name not in classes]
     if classes is not None and unknown:
         raise DataError(

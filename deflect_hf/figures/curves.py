@@ -67,11 +67,12 @@ def read_curves(run: Path) -> Curves:
 
 
 def _best_step(run: Path, lines: Sequence[dict[str, Any]]) -> int | None:
+    """None where the run's results do not say."""
     try:
         epoch = json.loads((run / "best" / "results.json").read_text(encoding="utf-8"))["best_epoch"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return next((int(line["step"]) for line in lines if "val" in line and line["epoch"] == epoch), None)
+    return next((int(line["step"]) for line in lines if "val" in line and line.get("epoch") == epoch), None)
 
 
 def curves_figure(path: Path, runs: Sequence[Path]) -> Path:

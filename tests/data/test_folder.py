@@ -156,6 +156,13 @@ def test_broken_folders_are_named(segmentation_folder: Path, tmp_path: Path) -> 
         load_dataset_splits(segments(segmentation_folder))
 
 
+def test_values_of_masks_are_refused_where_there_are_none(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(forest=3, river=3)
+    for given in ({"classes": ["forest", "river"], "class_values": [1, 2]}, {"ignore_values": [0]}):
+        with pytest.raises(ConfigError, match=r"has class folders and no masks: `(class|ignore)_values` does nothing"):
+            load_dataset_splits(scenes(root, **given))
+
+
 def test_masks_need_class_names(segmentation_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"masks need `classes`"):
         load_dataset_splits(segments(segmentation_folder, classes=None, class_values=None))

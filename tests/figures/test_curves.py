@@ -35,7 +35,11 @@ def test_curves_are_those_of_the_log(tmp_path: Path) -> None:
     assert curves.name == "run" and curves.best_step == 4
     np.testing.assert_allclose(curves.values["loss"], [(step, 1 / step) for step in range(1, 7)])
     np.testing.assert_allclose(curves.values["val.miou"], [(2, 0.2), (4, 0.4), (6, 0.6)])
-    assert read_curves(write_run(tmp_path / "going on", steps=3, best_epoch=None)).best_step is None
+    going_on = write_run(tmp_path / "going on", steps=3, best_epoch=None)
+    assert read_curves(going_on).best_step is None
+    (going_on / "best").mkdir()
+    (going_on / "best" / "results.json").write_text("[]")
+    assert read_curves(going_on).best_step is None
 
 
 def test_a_run_before_its_first_validation_and_one_after_a_single_one_are_drawn(tmp_path: Path) -> None:
