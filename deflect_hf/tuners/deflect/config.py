@@ -143,7 +143,7 @@ class DeflectConfig(PeftConfig):
         names = ("base_bands", "base_mean", "base_std", "formulas", "index_bounds")
         given = [name for name in names if getattr(self, name) is not None]
         given += ["band_dropout"] if self.band_dropout else []
-        given += ["indices"] if self.indices not in ("default", None) else []
+        given += ["indices"] if self.indices and self.indices != "default" else []
         if given:
             raise ConfigError(
                 f"{', '.join(given)} need(s) bands=[...]: the band codes of the input channels, in order."
