@@ -16,6 +16,7 @@ import glob
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from deflect_hf.inference.predictor import Predictor
 
 INTERRUPTED = 130  # as shells say it
+# For the others, of a process whose part of a scene is under clouds, say, and while the first puts the map together;
+# torch's own 10 or 30 minutes would end the prediction of a large scene.
+LONGEST_WAIT = timedelta(days=2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -97,7 +101,7 @@ def predict(arguments: PredictArguments) -> None:
     jobs = pairs(arguments.predict)
     # as in training: without being told so, accelerate does not see that it is one of several processes on CPUs
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    processes = PartialState(cpu=several and not torch.accelerator.is_available())
+    processes = PartialState(cpu=several and not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     predictor = load_adapter(
         arguments.adapter, revision=arguments.revision, encoder=arguments.encoder, device=processes.device
     )

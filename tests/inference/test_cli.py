@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,19 @@ def test_an_interruption_says_how_to_go_on(
     assert stopped.value.code == 130
     assert "stopped: the same command goes on after the parts that are finished" in capsys.readouterr().err
     assert (tmp_path / "out.tif.parts" / "job.json").exists() and not (tmp_path / "out.tif").exists()
+
+
+def test_a_process_that_is_done_waits_for_the_others_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {}
+
+    def stopped_here(**options: object) -> None:
+        told.update(options)
+        raise DataError("far enough")
+
+    monkeypatch.setattr("accelerate.PartialState", stopped_here)
+    with pytest.raises(DataError, match="far enough"):
+        cli.predict(PredictArguments(predict=["in.tif", "out.tif"], adapter="RUN"))
+    assert told["timeout"] > timedelta(hours=12)
 
 
 def test_two_processes_go_on_after_a_killed_one_and_make_the_map_of_one(
