@@ -58,6 +58,7 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None) -> list[st
         raise BandError(f"the bands must be a list of names, not the single string {names!r}.")
     if not isinstance(names, Iterable):
         raise BandError(f"the bands must be a list of names, not {names!r:.80}.")
+    names = list(names)  # read more than once
     refuse_numbers(names)
     if sensor is not None:
         codes = [sensor.resolve(name).code for name in names]

@@ -72,11 +72,11 @@ def _told(error: DeflectError) -> str:
     return str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: object, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest of ``choices``, or an empty string when none is near."""
     options = list(choices)
     folded = {option.casefold(): option for option in reversed(options)}
-    matches = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(str(name).casefold(), list(folded), n=1, cutoff=0.6)
     return f" Did you mean {folded[matches[0]]!r}?" if matches else ""
 
 

@@ -8,7 +8,6 @@ ForestNet; the notebook that exported Brick Kiln (mliu356/kiln-scaling), whose o
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -171,8 +170,8 @@ def _number(value: Any, what: str) -> float:
 
 def _wavelength(value: Any, what: str) -> float:
     number = _number(value, what)
-    if not 0 < number < math.inf:
-        raise ConfigError(f"{what} must be a number of nanometres above 0, not {value!r}.")
+    if not 100 <= number <= 99_999:
+        raise ConfigError(f"{what} must be in nanometres, from 100 to 99999, not {value!r}.")
     return number
 
 
@@ -203,16 +202,14 @@ def _user_band(entry: str | Mapping[str, Any]) -> Band:
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise ConfigError(f"band {code!r}: aliases must be a list of names, not {given!r:.80}.")
     aliases = tuple(str(alias) for alias in given)
-    wavelength_nm = _optional(entry.get("wavelength_nm"), f"band {code!r}: wavelength_nm")
-    gsd_m = _optional(entry.get("gsd_m"), f"band {code!r}: gsd_m")
+    wavelength_nm, gsd_m = (
+        None if entry.get(key) is None else read(entry[key], f"band {code!r}: {key}")
+        for key, read in (("wavelength_nm", _wavelength), ("gsd_m", _number))
+    )
     if code in BAND_CODES:
         known = standard_band(code, wavelength_nm, gsd_m, *aliases)
         return Band(code, str(entry.get("name", known.name)), wavelength_nm, gsd_m, known.aliases)
     return Band(code, str(entry.get("name", code)), wavelength_nm, gsd_m, aliases)
-
-
-def _optional(value: Any, what: str) -> float | None:
-    return None if value is None else _number(value, what)
 
 
 def _hyperspectral_bands(wavelengths_nm: Sequence[float]) -> tuple[Band, ...]:

@@ -33,6 +33,7 @@ def test_names_of_one_band_lead_to_its_code():
 
 def test_common_names_need_no_sensor_but_band_numbers_do():
     assert resolve_bands(["red", "NIR", "S1", "W1034"]) == ["R", "N", "S1", "W1034"]
+    assert resolve_bands(iter(["red", "NIR"])) == ["R", "N"]  # type: ignore[arg-type]
     with pytest.raises(BandError, match=r"band number 'B05' needs a sensor: it is another band on another sensor\."):
         resolve_bands(["B05"])
     assert resolve_bands(["B05"], SENSORS["sentinel2_l2a"]) == ["RE1"]

@@ -128,6 +128,7 @@ def test_the_contract_tells_what_images_must_be_like(processor: MultispectralIma
     ("options", "message"),
     [
         ({"unit": "reflectence"}, "Did you mean 'reflectance'"),
+        ({"unit": 8}, "Unknown unit 8: choose one of 'reflectance', '8bit'"),
         ({"scale": 0.0}, "scale is 0"),
         ({"scale": [1e-4]}, "scale has 1 values for 2 bands"),
         ({"size": 0}, "size=0"),

@@ -112,6 +112,8 @@ def test_hyperspectral_bands_by_wavelength():
         ({"bands": ["R", "red"]}, BandError, "sensor 'user': band 'R' is given twice"),
         ({"bands": [{"code": "a b"}]}, ConfigError, "must be letters, digits and underscores"),
         ({"bands": ["B04"]}, ConfigError, "'B04' is a band number, not a code: give the code"),
+        ({"wavelengths_nm": [0.49, 0.56]}, ConfigError, "must be in nanometres, from 100 to 99999, not 0.49"),
+        ({"bands": [{"code": "N", "wavelength_nm": 0.84}]}, ConfigError, "wavelength_nm must be in nanometres"),
         ({"wavelengths_nm": [1034, 1034.2]}, BandError, "band 'W1034' is given twice"),
     ],
 )
