@@ -30,9 +30,10 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
-from deflect_hf.errors import CheckpointError, ConfigError, user_errors
+from deflect_hf.errors import CheckpointError, ConfigError, DataError, user_errors
 from deflect_hf.training.chips import BASE_BANDS, RGBChips, load_chips
 from deflect_hf.training.masked_autoencoder import build_masked_autoencoder, random_views, to_vit_encoder
+from deflect_hf.training.stored import reading
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +78,10 @@ class PretrainArguments:
         for name in ("scale", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} {getattr(self, name)} must be a number above 0.")
-        if min(self.warmup_epochs, self.seed, self.weight_decay) < 0:
-            raise ConfigError("warmup_epochs, seed and weight_decay must not be below 0.")
+        if not all(0 <= value < math.inf for value in (self.warmup_epochs, self.seed, self.weight_decay)):
+            raise ConfigError("warmup_epochs, seed and weight_decay must be numbers from 0 on.")
+        if Path(self.output).exists() and not Path(self.output).is_dir():
+            raise ConfigError(f"output {self.output} must be a folder, a file is in the way.")
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         for width, heads in (("hidden_size", "heads"), ("decoder_hidden_size", "decoder_heads")):
@@ -122,7 +125,11 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
 
 
 def train_epoch(accelerator: Accelerator, training: tuple, args: PretrainArguments, epoch: int) -> float:
-    """Train for one epoch; return the mean reconstruction loss over all processes."""
+    """Train for one epoch; return the mean reconstruction loss over all processes.
+
+    Raises:
+        DataError: it or a weight is not finite.
+    """
     model, optimizer, scheduler, loader = training
     model.train()
     loader.set_epoch(epoch)
@@ -140,7 +147,13 @@ def train_epoch(accelerator: Accelerator, training: tuple, args: PretrainArgumen
         scheduler.step()
         optimizer.zero_grad()
         losses.append(loss.detach().float())
-    return accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
+    loss = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
+    if not math.isfinite(loss) or not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise DataError(
+            f"loss ({loss}) or weights are not finite after epoch {epoch + 1}: give a lower --learning_rate, or "
+            "look at the chips. What was saved before this epoch is as it was."
+        )
+    return loss
 
 
 def save_encoder(model: ViTMAEForPreTraining, chips: RGBChips, record: dict, folder: Path) -> None:
@@ -179,7 +192,7 @@ def load_checkpoint(accelerator: Accelerator, args: PretrainArguments) -> dict |
 
     Raises:
         CheckpointError: a checkpoint is there but was not asked for, was asked for but is not there, or was made with
-            other options.
+            other options, or cannot be read.
     """
     output = Path(args.output)
     found = sorted(output.glob("checkpoint_*"))
@@ -189,13 +202,14 @@ def load_checkpoint(accelerator: Accelerator, args: PretrainArguments) -> dict |
         return None
     if not found:
         raise CheckpointError(f"{output} holds no checkpoint: leave out --resume, or correct --output.")
-    record = json.loads((found[-1] / "pretraining.json").read_text())
+    told = found[-1] / "pretraining.json"
+    record: dict = reading(told, lambda: json.loads(told.read_text(encoding="utf-8")))
     current = recipe(args)
     changed = [key for key in current if record["arguments"].get(key) != current[key]]
     if changed:
         was = ", ".join(f"{key}={record['arguments'].get(key)!r}" for key in changed)
         raise CheckpointError(f"{found[-1]} was made with {was}: resume with the same options.")
-    accelerator.load_state(str(found[-1]))
+    reading(found[-1], lambda: accelerator.load_state(str(found[-1])))
     return record
 
 

@@ -169,6 +169,20 @@ def test_checkpoint_asked_for_but_not_there(chips_file, tmp_path):
         run(chips_file, tmp_path / "out", resume=True)
 
 
+def test_weights_that_are_no_numbers_are_not_saved(chips_file, tmp_path):
+    with pytest.raises(DataError, match=r"weights are not finite after epoch 1: give a lower --learning_rate"):
+        run(chips_file, tmp_path / "out", epochs=2, learning_rate=1e30, warmup_epochs=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", ["pretraining.json", "model.safetensors"])
+def test_damaged_checkpoint_is_named(chips_file, tmp_path, file):
+    output = run(chips_file, tmp_path / "out", epochs=1)
+    (output / "checkpoint_0001" / file).write_bytes(b"{")
+    with pytest.raises(CheckpointError, match=r"checkpoint_0001.*: cannot be loaded: "):
+        run(chips_file, output, epochs=1, resume=True)
+
+
 def test_checkpoint_of_other_options(chips_file, tmp_path):
     output = run(chips_file, tmp_path / "out", epochs=1)
     with pytest.raises(CheckpointError, match=r"was made with epochs=1, seed=0: resume with the same options"):
@@ -216,12 +230,14 @@ def test_constant_band_is_refused():
         ({"heads": 0}, "heads 0 must be at least 1"),
         ({"patch_size": 0}, "patch_size 0 must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate 0.0 must be a number above 0"),
-        ({"seed": -1}, "warmup_epochs, seed and weight_decay must not be below 0"),
+        ({"seed": -1}, "warmup_epochs, seed and weight_decay must be numbers from 0 on"),
+        ({"weight_decay": float("nan")}, "warmup_epochs, seed and weight_decay must be numbers from 0 on"),
+        ({"output": __file__}, r"test_pretrain\.py must be a folder, a file is in the way"),
     ],
 )
 def test_impossible_option_is_refused(option, message):
     with pytest.raises(ConfigError, match=message):
-        PretrainArguments(images="", output="", **option)
+        PretrainArguments(**{"images": "", "output": "", **option})
 
 
 def test_command_line_prints_the_error_without_a_traceback(tmp_path, capsys):
