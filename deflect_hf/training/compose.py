@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -24,6 +28,7 @@ from deflect_hf.training.yaml_text import TYPED, read_yaml, yaml_value
 
 GROUPS = ("encoder", "dataset", "segmentor", "augmentation")
 MOST_LISTED = 12  # keys in a message; --help has them all
+EXPONENTIAL = re.compile(r"-(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
 
 Config = TypeVar("Config")
 
@@ -42,6 +47,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
         raise ConfigError(f"{TYPED}: {message}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse, which takes negative numbers for values, but -1e-4 for a flag."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_without_exponent(word) for word in words], namespace)
+
+
+def _without_exponent(word: str) -> str:
+    return f"{Decimal(word):f}" if EXPONENTIAL.fullmatch(word) and math.isfinite(float(word)) else word
 
 
 def flatten(values: Mapping[str, Any], schema: type, origin: str, prefix: str = "") -> Iterator[tuple[str, Any]]:

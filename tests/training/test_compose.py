@@ -28,6 +28,19 @@ def refused(*argv: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["-9999", "-.5", "-3.4028234663852886e+38", "-1e-7", "-1.7976931348623157E308", "-1.e0"]
+)
+def test_negative_numbers_are_values_however_they_are_written(text: str) -> None:
+    words = ["--config", EMBEDDED, "--dataset.name", "folder", "--dataset.root", "x", "--dataset.num_samples", "640"]
+    config = parse(*words, "--dataset.image_size", "null", "--dataset.nodata", "0", text, "--dataset.offset", text)
+    assert config.dataset.nodata == [0.0, float(text)] and config.dataset.offset == float(text)
+
+
+def test_a_number_beyond_all_numbers_is_no_value() -> None:
+    assert "--dataset.offset: expected one argument" in refused("--config", EMBEDDED, "--dataset.offset", "-1e999")
+
+
 @pytest.fixture
 def write(tmp_path: Path):
     def write(name: str, text: str) -> str:
