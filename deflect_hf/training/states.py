@@ -140,7 +140,7 @@ def _contradiction(folder: Path, told: Mapping[str, Any]) -> str | None:
     """What counts other steps than ``told`` says, None if everything agrees or ``told`` is of another version."""
     if not {"images", "batch_size", "accumulate", "processes"} <= told.keys():
         return None
-    training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True, mmap=True)
+    training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
     epoch, batch, accumulate = told["epoch"], told["batch"], told["accumulate"]
     per_epoch = steps_of(told["images"], told["batch_size"], accumulate, Rank(count=told["processes"]))
     counted = {
