@@ -180,8 +180,8 @@ def refuse_overflow(logits: Tensor, pixel_values: Tensor, where: str, fix: str) 
         return
     known = torch.where(pixel_values.isfinite(), pixel_values, 0.0)
     raise DataError(
-        f"{where}: the model's computation overflows on values from {known.min():.3g} to {known.max():.3g} (after "
-        f"scale and offset): {fix}"
+        f"{where}: the model's computation overflows on values from {known.min():.9g} to {known.max():.9g} (after "
+        f"scale and offset): {fix}"  # 9 digits are a whole float32, to be given as a fill value
     )
 
 
