@@ -21,7 +21,7 @@ from torch import Tensor
 from deflect_hf.bands import single_nir
 from deflect_hf.errors import IndexFormulaError, listing, nearest
 from deflect_hf.formulas import bands_of, compile_program, parse
-from deflect_hf.probe import bound_of, has_additive_constant, same_feature, signature
+from deflect_hf.probe import LARGEST_BOUND, bound_of, has_additive_constant, same_feature, signature
 from deflect_hf.spectrum import Unit
 
 logger = logging.getLogger(__name__)
@@ -142,8 +142,9 @@ def select_indices(
 
     Returns:
         The formulas in the order asked for, and the reason for each index that was left out: a band is missing, a
-        constant has no default, an additive constant on 8-bit values, or the same feature (up to shift and scale,
-        which standardisation removes) is there already under another name.
+        constant has no default, an additive constant on 8-bit values, values beyond all limits (an index made for
+        temperatures in kelvins, say), or the same feature (up to shift and scale, which standardisation removes) is there already
+        under another name.
 
     Raises:
         IndexFormulaError: a name is neither an index, nor a domain, nor "default" or "all".
@@ -211,6 +212,10 @@ def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]
     parse(formula, bands)
     if unit == "8bit" and has_additive_constant(formula):
         return "", "its additive constants have no meaning on 8-bit values"
+    try:
+        bound_of(formula)
+    except IndexFormulaError:
+        return "", f"its values exceed {LARGEST_BOUND:g} on plausible reflectances"
     return formula, ""
 
 

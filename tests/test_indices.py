@@ -101,6 +101,13 @@ def test_a_single_near_infrared_band_serves_both_codes():
     assert select_indices(["R", "N", "N2"], "AshburnVI").formulas == {"AshburnVI": "2.0 * N2 - R"}
 
 
+def test_an_index_without_limits_is_left_out():
+    selection = select_indices([*SIX, "T"], "burn")
+    assert selection.left_out["CSIT"] == "its values exceed 1e+06 on plausible reflectances"
+    assert "CSI" in selection.formulas
+    assert all(bound_of(formula) <= 1e6 for formula in selection.formulas.values())
+
+
 def test_8bit_values_get_no_index_with_additive_constants():
     selection = select_indices(["R", "G", "B", "N"], ["NDVI", "EVI", "SAVI", "DVI"], unit="8bit")
     assert list(selection.formulas) == ["NDVI", "DVI"]
