@@ -143,8 +143,8 @@ def select_indices(
     Returns:
         The formulas in the order asked for, and the reason for each index that was left out: a band is missing, a
         constant has no default, an additive constant on 8-bit values, values beyond all limits (an index made for
-        temperatures in kelvins, say), or the same feature (up to shift and scale, which standardisation removes) is there already
-        under another name.
+        temperatures in kelvins, say), or the same feature (up to shift and scale, which standardisation removes) is
+        there already under another name.
 
     Raises:
         IndexFormulaError: a name is neither an index, nor a domain, nor "default" or "all".
