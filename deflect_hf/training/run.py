@@ -65,6 +65,7 @@ def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelera
         raise ConfigError(f"{work_dir} cannot be a folder, a file is in the way: give another --work_dir")
     if config.resume_from is not None and accelerator.is_main_process:
         settle(work_dir / BEST)
+        states.settle_states(work_dir)
     accelerator.wait_for_everyone()
     state = None
     if config.resume_from is not None:

@@ -102,15 +102,18 @@ def keep_newest(work_dir: Path, count: int) -> None:
         remove_folder(old)
 
 
-def drop_states_after(work_dir: Path, step: int) -> None:
-    """Remove states of later steps, from which this run does not go on, and what a killed run left half written.
-
-    The states are named in a warning: from here on, ``last`` has to mean what this run writes.
-    """
-    folder = work_dir / FOLDER
-    for path in folder.glob("step-*"):
+def settle_states(work_dir: Path) -> None:
+    """End what a killed run left half written."""
+    for path in list((work_dir / FOLDER).glob("step-*")):
         if path.suffix in (PARTIAL, REPLACED):
             settle(path.with_suffix(""))
+
+
+def drop_states_after(work_dir: Path, step: int) -> None:
+    """Remove states of later steps, from which this run does not go on.
+
+    They are named in a warning: from here on, ``last`` has to mean what this run writes.
+    """
     later = [path for path in states(work_dir) if _named_step(path) > step]
     if later:
         named = ", ".join(path.name for path in later)
@@ -158,16 +161,19 @@ def state_to_resume(work_dir: Path, resume_from: str) -> Path | None:
     ``last`` is the newest one that is whole, None where the run was interrupted before its first.
 
     Raises:
-        CheckpointError: there is no such run, or the folder at PATH is broken.
+        CheckpointError: there is no such run, or the folder at PATH is broken, or all of the run's are.
     """
     if resume_from != LAST:
         return _whole_state(Path(resume_from))
     if not work_dir.is_dir():
         raise CheckpointError(f"{work_dir} is not there, so there is nothing to resume; start without --resume_from.")
-    for folder in reversed(states(work_dir)):
+    kept = states(work_dir)
+    for folder in reversed(kept):
         found = damage(folder)
         if found is None:
             return folder
+        if folder == kept[0]:
+            raise CheckpointError(f"{folder} is damaged: {found}; no other is whole. Start anew with --overwrite.")
         logger.warning("%s is damaged (%s): the checkpoint before it is taken", folder, found)
     logger.warning("%s holds no checkpoint to resume from: the run starts from the beginning", work_dir / FOLDER)
     return None

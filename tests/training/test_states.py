@@ -97,6 +97,13 @@ def test_damage_is_noticed_and_the_state_before_is_taken(
             states.state_to_resume(tmp_path / "elsewhere", str(second))
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_thrown_away(tmp_path: Path) -> None:
+    for step in (5, 10):
+        truncate(write(tmp_path, step) / states.TRAINED)
+    with pytest.raises(CheckpointError, match=r"step-5 is damaged: .*; no other is whole\. Start anew with --over"):
+        states.state_to_resume(tmp_path, "last")
+
+
 def edit(folder: Path, **entries: int) -> None:
     told = json.loads((folder / states.PROGRESS).read_text())
     (folder / states.PROGRESS).write_text(json.dumps({**told, **entries}))
@@ -143,6 +150,8 @@ def test_what_may_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     states.keep_newest(tmp_path, 2)
     (tmp_path / "checkpoints" / "step-105.partial").mkdir()
     (tmp_path / "checkpoints" / "step-10").rename(tmp_path / "checkpoints" / "step-10.replaced")
+    states.settle_states(tmp_path)
+    assert [path.name for path in states.states(tmp_path)] == ["step-10", "step-100"]
     states.drop_states_after(tmp_path, 50)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-10"]
     assert "the run goes on from step 50: its later checkpoints are removed (step-100)" in caplog.text
