@@ -182,7 +182,7 @@ IMAGES = table(
     ("a scale tag of NaN", everywhere(tagged(scales=(float("nan"),) * 4), scale=None), ["scale"]),
     ("nothing measured anywhere", everywhere(stored(REAL * np.nan), scale=1), ["valid pixel", "'R'"]),
     ("nodata everywhere", everywhere(tagged(nodata=0), nodata=list(range(300, 4000))), ["valid pixel"]),
-    ("one value everywhere", everywhere(stored(np.full((4, SIDE, SIDE), 900, np.int16))), ["base band", "'R'"]),
+    ("one value everywhere", everywhere(stored(np.full((4, SIDE, SIDE), 900, np.int16))), ["one value", "'R'"]),
 )
 
 
