@@ -53,10 +53,14 @@ class EncoderArguments:
         metadata={"help": "bands the encoder was pretrained on, in its channel order"},
     )
     mean: list[float] | None = field(
-        default=None, metadata={"help": "mean of the base bands in reflectance; null: fitted on the training split"}
+        default=None,
+        metadata={
+            "help": "mean of the base bands in reflectance; null: normalisation.json beside the encoder, else fitted "
+            "on the training split"
+        },
     )
     std: list[PositiveFloat] | None = field(
-        default=None, metadata={"help": "deviation of the base bands in reflectance; null: fitted, as mean"}
+        default=None, metadata={"help": "deviation of the base bands in reflectance; null: as mean"}
     )
     gsd: PositiveFloat | Literal["data"] | None = field(
         default=None,
@@ -77,7 +81,7 @@ class EncoderArguments:
         if self.revision is not None and self.name_or_path is None:
             raise ConfigError("encoder.revision goes with encoder.name_or_path, not with encoder.random")
         if (self.mean is None) != (self.std is None):
-            raise ConfigError("encoder: give both 'mean' and 'std', or neither to have them fitted")
+            raise ConfigError("encoder: give both 'mean' and 'std', or neither to have them read or fitted")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.base_bands):
@@ -259,7 +263,7 @@ class EvaluateArguments:
 
     eval_dir: str = field(metadata={"help": "folder of a run, or its best/ folder (needed)"})
     split: Literal["train", "val", "test"] = field(default="test", metadata={"help": "which images"})
-    output_dir: str | None = field(default=None, metadata={"help": "where results go; null: eval_dir"})
+    output_dir: str | None = field(default=None, metadata={"help": "where results go; null: the best/ folder"})
     encoder: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the base encoder; null: as in training"}
     )
