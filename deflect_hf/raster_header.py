@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,12 +72,14 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
     """Name the bands of a file: by its own descriptions, else by ``source_bands``, else by the sensor's order.
 
     A band whose description is not a band name becomes ``"band 3 quality"``: it is left alone rather than guessed.
+    Descriptions that only count the bands (``Band 1``, ``Band 2``, ...) are none: they are no numbers of a sensor.
 
     Raises:
         BandError: The number of bands does not fit the given list, the list contradicts the file's own
             descriptions, or nothing names the bands.
     """
-    own = [_resolved(text, sensor) for text in info.descriptions]
+    counted = _only_counts(info)
+    own = [None if counted else _resolved(text, sensor) for text in info.descriptions]
     named = any(own)
     given = resolve_bands(source_bands, sensor) if source_bands is not None else None
     if given is None and not named and sensor is not None:
@@ -102,6 +105,13 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
                 f"file, but `source_bands` calls it {stated!r}: remove `source_bands` to trust the file, or correct it."
             )
     return given
+
+
+def _only_counts(info: RasterInfo) -> bool:
+    return all(
+        re.fullmatch(rf"band[\s_-]*0*{number}", text.strip(), re.IGNORECASE)
+        for number, text in enumerate(info.descriptions, start=1)
+    )
 
 
 @functools.lru_cache(maxsize=1024)  # the same few words in every file of a folder

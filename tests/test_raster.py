@@ -181,6 +181,17 @@ def test_the_sensors_own_names_are_understood(tmp_path: Path) -> None:
         read_raster(path)
 
 
+def test_bands_that_are_only_counted_have_no_names(tmp_path: Path) -> None:
+    path = tmp_path / "counted.tif"
+    write_raster(path, VALUES, descriptions=("Band 1", "Band 2", "Band 3", "Band 4"))
+    four = get_sensor({"name": "four", "bands": [{"code": code, "aliases": [f"B{number}"]} for number, code in
+                                                 zip((2, 3, 4, 8), BANDS, strict=True)]})  # fmt: skip
+    assert read_raster(path, sensor=four).bands == BANDS
+    assert read_raster(path, source_bands=["R", "G", "B", "N"], sensor=four).bands == ("R", "G", "B", "N")
+    write_raster(path, VALUES, descriptions=("Band 4", "Band 3", "Band 2", "Band 8"))
+    assert read_raster(path, sensor=four).bands == ("R", "G", "B", "N")
+
+
 @pytest.mark.parametrize(
     ("source_bands", "message"),
     [
