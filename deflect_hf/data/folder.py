@@ -41,8 +41,10 @@ def load_folder(
     """Build the splits of a folder data set; bands, unit and size of a trained model's ``processor`` stand.
 
     Raises:
+        ConfigError: Masks without ``classes``, or a key that does nothing for this folder.
         DataError: The folder is missing or empty, an image has no mask, or a split file does not fit.
         BandError: The bands cannot be named, or a wanted one is missing.
+        UnitError: The sensor's unit is not that of the trained model.
     """
     root = Path(str(args.root))
     if not root.is_dir():
