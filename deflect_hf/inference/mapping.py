@@ -18,6 +18,7 @@ from tqdm import tqdm
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
 from deflect_hf.figures import class_colours
 from deflect_hf.inference.arguments import SceneArguments
+from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.scenes import Scene, cut
 from deflect_hf.inference.spool import Part, Spool, plan_parts
@@ -49,9 +50,9 @@ def predict_raster(
     Interrupted, the same call goes on where it stopped; ``TARGET.parts`` holds what is finished until the map is there.
     Several processes share the work, and the first of them writes the map.
 
-    glibc keeps part of the memory of each window, so that a process grows with the time it runs. `deflect-predict`
-    begins with :func:`deflect_hf.inference.memory.give_large_blocks_back` against that; it holds for all that the
-    process does, and cannot be taken back, so it is left to the caller here.
+    After each part, memory that is free goes back to the system. `deflect-predict` also begins with
+    :func:`deflect_hf.inference.memory.give_large_blocks_back`, so that this happens within a part, too; it holds for
+    all that the process does and cannot be taken back, so here it is left to the caller.
 
     Raises:
         UnsupportedOperationError: the model classifies whole images, or has more classes than a map can hold.
@@ -188,6 +189,7 @@ def _predict(spool: Spool, windows: SceneWindows, parts: list[Part], processes: 
             with spool.open(part) as write, closing(windows.sums(part, bar.update, spool.folder)) as pieces:
                 for sums in pieces:
                     write(sums.row, sums.column, sums.values.numpy())
+            give_back()
 
 
 def _assemble(

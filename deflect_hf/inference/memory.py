@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 M_MMAP_THRESHOLD = -3  # as in malloc.h of glibc
 LARGE_BYTES = 2**20
@@ -16,8 +17,17 @@ def give_large_blocks_back() -> None:
     below it. With windows read in one thread and predicted in another, what it keeps falls to pieces that fit nothing,
     and a process grows with the time it runs. Nothing happens where the C library is another.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_the_c_library("mallopt")
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def give_back() -> None:
+    """Give memory that is free back to the system, once, and change nothing else; see above."""
+    trim = _of_the_c_library("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_the_c_library(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

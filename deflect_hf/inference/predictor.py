@@ -137,9 +137,6 @@ class Predictor:
     def predict_raster(self, source: str | Path, target: str | Path, **options: Any) -> None:
         """Write the map of a georeferenced image of any size, window by window.
 
-        For large scenes, call :func:`deflect_hf.inference.memory.give_large_blocks_back` once before, as
-        `deflect-predict` does: see :func:`~deflect_hf.inference.mapping.predict_raster`.
-
         Args:
             options: fields of :class:`~deflect_hf.inference.arguments.SceneArguments`, such as ``output`` or ``cog``.
 

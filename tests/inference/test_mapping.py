@@ -220,6 +220,19 @@ def test_an_interrupted_run_goes_on_after_its_finished_parts(
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_free_memory_is_given_back_after_each_part(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = []
+    parts = tmp_path / "out.tif.parts"
+    monkeypatch.setattr(
+        "deflect_hf.inference.mapping.give_back", lambda: finished.append(len(list(parts.glob("*.part"))))
+    )
+    map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
+    assert finished == [1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_a_fill_value_that_is_no_number_is_the_same_job(
     scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
