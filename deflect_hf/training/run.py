@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
@@ -25,6 +26,7 @@ from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.best import BEST, best_epoch
 from deflect_hf.training.bootstrap import REPLICATES
 from deflect_hf.training.build import Experiment, build, plain_loader, whole_patches
+from deflect_hf.training.compose import flatten
 from deflect_hf.training.environment import environment
 from deflect_hf.training.files import settle, write_json, write_text
 from deflect_hf.training.loop import TOLD, Publish, Trainer
@@ -32,10 +34,12 @@ from deflect_hf.training.metrics import selection_metric
 from deflect_hf.training.prefix import FOLDER as PREFIX
 from deflect_hf.training.processes import launcher_precision, make_accelerator
 from deflect_hf.training.trackers import EVENTS, LOG, start_trackers
+from deflect_hf.training.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
+OF_ONE_START = ("resume_from", "overwrite")  # settings that say nothing of a run as a whole
 ENVIRONMENT = "environment.json"
 WRITTEN = (
     *(BEST, states.FOLDER, "encoder", PREFIX, EVENTS, LOG, CURVES, ENVIRONMENT),
@@ -153,6 +157,8 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
         )
     surroundings = environment(accelerator.device, accelerator.num_processes)
     if accelerator.is_main_process:
+        if state is not None:
+            warn_of_changes(config, work_dir)
         write_text(work_dir / checkpoints.CONFIG, checkpoints.to_yaml(config))
         write_json(work_dir / ENVIRONMENT, surroundings)
         tell(config, accelerator, parameter_counts(experiment.model))
@@ -176,6 +182,26 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results, work_dir, accelerator.is_main_process
+
+
+def warn_of_changes(config: RunArguments, work_dir: Path) -> None:
+    """Name the settings of a run that is continued which are not those it had: they hold from here on."""
+    path = work_dir / checkpoints.CONFIG
+    if not path.is_file():
+        return
+    now = dict(flatten(yaml.safe_load(checkpoints.to_yaml(config)), RunArguments, "this run"))
+    try:
+        then = dict(flatten(read_yaml(path), RunArguments, str(path)))
+    except ConfigError as error:  # of another version, or edited: what counts is in the checkpoint
+        logger.warning("settings are not compared with those of the run before: %s", error)
+        return
+    changed = [
+        f"{name} {then.get(name)} -> {value}"
+        for name, value in now.items()
+        if name not in OF_ONE_START and then.get(name) != value
+    ]
+    if changed:
+        logger.warning("%s goes on with other settings: %s", work_dir, ", ".join(changed))
 
 
 def tell(config: RunArguments, accelerator: Accelerator, counts: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from deflect_hf.training.arguments import EvaluateArguments, RunArguments
 from deflect_hf.training.compose import parse_arguments
 from deflect_hf.training.evaluation import predict_logits
 from deflect_hf.training.report import overlay, report
-from deflect_hf.training.run import run
+from deflect_hf.training.run import run, warn_of_changes
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 ONE_EPOCH = ("--epochs", "1")
@@ -44,6 +44,23 @@ def torch_file(folder: Path, step: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(folder / "checkpoints" / step / "trained.safetensors")
+
+
+def test_settings_that_a_continued_run_did_not_have_are_named(tmp_path: Path, caplog) -> None:
+    argv = ["--config", str(CONF / "classification.yaml"), "--work_dir", str(tmp_path)]
+    before = parse_arguments(RunArguments, "test", argv)
+    warn_of_changes(before, tmp_path)  # of a run that was resumed from another's state
+    (tmp_path / "config.yaml").write_text(checkpoints.to_yaml(before))
+    warn_of_changes(parse_arguments(RunArguments, "test", [*argv, "--resume_from", "last"]), tmp_path)
+    assert not caplog.messages
+    after = parse_arguments(RunArguments, "test", [*argv, "--epochs", "77", "--segmentor.loss.dice", "0.5"])
+    warn_of_changes(after, tmp_path)
+    assert caplog.messages == [
+        f"{tmp_path} goes on with other settings: epochs {before.epochs} -> 77, segmentor.loss.dice 0.0 -> 0.5"
+    ]
+    (tmp_path / "config.yaml").write_text("epohcs: 3")
+    warn_of_changes(after, tmp_path)
+    assert "unknown key 'epohcs'" in caplog.messages[-1] and caplog.messages[-1].startswith("settings are not compared")
 
 
 @pytest.fixture
