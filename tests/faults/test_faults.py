@@ -72,15 +72,14 @@ def test_debug_raises_what_would_be_told(place: Place, valid: Valid) -> None:
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_a_process_of_its_own_tells_it_likewise(script: str, place: Place) -> None:
-    cut(place.data / "images" / "a2.tif", 0.5)
+    name = "a2.tif" if script == "train.py" else "a6.tif"
+    cut(place.data / "images" / name, 0.5)
     words = (
         place.train("--num_workers", "1") if script == "train.py" else place.evaluate("--dataset.root", str(place.data))
     )
-    cut(place.data / "images" / "a6.tif", 0.5)
     done = subprocess.run(
         [sys.executable, script, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False
     )
-    name = "a2.tif" if script == "train.py" else "a6.tif"
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {place.data / 'images' / name} ")
 
