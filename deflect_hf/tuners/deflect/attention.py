@@ -28,6 +28,8 @@ CANCELLATION = 1e-6
 # The fused kernel known to take values of any width, and the multiple of channels that it is fast with.
 WIDENED = "sdpa"
 LANES = 8
+# On CPUs that kernel takes queries in blocks of a multiple of this many rows, and a last row by itself by another way.
+ROWS = 32
 
 
 class Deflection(NamedTuple):
@@ -85,9 +87,12 @@ def deflected_attention(
     stream = deflect.stream.view(*deflect.stream.shape[:-1], query.shape[1], -1).transpose(1, 2).to(value.dtype)
     mixed: torch.Tensor
     weights: torch.Tensor | None = None
+    widened = attention.config._attn_implementation == WIDENED and dropout == 0.0
     # In evaluation a model gives the same bits with and without autograd state.
-    widened = attention.training and attention.config._attn_implementation == WIDENED and dropout == 0.0
-    if widened and torch.is_grad_enabled() and query.requires_grad:
+    differentiable = attention.training and torch.is_grad_enabled() and query.requires_grad
+    if widened and _is_exact_when_wide(query):
+        mixed, radiometry = _wide_mixtures(call, query, key, value, stream)
+    elif widened and differentiable:
         mixed, radiometry = _differentiable_mixtures(call, query, key, value, stream)
     else:
         mixed, weights = call(query, key, value, dropout=dropout)
@@ -116,23 +121,45 @@ def _mixed_stream(
     return mixed[..., : stream.shape[-1]]
 
 
-def _differentiable_mixtures(
+def _is_exact_when_wide(query: torch.Tensor) -> bool:
+    """Whether one call with the values [V ; a] gives `S V` to the last bit as a call with V alone does.
+
+    On CPUs it does for heads of whole vector registers, unless one row is left over: its products are those of a
+    matrix and a vector, which are summed in an order that depends on the width (measured; tests/tuners/
+    test_attention.py). Other devices choose another kernel for another width.
+    """
+    rows, width = query.shape[-2:]
+    whole = width >= 2 * LANES and width % LANES == 0
+    return query.device.type == "cpu" and whole and rows % ROWS != 1
+
+
+def _wide_mixtures(
     call: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, stream: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, h, N, D/h) queries, keys and values, (B, h, N, d/h) stream -> (B, N, h, D/h) S V and (B, N, h, d/h) S a.
 
-    One call with the values [V ; a] gives both and has one backward pass. But wider values change the last bits of
-    `S V` for some numbers of tokens: its value is therefore that of the frozen call, without autograd state, and only
-    its gradient that of the wide one. A backward pass costs more than twice a forward one.
+    One call with the values [V ; a]; queries and keys are padded to their width, which fused kernels ask for.
     """
-    with torch.no_grad():
-        exact = call(query, key, value, dropout=0.0)[0]
     width, used = value.shape[-1], value.shape[-1] + stream.shape[-1]
     rest = -used % LANES
     query, key = (F.pad(part, (0, used - width + rest)) for part in (query, key))
     both = call(query, key, F.pad(torch.cat([value, stream], dim=-1), (0, rest)), dropout=0.0)[0]
-    mixed: torch.Tensor = _WithGradientOf.apply(exact, both[..., :width])
-    return mixed, both[..., width:used]
+    return both[..., :width], both[..., width:used]
+
+
+def _differentiable_mixtures(
+    call: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, stream: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As [`_wide_mixtures`], where a wide call changes the last bits of `S V`.
+
+    Its value is then that of the frozen call, without autograd state, and only its gradient that of the wide one, as
+    one backward pass costs less than two.
+    """
+    with torch.no_grad():
+        exact = call(query, key, value, dropout=0.0)[0]
+    both, radiometry = _wide_mixtures(call, query, key, value, stream)
+    mixed: torch.Tensor = _WithGradientOf.apply(exact, both)
+    return mixed, radiometry
 
 
 class _WithGradientOf(torch.autograd.Function):
