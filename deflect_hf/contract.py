@@ -92,7 +92,8 @@ class BandContract:
         if projection is not None and self.projection is not None and projection != self.projection:
             logger.warning(
                 "%s: its coordinate reference system is %s, but the model was trained on images in one that is %s: "
-                "pixels have another shape on the ground (gdalwarp -t_srs brings the image to such a system)",
+                "pixels may have another size or shape on the ground (gdalwarp -t_srs brings the image to such a "
+                "system)",
                 where,
                 projection,
                 self.projection,

@@ -21,7 +21,7 @@ from torch import Tensor
 from deflect_hf.bands import single_nir
 from deflect_hf.errors import IndexFormulaError, listing, nearest
 from deflect_hf.formulas import bands_of, compile_program, parse
-from deflect_hf.probe import LARGEST_BOUND, bound_of, has_additive_constant, same_feature, signature
+from deflect_hf.probe import bound_of, has_additive_constant, same_feature, signature
 from deflect_hf.spectrum import Unit
 
 logger = logging.getLogger(__name__)
@@ -147,12 +147,19 @@ def select_indices(
         there already under another name.
 
     Raises:
-        IndexFormulaError: a name is neither an index, nor a domain, nor "default" or "all".
+        IndexFormulaError: a name is neither an index, nor a domain, nor "default" or "all", or the values of an index
+            that is asked for by its own name exceed all limits.
     """
     selection = IndexSelection()
+    named = {spec} if isinstance(spec, str) else set(spec or ())
     signatures: dict[str, Tensor] = {}
     for name in _expand(spec):
-        formula, reason = _formula_for(name, bands, unit)
+        try:
+            formula, reason = _formula_for(name, bands, unit)
+        except IndexFormulaError as error:
+            if name in named:
+                raise
+            formula, reason = "", str(error)
         if not reason:
             mark = signature(formula)
             twin = same_feature(list(signatures.values()), mark)
@@ -191,7 +198,11 @@ def _expand(spec: str | Sequence[str] | None) -> list[str]:
 
 
 def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]:
-    """Return an index's formula over ``bands`` and numbers, and why it cannot be had (empty if it can)."""
+    """Return an index's formula over ``bands`` and numbers, and why it cannot be had (empty if it can).
+
+    Raises:
+        IndexFormulaError: its values exceed all limits.
+    """
     entry = catalogue()[name]
     replacements: dict[str, ast.expr] = {}
     missing = []
@@ -212,10 +223,7 @@ def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]
     parse(formula, bands)
     if unit == "8bit" and has_additive_constant(formula):
         return "", "its additive constants have no meaning on 8-bit values"
-    try:
-        bound_of(formula)
-    except IndexFormulaError:
-        return "", f"its values exceed {LARGEST_BOUND:g} on plausible reflectances"
+    bound_of(formula)
     return formula, ""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -77,7 +78,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         for names in (bands, source_bands, needed_bands):
             if isinstance(names, str):
                 raise BandError(f"bands come as a list of names, not as the single string {names!r}.")
-        if not bands:
+        if not len(bands):
             raise BandError("bands is empty: name the bands of the output.")
         self.source_bands = None if source_bands is None else list(source_bands)
         # a sensor described by the user may have codes of its own; those are known from source_bands only
@@ -95,9 +96,9 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         self.unit: Unit = unit
         self.unit_check = unit_check
         self.size = _size(size)
-        if gsd_m is not None and not (isinstance(gsd_m, (int, float)) and 0 < gsd_m < math.inf):
+        if gsd_m is not None and not (isinstance(gsd_m, numbers.Real) and 0 < gsd_m < math.inf):
             raise ConfigError(f"gsd_m={gsd_m!r}: a pixel has a size above 0 metres.")
-        self.gsd_m = gsd_m
+        self.gsd_m = None if gsd_m is None else float(gsd_m)
         self.projection = projection
         self.trained_size = None if trained_size is None else list(trained_size)
 
@@ -268,7 +269,7 @@ def _interpolate(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def _per_band(name: str, value: float | Sequence[float], bands: Sequence[str]) -> float | list[float]:
     values = _numbers(name, value)
-    one = isinstance(value, (int, float, str))
+    one = isinstance(value, (numbers.Real, str))
     if not one and len(values) != len(bands):
         raise ConfigError(f"{name} has {len(values)} values for {len(bands)} bands: give one number, or one per band.")
     if not all(map(math.isfinite, values)):
@@ -278,7 +279,7 @@ def _per_band(name: str, value: float | Sequence[float], bands: Sequence[str]) -
 
 def _numbers(name: str, value: Any) -> list[float]:
     try:
-        return [float(one) for one in ([value] if isinstance(value, (int, float, str)) else value)]
+        return [float(one) for one in ([value] if isinstance(value, (numbers.Real, str)) else value)]
     except (TypeError, ValueError):
         raise ConfigError(f"{name} must be a number or a list of numbers, not {value!r:.80}.") from None
 

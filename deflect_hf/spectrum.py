@@ -95,7 +95,8 @@ def resolve_among(name: str, bands: Sequence[Band], among: str) -> Band:
     for band in bands:
         if name == band.code or name in band.aliases:
             return band
-    matches = [band for band in bands if fold(name) in {fold(known) for known in (band.code, band.name, *band.aliases)}]
+    matches = [band for band in bands if fold(name) in {fold(known) for known in (band.code, *band.aliases)}]
+    matches = matches or [band for band in bands if fold(name) == fold(band.name)]  # free text: where nothing else fits
     if len(matches) == 1:
         return matches[0]
     near_infrared = [band for band in bands if band.code in SINGLE_NIR]

@@ -118,8 +118,8 @@ def test_a_grid_of_another_kind_is_warned_about_and_another_zone_is_not(caplog):
     assert compared("Transverse_Mercator") == compared(None) == compared("geographic", trained=None) == []
     assert compared("geographic") == [
         "a.tif: its coordinate reference system is geographic, but the model was trained on images in one that is "
-        "Transverse_Mercator: pixels have another shape on the ground (gdalwarp -t_srs brings the image to such a "
-        "system)"
+        "Transverse_Mercator: pixels may have another size or shape on the ground (gdalwarp -t_srs brings the image to "
+        "such a system)"
     ]
 
 

@@ -61,6 +61,12 @@ def test_validity_masks_per_image_and_per_band(processor: MultispectralImageProc
         processor([STORED, STORED], valid=[plane])
 
 
+def test_numbers_and_bands_of_numpy_are_numbers_and_bands():
+    processor = MultispectralImageProcessor(np.array(["R", "G"]), scale=np.float32(0.5), gsd_m=np.int64(10))
+    assert (processor.bands, processor.scale, processor.gsd_m) == (["R", "G"], 0.5, 10.0)
+    assert json.loads(processor.to_json_string())["gsd_m"] == 10.0
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [

@@ -120,3 +120,9 @@ def test_hyperspectral_bands_by_wavelength():
 def test_bad_sensors_are_refused(sensor, error, message):
     with pytest.raises(error, match=message):
         get_sensor(sensor)
+
+
+def test_free_text_of_a_band_counts_where_no_code_or_alias_fits():
+    bands = [{"code": "R"}, {"code": "X1", "name": "red"}, {"code": "X2", "name": "my own"}]
+    sensor = get_sensor({"name": "camera", "bands": bands})
+    assert sensor.resolve("Red").code == "R" and sensor.resolve("My Own").code == "X2"

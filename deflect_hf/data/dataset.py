@@ -79,7 +79,8 @@ class Labels:
             if nodata.size and value in nodata:
                 raise DataError(
                     f"{where} tags {value} as nodata, which is the value of class {name!r}: remove the tag "
-                    f"(gdal_edit.py -unsetnodata), or take the class out of `classes` if these pixels have no label."
+                    f"(gdal_edit.py -unsetnodata; save a PNG without transparency), or take the class out of `classes` "
+                    f"if these pixels have no label."
                 )
         labels = np.full(mask.shape, self.ignore_index, dtype=np.int64)
         known = np.isin(mask, self.ignore_values) if valid is None else np.isin(mask, self.ignore_values) | ~valid

@@ -27,14 +27,13 @@ from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.build import model_class
 from deflect_hf.training.compose import load_config, to_yaml
 from deflect_hf.training.encoders import chosen_gsd, set_gsd
-from deflect_hf.training.files import PARTIAL as PARTIAL
+from deflect_hf.training.files import CONFIG as CONFIG
 from deflect_hf.training.files import REPLACED
 from deflect_hf.training.files import write_json as write_json
 from deflect_hf.training.stored import load_adapter, reading, refuse_unfit
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 RESULTS = "results.json"
 HEAD = "head.safetensors"
 PATCH_EMBEDDING = "patch_embedding."

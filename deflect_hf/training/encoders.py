@@ -19,7 +19,8 @@ from deflect_hf.models import load_encoder
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.loading import load_encoder_config
 from deflect_hf.training.arguments import EncoderArguments, RunArguments
-from deflect_hf.training.files import whole_folder
+from deflect_hf.training.files import CONFIG, whole_folder
+from deflect_hf.training.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -95,7 +96,7 @@ def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator
     """The base encoder; a random one is written to ``work_dir/encoder`` first, so that evaluation finds the same.
 
     Raises:
-        ConfigError: the run that is resumed has a random encoder of another configuration.
+        ConfigError: the run that is resumed has a random encoder of another configuration or seed.
     """
     if config.encoder.name_or_path is not None:
         return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
@@ -111,7 +112,25 @@ def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator
                 f"{folder} is the encoder of this run, with {name} {there.get(name)!r}; encoder.random says "
                 f"{described[name]!r}: resume with the run's own configuration, or give another --work_dir"
             )
+    drawn = _drawn_with(work_dir)
+    if drawn not in (None, config.encoder.random_seed):
+        raise ConfigError(
+            f"{folder} is the encoder of this run, drawn with encoder.random_seed {drawn}, not "
+            f"{config.encoder.random_seed}: resume with the run's own configuration, or give another --work_dir"
+        )
     return load_encoder(folder)
+
+
+def _drawn_with(work_dir: Path) -> int | None:
+    """The seed of the random encoder of the run in ``work_dir``; None where no configuration says so yet."""
+    path = work_dir / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        seed: int | None = (read_yaml(path).get("encoder") or {}).get("random_seed")
+    except (ConfigError, AttributeError):  # edited: what counts is in the checkpoint
+        return None
+    return seed
 
 
 def pretraining_size(arguments: EncoderArguments) -> list[int]:

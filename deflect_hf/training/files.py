@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CONFIG = "config.yaml"  # of a run and of its checkpoints
 PARTIAL = ".partial"  # ending of what is being written
 REPLACED = ".replaced"  # ending of what makes room for it
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -231,7 +232,7 @@ class Trainer:
         loader = evaluation_loader(self.splits[split], self.config.batch_size, self.config.num_workers, self.rank)
         with unsharded(model):
             result = evaluate(model, loader, self.accelerator, self.protocol, **options)
-        if result["loss"] - result["loss"] != 0:
+        if not math.isfinite(result["loss"]):
             raise DataError(f"the model's outputs on the {split} split are not finite: lower the learning rate.")
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config, images.task), config.metrics)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))
     scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
-    if scores["loss"] - scores["loss"] != 0:  # not 0 for NaN and both infinities
+    if not math.isfinite(scores["loss"]):
         raise DataError(
             f"the model's outputs on the {arguments.split} split are not finite: an image holds values far from those "
             f"of training. Correct dataset.scale, dataset.offset or dataset.nodata for {config.dataset.root}"

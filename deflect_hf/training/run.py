@@ -39,7 +39,7 @@ from deflect_hf.training.yaml_text import read_yaml
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
-OF_ONE_START = ("resume_from", "overwrite")  # settings that say nothing of a run as a whole
+OF_ONE_START = ("resume_from", "overwrite", "work_dir")  # settings that say nothing of a run as a whole
 ENVIRONMENT = "environment.json"
 WRITTEN = (
     *(BEST, states.FOLDER, "encoder", PREFIX, EVENTS, LOG, CURVES, ENVIRONMENT),
@@ -87,8 +87,6 @@ def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelera
         for name in WRITTEN:
             path = work_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif accelerator.is_main_process and state is not None and continued:
-        states.drop_states_after(work_dir, states.step_of(state))
     work_dir.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     return state
@@ -156,16 +154,18 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
             unit_check=config.dataset.unit_check,
         )
     surroundings = environment(accelerator.device, accelerator.num_processes)
-    if accelerator.is_main_process:
-        if state is not None:
-            warn_of_changes(config, work_dir)
-        write_text(work_dir / checkpoints.CONFIG, checkpoints.to_yaml(config))
-        write_json(work_dir / ENVIRONMENT, surroundings)
-        tell(config, accelerator, parameter_counts(experiment.model))
     set_seed(config.seed, device_specific=True)
     trainer = Trainer(experiment, accelerator, work_dir, publish)
     if state is not None:
-        trainer.resume(state)
+        trainer.resume(state)  # may refuse: what is on the disk changes after it alone
+    if accelerator.is_main_process:
+        if state is not None:
+            warn_of_changes(config, work_dir)
+            states.drop_states_after(work_dir, trainer.progress.step)
+        write_text(work_dir / checkpoints.CONFIG, checkpoints.to_yaml(config))
+        write_json(work_dir / ENVIRONMENT, surroundings)
+        tell(config, accelerator, parameter_counts(experiment.model))
+    accelerator.wait_for_everyone()
     start_trackers(accelerator, config, work_dir, trainer.progress.step)
     if state is not None:
         trainer.restore_best(state)

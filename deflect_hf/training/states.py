@@ -68,12 +68,6 @@ def _named_step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def step_of(state: Path) -> int:
-    """The step of a state folder that is whole, whatever its name."""
-    step: int = json.loads((state / PROGRESS).read_text(encoding="utf-8"))["step"]
-    return step
-
-
 def write_state(
     work_dir: Path, step: int, told: Mapping[str, Any], trained: Mapping[str, Tensor], training: Mapping[str, Any]
 ) -> Path:

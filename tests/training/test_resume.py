@@ -176,6 +176,18 @@ def test_a_checkpoint_of_another_run_is_refused(deflect_run, tmp_path: Path) -> 
         train(tmp_path / "d", "--resume_from", state, *words)
 
 
+def test_a_refused_resumption_leaves_the_run_as_it_is(deflect_run, tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    shutil.copytree(deflect_run[0], work_dir)
+    before = {path: path.read_bytes() for path in sorted(work_dir.rglob("*")) if path.is_file()}
+    state = str(work_dir / "checkpoints" / "step-15")
+    with pytest.raises(CheckpointError, match=r"segmentor\.optimizer was lr 0\.01, not 0\.5"):
+        train(work_dir, "--resume_from", state, "--segmentor.optimizer.lr", "0.5")
+    with pytest.raises(ConfigError, match=r"drawn with encoder\.random_seed 0, not 7: resume with the run's own"):
+        train(work_dir, "--resume_from", "last", "--encoder.random_seed", "7")
+    assert {path: path.read_bytes() for path in sorted(work_dir.rglob("*")) if path.is_file()} == before
+
+
 def test_a_full_disk_is_told_whoever_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(folder: Path, *_: Any) -> None:
         (folder / "half").write_text("")
