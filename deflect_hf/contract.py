@@ -25,7 +25,7 @@ SHIFTED = -0.03  # more than half of a channel below it
 STANDARDISED = -0.3  # more than 5 % of a channel below it
 _SAMPLE = 65536  # values looked at per channel
 
-GSD_RATIO = 2.0
+GSD_RATIO = 1.25
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class BandContract:
         """Compare images that have the bands ``available``, in any order, with the contract; warn of what is odd.
 
         Warnings: bands that nobody will look at, missing bands that the model can do without, a coordinate reference
-        system of another projection than in training, and pixels more than twice or less than half as large as in
+        system of another projection than in training, and pixels more than a quarter larger or smaller than in
         training, as the model sees them.
 
         Args:

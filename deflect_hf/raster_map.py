@@ -33,6 +33,7 @@ Colour = tuple[int, int, int]
 
 SQUARE = 512  # pixels: side of a block of a Cloud Optimized GeoTIFF, and whole tiles of any other
 MADE_BY = {"SOFTWARE": "deflect_hf"}  # in the metadata of every map
+JOB_TAG = "DEFLECT_JOB"  # checksum of all that the map depends on
 SIDECAR = ".aux.xml"  # where GDAL keeps what a GeoTIFF has no tag for
 
 
@@ -47,6 +48,7 @@ class MapLayout:
         scale: what a stored value is multiplied by.
         categories: names of the stored values 0, 1, 2 ... of a band of classes; empty for other maps.
         colours: red, green and blue (0 to 255) of each category.
+        job: what :func:`job_of_map` tells of the file.
     """
 
     dtype: str
@@ -55,6 +57,7 @@ class MapLayout:
     scale: float = 1.0
     categories: tuple[str, ...] = ()
     colours: tuple[Colour, ...] = ()
+    job: str = ""
 
     @property
     def count(self) -> int:
@@ -119,15 +122,16 @@ def write_map(
             sidecar(plain).unlink(missing_ok=True)
 
 
-def is_map(path: Path) -> bool:
-    """Whether a file is a map that was written here, and not somebody's image."""
+def job_of_map(path: Path) -> str | None:
+    """The ``job`` of a map that was written here; None for any other file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as source:
-                return MADE_BY.items() <= source.tags().items()
+                tags = source.tags()
     except RasterioError:
-        return False
+        return None
+    return tags.get(JOB_TAG, "") if MADE_BY.items() <= tags.items() else None
 
 
 def sidecar(path: Path) -> Path:
@@ -163,7 +167,7 @@ def _write_plain(
             sink.write_colormap(1, {**table, int(layout.nodata): (0, 0, 0, 0)})
         if layout.scale != 1.0:
             sink.scales = [layout.scale] * layout.count
-        sink.update_tags(**MADE_BY)
+        sink.update_tags(**MADE_BY, **({JOB_TAG: layout.job} if layout.job else {}))
         for number, name in enumerate(layout.categories):
             sink.update_tags(1, **{f"CLASS_{number}": name})
         for square in squares:

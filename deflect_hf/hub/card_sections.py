@@ -10,6 +10,7 @@ from deflect_hf.hub.facts import Facts
 from deflect_hf.probe import bound_of
 from deflect_hf.sensors import get_sensor
 from deflect_hf.spectrum import SPECTRUM
+from deflect_hf.training.encoders import chosen_gsd
 
 MEANS = (("accuracy", "accuracy"), ("miou", "mIoU"), ("f1_macro", "macro F1"))
 EXAMPLE_VALUE = {"reflectance": 0.1, "8bit": 0.5}
@@ -60,10 +61,29 @@ images = np.full({shape}, {stored:g}, dtype="float32")  # your images: stored va
 probabilities = predict(images, source_bands={bands})  # {result}
 print(dict(zip(predict.classes, {shares}.tolist())))
 """
-    if not facts.adapter:
-        return f"```python\n{program}```"
-    note = "With PEFT alone, too, `import deflect_hf` comes before `PeftModel.from_pretrained`."
-    return f"```python\n{program}```\n\n{note}"
+    program = f"```python\n{program}```"
+    return f"{program}\n\n{with_peft(facts, where)}" if facts.adapter else program
+
+
+def with_peft(facts: Facts, where: str) -> str:
+    """The same model with PEFT alone; ``where`` are the arguments that name the repository."""
+    encoder = facts.config.encoder
+    told = "The model of PEFT is `predict.model`."
+    if encoder.random is not None or chosen_gsd(encoder, gsd_m=None) is not None:
+        return told  # the encoder is not what `AutoModel.from_pretrained` gives
+    kind = "EncoderForSemanticSegmentation" if facts.is_segmentation else "EncoderForImageClassification"
+    source = repr(encoder.name_or_path) + (f", revision={encoder.revision!r}" if encoder.revision else "")
+    return f"""{told} With PEFT alone, the adapter belongs to the encoder with its head, not to the bare encoder:
+
+```python
+import deflect_hf
+from peft import PeftModel
+from transformers import AutoModel
+
+config = deflect_hf.{kind}.config_class.from_pretrained({where})
+base = deflect_hf.{kind}(config, AutoModel.from_pretrained({source}))
+model = PeftModel.from_pretrained(base, {where})
+```"""
 
 
 def bands(facts: Facts) -> str:

@@ -49,9 +49,10 @@ class SceneArguments:
         metadata={"help": "of probabilities; uint8: steps of 0.004, a quarter of the size; null: float32"},
     )
     cog: bool = field(default=False, metadata={"help": "write a Cloud Optimized GeoTIFF"})
-    overwrite: bool = field(default=False, metadata={"help": "replace maps that are there"})
+    overwrite: bool = field(default=False, metadata={"help": "replace maps that are there, and parts of others"})
     window: PositiveInt | None = field(
-        default=None, metadata={"help": "side of the windows in pixels; null: that of the training images"}
+        default=None,
+        metadata={"help": "side of the windows in pixels; null: as in evaluation, else that of the training images"},
     )
     overlap: Overlap = field(default=0.25, metadata={"help": "share of its side by which a window overlaps the next"})
     batch_size: PositiveInt = field(default=8, metadata={"help": "windows per forward pass"})

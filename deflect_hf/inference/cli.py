@@ -77,6 +77,8 @@ def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
         images += [Path(name) for name in found if Path(name) not in images]
     target = Path(last)
     if target.suffix and not target.is_dir() and not last.endswith("/"):
+        if target.suffix.lower() not in (".tif", ".tiff"):
+            raise ConfigError(f"{target}: maps are GeoTIFFs, call it {target.with_suffix('.tif')}; a folder ends in /.")
         if len(images) == 1:
             return [(images[0], target)]
         raise ConfigError(f"{len(images)} images need a folder for their maps, but {target} is a file; give FOLDER/")
@@ -105,16 +107,20 @@ def predict(arguments: PredictArguments) -> None:
     predictor = load_adapter(
         arguments.adapter, revision=arguments.revision, encoder=arguments.encoder, device=processes.device
     )
+    finished = []
     for image, target in jobs:  # before hours of work on the first
-        refuse(predictor, image, target, arguments)
-        if arguments.report and not arguments.overwrite and report_of(target).exists():
+        done = refuse(predictor, image, target, arguments)
+        if arguments.report and not arguments.overwrite and not done and report_of(target).exists():
             raise ConfigError(f"{report_of(target)} is there already: replace it with --overwrite.")
+        finished += [target] if done else []
     try:
         for image, target in jobs:
-            predict_raster(predictor, image, target, arguments, processes)
+            if target not in finished:
+                predict_raster(predictor, image, target, arguments, processes)
             if processes.is_main_process:
-                print(f"{target}: {arguments.output} of {image}")
-            if arguments.report:
+                again = ", finished before" if target in finished else ""
+                print(f"{target}: {arguments.output} of {image}{again}")
+            if arguments.report and not (target in finished and report_of(target).exists()):
                 together(processes, partial(_report, predictor, image, target, arguments), main_only=True)
     except KeyboardInterrupt:
         print("stopped: the same command goes on after the parts that are finished", file=sys.stderr)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +26,9 @@ from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.scenes import Scene, cut
 from deflect_hf.inference.spool import Part, Spool, plan_parts
 from deflect_hf.inference.windows import SceneWindows
-from deflect_hf.raster import open_raster
+from deflect_hf.raster import OpenRaster, open_raster
 from deflect_hf.raster_header import RasterInfo
-from deflect_hf.raster_map import MapLayout, Square, is_map, sidecar, write_map
+from deflect_hf.raster_map import MapLayout, Square, job_of_map, sidecar, write_map
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -48,7 +51,8 @@ def predict_raster(
     """Write the map of one image: a GeoTIFF with its size, CRS and transform.
 
     Interrupted, the same call goes on where it stopped; ``TARGET.parts`` holds what is finished until the map is there.
-    Several processes share the work, and the first of them writes the map.
+    A map that the same call has made before is left as it is. Several processes share the work, and the first of them
+    writes the map.
 
     After each part, memory that is free goes back to the system. `deflect-predict` also begins with
     :func:`deflect_hf.inference.memory.give_large_blocks_back`, so that this happens within a part, too; it holds for
@@ -56,42 +60,40 @@ def predict_raster(
 
     Raises:
         UnsupportedOperationError: the model classifies whole images, or has more classes than a map can hold.
-        ConfigError: the map is there already, is the image itself, or the windows do not fit.
+        ConfigError: another map is there, or in the making, under this name, it is the image itself, or the windows do
+            not fit.
         DataError: the image is damaged or holds values that no model can compute with, or the map cannot be written.
         BandError: the image lacks a band that the model needs.
         UnitError: the image is not in the model's unit.
     """
-    refuse(predictor, source, target, arguments)
+    if refuse(predictor, source, target, arguments):
+        return
     layout, finish = map_layout(predictor.classes, arguments)
-    with open_raster(source) as file:
-        scene = Scene.of(file, predictor.processor, arguments)
-        rows, columns = cut(predictor, scene.info, arguments)
-        parts = plan_parts(rows, len(columns))
-        folder = target.with_name(f"{target.name}.parts")
-        dtype = np.dtype(layout.dtype)
-        spool = Spool(folder, scene.info.width, len(predictor.classes), layout.count, dtype, finish)
-        # nobody else keeps the windows: what is in the making is not held beside the map's squares
-        finish_parts(
-            spool, parts, SceneWindows(scene, predictor, rows, columns, arguments.batch_size), arguments, processes
-        )
-        info = scene.info
-    together(processes, lambda: _assemble(spool, parts, layout, info, target, arguments), main_only=True)
+    with ExitStack() as held:
+        with open_raster(source) as file:
+            windows = windows_of(file, predictor, arguments)
+            info, job = windows.scene.info, job_of(windows, arguments)
+            parts = plan_parts(windows.rows, len(windows.columns))
+            folder = target.with_name(f"{target.name}.parts")
+            dtype = np.dtype(layout.dtype)
+            spool = Spool(folder, info.width, len(predictor.classes), layout.count, dtype, finish)
+            together(processes, lambda: held.enter_context(_begun(spool, job, arguments, parts)), main_only=True)
+            together(processes, partial(_predict, spool, windows, parts, processes))
+            # what is in the making is not held beside the map's squares
+            del windows
+        layout = dataclasses.replace(layout, job=digest_of(job, arguments))
+        together(processes, lambda: _assemble(spool, parts, layout, info, target, arguments), main_only=True)
 
 
-def finish_parts(
-    spool: Spool,
-    parts: list[Part],
-    windows: SceneWindows,
-    arguments: SceneArguments,
-    processes: PartialState | None,
-) -> None:
-    """Predict the parts that are not there yet."""
-    together(processes, lambda: _begin(spool, windows, arguments, parts), main_only=True)
-    together(processes, lambda: _predict(spool, windows, parts, processes))
+def windows_of(file: OpenRaster, predictor: Predictor, arguments: SceneArguments) -> SceneWindows:
+    """The windows of an open image."""
+    scene = Scene.of(file, predictor.processor, arguments)
+    rows, columns = cut(predictor, scene.info, arguments)
+    return SceneWindows(scene, predictor, rows, columns, arguments.batch_size)
 
 
-def refuse(predictor: Predictor, source: Path, target: Path, arguments: SceneArguments) -> None:
-    """Refuse what cannot become a map before anything is read."""
+def refuse(predictor: Predictor, source: Path, target: Path, arguments: SceneArguments) -> bool:
+    """Refuse what cannot become a map; whether the map is there and is what the same command would write again."""
     if predictor.task != "segmentation":
         raise UnsupportedOperationError(
             f"{source}: the model gives one class to a whole image, which makes no map. Give the folder of a "
@@ -103,15 +105,23 @@ def refuse(predictor: Predictor, source: Path, target: Path, arguments: SceneArg
         )
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"{target} is the image itself: give the map another name.")
-    if target.exists() and not arguments.overwrite:
-        raise ConfigError(f"{target} is there already: give the map another name, or replace it with --overwrite.")
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the map a name.")
-    if target.exists() and not is_map(target):
+    if not target.exists():
+        return False
+    made = job_of_map(target)
+    if not arguments.overwrite:
+        if made and source.exists():
+            with open_raster(source) as file:
+                if made == digest_of(job_of(windows_of(file, predictor, arguments), arguments), arguments):
+                    return True
+        raise ConfigError(f"{target} is there already: give the map another name, or replace it with --overwrite.")
+    if made is None:
         raise ConfigError(
             f"{target} is no map that deflect_hf wrote, and is not replaced: give the map another name. (An unquoted "
             "pattern that fits two images takes the second for the map: give a folder, too.)"
         )
+    return False
 
 
 def map_layout(classes: tuple[str, ...], arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
@@ -137,14 +147,15 @@ def _stepped_probabilities(sums: Array) -> Array:
     return np.nan_to_num(np.rint(_probabilities(sums) * STEPS), nan=NODATA).astype(np.uint8)
 
 
-def _begin(spool: Spool, windows: SceneWindows, arguments: SceneArguments, parts: list[Part]) -> None:
-    """Make the folder of the parts, or find those of an interrupted run."""
-    changed = spool.prepare(job_of(windows, arguments))
-    if changed is not None:
-        logger.warning("%s was begun with another %s: it is begun anew", spool.folder, changed)
-    finished = sum(spool.is_finished(part) for part in parts)
-    if finished:
-        logger.info("%s: %d of %d parts are finished and are kept", spool.folder, finished, len(parts))
+@contextmanager
+def _begun(spool: Spool, job: dict[str, Any], arguments: SceneArguments, parts: list[Part]) -> Iterator[None]:
+    """Make the folder of the parts, or find those of an interrupted run, and keep others from it."""
+    spool.prepare(job, overwrite=arguments.overwrite)
+    with spool.held():
+        finished = sum(spool.is_finished(part) for part in parts)
+        if finished:
+            logger.info("%s: %d of %d parts are finished and are kept", spool.folder, finished, len(parts))
+        yield
 
 
 def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
@@ -165,6 +176,12 @@ def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
         "output": [arguments.output, arguments.dtype],
         "version": 2,  # of the files in the folder
     }
+
+
+def digest_of(job: dict[str, Any], arguments: SceneArguments) -> str:
+    """By what a finished map is known again."""
+    told = json.dumps([job, arguments.cog], sort_keys=True)
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -93,7 +93,9 @@ def write_report(
         partial.write_text(as_html(page), encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}): choose a folder that is writable.") from error
+        raise DataError(
+            f"{path} cannot be written ({error}): make room on the disk, or choose a writable folder."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from deflect_hf.errors import DataError
+from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.inference.tiling import Axis
 from deflect_hf.raster_map import SQUARE, Square
 from deflect_hf.training.files import write_text
@@ -31,6 +32,7 @@ Array = np.ndarray[Any, Any]
 Finish = Callable[[Array], Array]
 
 JOB = "job.json"
+LOCK = "lock"
 WINDOWS_PER_PART = 128
 LEAST_ROWS = 4  # of windows: a part shares pixels with the parts next to it alone
 COMPRESSION = 1  # parts live for minutes
@@ -97,25 +99,53 @@ class Spool:
     dtype: np.dtype[Any]
     finish: Finish
 
-    def prepare(self, job: Mapping[str, Any]) -> str | None:
+    def prepare(self, job: Mapping[str, Any], *, overwrite: bool) -> None:
         """Make the folder, empty unless it was begun for the same job.
 
-        Returns:
-            What of an earlier job was another, and why it was therefore removed; None if nothing was.
+        Args:
+            overwrite: remove what another job has finished.
 
         Raises:
+            ConfigError: it holds parts of another job, and they are not to be removed.
             DataError: it cannot be written, or something else has its name.
         """
         wanted = {key: json.dumps(value) for key, value in job.items()}  # as text, for NaN is not equal to itself
         stored = self._stored_job()
         found = {key: json.dumps(value) for key, value in (stored or {}).items()}
         if found == wanted:
-            return None
+            return
+        if stored is not None and not overwrite:
+            changed = next((key for key in wanted if found.get(key) != wanted[key]), "version")
+            raise ConfigError(
+                f"{self.folder} holds finished parts of a prediction with another {changed}: repeat that command to "
+                "finish it, give the map another name, or begin anew with --overwrite."
+            )
         with self.writing():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             write_text(self.folder / JOB, json.dumps(dict(job), indent=2) + "\n")
-        return None if stored is None else next((key for key in wanted if found.get(key) != wanted[key]), "version")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other commands from the folder.
+
+        Raises:
+            ConfigError: another one is at work there.
+        """
+        lock = FileLock(self.folder / LOCK, timeout=0)
+        with self.writing():
+            try:
+                lock.acquire()
+            except Timeout:
+                raise ConfigError(
+                    f"{self.folder}: another command is making this map right now; wait for it, or give the map "
+                    "another name. (Several processes share a map under accelerate launch.)"
+                ) from None
+        try:
+            yield
+        finally:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            lock.release()
 
     def _stored_job(self) -> dict[str, Any] | None:
         """The job of an earlier prediction; None if there is no folder."""
@@ -162,7 +192,8 @@ class Spool:
 
                 yield write
                 stream.write(HEADER.pack(*END))
-            os.replace(partial, path)
+            with self.writing():
+                os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ PEFT knows the method once `deflect_hf` is imported; without it, loading ends in
 import deflect_hf  # before the adapter is loaded
 from peft import PeftModel
 
+# base_model: of the class that was adapted (`auto_mapping` in adapter_config.json names it), a head included
 model = PeftModel.from_pretrained(base_model, "path or name of this adapter")
 ```
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,15 @@ def test_an_encoder_of_the_hub_is_pinned_to_its_commit(hub: Hub, runs: Runs, tmp
     shutil.rmtree(constants.HF_HUB_CACHE)
     assert torch.equal(deflect_hf.load_adapter("alice/land")(IMAGES), expected)
     assert torch.equal(deflect_hf.load_adapter("alice/land", encoder=encoder)(IMAGES), expected)
+
+    # the program on the card that does without load_adapter
+    names: dict[str, Any] = {}
+    exec(files["README.md"].decode().split("```python\n")[2].partition("```")[0], names)
+    predict = deflect_hf.load_adapter("alice/land")
+    pixels = torch.stack([predict.processor.convert(image) for image in IMAGES])
+    with torch.no_grad():
+        logits = [model.eval()(pixel_values=pixels).logits for model in (names["model"], predict.model)]
+    assert torch.equal(*logits)
 
 
 def test_an_encoder_in_a_folder_must_be_on_the_hub(hub: Hub, runs: Runs, tmp_path: Path) -> None:

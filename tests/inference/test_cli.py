@@ -151,6 +151,31 @@ def test_maps_of_several_images(
     assert f"{tmp_path}/maps/a.tif: classes of {tmp_path}/a.tif" in capsys.readouterr().out
 
 
+def test_a_map_is_not_called_something_else() -> None:
+    with pytest.raises(ConfigError, match=r"out\.png: maps are GeoTIFFs, call it out\.tif; a folder ends in /\."):
+        cli.pairs(["in.tif", "out.png"])
+
+
+def test_the_same_command_makes_what_is_missing_of_several_maps(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.tif", "b.tif", "c.tif"):
+        scene_of(tmp_path / name, 40, 24)
+    words = (str(tmp_path / "*.tif"), f"{tmp_path}/maps/", "--adapter", str(adapter), "--report")
+    run_main(monkeypatch, *words)
+    maps = tmp_path / "maps"
+    kept, whole = (maps / "a.tif").stat().st_mtime_ns, (maps / "b.tif").read_bytes()
+    (maps / "a.html").unlink()  # stopped between a map and its report
+    for name in ("b.tif", "b.html", "c.tif", "c.html"):
+        (maps / name).unlink()
+    capsys.readouterr()
+    run_main(monkeypatch, *words)
+    assert (maps / "a.tif").stat().st_mtime_ns == kept and (maps / "b.tif").read_bytes() == whole
+    assert sorted(path.name for path in maps.glob("*.html")) == ["a.html", "b.html", "c.html"]
+    told = capsys.readouterr().out
+    assert f"a.tif: classes of {tmp_path}/a.tif, finished before" in told and "b.tif, finished" not in told
+
+
 def test_user_errors_exit_with_2_before_anything_is_predicted(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

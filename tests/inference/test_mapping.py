@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from torch import Tensor
 
 from deflect_hf.errors import ConfigError, DataError, UnsupportedOperationError
 from deflect_hf.inference import mapping
@@ -150,7 +151,7 @@ def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
         map_of(predictor, scene, tmp_path / "." / "in.tif", overwrite=True)
     map_of(predictor, scene, tmp_path / "out.tif")
     with pytest.raises(ConfigError, match=r"out\.tif is there already: .* or replace it with --overwrite\."):
-        map_of(predictor, scene, tmp_path / "out.tif")
+        map_of(predictor, scene, tmp_path / "out.tif", overlap=0.5)
     map_of(predictor, scene, tmp_path / "out.tif", output="classes", overwrite=True)
     assert (tmp_path / "out.tif.aux.xml").exists()
     map_of(predictor, scene, tmp_path / "out.tif", overwrite=True)
@@ -233,23 +234,20 @@ def test_free_memory_is_given_back_after_each_part(
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_fill_value_that_is_no_number_is_the_same_job(
-    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_fill_value_that_is_no_number_is_the_same_job(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif", nodata=[float("nan"), -9999.0])
     model = PerPatch()
     map_of(predictor_of(model), scene, tmp_path / "out.tif", nodata=[float("nan"), -9999.0])
     assert sum(shape[0] for shape in model.seen) == WINDOWS - 16
-    assert "begun anew" not in caplog.text
 
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
     ("change", "told"), [("model", "model"), ("overlap", "windows"), ("output", "output"), ("image", "image")]
 )
-def test_parts_of_another_job_are_not_mixed_in(
-    change: str, told: str, scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_parts_of_another_job_are_neither_mixed_in_nor_thrown_away(
+    change: str, told: str, scene: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
         map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif")
@@ -261,9 +259,38 @@ def test_parts_of_another_job_are_not_mixed_in(
     else:
         options = {"overlap": {"overlap": 0.5}, "output": {"output": "classes"}}[change]
     expected = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "whole.tif", **options)).read()
-    found = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "out.tif", **options)).read()
+    parts = sorted((tmp_path / "out.tif.parts").glob("*.part"))
+    with pytest.raises(ConfigError, match=rf"out\.tif\.parts holds .* another {told}: repeat that .* with --overwrite"):
+        map_of(predictor_of(model), scene, tmp_path / "out.tif", **options)
+    assert parts and sorted((tmp_path / "out.tif.parts").glob("*.part")) == parts
+    found = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "out.tif", overwrite=True, **options)).read()
     np.testing.assert_array_equal(found, expected)
-    assert f"out.tif.parts was begun with another {told}: it is begun anew" in caplog.text
+
+
+def test_a_map_that_is_finished_is_not_made_again(scene: Path, tmp_path: Path) -> None:
+    target = map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
+    before, model = target.stat().st_mtime_ns, PerPatch()
+    map_of(predictor_of(model), scene, target)
+    assert target.stat().st_mtime_ns == before and not model.seen
+    for other in ({"cog": True}, {"overlap": 0.5}):
+        with pytest.raises(ConfigError, match=r"out\.tif is there already"):
+            map_of(predictor_of(model), scene, target, **other)
+    model.weight.data.neg_()
+    with pytest.raises(ConfigError, match=r"out\.tif is there already"):
+        map_of(predictor_of(model), scene, target)
+
+
+def test_two_commands_at_once_do_not_share_a_map(scene: Path, tmp_path: Path) -> None:
+    class Meanwhile(PerPatch):
+        def predict(self, pixel_values: Tensor) -> Tensor:
+            with pytest.raises(ConfigError, match=r"out\.tif\.parts: another command is making this map right now"):
+                map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
+            return super().predict(pixel_values)
+
+    target = map_of(predictor_of(Meanwhile()), scene, tmp_path / "out.tif")
+    expected = rasterio.open(map_of(predictor_of(PerPatch()), scene, tmp_path / "alone.tif")).read()
+    np.testing.assert_array_equal(rasterio.open(target).read(), expected)
+    assert not (tmp_path / "out.tif.parts").exists()
 
 
 def test_a_folder_in_the_way_is_left_alone(predictor: Predictor, scene: Path, tmp_path: Path) -> None:
@@ -282,7 +309,7 @@ def test_a_damaged_part_is_named(scene: Path, tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:-40])
     with pytest.raises(DataError, match=r"00000\.part is damaged \(.*\): remove it, and repeat the command\."):
         map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
-    assert sorted(path.suffix for path in part.parent.iterdir()) == [".json"] + [".part"] * 4
+    assert sorted(path.suffix for path in part.parent.iterdir() if path.name != "lock") == [".json"] + [".part"] * 4
     part.unlink()
     map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
 

@@ -12,6 +12,7 @@ from peft import PeftMixedModel, PeftModel, get_peft_model, inject_adapter_in_mo
 from peft.utils.hotswap import hotswap_adapter
 from transformers import AutoModel
 
+from deflect_hf import EncoderForImageClassification
 from deflect_hf.errors import UnsupportedOperationError
 from tests.tuners.tiny import BANDS, adapted, base_pixels, make_encoder, randomise, run, spectral_config
 
@@ -149,3 +150,16 @@ def test_the_printed_model_shows_the_adapter(capsys):
     model.print_trainable_parameters()
     trainable, total = model.get_nb_trainable_parameters()
     assert f"trainable params: {trainable:,} || all params: {total:,}" in capsys.readouterr().out
+
+
+def test_an_adapter_in_another_class_than_it_was_saved_for_is_warned_about(tmp_path, caplog):
+    base = saved_encoder(tmp_path)
+    task = EncoderForImageClassification.from_encoder(AutoModel.from_pretrained(base), num_labels=2)
+    get_peft_model(task, spectral_config()).save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="missing adapter keys"):  # PEFT's own
+        PeftModel.from_pretrained(AutoModel.from_pretrained(base), tmp_path / "adapter")
+    assert "saved for a EncoderForImageClassification, and this is a ViTModel: its weights may" in caplog.text
+    caplog.clear()
+    task = EncoderForImageClassification.from_encoder(AutoModel.from_pretrained(base), num_labels=2)
+    PeftModel.from_pretrained(task, tmp_path / "adapter")
+    assert "saved for" not in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ from deflect_hf.tuners.mixed_batches import OneAdapterPerBatch
 from .architectures import find_encoder
 from .config import DeflectConfig
 from .layer import CANNOT_MERGE, DeflectBlock, DeflectEmbeddings, DeflectLayer
+
+logger = logging.getLogger(__name__)
 
 WRAPPER_INFIX = re.compile(r"(?<![^.])_(?:fsdp|checkpoint)_wrapped_module\.")
 
@@ -74,9 +77,22 @@ class DeflectModel(OneAdapterPerBatch, BaseTuner):
                 f"The patch embedding takes {encoder.num_channels} channels, but base_bands names "
                 f"{len(peft_config.base_bands)}: {peft_config.base_bands}. Fix: name the bands it was pretrained on."
             )
+        self._warn_of_another_class(peft_config)
         encoder.targeted_blocks(peft_config.layers_to_transform)
         peft_config.target_modules = encoder.target_modules
         return peft_config
+
+    def _warn_of_another_class(self, peft_config: DeflectConfig) -> None:
+        """Say that stored weights will not be found: PEFT names them as they lie in the class that was adapted."""
+        saved_for = (peft_config.auto_mapping or {}).get("base_model_class")
+        if saved_for not in (None, type(self.model).__name__):
+            logger.warning(
+                "the adapter was saved for a %s, and this is a %s: its weights may have other names here, and are then "
+                "not loaded. Load it into a %s, with its head if it has one; deflect_hf.load_adapter does that",
+                saved_for,
+                type(self.model).__name__,
+                saved_for,
+            )
 
     def inject_adapter(
         self,
