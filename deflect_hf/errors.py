@@ -65,6 +65,12 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
             raise
         print(f"error: {_told(error)}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
+    except OSError as error:
+        # what the file system refuses: rights, names that are too long, links in a circle, a read-only disk
+        if "--debug" in argv or error.filename is None or error.strerror is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}. Correct the path, or its rights.", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
 
 
 def _told(error: DeflectError) -> str:

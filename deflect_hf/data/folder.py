@@ -174,6 +174,8 @@ def _split_files(root: Path, args: DatasetArguments) -> dict[str, Path]:
             raise ConfigError(f"num_folds={args.num_folds} draws its own splits: remove `{key}`, or `num_folds`.")
         if given is not None and not path.is_file():
             raise DataError(f"{path} is not there: `{key}` is the name of a file below `root`, {root}.")
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path} is a link to {path.readlink()}, which is not there: mount or restore it.")
         if path.is_file():
             files[split] = path
     return files

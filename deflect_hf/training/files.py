@@ -31,7 +31,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for path in [*(path for path in partial.rglob("*") if path.is_file()), partial]:
+        files = [path for path in partial.rglob("*") if path.is_file()]
+        for path in files:
+            # safetensors writes for its owner alone, whatever the umask, which the folder's own mode tells
+            path.chmod(partial.stat().st_mode & 0o666)
+        for path in [*files, partial]:
             _flush(path)
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk, room for what comes

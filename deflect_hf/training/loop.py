@@ -233,7 +233,10 @@ class Trainer:
         with unsharded(model):
             result = evaluate(model, loader, self.accelerator, self.protocol, **options)
         if not math.isfinite(result["loss"]):
-            raise DataError(f"the model's outputs on the {split} split are not finite: lower the learning rate.")
+            raise DataError(
+                f"the model's outputs on the {split} split are not finite: an image holds values far from those of "
+                "training, or the learning rate is too high."
+            )
         return result
 
     def _take(self, scores: dict[str, Any]) -> None:

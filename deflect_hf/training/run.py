@@ -104,7 +104,7 @@ def full_disk_told(work_dir: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         told = re.search(r"os error (\d+)", str(error))  # as safetensors says it
         number = int(told[1]) if told else getattr(error, "errno", None)
-        if number not in (errno.ENOSPC, errno.EDQUOT):
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise CheckpointError(
             f"{work_dir}: no space is left on the disk. Fix: free some, then go on with --resume_from last."
@@ -139,6 +139,12 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
     """
     config = launcher_precision(config)
     work_dir = Path(config.work_dir) if config.work_dir is not None else default_work_dir(config)
+    with full_disk_told(work_dir):
+        return _run(config, work_dir, publish)
+
+
+def _run(config: RunArguments, work_dir: Path, publish: Publish | None) -> tuple[dict[str, Any], Path, bool]:
+    """As :func:`run`, in a folder."""
     accelerator = make_accelerator(config, tracked=work_dir)
     state = prepare_work_dir(config, work_dir, accelerator)
     set_seed(config.seed)
@@ -169,16 +175,15 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
     start_trackers(accelerator, config, work_dir, trainer.progress.step)
     if state is not None:
         trainer.restore_best(state)
-    with full_disk_told(work_dir):
-        if not trainer.train():
-            logger.info("stopped by SIGTERM after step %d: --resume_from last goes on", trainer.progress.step)
-            accelerator.end_training()
-            raise SystemExit(preemption.EXIT_STATUS)
-        results = {**score_best(trainer, experiment), "environment": surroundings}
-        if accelerator.is_main_process:
-            for folder in (checkpoints.result_folder(work_dir), work_dir):
-                write_json(folder / checkpoints.RESULTS, results)
-            curves_figure(work_dir / CURVES, [work_dir])
+    if not trainer.train():
+        logger.info("stopped by SIGTERM after step %d: --resume_from last goes on", trainer.progress.step)
+        accelerator.end_training()
+        raise SystemExit(preemption.EXIT_STATUS)
+    results = {**score_best(trainer, experiment), "environment": surroundings}
+    if accelerator.is_main_process:
+        for folder in (checkpoints.result_folder(work_dir), work_dir):
+            write_json(folder / checkpoints.RESULTS, results)
+        curves_figure(work_dir / CURVES, [work_dir])
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results, work_dir, accelerator.is_main_process

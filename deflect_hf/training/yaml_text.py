@@ -10,6 +10,7 @@ import yaml
 from deflect_hf.errors import ConfigError, listing
 
 TYPED = "the command line"
+MERGE = "tag:yaml.org,2002:merge"
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
 BROKEN = (yaml.YAMLError, TypeError, ValueError, RecursionError)
@@ -22,6 +23,8 @@ class UniqueKeyLoader(yaml.SafeLoader):
         """A mapping node as a dict, unless a key repeats."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE:
+                continue  # `<<`: keys of another mapping, which those given here replace
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)

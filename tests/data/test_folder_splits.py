@@ -154,3 +154,10 @@ def test_split_files_that_do_not_fit_are_named(segmentation_folder: Path, train:
     (segmentation_folder / "test.txt").write_text(test)
     with pytest.raises(DataError, match=message):
         load_dataset_splits(segments(segmentation_folder))
+
+
+def test_a_split_file_whose_disk_is_not_mounted_is_told(segmentation_folder: Path) -> None:
+    (segmentation_folder / "train.txt").write_text("a1\na2\na3\n")
+    (segmentation_folder / "test.txt").symlink_to("/nonexistent/test.txt")
+    with pytest.raises(DataError, match=r"test\.txt is a link to /nonexistent/test\.txt, which is not there: mount"):
+        load_dataset_splits(segments(segmentation_folder))

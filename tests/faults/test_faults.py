@@ -84,6 +84,13 @@ def test_a_process_of_its_own_tells_it_likewise(script: str, place: Place) -> No
     assert done.stderr.splitlines()[-1].startswith(f"error: {place.data / 'images' / name} ")
 
 
+def test_what_the_file_system_refuses_is_told_in_a_sentence(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main_of("train.py")([*place.train(), "--work_dir", str(place.folder / ("n" * 300))])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and told.startswith("error: /") and "File name too long. Correct the path" in told
+
+
 def test_a_loss_of_nan_names_the_images_and_the_checkpoint_before_goes_on(place: Place) -> None:
     first, second = epoch_batches(4, 2, seed=0, epoch=0, rank=Rank())
     name = f"a{second[0]}"

@@ -186,6 +186,13 @@ def test_wrong_values_are_refused_in_plain_words(argv: tuple[str, ...], message:
     assert refused("--config", EMBEDDED, *argv).startswith(message)
 
 
+def test_mappings_may_be_merged(write) -> None:
+    merged = parse(
+        "--config", EMBEDDED, "--segmentor_config", write("merged.yaml", "optimizer: {<<: {lr: 0.5}, lr: 0.25}")
+    )
+    assert merged.segmentor.optimizer.lr == 0.25
+
+
 def test_wrong_values_in_files_name_the_file(write) -> None:
     run = write("run.yaml", "epochs: 2.5\n")
     assert refused("--config", run) == f"{run}: 'epochs' must be a whole number, not 2.5"

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from deflect_hf.errors import CheckpointError, ConfigError
-from deflect_hf.training import checkpoints, evaluation, loop, states
+from deflect_hf.training import checkpoints, encoders, evaluation, loop, states
 from deflect_hf.training.evaluation import predict_logits
 from tests.training.test_run import lines, losses, torch_file, train
 
@@ -193,9 +193,23 @@ def test_a_full_disk_is_told_whoever_meets_it(tmp_path: Path, monkeypatch: pytes
         (folder / "half").write_text("")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoints, "save_model", full)
+    monkeypatch.setattr(checkpoints, "save_model", full)  # stands for best/
     with pytest.raises(
         CheckpointError, match=r"no space is left on the disk. Fix: free some, then go on with --resume"
     ):
         train(tmp_path, "--epochs", "1")
     assert not list(tmp_path.rglob("half"))
+
+
+def test_a_disk_that_is_full_before_training_is_told_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr(encoders, "whole_folder", full)
+    with pytest.raises(CheckpointError, match=r"no space is left on the disk\. Fix: free some"):
+        train(tmp_path, "--epochs", "1")
+
+
+def test_others_may_read_a_run_as_far_as_the_umask_lets_them(deflect_run) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (deflect_run[0] / "best").iterdir() if path.is_file()}
+    assert set(modes.values()) == {(deflect_run[0] / "best").stat().st_mode & 0o666}
