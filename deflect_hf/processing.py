@@ -78,7 +78,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         for names in (bands, source_bands, needed_bands):
             if isinstance(names, str):
                 raise BandError(f"bands come as a list of names, not as the single string {names!r}.")
-        if not len(bands):
+        if hasattr(bands, "__len__") and not len(bands):
             raise BandError("bands is empty: name the bands of the output.")
         self.source_bands = None if source_bands is None else list(source_bands)
         # a sensor described by the user may have codes of its own; those are known from source_bands only

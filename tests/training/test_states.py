@@ -133,7 +133,7 @@ def test_a_step_that_nothing_else_counts_is_noticed(entries: dict[str, int], tol
     renamed = first.rename(first.with_name("step-7"))
     assert states.damage(renamed) == "step is 6 in progress.json, but 7 by the folder's name"
     copied = renamed.rename(first.with_name("step-6 copy"))
-    assert states.damage(copied) is None and states.step_of(copied) == 6
+    assert states.damage(copied) is None
     assert states.states(tmp_path) == [second]  # a copy under another name is nobody's checkpoint, and no obstacle
 
 
