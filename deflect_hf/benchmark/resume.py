@@ -152,6 +152,7 @@ def train(words: Sequence[str], rank: int, processes: int, port: int, log: Path 
     from deflect_hf.training.arguments import RunArguments
     from deflect_hf.training.cli import show_log
     from deflect_hf.training.compose import parse_arguments
+    from deflect_hf.training.leaving import leaving_together
     from deflect_hf.training.run import run
 
     multiprocessing.set_start_method("fork", force=True)  # of workers; inherited is the server, which outlives us
@@ -163,7 +164,8 @@ def train(words: Sequence[str], rank: int, processes: int, port: int, log: Path 
         os.environ.update({name: str(value) for name, value in here.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     show_log()
-    run(parse_arguments(RunArguments, "", list(words)))
+    with leaving_together():
+        run(parse_arguments(RunArguments, "", list(words)))
 
 
 def do_nothing(words: Sequence[str], rank: int, processes: int, port: int, log: Path | None) -> None:

@@ -33,7 +33,7 @@ from deflect_hf.training.loop import TOLD, Publish, Trainer
 from deflect_hf.training.metrics import selection_metric
 from deflect_hf.training.prefix import FOLDER as PREFIX
 from deflect_hf.training.processes import launcher_precision, make_accelerator
-from deflect_hf.training.trackers import EVENTS, LOG, start_trackers
+from deflect_hf.training.trackers import EVENTS, LOG, finish_trackers, start_trackers
 from deflect_hf.training.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def _run(config: RunArguments, work_dir: Path, publish: Publish | None) -> tuple
         trainer.restore_best(state)
     if not trainer.train():
         logger.info("stopped by SIGTERM after step %d: --resume_from last goes on", trainer.progress.step)
-        accelerator.end_training()
+        finish_trackers(accelerator)
         raise SystemExit(preemption.EXIT_STATUS)
     results = {**score_best(trainer, experiment), "environment": surroundings}
     if accelerator.is_main_process:
@@ -185,7 +185,7 @@ def _run(config: RunArguments, work_dir: Path, publish: Publish | None) -> tuple
             write_json(folder / checkpoints.RESULTS, results)
         curves_figure(work_dir / CURVES, [work_dir])
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    finish_trackers(accelerator)
     return results, work_dir, accelerator.is_main_process
 
 

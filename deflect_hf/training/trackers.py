@@ -98,3 +98,13 @@ def _is_before(line: str, step: int, epoch: int) -> bool:
         return bool(told["step"] <= step and told["epoch"] <= epoch)  # an epoch's scores have the step of its last loss
     except (ValueError, KeyError):
         return False
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """End the trackers, and nothing else.
+
+    `Accelerator.end_training` also destroys the process group. After DDP on gloo, a process was once seen to wait for
+    ever there or thereafter; the group ends with its process (:func:`deflect_hf.training.leaving.leaving_together`).
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
