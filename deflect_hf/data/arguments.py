@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from deflect_hf.data.readers import READERS, USED_BY, refuse_unused
 from deflect_hf.errors import ConfigError, listing, nearest
+from deflect_hf.paths import UserPath
 
 TASKS = ("classification", "segmentation")
 BAND_ORDERS = ("true", "nominal")
@@ -44,7 +45,7 @@ class DatasetArguments:
     """
 
     name: str = field(default="synthetic", metadata=_help(f"Which reader: {listing(READERS)}."))
-    root: str | None = field(
+    root: UserPath | None = field(
         default=None, metadata=_help("Folder of the data; needed by every reader but 'synthetic'.")
     )
     download: bool = field(

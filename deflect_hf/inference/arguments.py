@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from deflect_hf.errors import ConfigError
+from deflect_hf.paths import UserPath
 
 Overlap = Annotated[float, Field(ge=0.0, le=0.5)]
 
@@ -22,9 +23,9 @@ class JobArguments:
             "images the folder of the maps (needed)"
         }
     )
-    adapter: str = field(metadata={"help": "folder of a run, its best/ folder, or USER/NAME on the Hub (needed)"})
+    adapter: UserPath = field(metadata={"help": "folder of a run, its best/ folder, or USER/NAME on the Hub (needed)"})
     revision: str | None = field(default=None, metadata={"help": "commit, tag or branch of an adapter on the Hub"})
-    encoder: str | None = field(
+    encoder: UserPath | None = field(
         default=None, metadata={"help": "Hub id or folder of the base encoder; null: as in training"}
     )
     report: bool = field(

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 
 from deflect_hf.data.arguments import AugmentationArguments, DatasetArguments
 from deflect_hf.errors import ConfigError
+from deflect_hf.paths import UserPath
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -41,7 +42,7 @@ Finetune = (
 class EncoderArguments:
     """The RGB encoder that is adapted: a Hub id or folder, or a randomly initialised one for tests and demos."""
 
-    name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of a transformers ViT"})
+    name_or_path: UserPath | None = field(default=None, metadata={"help": "Hub id or folder of a transformers ViT"})
     revision: str | None = field(default=None, metadata={"help": "commit, tag or branch of the Hub repository"})
     random: dict[str, Any] | None = field(
         default=None,
@@ -188,11 +189,11 @@ class RunArguments:
             "help": "what is trained besides the head: deflect, lora, slr, norm, bitfit, frozen, full, peft:NAME"
         },
     )
-    work_dir: str | None = field(
+    work_dir: UserPath | None = field(
         default=None, metadata={"help": "folder of the run; null: work-dir/DATASET-ENCODER-FINETUNE-SEED"}
     )
     overwrite: bool = field(default=False, metadata={"help": "replace the run that work_dir already holds"})
-    resume_from: str | None = field(
+    resume_from: UserPath | None = field(
         default=None, metadata={"help": "'last', or a checkpoint folder: continue exactly where it stopped"}
     )
     seed: Seed = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
@@ -261,10 +262,10 @@ class RunArguments:
 class EvaluateArguments:
     """What ``evaluate.py`` can be told. The trained model's folder says everything else."""
 
-    eval_dir: str = field(metadata={"help": "folder of a run, or its best/ folder (needed)"})
+    eval_dir: UserPath = field(metadata={"help": "folder of a run, or its best/ folder (needed)"})
     split: Literal["train", "val", "test"] = field(default="test", metadata={"help": "which images"})
-    output_dir: str | None = field(default=None, metadata={"help": "where results go; null: the best/ folder"})
-    encoder: str | None = field(
+    output_dir: UserPath | None = field(default=None, metadata={"help": "where results go; null: the best/ folder"})
+    encoder: UserPath | None = field(
         default=None, metadata={"help": "Hub id or folder of the base encoder; null: as in training"}
     )
     batch_size: Batch | None = field(default=None, metadata={"help": "images per batch; null: as in training"})

@@ -169,10 +169,18 @@ def whole_patches(loader: Iterable[dict[str, Any]], patch_size: tuple[int, int])
     """The batches of ``loader``, of any image size, without what exceeds whole patches on the right and below.
 
     For the statistics of patches: training and evaluation cut windows of whole patches out of larger images.
+
+    Raises:
+        DataError: an image is smaller than a patch.
     """
     rows, columns = patch_size
     for batch in loader:
         height, width = batch["pixel_values"].shape[-2:]
+        if height < rows or width < columns:
+            raise DataError(
+                f"{batch['name'][0]} has {height} x {width} pixels, less than one patch of the encoder ({rows} x "
+                f"{columns}). Fix: give larger images, --dataset.image_size, or an encoder with smaller patches."
+            )
         kept = batch["pixel_values"][..., : height // rows * rows, : width // columns * columns]
         yield {**batch, "pixel_values": kept}
 

@@ -31,6 +31,7 @@ from deflect_hf.training.environment import environment
 from deflect_hf.training.files import settle, write_json, write_text
 from deflect_hf.training.loop import TOLD, Publish, Trainer
 from deflect_hf.training.metrics import selection_metric
+from deflect_hf.training.occupied import only_run_in
 from deflect_hf.training.prefix import FOLDER as PREFIX
 from deflect_hf.training.processes import launcher_precision, make_accelerator
 from deflect_hf.training.trackers import EVENTS, LOG, finish_trackers, start_trackers
@@ -55,18 +56,22 @@ def default_work_dir(config: RunArguments) -> Path:
     return Path("work-dir") / f"{data}-{encoder}-{config.finetune.replace(':', '-')}-{config.seed}"
 
 
+def refuse_file_in_the_way(work_dir: Path) -> None:
+    """Raise ConfigError if ``work_dir`` cannot be a folder."""
+    if any(path.exists() and not path.is_dir() for path in (work_dir, *work_dir.parents)):
+        raise ConfigError(f"{work_dir} cannot be a folder, a file is in the way: give another --work_dir")
+
+
 def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Path | None:
-    """Make the run's folder, and empty it of what an earlier run left unless that is resumed.
+    """Empty the run's folder of what an earlier run left unless that is resumed.
 
     Returns:
         The state to go on from, None for a run from the beginning.
 
     Raises:
-        ConfigError: it cannot be made, or holds an earlier run that is neither resumed nor to be replaced.
+        ConfigError: it holds an earlier run that is neither resumed nor to be replaced.
         CheckpointError: there is nothing to resume.
     """
-    if any(path.exists() and not path.is_dir() for path in (work_dir, *work_dir.parents)):
-        raise ConfigError(f"{work_dir} cannot be a folder, a file is in the way: give another --work_dir")
     if config.resume_from is not None and accelerator.is_main_process:
         settle(work_dir / BEST)
         states.settle_states(work_dir)
@@ -87,7 +92,6 @@ def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelera
         for name in WRITTEN:
             path = work_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    work_dir.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     return state
 
@@ -146,6 +150,15 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
 def _run(config: RunArguments, work_dir: Path, publish: Publish | None) -> tuple[dict[str, Any], Path, bool]:
     """As :func:`run`, in a folder."""
     accelerator = make_accelerator(config, tracked=work_dir)
+    refuse_file_in_the_way(work_dir)
+    with only_run_in(work_dir, accelerator):
+        return _run_alone(config, work_dir, publish, accelerator)
+
+
+def _run_alone(
+    config: RunArguments, work_dir: Path, publish: Publish | None, accelerator: Accelerator
+) -> tuple[dict[str, Any], Path, bool]:
+    """As :func:`run`, in a folder of its own."""
     state = prepare_work_dir(config, work_dir, accelerator)
     set_seed(config.seed)
     experiment = build(config, work_dir, accelerator)

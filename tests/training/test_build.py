@@ -93,6 +93,8 @@ def test_statistics_are_those_of_whole_patches() -> None:
     images = torch.arange(2.0 * 3 * 10 * 13).reshape(2, 3, 10, 13)
     (batch,) = whole_patches([{"pixel_values": images, "name": ["a", "b"]}], (4, 6))
     assert torch.equal(batch["pixel_values"], images[..., :8, :12]) and batch["name"] == ["a", "b"]
+    with pytest.raises(DataError, match=r"a has 10 x 13 pixels, less than one patch of the encoder \(16 x 16\)"):
+        next(whole_patches([{"pixel_values": images, "name": ["a", "b"]}], (16, 16)))
 
 
 def test_evaluation_sees_the_scale_of_training() -> None:

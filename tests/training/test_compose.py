@@ -41,6 +41,15 @@ def test_a_number_beyond_all_numbers_is_no_value() -> None:
     assert "--dataset.offset: expected one argument" in refused("--config", EMBEDDED, "--dataset.offset", "-1e999")
 
 
+def test_a_home_folder_in_a_file_or_flag_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    data = ("--config", EMBEDDED, "--dataset.name", "folder", "--dataset.num_samples", "640")
+    config = parse(*data, "--dataset.image_size", "null", "--dataset.root=~/floods", "--work_dir=~/runs")
+    assert (config.dataset.root, config.work_dir) == ("/home/me/floods", "/home/me/runs")
+    message = "'work_dir' must be the name of a file or folder ('.' for this one) or left out, not ''"
+    assert message in refused("--config", EMBEDDED, "--work_dir", "")
+
+
 @pytest.fixture
 def write(tmp_path: Path):
     def write(name: str, text: str) -> str:
