@@ -18,6 +18,7 @@ from torch import Tensor
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.spectral import SpectralFeatures
 from deflect_hf.tuners.deflect import attention, layer
+from deflect_hf.tuners.deflect.attention import deflect_displacement
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -33,17 +34,27 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def clipped(displacement: Tensor, push: Tensor) -> Tensor:
-    """(B, N, D) displacement, (B, N, D) push -> (B, N, D): the sum, shortened where it is longer than before."""
-    step = displacement.float()
-    bent = step + push.float()
-    length, bent_length = (torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in (step, bent))
-    return (bent * (length / bent_length.clamp_min(1e-12)).clamp(max=1.0)).to(displacement.dtype)
-
-
 def free(displacement: Tensor, push: Tensor) -> Tensor:
     """(B, N, D) displacement, (B, N, D) push -> (B, N, D): the sum, of any length."""
-    return (displacement.float() + push.float()).to(displacement.dtype)
+    step = displacement.float()
+    return (step + _length(step) * push.float()).to(displacement.dtype)
+
+
+def clipped(displacement: Tensor, push: Tensor) -> Tensor:
+    """(B, N, D) displacement, (B, N, D) push -> (B, N, D): the sum, shortened where it is longer than before."""
+    bent = free(displacement, push).float()
+    shrinking = _length(displacement.float()) / _length(bent).clamp_min(1e-12)
+    return (bent * shrinking.clamp(max=1.0)).to(displacement.dtype)
+
+
+def absolute(displacement: Tensor, push: Tensor) -> Tensor:
+    """(B, N, D) displacement, (B, N, D) push -> (B, N, D): bent by a push in the embedding's own unit."""
+    step = displacement.float()
+    return deflect_displacement(displacement, push.float() / _length(step).clamp_min(1e-12))
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
 
 
 @contextmanager
@@ -178,6 +189,7 @@ def mean_alone() -> Iterator[None]:
 VARIANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "clip": lambda: replaced(attention, "deflect_displacement", clipped),
     "free": lambda: replaced(attention, "deflect_displacement", free),
+    "absolute": lambda: replaced(attention, "deflect_displacement", absolute),
     "no-uatt": without_attention,
     "no-norm": without_norm,
     "updated": updated_stream,

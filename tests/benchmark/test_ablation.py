@@ -6,7 +6,7 @@ from peft import get_peft_model
 from transformers import ViTConfig, ViTModel
 
 import deflect_hf
-from deflect_hf.benchmark.ablation import VARIANTS, clipped, free, variants
+from deflect_hf.benchmark.ablation import VARIANTS, absolute, clipped, free, variants
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.errors import ConfigError
 from deflect_hf.tuners.deflect.attention import deflect_displacement
@@ -48,8 +48,9 @@ def test_a_variant_changes_the_output_trains_all_its_parameters_and_ends(name: s
 
 
 def test_norm_rules(reflectance: torch.Tensor) -> None:
-    step, push = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, -8.0]])
+    step, push = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, -1.6]])  # in lengths of the step, 5
     assert deflect_displacement(step, push).tolist() == [[3.0, -4.0]]
+    assert absolute(step, 5 * push).tolist() == [[3.0, -4.0]]
     assert free(step, 2 * push).tolist() == [[3.0, -12.0]]
     assert clipped(step, push / 2).tolist() == [[3.0, 0.0]]  # shorter than before: left as it is
     assert clipped(step, -push).norm().item() == pytest.approx(5.0)

@@ -91,10 +91,17 @@ def test_deflection_keeps_the_length(scale, seed, dtype):
     torch.testing.assert_close(bent.norm(dim=-1), displacement.norm(dim=-1), rtol=1e-6, atol=0)
 
 
+@given(factor=st.floats(1e-3, 1e3), seed=st.integers(0, 1000))
+def test_the_angle_does_not_depend_on_the_length(factor, seed):
+    displacement, push = torch.randn(2, 3, 5, WIDTH, generator=torch.Generator().manual_seed(seed)).unbind()
+    bent = deflect_displacement(displacement, push)
+    torch.testing.assert_close(deflect_displacement(factor * displacement, push), factor * bent, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("case", ["zero displacement", "exact cancellation", "both zero"])
 def test_deflection_is_finite_at_its_singular_points(case):
     displacement = torch.zeros(1, 1, 4) if case != "exact cancellation" else torch.ones(1, 1, 4)
-    push = torch.zeros(1, 1, 4) if case == "both zero" else -torch.ones(1, 1, 4)
+    push = torch.zeros(1, 1, 4) if case == "both zero" else torch.full((1, 1, 4), -0.5)  # ones have the length 2
     displacement.requires_grad_()
     push.requires_grad_()
     bent = deflect_displacement(displacement, push)

@@ -43,11 +43,14 @@ class Deflection(NamedTuple):
 def deflect_displacement(displacement: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
     """(B, N, D) displacement, (B, N, D) push u -> (B, N, D): bent by u, of unchanged length per token (equation 4).
 
+    u is in lengths of the displacement, so that the angle by which it bends one does not depend on how long that is:
+    lengths differ by an order of magnitude from block to block and from encoder to encoder.
+
     Norms are taken in float32. With u = 0 the result equals the displacement bit for bit.
     """
     step = displacement.float()
-    bent = step + push.float()
     length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
+    bent = step + length * push.float()
     bent_length = torch.linalg.vector_norm(bent, dim=-1, keepdim=True)
     # Where u cancels the displacement there is no direction to keep; the floor keeps the quotient finite there.
     floor = (CANCELLATION * length).clamp_min(torch.finfo(torch.float32).tiny)
