@@ -151,6 +151,7 @@ def _run(config: RunArguments, work_dir: Path, publish: Publish | None) -> tuple
     """As :func:`run`, in a folder."""
     accelerator = make_accelerator(config, tracked=work_dir)
     refuse_file_in_the_way(work_dir)
+    states.require_run(work_dir, config.resume_from)  # before the folder is made
     with only_run_in(work_dir, accelerator):
         return _run_alone(config, work_dir, publish, accelerator)
 

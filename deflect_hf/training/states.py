@@ -159,8 +159,7 @@ def state_to_resume(work_dir: Path, resume_from: str) -> Path | None:
     """
     if resume_from != LAST:
         return _whole_state(Path(resume_from))
-    if not work_dir.is_dir():
-        raise CheckpointError(f"{work_dir} is not there, so there is nothing to resume; start without --resume_from.")
+    require_run(work_dir, resume_from)
     kept = states(work_dir)
     for folder in reversed(kept):
         found = damage(folder)
@@ -171,6 +170,12 @@ def state_to_resume(work_dir: Path, resume_from: str) -> Path | None:
         logger.warning("%s is damaged (%s): the checkpoint before it is taken", folder, found)
     logger.warning("%s holds no checkpoint to resume from: the run starts from the beginning", work_dir / FOLDER)
     return None
+
+
+def require_run(work_dir: Path, resume_from: str | None) -> None:
+    """Raise CheckpointError if ``last`` is to be resumed and there is no folder with a run."""
+    if resume_from == LAST and not work_dir.is_dir():
+        raise CheckpointError(f"{work_dir} is not there, so there is nothing to resume; start without --resume_from.")
 
 
 def _whole_state(folder: Path) -> Path:
