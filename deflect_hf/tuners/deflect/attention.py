@@ -43,8 +43,7 @@ class Deflection(NamedTuple):
 def deflect_displacement(displacement: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
     """(B, N, D) displacement, (B, N, D) push u -> (B, N, D): bent by u, of unchanged length per token (equation 4).
 
-    u is in lengths of the displacement, so that the angle by which it bends one does not depend on how long that is:
-    lengths differ by an order of magnitude from block to block and from encoder to encoder.
+    u is in lengths of the displacement, so that the angle by which it bends one does not depend on how long that is.
 
     Norms are taken in float32. With u = 0 the result equals the displacement bit for bit.
     """
