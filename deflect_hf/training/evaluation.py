@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from deflect_hf.errors import DataError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 WINDOW_BATCH = 8
+NAMED_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def evaluate(
         asked_to_stop: Called before each batch; where it holds, this process leaves out what is left.
 
     Raises:
-        DataError: the images carry no labels, or only ignored ones.
+        DataError: the images carry no labels, or only ignored ones; or the outputs on some of them are not finite.
         Interrupted: any of the processes was asked to stop.
     """
     training = model.training
@@ -97,6 +100,7 @@ def evaluate(
     bootstrap = Bootstrap(len(protocol.classes), protocol.ignore_index, replicates) if replicates else None
     # sum of the losses, labelled pixels or images, processes that were asked to stop
     told = torch.zeros(3, device=accelerator.device)
+    losses: list[tuple[Tensor, Sequence[str]]] = []
     for batch in loader:
         if asked_to_stop():
             break
@@ -108,14 +112,17 @@ def evaluate(
         confusion.update(logits, labels)
         if bootstrap is not None:
             bootstrap.update(logits, labels, batch["name"])
-        mean = nn.functional.cross_entropy(logits, labels, ignore_index=protocol.ignore_index, reduction="sum")
-        told[:2] += torch.stack([mean, label_weight(labels, protocol.ignore_index, None)])
+        loss = nn.functional.cross_entropy(logits, labels, ignore_index=protocol.ignore_index, reduction="sum")
+        losses.append((loss, batch["name"]))
+        told[:2] += torch.stack([loss, label_weight(labels, protocol.ignore_index, None)])
     told[2] = float(asked_to_stop())
     model.train(training)
     matrix = confusion.matrix(accelerator)
     total, weight, asked = accelerator.reduce(told, reduction="sum").tolist()
     if asked:
         raise Interrupted
+    if not math.isfinite(total):
+        _refuse_overflow(losses)
     if not weight:
         raise DataError(
             "no image of the split has a label: all of its pixels are ignored or not measured. Correct the classes' "
@@ -129,3 +136,17 @@ def evaluate(
     if bootstrap is not None:
         found["intervals"] = bootstrap.intervals(protocol.classes, protocol.convention, accelerator)
     return found
+
+
+def named(images: Sequence[str]) -> str:
+    """The first of these images by name, for a message."""
+    return ", ".join(images[:NAMED_IMAGES]) + (" ..." if len(images) > NAMED_IMAGES else "")
+
+
+def _refuse_overflow(losses: Iterable[tuple[Tensor, Sequence[str]]]) -> None:
+    """Name the images of the batches, of all processes, whose loss is not finite."""
+    images = gather_object([str(name) for loss, names in losses if not math.isfinite(float(loss)) for name in names])
+    raise DataError(
+        f"the model's outputs are not finite on the images {named(images)}: one of them holds values far from those of "
+        "training (correct dataset.scale, dataset.offset or dataset.nodata), or the learning rate was too high."
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from deflect_hf.processing import MultispectralImageProcessor
 from deflect_hf.training import checkpoints
 from deflect_hf.training.best import BEST, kept_best
 from deflect_hf.training.build import Experiment, evaluation_window, rank_of
-from deflect_hf.training.evaluation import Protocol, evaluate
+from deflect_hf.training.evaluation import Protocol, evaluate, named
 from deflect_hf.training.files import passing_folder, whole_folder, write_json
 from deflect_hf.training.losses import label_weight, soft_dice
 from deflect_hf.training.metrics import selection_metric
@@ -38,7 +37,6 @@ from deflect_hf.training.trackers import RunLog
 
 logger = logging.getLogger(__name__)
 
-NAMED_FILES = 16
 TOLD = ("loss", "accuracy", "miou", "f1_macro")  # of each validation
 
 Publish = Callable[[Path, int], None]  # gets the model at a checkpoint as a result folder, and its step
@@ -209,8 +207,8 @@ class Trainer:
         kept = states(self.work_dir)
         raise DataError(
             f"the loss is {loss} in step {self.progress.step + 1} (epoch {self.progress.epoch + 1}), on the images "
-            f"{', '.join(names[:NAMED_FILES])}{' ...' if len(names) > NAMED_FILES else ''}. "
-            f"Last good checkpoint: {kept[-1] if kept else 'none'}. Look at these images, or lower the learning rate."
+            f"{named(names)}. Last good checkpoint: {kept[-1] if kept else 'none'}. Look at these images, or lower the "
+            "learning rate."
         )
 
     def _log_step(self, bar: tqdm[Any], loss: float) -> None:
@@ -225,19 +223,13 @@ class Trainer:
         """Scores of ``model`` on a split; ``options`` are those of ``evaluate``.
 
         Raises:
-            DataError: its outputs are not finite.
+            DataError: its outputs on some of the images are not finite.
             Interrupted: any of the processes was asked to stop.
         """
         # the plain model: processes may have different numbers of batches, which the distributed wrapper forbids
         loader = evaluation_loader(self.splits[split], self.config.batch_size, self.config.num_workers, self.rank)
         with unsharded(model):
-            result = evaluate(model, loader, self.accelerator, self.protocol, **options)
-        if not math.isfinite(result["loss"]):
-            raise DataError(
-                f"the model's outputs on the {split} split are not finite: an image holds values far from those of "
-                "training, or the learning rate is too high."
-            )
-        return result
+            return evaluate(model, loader, self.accelerator, self.protocol, **options)
 
     def _take(self, scores: dict[str, Any]) -> None:
         """Log the scores of a validation, and keep the model if it is the best so far."""

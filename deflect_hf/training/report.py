@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +77,6 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config, images.task), config.metrics)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))
     scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
-    if not math.isfinite(scores["loss"]):
-        raise DataError(
-            f"the model's outputs on the {arguments.split} split are not finite: an image holds values far from those "
-            f"of training. Correct dataset.scale, dataset.offset or dataset.nodata for {config.dataset.root}"
-        )
     if arguments.drop_bands:
         scores["drop_bands"] = scores_without_bands(model, loader, accelerator, protocol, scores)
     results = {

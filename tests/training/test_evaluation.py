@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deflect_hf.errors import DataError
-from deflect_hf.training.evaluation import Protocol, evaluate, predict_logits, sliding_logits, window_offsets
+from deflect_hf.training.evaluation import Protocol, evaluate, named, predict_logits, sliding_logits, window_offsets
 from deflect_hf.training.preemption import Interrupted
 
 IGNORE = -100
@@ -145,3 +145,16 @@ def test_images_without_labels_are_named() -> None:
     batch = {"pixel_values": torch.zeros(1, 3, 4, 4), "name": ["scene 5"]}
     with pytest.raises(DataError, match="scene 5: has no label, so there is nothing to evaluate against"):
         evaluate(PerPixel(), [batch], Accelerator(cpu=True), PROTOCOL)
+
+
+def test_images_on_which_the_model_overflows_are_named_and_no_others() -> None:
+    loader = batches([(5, 5), (4, 4), (3, 3)], seed=2)
+    loader[1]["pixel_values"][1, 0] = torch.inf
+    loader[1]["labels"][:] = 1
+    with pytest.raises(DataError, match=r"not finite on the images 1 left, 1 right: one of them holds values far from"):
+        evaluate(PerPixel(), loader, Accelerator(cpu=True), PROTOCOL)
+
+
+def test_of_many_images_the_first_are_named() -> None:
+    assert named(["a", "b"]) == "a, b"
+    assert named([str(number) for number in range(17)]) == f"{', '.join(map(str, range(16)))} ..."
