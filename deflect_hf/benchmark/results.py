@@ -12,16 +12,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deflect_hf import __version__
 from deflect_hf.benchmark.rows import RGB, Row
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.checkpoints import CONFIG, result_folder, write_json
-from deflect_hf.training.compose import read_yaml, to_yaml
+from deflect_hf.training.compose import plain
 from deflect_hf.training.schema import leaves
 from deflect_hf.training.trackers import LOG
+from deflect_hf.training.yaml_text import read_yaml, yaml_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +48,7 @@ class RunFiles:
 
 def digest(settings: Mapping[str, Any]) -> str:
     """Of a configuration as nested keys and values, with the version of this package."""
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)
-    return hashlib.sha256(f"{__version__}\n{text}".encode()).hexdigest()
-
-
-def plain(config: RunArguments) -> dict[str, Any]:
-    """All keys and values, in the order of the dataclasses."""
-    settings: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    return settings
+    return hashlib.sha256(f"{__version__}\n{yaml_text(settings)}".encode()).hexdigest()
 
 
 def read(files: RunFiles, row: Row, config: RunArguments) -> dict[str, Any] | None:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from deflect_hf.benchmark.ablation import check_variants
 from deflect_hf.errors import ConfigError
 from deflect_hf.methods import adapt, extra_bands, method_options
+from deflect_hf.training.yaml_text import yaml_value
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +54,7 @@ class Row:
             name, equals, value = item.partition("=")
             if not equals:
                 raise ConfigError(f"the row {text!r}: {item!r} has no value; write {name}=VALUE.")
-            options[name.strip()] = yaml.safe_load(value)
+            options[name.strip()] = yaml_value(value, "--rows")
         method_options(method, options)
         return cls(text, method, options, variant)
 

@@ -19,12 +19,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import yaml
-
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.training.official import ALIASES, refuse_official_key
 from deflect_hf.training.schema import check_types, leaves, parse_text
-from deflect_hf.training.yaml_text import TYPED, read_yaml, yaml_value
+from deflect_hf.training.yaml_text import TYPED, read_yaml, yaml_text, yaml_value
 
 GROUPS = ("encoder", "dataset", "segmentor", "augmentation")
 MOST_LISTED = 12  # keys in a message; --help has them all
@@ -238,8 +236,13 @@ def load_config(schema: type[Config], path: Path) -> Config:
 
 def to_yaml(config: Any) -> str:
     """All keys of a configuration as YAML, defaults included, in the order of the dataclasses."""
-    plain = dataclasses.asdict(config)
-    return yaml.safe_dump(_lists(plain), sort_keys=False, allow_unicode=True, width=120)
+    return yaml_text(plain(config))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """All keys and values of a configuration as a YAML file has them, in the order of the dataclasses."""
+    values: dict[str, Any] = _lists(dataclasses.asdict(config))
+    return values
 
 
 def _lists(value: Any) -> Any:

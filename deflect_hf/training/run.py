@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
@@ -26,7 +25,7 @@ from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.best import BEST, best_epoch
 from deflect_hf.training.bootstrap import REPLICATES
 from deflect_hf.training.build import Experiment, build, plain_loader, whole_patches
-from deflect_hf.training.compose import flatten
+from deflect_hf.training.compose import flatten, plain
 from deflect_hf.training.environment import environment
 from deflect_hf.training.files import settle, write_json, write_text
 from deflect_hf.training.loop import TOLD, Publish, Trainer
@@ -208,7 +207,7 @@ def warn_of_changes(config: RunArguments, work_dir: Path) -> None:
     path = work_dir / checkpoints.CONFIG
     if not path.is_file():
         return
-    now = dict(flatten(yaml.safe_load(checkpoints.to_yaml(config)), RunArguments, "this run"))
+    now = dict(flatten(plain(config), RunArguments, "this run"))
     try:
         then = dict(flatten(read_yaml(path), RunArguments, str(path)))
     except ConfigError as error:  # of another version, or edited: what counts is in the checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ TYPED = "the command line"
 MERGE = "tag:yaml.org,2002:merge"
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
+# Numbers as YAML 1.2 has them: PyYAML follows 1.1, where 1e-6 is text.
+FLOAT = "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
 BROKEN = (yaml.YAMLError, TypeError, ValueError, RecursionError)
 
 
@@ -30,6 +33,14 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what :class:`UniqueKeyLoader` reads: text that it would take for a number is quoted."""
+
+
+UniqueKeyLoader.add_implicit_resolver(*FLOAT)
+Dumper.add_implicit_resolver(*FLOAT)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -58,6 +69,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: the key {odd[0]!r:.80} is no text: expected 'key: value' lines")
     _refuse_endless(content, str(path))
     return content
+
+
+def yaml_text(values: Any) -> str:
+    """Nested mappings, lists and values as YAML, in their order."""
+    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def yaml_value(text: str, flag: str) -> Any:

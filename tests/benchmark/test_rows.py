@@ -28,6 +28,12 @@ from tests.tuners.tiny import BANDS, make_encoder
             "peft_VeraConfig_r_64_target_qv",
         ),
         (
+            "peft:VeraConfig:d_initial=1e-1,target=qv",
+            "peft:VeraConfig",
+            {"d_initial": 0.1, "target": "qv"},
+            "peft_VeraConfig_d_initial_1e-1_target_qv",
+        ),
+        (
             "deflect:layers_to_transform=[4,5],indices=null",
             "deflect",
             {"layers_to_transform": [4, 5], "indices": None},
@@ -53,6 +59,7 @@ def test_a_row_makes_a_model_for_timing(text, reflectance):
     [
         ("deflct", "finetune='deflct' is unknown.*'deflect'"),
         ("lora:rnk=8", "method.rnk is no option of 'lora'.*'rank'"),
+        ("lora:rank=[8", r"--rows: cannot read '\[8'"),
         ("lora:rank", "'rank' has no value; write rank=VALUE"),
         ("peft", "PEFT has no configuration ''"),
         ("peft:VeraConfig", "needs either method.target"),

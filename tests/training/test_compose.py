@@ -50,6 +50,12 @@ def test_a_home_folder_in_a_file_or_flag_is_found(monkeypatch: pytest.MonkeyPatc
     assert message in refused("--config", EMBEDDED, "--work_dir", "")
 
 
+def test_numbers_of_keys_without_a_type_are_numbers() -> None:
+    config = parse("--config", EMBEDDED, "--encoder.random.layer_norm_eps", "1e-6", "--method.lora_dropout", "1e-1")
+    assert config.encoder.random is not None and config.encoder.random["layer_norm_eps"] == 1e-6
+    assert config.method["lora_dropout"] == 0.1
+
+
 @pytest.fixture
 def write(tmp_path: Path):
     def write(name: str, text: str) -> str:
