@@ -21,12 +21,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, evaluate or predict, print."""
     words = sys.argv[1:] if argv is None else list(argv)
     run_package = postponed_package("deflect_hf")
+    from deflect_hf.config.compose import parse_arguments
+    from deflect_hf.config.run import EvaluateArguments
     from deflect_hf.errors import user_errors
+    from deflect_hf.evaluation.tables import drop_table, score_table, show_log
     from deflect_hf.inference import cli
-    from deflect_hf.training.arguments import EvaluateArguments
-    from deflect_hf.training.cli import drop_table, score_table, show_log
-    from deflect_hf.training.compose import parse_arguments
-    from deflect_hf.training.leaving import leaving_together
+    from deflect_hf.training.distributed_exit import leaving_together
 
     with leaving_together(), user_errors(words):
         if "--predict" in words:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         arguments = parse_arguments(EvaluateArguments, __doc__, words)
         run_package()
-        from deflect_hf.training.report import report
+        from deflect_hf.evaluation.report import report
 
         show_log()
         results, output = report(arguments)

@@ -42,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         runpy.run_path(str(Path(__file__).with_name("evaluate.py")), run_name="evaluate")["main"](words)
         return
     run_package = postponed_package("deflect_hf")
+    from deflect_hf.config.combinations import refuse_idle_keys
+    from deflect_hf.config.compose import parse_arguments
+    from deflect_hf.config.run import RunArguments
     from deflect_hf.errors import user_errors
-    from deflect_hf.training.arguments import RunArguments
-    from deflect_hf.training.cli import METHOD_OPTIONS, results_text, show_log
-    from deflect_hf.training.combinations import refuse_idle_keys
-    from deflect_hf.training.compose import parse_arguments
-    from deflect_hf.training.leaving import leaving_together
+    from deflect_hf.evaluation.tables import METHOD_OPTIONS, results_text, show_log
+    from deflect_hf.training.distributed_exit import leaving_together
 
     with leaving_together(), user_errors(words):
         config = parse_arguments(RunArguments, __doc__ + METHOD_OPTIONS, words, check=refuse_idle_keys)

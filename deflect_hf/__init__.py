@@ -16,32 +16,32 @@ from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
 from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel
 
 if TYPE_CHECKING:
-    from deflect_hf.bands import SENSORS, Band, Sensor, get_sensor, resolve_bands, select_bands
+    from deflect_hf.data.processor import MultispectralImageProcessor
     from deflect_hf.errors import DeflectError
     from deflect_hf.hub.load import load_adapter
     from deflect_hf.inference.multi import MultiAdapterPredictor
     from deflect_hf.methods import adapt
     from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
-    from deflect_hf.processing import MultispectralImageProcessor
-    from deflect_hf.statistics import fit_statistics
+    from deflect_hf.spectral.selection import SENSORS, Band, Sensor, get_sensor, resolve_bands, select_bands
+    from deflect_hf.tuners.statistics import fit_statistics
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "SENSORS": "bands",
-    "Band": "bands",
+    "SENSORS": "spectral.selection",
+    "Band": "spectral.selection",
     "DeflectError": "errors",
     "EncoderForImageClassification": "models",
     "EncoderForSemanticSegmentation": "models",
     "MultiAdapterPredictor": "inference.multi",
-    "MultispectralImageProcessor": "processing",
-    "Sensor": "bands",
+    "MultispectralImageProcessor": "data.processor",
+    "Sensor": "spectral.selection",
     "adapt": "methods",
-    "fit_statistics": "statistics",
-    "get_sensor": "bands",
+    "fit_statistics": "tuners.statistics",
+    "get_sensor": "spectral.selection",
     "load_adapter": "hub.load",
-    "resolve_bands": "bands",
-    "select_bands": "bands",
+    "resolve_bands": "spectral.selection",
+    "select_bands": "spectral.selection",
 }
 
 __all__ = [

@@ -32,6 +32,15 @@ def reflectance() -> torch.Tensor:
     return 0.02 + 0.4 * torch.rand(2, 6, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(scope="session")
+def deflect_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A run's folder and its results: two epochs of eight steps."""
+    from tests.training.test_run import train
+
+    folder = tmp_path_factory.mktemp("deflect") / "run"
+    return folder, train(folder, "--ckpt_steps", "5")
+
+
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
     """Entry points called in a test set the package's log level and handler: the next test starts without them."""

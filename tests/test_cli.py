@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from deflect_hf.artifacts.saved_model import read_config
+from deflect_hf.config.combinations import refuse_idle_keys
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import EvaluateArguments, RunArguments
+from deflect_hf.evaluation.report import report
 from deflect_hf.models.geovit.conversion import convert
-from deflect_hf.training.arguments import EvaluateArguments, RunArguments
 from deflect_hf.training.build import evaluation_window
-from deflect_hf.training.checkpoints import read_config
-from deflect_hf.training.combinations import refuse_idle_keys
-from deflect_hf.training.compose import parse_arguments
-from deflect_hf.training.report import report
 from deflect_hf.training.run import run
 from tests.data.replicas import write_burn_scars, write_mados
 from tests.models.geovit.published import PUBLISHED
@@ -63,7 +63,8 @@ def test_train_then_evaluate_in_another_process(tmp_path: Path) -> None:
 LOGITS = """
 import sys, torch
 from pathlib import Path
-from deflect_hf.training import build, checkpoints
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.training import build
 folder = checkpoints.result_folder(Path(sys.argv[1]))
 config = checkpoints.read_config(folder)
 images = build.load_splits(config, ("test",))["test"]

@@ -1,4 +1,4 @@
-"""`python -m deflect_hf.benchmark accuracy|adapters|cost|encoders|loader|resume|scenes|startup ...`."""
+"""`python -m deflect_hf.benchmark accuracy|cost ...`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import sys
 from collections.abc import Sequence
 
 from deflect_hf.errors import ConfigError, listing, nearest, user_errors
-from deflect_hf.training.cli import show_log
+from deflect_hf.evaluation.tables import show_log
 
-COMMANDS = ("accuracy", "adapters", "cost", "encoders", "loader", "resume", "scenes", "startup")
+COMMANDS = ("accuracy", "cost")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(
+    argv: Sequence[str] | None = None, package: str = "deflect_hf.benchmark", commands: Sequence[str] = COMMANDS
+) -> None:
     """Hand the rest of the command line to the benchmark named first; `--debug` is none of its flags."""
     typed = sys.argv[1:] if argv is None else list(argv)
     with user_errors(typed):
         name, *words = [word for word in typed if word != "--debug"] or ["--help"]
         if name in ("-h", "--help"):
-            print(f"usage: python -m deflect_hf.benchmark {{{','.join(COMMANDS)}}} --help")
+            print(f"usage: python -m {package} {{{','.join(commands)}}} --help")
             print("--debug, for any of them: show the traceback of an error")
             return
-        if name not in COMMANDS:
-            raise ConfigError(f"no benchmark {name!r}; there are {listing(COMMANDS)}.{nearest(name, COMMANDS)}")
+        if name not in commands:
+            raise ConfigError(f"no benchmark {name!r}; there are {listing(commands)}.{nearest(name, commands)}")
         show_log()
-        importlib.import_module(f"deflect_hf.benchmark.{name}").main(words)
+        importlib.import_module(f"{package}.{name}").main(words)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deflect_hf.errors import ConfigError, listing, nearest
-from deflect_hf.spectral import SpectralFeatures
+from deflect_hf.spectral.features import SpectralFeatures
 from deflect_hf.tuners.deflect import attention, layer
 from deflect_hf.tuners.deflect.attention import deflect_displacement
 

@@ -35,12 +35,12 @@ from deflect_hf.benchmark.results import RunFiles, read, store, write
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.benchmark.summary import Design, as_markdown, score, summarise
 from deflect_hf.benchmark.trials import Trial, cross_validation, refuse_fixed_split
+from deflect_hf.config.combinations import refuse_idle_keys
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, listing
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.combinations import refuse_idle_keys
-from deflect_hf.training.compose import parse_arguments
-from deflect_hf.training.files import write_json, write_text
-from deflect_hf.training.metrics import selection_metric
+from deflect_hf.evaluation.metrics import selection_metric
+from deflect_hf.files import write_json, write_text
 from deflect_hf.training.run import run
 
 logger = logging.getLogger(__name__)

@@ -38,11 +38,11 @@ from deflect_hf.benchmark.meters import (
 )
 from deflect_hf.benchmark.resources import gpu_counters, processor_counters
 from deflect_hf.benchmark.rows import Row, file_name
-from deflect_hf.data.arguments import AugmentationArguments
+from deflect_hf.config.data import AugmentationArguments
 from deflect_hf.errors import ConfigError
+from deflect_hf.files import write_json
 from deflect_hf.methods import encoder_parameters
 from deflect_hf.models import EncoderForImageClassification
-from deflect_hf.training.files import write_json
 from deflect_hf.training.prefix import with_stored_prefix
 
 if TYPE_CHECKING:

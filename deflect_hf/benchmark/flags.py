@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deflect_hf.config.compose import Parser
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.compose import Parser
-from deflect_hf.training.files import write_json, write_text
+from deflect_hf.files import write_json, write_text
 
 
 def flag_parser(benchmark: str, description: str | None, others: str | None = None) -> Parser:

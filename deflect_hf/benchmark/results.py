@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from deflect_hf import __version__
+from deflect_hf.artifacts.saved_model import CONFIG, result_folder, write_json
 from deflect_hf.benchmark.rows import RGB, Row
+from deflect_hf.config.compose import plain
+from deflect_hf.config.run import RunArguments
+from deflect_hf.config.schema import leaves
+from deflect_hf.config.yaml import read_yaml, yaml_text
 from deflect_hf.errors import CheckpointError, ConfigError
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.checkpoints import CONFIG, result_folder, write_json
-from deflect_hf.training.compose import plain
-from deflect_hf.training.schema import leaves
 from deflect_hf.training.trackers import LOG
-from deflect_hf.training.yaml_text import read_yaml, yaml_text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deflect_hf.benchmark.ablation import check_variants
+from deflect_hf.config.yaml import yaml_value
 from deflect_hf.errors import ConfigError
 from deflect_hf.methods import adapt, extra_bands, method_options
-from deflect_hf.training.yaml_text import yaml_value
 
 if TYPE_CHECKING:
     from torch import nn

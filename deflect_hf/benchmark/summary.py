@@ -12,7 +12,7 @@ import torch
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.benchmark.trials import Trial, half_interval
 from deflect_hf.errors import ConfigError, listing, nearest
-from deflect_hf.training.metrics import scores
+from deflect_hf.evaluation.metrics import scores
 
 BUDGET_RATIO = 10  # the first row is compared with rows of up to this many times its encoder parameters
 

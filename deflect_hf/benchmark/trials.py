@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from deflect_hf.data.arguments import USED_BY, DatasetArguments
+from deflect_hf.config.data import USED_BY, DatasetArguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.data.splits import SPLITS
 from deflect_hf.errors import ConfigError, listing
-from deflect_hf.training.arguments import RunArguments
 
 NORMAL = 1.959964  # 97.5 % quantile
 # Student's 97.5 % quantile for 1 to 9 degrees of freedom

@@ -10,25 +10,20 @@ from typing import TYPE_CHECKING
 from deflect_hf.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from deflect_hf.data.arguments import AugmentationArguments, DatasetArguments
-    from deflect_hf.data.base import load_dataset_splits
     from deflect_hf.data.collate import collate_examples
     from deflect_hf.data.dataset import ImageDataset, Labels
+    from deflect_hf.data.load import load_dataset_splits
     from deflect_hf.data.transforms import build_transform
 
 _LAZY = {
-    "AugmentationArguments": "arguments",
-    "DatasetArguments": "arguments",
     "ImageDataset": "dataset",
     "Labels": "dataset",
     "build_transform": "transforms",
     "collate_examples": "collate",
-    "load_dataset_splits": "base",
+    "load_dataset_splits": "load",
 }
 
 __all__ = [
-    "AugmentationArguments",
-    "DatasetArguments",
     "ImageDataset",
     "Labels",
     "build_transform",

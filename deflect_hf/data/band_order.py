@@ -29,7 +29,7 @@ _DARKER = 3.0  # the cirrus band of EuroSAT is 60 times as dark as water vapour,
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the values say: the ``order`` of :data:`~deflect_hf.data.arguments.BAND_ORDERS`, or None, and why."""
+    """What the values say: the ``order`` of :data:`~deflect_hf.config.data.BAND_ORDERS`, or None, and why."""
 
     order: str | None
     why: str

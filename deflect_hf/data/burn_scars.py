@@ -16,14 +16,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset
 from deflect_hf.data.download import fetch_from_hub
 from deflect_hf.data.pairs import PairReader
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset, Row, build_splits, refuse_incomplete
 from deflect_hf.data.release import Release, folder_files
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.sensors import get_sensor
+from deflect_hf.spectral.sensors import get_sensor
 
 REPOSITORY = "ibm-nasa-geospatial/hls_burn_scars"
 BURN_SCARS = PublicDataset(

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset as Table
 
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DataError, listing
-from deflect_hf.processing import MultispectralImageProcessor
 
 logger = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.band_order import check_eurosat
 from deflect_hf.data.dataset import ImageDataset
 from deflect_hf.data.download import fetch_from_hub
 from deflect_hf.data.folder_reader import FolderReader
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset, Row, build_splits, split_rows
 from deflect_hf.data.release import Release, folder_files
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.sensors import SENSORS
+from deflect_hf.spectral.sensors import SENSORS
 
 logger = logging.getLogger(__name__)
 

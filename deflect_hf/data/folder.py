@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
 from deflect_hf.data.folder_reader import settle_reader
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import (
     SPLITS,
     check_disjoint,
@@ -25,8 +26,7 @@ from deflect_hf.data.splits import (
     split_indices,
 )
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.raster import raster_info
+from deflect_hf.raster.read import raster_info
 
 logger = logging.getLogger(__name__)
 

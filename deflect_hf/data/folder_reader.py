@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from deflect_hf.bands import Sensor, match_bands, resolve_bands
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import Stored
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, DataError
-from deflect_hf.georeference import projection
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.raster import read_mask, read_raster
-from deflect_hf.raster_header import Quality, RasterInfo, file_bands
-from deflect_hf.sensors import get_sensor
+from deflect_hf.raster.georeference import projection
+from deflect_hf.raster.header import Quality, RasterInfo, file_bands
+from deflect_hf.raster.read import read_mask, read_raster
+from deflect_hf.spectral.selection import Sensor, match_bands, resolve_bands
+from deflect_hf.spectral.sensors import get_sensor
 
 Tags = Mapping[str, tuple[float, float]]  # band -> its GDAL scale and offset tags
 TAGS = ("scale", "offset")

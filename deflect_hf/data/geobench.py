@@ -23,15 +23,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.band_order import check_order
 from deflect_hf.data.dataset import ImageDataset, Stored
 from deflect_hf.data.download import fetch_from_hub
 from deflect_hf.data.geobench_releases import REPO_ID, SENTINEL2, SETS, GeoBenchSet, Names
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset, Row, build_splits, refuse_incomplete
 from deflect_hf.data.release import Release, folder_files
 from deflect_hf.errors import DataError, listing, nearest
-from deflect_hf.processing import MultispectralImageProcessor
 
 logger = logging.getLogger(__name__)
 

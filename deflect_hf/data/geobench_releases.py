@@ -16,8 +16,8 @@ from types import MappingProxyType
 
 from deflect_hf.data.band_order import Evidence, Image, eurosat_evidence, kiln_evidence
 from deflect_hf.data.public import PublicDataset
-from deflect_hf.sensors import SENSORS
-from deflect_hf.spectrum import Sensor
+from deflect_hf.spectral.bands import Sensor
+from deflect_hf.spectral.sensors import SENSORS
 
 Names = Mapping[str, str]  # band code -> what its array is called in the files
 

@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Stored
+from deflect_hf.data.processor import MultispectralImageProcessor, resize
 from deflect_hf.data.public import PublicDataset, Row, build_splits, split_rows
 from deflect_hf.data.release import Release, folder_files
 from deflect_hf.data.splits import SPLITS
 from deflect_hf.data.zenodo import fetch_from_zenodo
 from deflect_hf.errors import BandError, DataError
-from deflect_hf.processing import MultispectralImageProcessor, resize
-from deflect_hf.raster import read_mask, read_raster
-from deflect_hf.sensors import get_sensor
+from deflect_hf.raster.read import read_mask, read_raster
+from deflect_hf.spectral.sensors import get_sensor
 
 RECORD = 10664073
 MADOS = PublicDataset(

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deflect_hf.bands import match_bands, resolve_bands
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, Reader, make_datasets
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import SPLITS, check_disjoint, check_unique, keep_share, read_lines
 from deflect_hf.errors import BandError, DataError
-from deflect_hf.georeference import projection
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.spectrum import Sensor
+from deflect_hf.raster.georeference import projection
+from deflect_hf.spectral.bands import Sensor
+from deflect_hf.spectral.selection import match_bands, resolve_bands
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _grid(row: Row) -> str | None:
     path = str(row.get("image") or row["mask"])  # a scene of several files has its mask on the same grid
     if Path(path).suffix != ".tif":
         return None
-    from deflect_hf.raster import raster_info
+    from deflect_hf.raster.read import raster_info
 
     return projection(raster_info(path))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.archives import unpack
-from deflect_hf.data.arguments import DatasetArguments
 from deflect_hf.data.public import PublicDataset
 from deflect_hf.errors import DataError, listing
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 from pathlib import Path
 from types import MappingProxyType
 
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset
 from deflect_hf.data.pairs import PairReader
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset, Row, build_splits, split_rows
 from deflect_hf.data.release import Release, folder_files
 from deflect_hf.errors import ConfigError
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.sensors import get_sensor
+from deflect_hf.spectral.sensors import get_sensor
 
 SEN1FLOODS11 = PublicDataset(
     name="sen1floods11",

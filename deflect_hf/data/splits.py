@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.errors import ConfigError, DataError, listing
 
 SPLITS = ("train", "val", "test")

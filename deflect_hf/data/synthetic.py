@@ -21,12 +21,12 @@ import spyndex
 import torch
 import torch.nn.functional as F
 
-from deflect_hf.bands import resolve_bands
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, Stored, make_datasets
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import keep_share, split_indices
 from deflect_hf.errors import BandError, listing
-from deflect_hf.processing import MultispectralImageProcessor
+from deflect_hf.spectral.selection import resolve_bands
 
 MEASURED = ("A", "B", "G", "R", "N", "S1", "S2")  # the columns SR_B1 .. SR_B7 of the bundled samples
 VISIBLE = 4  # the first four of them

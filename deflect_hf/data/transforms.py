@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deflect_hf.data.arguments import AugmentationArguments
+from deflect_hf.config.data import AugmentationArguments
 from deflect_hf.data.dataset import Example, Transform
 from deflect_hf.errors import DataError
 

@@ -12,9 +12,9 @@ import torch
 
 from deflect_hf.figures.canvas import class_legend, new_figure, save
 from deflect_hf.figures.colours import Array, composite, composites_of, paint
-from deflect_hf.formulas import bands_of, parse
-from deflect_hf.indices import compile_formula, select_indices
-from deflect_hf.spectrum import Unit
+from deflect_hf.spectral.bands import Unit
+from deflect_hf.spectral.formulas import bands_of, parse
+from deflect_hf.spectral.indices import compile_formula, select_indices
 
 if TYPE_CHECKING:
     from deflect_hf.data import ImageDataset

@@ -11,7 +11,7 @@ import numpy as np
 
 from deflect_hf.figures.canvas import new_figure, plain, save
 from deflect_hf.figures.colours import IGNORED, Array, class_colours
-from deflect_hf.spectrum import SPECTRUM
+from deflect_hf.spectral.bands import SPECTRUM
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure

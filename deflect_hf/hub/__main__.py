@@ -17,10 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deflect_hf.config.compose import Parser
+from deflect_hf.config.yaml import yaml_value
 from deflect_hf.errors import ConfigError, user_errors
-from deflect_hf.training.cli import show_log
-from deflect_hf.training.compose import Parser
-from deflect_hf.training.yaml_text import yaml_value
+from deflect_hf.evaluation.tables import show_log
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,9 +76,9 @@ def run_push(arguments: argparse.Namespace) -> None:
 
 def run_card(arguments: argparse.Namespace) -> None:
     """`card`."""
+    from deflect_hf.artifacts.saved_model import result_folder
     from deflect_hf.hub.card import write_card
     from deflect_hf.hub.picture import draw_prediction
-    from deflect_hf.training.checkpoints import result_folder
 
     folder = result_folder(Path(arguments.folder))
     draw_prediction(folder)
@@ -87,10 +87,10 @@ def run_card(arguments: argparse.Namespace) -> None:
 
 def run_check(arguments: argparse.Namespace) -> None:
     """`check`."""
+    from deflect_hf.artifacts.saved_model import result_folder
     from deflect_hf.hub.client import Hub
     from deflect_hf.hub.contents import check_folder
     from deflect_hf.hub.load import pull
-    from deflect_hf.training.checkpoints import result_folder
 
     if Path(arguments.folder).is_dir():
         if arguments.revision is not None:

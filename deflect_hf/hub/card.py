@@ -10,10 +10,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from deflect_hf.files import write_text
 from deflect_hf.hub import card_sections as sections
 from deflect_hf.hub.facts import Facts, read_facts
 from deflect_hf.hub.scrub import CARD, ENCODER, PICTURE
-from deflect_hf.training.files import write_text
 
 HUB = "https://huggingface.co"
 # type of the Hub, name, key in results.json

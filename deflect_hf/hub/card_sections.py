@@ -7,10 +7,10 @@ from typing import Any
 
 from deflect_hf.errors import DeflectError
 from deflect_hf.hub.facts import Facts
-from deflect_hf.probe import bound_of
-from deflect_hf.sensors import get_sensor
-from deflect_hf.spectrum import SPECTRUM
-from deflect_hf.training.encoders import chosen_gsd
+from deflect_hf.models.encoders import chosen_gsd
+from deflect_hf.spectral.bands import SPECTRUM
+from deflect_hf.spectral.probe import bound_of
+from deflect_hf.spectral.sensors import get_sensor
 
 MEANS = (("accuracy", "accuracy"), ("miou", "mIoU"), ("f1_macro", "macro F1"))
 EXAMPLE_VALUE = {"reflectance": 0.1, "8bit": 0.5}

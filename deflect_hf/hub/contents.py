@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.run import RunArguments
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, listing
 from deflect_hf.hub.adapters import CODE_KEYS, check_adapter, needs_code, refuse_unknown
 from deflect_hf.hub.client import check_repo_id
@@ -28,9 +31,6 @@ from deflect_hf.hub.safety import (
     read_json,
     tensor_shapes,
 )
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.training import checkpoints
-from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.build import model_class
 
 TASKS = {"deflect_image_classification": "classification", "deflect_semantic_segmentation": "segmentation"}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, HubError
 from deflect_hf.hub.client import Hub, Snapshot, check_repo_id
 from deflect_hf.hub.contents import check_configs, check_encoder, check_encoder_weights, check_folder
@@ -20,8 +22,6 @@ from deflect_hf.hub.safety import (
     read_json,
 )
 from deflect_hf.inference.predictor import Predictor
-from deflect_hf.training import checkpoints
-from deflect_hf.training.arguments import RunArguments
 
 
 def load_adapter(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.dataset import Example
 from deflect_hf.errors import DeflectError
 from deflect_hf.figures import prediction_panel
 from deflect_hf.hub.scrub import PICTURE
 from deflect_hf.inference.predictor import Predictor
-from deflect_hf.training import checkpoints
 
 logger = logging.getLogger(__name__)
 

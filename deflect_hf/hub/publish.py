@@ -12,6 +12,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, HubError
 from deflect_hf.hub.card import write_card
 from deflect_hf.hub.client import LOG_IN, Hub, check_repo_id, file_hash, in_words
@@ -19,8 +21,6 @@ from deflect_hf.hub.contents import check_folder
 from deflect_hf.hub.picture import draw_prediction
 from deflect_hf.hub.safety import TRAINED_FILES, check_encoder_listing
 from deflect_hf.hub.scrub import CARD, PICTURE, Base, refuse_leaks, stage
-from deflect_hf.training import checkpoints
-from deflect_hf.training.arguments import RunArguments
 
 logger = logging.getLogger(__name__)
 

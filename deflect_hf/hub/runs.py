@@ -7,13 +7,13 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import HubError
 from deflect_hf.hub.card import write_card
 from deflect_hf.hub.client import Hub
 from deflect_hf.hub.picture import draw_prediction
 from deflect_hf.hub.publish import Destination, find_base, make_repository, prepare, upload
-from deflect_hf.training import checkpoints
-from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.loop import Publish
 
 logger = logging.getLogger(__name__)

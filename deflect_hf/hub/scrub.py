@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.compose import to_yaml
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import HubError
 from deflect_hf.hub.safety import ENCODER, MODEL_WEIGHTS, TRAINED, is_path
-from deflect_hf.training import checkpoints
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.compose import to_yaml
 
 PLACEHOLDER = "FOLDER"
 PICTURE = "prediction.png"

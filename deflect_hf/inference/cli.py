@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.inference import PredictArguments
 from deflect_hf.errors import ConfigError, DataError, listing, user_errors
-from deflect_hf.inference.arguments import PredictArguments
-from deflect_hf.training.cli import show_log
-from deflect_hf.training.compose import parse_arguments
-from deflect_hf.training.leaving import leaving_together
+from deflect_hf.evaluation.tables import show_log
+from deflect_hf.training.distributed_exit import leaving_together
 
 if TYPE_CHECKING:
     from deflect_hf.inference.predictor import Predictor

@@ -18,17 +18,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from deflect_hf.config.inference import SceneArguments
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
 from deflect_hf.figures import class_colours
-from deflect_hf.inference.arguments import SceneArguments
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.scenes import Scene, cut
 from deflect_hf.inference.spool import Part, Spool, plan_parts
 from deflect_hf.inference.windows import SceneWindows
-from deflect_hf.raster import OpenRaster, open_raster
-from deflect_hf.raster_header import RasterInfo
-from deflect_hf.raster_map import MapLayout, Square, job_of_map, sidecar, write_map
+from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.maps import MapLayout, Square, job_of_map, sidecar, write_map
+from deflect_hf.raster.read import OpenRaster, open_raster
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -14,6 +14,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.run import RunArguments
+from deflect_hf.data.processor import Image
 from deflect_hf.errors import (
     ArchitectureError,
     CheckpointError,
@@ -36,9 +39,6 @@ from deflect_hf.inference.shared import (
 )
 from deflect_hf.methods import task_model
 from deflect_hf.models import load_encoder
-from deflect_hf.processing import Image
-from deflect_hf.training import checkpoints
-from deflect_hf.training.arguments import RunArguments
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.run import RunArguments
+from deflect_hf.data.processor import Image, MultispectralImageProcessor
 from deflect_hf.errors import DataError, UnsupportedOperationError
+from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.methods import task_model
-from deflect_hf.processing import Image, MultispectralImageProcessor
-from deflect_hf.training import checkpoints
-from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.build import evaluation_window
-from deflect_hf.training.evaluation import predict_logits
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,12 @@ class Predictor:
         """Write the map of a georeferenced image of any size, window by window.
 
         Args:
-            options: fields of :class:`~deflect_hf.inference.arguments.SceneArguments`, such as ``output`` or ``cog``.
+            options: fields of :class:`~deflect_hf.config.inference.SceneArguments`, such as ``output`` or ``cog``.
 
         Raises:
             DeflectError: see :func:`~deflect_hf.inference.mapping.predict_raster`.
         """
-        from deflect_hf.inference.arguments import SceneArguments
+        from deflect_hf.config.inference import SceneArguments
         from deflect_hf.inference.mapping import predict_raster  # needs this module
 
         predict_raster(self, Path(source), Path(target), SceneArguments(**options))

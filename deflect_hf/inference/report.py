@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
+from deflect_hf.artifacts.environment import PACKAGES, version
+from deflect_hf.config.inference import SceneArguments
 from deflect_hf.errors import DataError
 from deflect_hf.figures.colours import IGNORED, class_colours, composite, composites_of
-from deflect_hf.georeference import crs_name, pixel_areas
-from deflect_hf.inference.arguments import SceneArguments
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.report_page import ClassRow, Facts, Page, Picture, as_html
 from deflect_hf.methods import task_model
-from deflect_hf.raster import open_raster, overview_size, raster_info, read_mask, read_raster
-from deflect_hf.raster_header import RasterInfo, file_bands
-from deflect_hf.raster_map import SQUARE
-from deflect_hf.sensors import get_sensor
-from deflect_hf.training.environment import PACKAGES, version
+from deflect_hf.raster.georeference import crs_name, pixel_areas
+from deflect_hf.raster.header import RasterInfo, file_bands
+from deflect_hf.raster.maps import SQUARE
+from deflect_hf.raster.read import open_raster, overview_size, raster_info, read_mask, read_raster
+from deflect_hf.spectral.sensors import get_sensor
 
 Array = np.ndarray[Any, Any]
 

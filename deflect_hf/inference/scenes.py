@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deflect_hf.contract import check_reflectance
-from deflect_hf.data.arguments import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.inference import SceneArguments
+from deflect_hf.data.contract import check_reflectance
 from deflect_hf.data.folder_reader import FolderReader, settle_reader
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError
-from deflect_hf.georeference import pixel_areas
-from deflect_hf.inference.arguments import SceneArguments
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.tiling import Axis
 from deflect_hf.methods import task_model
 from deflect_hf.models.configuration import as_pair
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.raster import OpenRaster, Raster, raster_info, read_raster
-from deflect_hf.raster_header import RasterInfo
+from deflect_hf.raster.georeference import pixel_areas
+from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.read import OpenRaster, Raster, raster_info, read_raster
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.files import write_text
 from deflect_hf.inference.tiling import Axis
-from deflect_hf.raster_map import SQUARE, Square
-from deflect_hf.training.files import write_text
+from deflect_hf.raster.maps import SQUARE, Square
 
 Array = np.ndarray[Any, Any]
 Finish = Callable[[Array], Array]

@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deflect_hf.data.processor import resize
+from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.inference.predictor import Predictor, refuse_overflow
 from deflect_hf.inference.scenes import Scene
 from deflect_hf.inference.spool import Part
 from deflect_hf.inference.tiling import Axis
-from deflect_hf.processing import resize
-from deflect_hf.raster_map import SQUARE
-from deflect_hf.training.evaluation import predict_logits
+from deflect_hf.raster.maps import SQUARE
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

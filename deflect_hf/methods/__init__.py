@@ -7,9 +7,10 @@ train the task head.
 
 from __future__ import annotations
 
-from .adaptation import METHODS, adapt, method_options
-from .bands import Bands, extra_bands, trained_projection
-from .facts import (
+from deflect_hf.config.methods import as_values
+from deflect_hf.methods.adaptation import METHODS, adapt, method_options
+from deflect_hf.methods.bands import Bands, extra_bands, trained_projection
+from deflect_hf.methods.inspect import (
     HEAD,
     deflect_config,
     encoder_parameters,
@@ -18,7 +19,6 @@ from .facts import (
     patch_embedding_parameters,
     task_model,
 )
-from .options import as_values
 
 __all__ = [
     "HEAD",

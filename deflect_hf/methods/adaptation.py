@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peft import LNTuningConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
-from deflect_hf.errors import ConfigError, DeflectError, listing, nearest
-from deflect_hf.spectrum import Unit
-from deflect_hf.tuners.bitfit import BitFitConfig
-from deflect_hf.tuners.deflect import DeflectConfig
-from deflect_hf.tuners.deflect.architectures import block_layers, find_encoder, outermost_modules
-from deflect_hf.tuners.mergeable import pattern
-from deflect_hf.tuners.scaled_lora import ScaledLoraConfig
-
-from .any_peft import PREFIX, make_peft_config, peft_options
-from .bands import HEAD, Bands, show_bands, start_patch_embedding
-from .options import (
+from deflect_hf.config.methods import (
     BitFitOptions,
     DeflectOptions,
     EncoderOptions,
@@ -29,6 +19,15 @@ from .options import (
     PlainOptions,
     SlrOptions,
 )
+from deflect_hf.errors import ConfigError, DeflectError, listing, nearest
+from deflect_hf.methods.any_peft import PREFIX, make_peft_config, peft_options
+from deflect_hf.methods.bands import HEAD, Bands, show_bands, start_patch_embedding
+from deflect_hf.spectral.bands import Unit
+from deflect_hf.tuners.bitfit import BitFitConfig
+from deflect_hf.tuners.deflect import DeflectConfig
+from deflect_hf.tuners.deflect.architectures import block_layers, find_encoder, outermost_modules
+from deflect_hf.tuners.mergeable import pattern
+from deflect_hf.tuners.scaled_lora import ScaledLoraConfig
 
 if TYPE_CHECKING:
     from deflect_hf.models.base import EncoderWithHead

@@ -13,9 +13,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from deflect_hf.config.methods import PeftOptions
 from deflect_hf.errors import ConfigError, listing, nearest
-
-from .options import PeftOptions
 
 PREFIX = "peft:"
 # Fields that say where an adapter comes from, or are set by us.

@@ -10,13 +10,12 @@ import torch
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from deflect_hf.bands import resolve_bands, select_bands
+from deflect_hf.config.methods import EncoderOptions
 from deflect_hf.errors import ConfigError, listing
+from deflect_hf.methods.inspect import HEAD, task_model
 from deflect_hf.models.patch_embedding import Projection, patch_projection
-from deflect_hf.spectrum import Unit
-
-from .facts import HEAD, task_model
-from .options import EncoderOptions
+from deflect_hf.spectral.bands import Unit
+from deflect_hf.spectral.selection import resolve_bands, select_bands
 
 if TYPE_CHECKING:
     from deflect_hf.models.base import EncoderWithHead

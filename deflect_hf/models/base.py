@@ -15,11 +15,11 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from deflect_hf.bands import normalise_base_bands, select_bands
 from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.models.configuration import EncoderWithHeadConfig, as_pair
 from deflect_hf.models.loading import adopt_encoder, load_encoder, refuse_new_weights, without_pooler
 from deflect_hf.models.patch_embedding import widen
+from deflect_hf.spectral.selection import normalise_base_bands, select_bands
 
 
 class EncoderFeatures(NamedTuple):

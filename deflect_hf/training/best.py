@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from deflect_hf.training.checkpoints import RESULTS
-from deflect_hf.training.files import REPLACED
+from deflect_hf.artifacts.saved_model import RESULTS
+from deflect_hf.files import REPLACED
 from deflect_hf.training.states import Progress
 
 BEST = "best"

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from deflect_hf.bands import resolve_bands, select_bands
+from deflect_hf.config.combinations import refuse_idle_keys
+from deflect_hf.config.run import RunArguments
+from deflect_hf.config.schema import check_types
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.errors import ArchitectureError, DataError, listing
+from deflect_hf.evaluation.losses import balanced_weights
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
-from deflect_hf.spectral import RunningMoments
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.combinations import refuse_idle_keys
-from deflect_hf.training.encoders import build_encoder, chosen_gsd, set_gsd, stored_normalisation, with_encoder_size
-from deflect_hf.training.losses import balanced_weights
-from deflect_hf.training.order import Rank, evaluation_loader
-from deflect_hf.training.schema import check_types
+from deflect_hf.models.encoders import build_encoder, chosen_gsd, set_gsd, stored_normalisation, with_encoder_size
+from deflect_hf.spectral.features import RunningMoments
+from deflect_hf.spectral.selection import resolve_bands, select_bands
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

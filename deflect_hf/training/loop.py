@@ -16,18 +16,18 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.data.order import evaluation_loader, grouped, steps_of, training_loader
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DataError
+from deflect_hf.evaluation.evaluate import Protocol, evaluate, named
+from deflect_hf.evaluation.losses import label_weight, soft_dice
+from deflect_hf.evaluation.metrics import selection_metric
+from deflect_hf.files import passing_folder, whole_folder, write_json
 from deflect_hf.methods import task_model
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.training import checkpoints
 from deflect_hf.training.best import BEST, kept_best
 from deflect_hf.training.build import Experiment, evaluation_window, rank_of
-from deflect_hf.training.evaluation import Protocol, evaluate, named
-from deflect_hf.training.files import passing_folder, whole_folder, write_json
-from deflect_hf.training.losses import label_weight, soft_dice
-from deflect_hf.training.metrics import selection_metric
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
-from deflect_hf.training.order import evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.training.preemption import Interrupted, Preemption
 from deflect_hf.training.prefix import trained_model
 from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded, whole

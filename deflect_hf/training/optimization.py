@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from deflect_hf.config.run import OptimizerArguments, SchedulerArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.arguments import OptimizerArguments, SchedulerArguments
 
 
 def build_optimizer(model: nn.Module, arguments: OptimizerArguments) -> AdamW:

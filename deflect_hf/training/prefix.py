@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deflect_hf.data.arguments import AugmentationArguments
+from deflect_hf.config.data import AugmentationArguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.methods import deflect_config, task_model
-from deflect_hf.training.arguments import RunArguments
 from deflect_hf.tuners.deflect.architectures import find_encoder
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.arguments import RunArguments
 from deflect_hf.training.trackers import EVENTS, require_trackers
 
 # For the others, while the first process publishes a model, say; NCCL's own 10 minutes are short for that.

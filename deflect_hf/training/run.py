@@ -16,25 +16,26 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import nn
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.artifacts.environment import environment
+from deflect_hf.config.compose import flatten, plain
+from deflect_hf.config.run import RunArguments
+from deflect_hf.config.yaml import read_yaml
 from deflect_hf.errors import CheckpointError, ConfigError
+from deflect_hf.evaluation.bootstrap import REPLICATES
+from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.figures import curves_figure
+from deflect_hf.files import settle, write_json, write_text
 from deflect_hf.methods import encoder_parameters, patch_embedding_parameters, task_model
-from deflect_hf.statistics import fit_statistics
-from deflect_hf.training import checkpoints, preemption, states
-from deflect_hf.training.arguments import RunArguments
+from deflect_hf.training import preemption, states
 from deflect_hf.training.best import BEST, best_epoch
-from deflect_hf.training.bootstrap import REPLICATES
 from deflect_hf.training.build import Experiment, build, plain_loader, whole_patches
-from deflect_hf.training.compose import flatten, plain
-from deflect_hf.training.environment import environment
-from deflect_hf.training.files import settle, write_json, write_text
 from deflect_hf.training.loop import TOLD, Publish, Trainer
-from deflect_hf.training.metrics import selection_metric
-from deflect_hf.training.occupied import only_run_in
 from deflect_hf.training.prefix import FOLDER as PREFIX
 from deflect_hf.training.processes import launcher_precision, make_accelerator
+from deflect_hf.training.run_lock import only_run_in
 from deflect_hf.training.trackers import EVENTS, LOG, finish_trackers, start_trackers
-from deflect_hf.training.yaml_text import read_yaml
+from deflect_hf.tuners.statistics import fit_statistics
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from deflect_hf.data.order import Rank, steps_of
 from deflect_hf.errors import CheckpointError
-from deflect_hf.training.files import PARTIAL, REPLACED, remove_folder, settle, whole_folder, write_json
-from deflect_hf.training.order import Rank, steps_of
+from deflect_hf.files import PARTIAL, REPLACED, remove_folder, settle, whole_folder, write_json
 from deflect_hf.training.sharding import placed
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.files import write_text
+from deflect_hf.files import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -104,7 +104,7 @@ def finish_trackers(accelerator: Accelerator) -> None:
     """End the trackers, and nothing else.
 
     `Accelerator.end_training` also destroys the process group. After DDP on gloo, a process was once seen to wait for
-    ever there or thereafter; the group ends with its process (:func:`deflect_hf.training.leaving.leaving_together`).
+    ever there or thereafter; the group ends with its process (`distributed_exit.leaving_together`).
     """
     for tracker in accelerator.trackers:
         tracker.finish()

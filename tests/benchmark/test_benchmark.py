@@ -13,12 +13,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-from deflect_hf.benchmark import accuracy, cost, encoders, meters
+from deflect_hf.benchmark import accuracy, cost, meters
 from deflect_hf.benchmark.resources import Counter
 from deflect_hf.benchmark.results import RunFiles
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.benchmark.summary import score
 from deflect_hf.errors import ConfigError
+from tests.benchmarks import encoders
 
 CONF = Path(__file__).parents[1] / "conf" / "classification.yaml"
 

@@ -13,8 +13,8 @@ import yaml
 from deflect_hf import __version__
 from deflect_hf.benchmark.results import RunFiles, digest, facts, made_by, read, seen_bands, step_seconds, store
 from deflect_hf.benchmark.rows import Row
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.compose import parse_arguments, plain, to_yaml
+from deflect_hf.config.compose import parse_arguments, plain, to_yaml
+from deflect_hf.config.run import RunArguments
 
 CONF = Path(__file__).parents[1] / "conf" / "classification.yaml"
 

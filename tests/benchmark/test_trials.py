@@ -18,11 +18,11 @@ from deflect_hf.benchmark import accuracy
 from deflect_hf.benchmark.accuracy import Plan
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.benchmark.trials import Trial, cross_validation, half_interval, student
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.raster import write_raster
-from deflect_hf.training import metrics
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.compose import parse_arguments
+from deflect_hf.evaluation import metrics
+from deflect_hf.raster.read import write_raster
 
 CONF = Path(__file__).parents[1] / "conf" / "classification.yaml"
 

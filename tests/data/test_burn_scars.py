@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from deflect_hf.data import DatasetArguments, burn_scars, load_dataset_splits
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data import burn_scars, load_dataset_splits
 from deflect_hf.data.burn_scars import held_out
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError, UnitError
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.raster import write_raster
+from deflect_hf.raster.read import write_raster
 from tests.data.replicas import write_burn_scars
 
 FIRST = "subsetted_512x512_HLS.S30.T10SGD.2018100.v1.4"

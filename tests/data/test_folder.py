@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from deflect_hf.data import DatasetArguments, load_dataset_splits
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data import load_dataset_splits
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
-from deflect_hf.raster import raster_info, read_mask, write_raster
-
-from .conftest import BANDS, stored_image
+from deflect_hf.raster.read import raster_info, read_mask, write_raster
+from tests.data.conftest import BANDS, stored_image
 
 
 def segments(root: Path, **changes: Any) -> DatasetArguments:

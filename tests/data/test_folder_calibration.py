@@ -13,12 +13,11 @@ import torch
 
 from deflect_hf.data import load_dataset_splits
 from deflect_hf.data.dataset import ImageDataset
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.raster import write_raster
-
-from .conftest import BANDS, stored_image
-from .test_folder import segments
+from deflect_hf.raster.read import write_raster
+from tests.data.conftest import BANDS, stored_image
+from tests.data.test_folder import segments
 
 
 def test_the_files_scale_tags_are_used_unless_told_otherwise(segmentation_folder: Path) -> None:

@@ -12,8 +12,7 @@ import torch
 
 from deflect_hf.data import load_dataset_splits
 from deflect_hf.errors import ConfigError, DataError
-
-from .test_folder import scenes, segments
+from tests.data.test_folder import scenes, segments
 
 
 def test_split_files_are_followed_and_counted(segmentation_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

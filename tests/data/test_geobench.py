@@ -14,11 +14,12 @@ import h5py
 import numpy as np
 import pytest
 
-from deflect_hf.data import DatasetArguments, load_dataset_splits
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.run import RunArguments
+from deflect_hf.data import load_dataset_splits
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.compose import parse_arguments
 from tests.data.geobench_replica import (
     ALL_13,
     CLASSES,

@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
-from deflect_hf.data import DatasetArguments, load_dataset_splits
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data import load_dataset_splits
 from deflect_hf.errors import DataError
 from tests.data.geobench_replica import write_geobench
 from tests.data.web import serving_hub

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.enums import Resampling
 
-from deflect_hf.data import DatasetArguments, load_dataset_splits
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data import load_dataset_splits
 from deflect_hf.data.mados import Scene
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.raster import write_raster
+from deflect_hf.raster.read import write_raster
 from tests.data.replicas import SATELLITES, write_lines, write_mados
 
 CODES = ["A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "S1", "S2"]

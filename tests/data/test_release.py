@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from deflect_hf.data import DatasetArguments, load_dataset_splits, mados
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data import load_dataset_splits, mados
 from deflect_hf.data.zenodo import fetch_from_zenodo
 from deflect_hf.errors import DataError
 from tests.data.replicas import write_mados

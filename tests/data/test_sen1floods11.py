@@ -13,9 +13,10 @@ import pytest
 import rasterio
 import torch
 
-from deflect_hf.data import DatasetArguments, load_dataset_splits
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data import load_dataset_splits
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.processing import MultispectralImageProcessor
 from tests.data.replicas import write_lines, write_sen1floods11
 
 HAND = "data/flood_events/HandLabeled"

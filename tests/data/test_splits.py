@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deflect_hf.data import DatasetArguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.splits import hold_out, keep_share, split_indices
 from deflect_hf.errors import ConfigError, DataError
 

@@ -14,10 +14,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from deflect_hf.data import DatasetArguments, ImageDataset, load_dataset_splits
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data import ImageDataset, load_dataset_splits
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.synthetic import MIXED
 from deflect_hf.errors import BandError, ConfigError, UnitError
-from deflect_hf.processing import MultispectralImageProcessor
 
 CHANCE = 0.25
 TRAINED = {"bands": ["R", "G", "B", "CIRRUS"], "needed_bands": ["R"], "offset": -0.1, "nodata": [900.0]}

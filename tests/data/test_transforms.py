@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from deflect_hf.data import (
-    AugmentationArguments,
-    DatasetArguments,
-    build_transform,
-    collate_examples,
-    load_dataset_splits,
-)
+from deflect_hf.config.data import AugmentationArguments, DatasetArguments
+from deflect_hf.data import build_transform, collate_examples, load_dataset_splits
 from deflect_hf.data.dataset import example_generator
 from deflect_hf.errors import ConfigError, DataError
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from deflect_hf.raster import write_raster
+from deflect_hf.raster.read import write_raster
 
 BANDS = ("B", "G", "R", "N")
 SIDE = 16
@@ -50,7 +50,7 @@ PROGRAMS = {
     "hub": "deflect_hf.hub.__main__",
     "figures": "deflect_hf.figures.__main__",
     "benchmark": "deflect_hf.benchmark.__main__",
-    "pretrain": "deflect_hf.training.pretrain",
+    "pretrain": "deflect_hf.benchmark.pretrain",
     "conversion": "deflect_hf.models.geovit.conversion",
 }
 

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deflect_hf import DeflectConfig
-from deflect_hf.bands import resolve_bands
+from deflect_hf.config.compose import load_config, parse_arguments, to_yaml
+from deflect_hf.config.run import EvaluateArguments, RunArguments
+from deflect_hf.config.schema import leaves
 from deflect_hf.data.splits import read_split_file
 from deflect_hf.errors import BandError, ConfigError, DataError, DeflectError
-from deflect_hf.raster import Raster, read_mask, read_raster
-from deflect_hf.sensors import get_sensor
-from deflect_hf.spectrum import BAND_CODES
-from deflect_hf.training.arguments import EvaluateArguments, RunArguments
-from deflect_hf.training.compose import load_config, parse_arguments, to_yaml
-from deflect_hf.training.schema import leaves
+from deflect_hf.raster.read import Raster, read_mask, read_raster
+from deflect_hf.spectral.bands import BAND_CODES
+from deflect_hf.spectral.selection import resolve_bands
+from deflect_hf.spectral.sensors import get_sensor
 from tests.faults.inputs import write_segments
 
 SCALARS = st.one_of(

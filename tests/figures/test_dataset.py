@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deflect_hf.data import DatasetArguments, ImageDataset, load_dataset_splits
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data import ImageDataset, load_dataset_splits
 from deflect_hf.errors import DataError
 from deflect_hf.figures import __main__ as command
 from deflect_hf.figures import samples

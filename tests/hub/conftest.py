@@ -12,10 +12,10 @@ import pytest
 import transformers
 from huggingface_hub import constants, hf_api
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.hub.scrub import Base, stage
-from deflect_hf.training import checkpoints
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.compose import parse_arguments
 from deflect_hf.training.run import run
 from tests.hub.server import Hub, running
 

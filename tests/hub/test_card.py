@@ -13,7 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from deflect_hf.data.readers import READERS
+from deflect_hf.config.readers import READERS
 from deflect_hf.hub.card import licence_text, write_card
 from deflect_hf.hub.facts import known_licence, public_dataset
 from deflect_hf.hub.picture import draw_prediction

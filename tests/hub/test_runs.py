@@ -17,12 +17,12 @@ from peft import PeftModel, get_peft_model
 from transformers import ViTConfig, ViTModel
 
 import deflect_hf
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import CheckpointError, ConfigError, HubError
 from deflect_hf.hub import __main__ as command
 from deflect_hf.hub.runs import Publication, finish
 from deflect_hf.inference.predictor import Predictor
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.compose import parse_arguments
 from deflect_hf.training.run import run
 from tests.hub.conftest import CONF, environment
 from tests.hub.server import Hub

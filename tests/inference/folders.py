@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from deflect_hf.data.arguments import AugmentationArguments, DatasetArguments
+from deflect_hf.artifacts.saved_model import save_model
+from deflect_hf.config.data import AugmentationArguments, DatasetArguments
+from deflect_hf.config.run import EncoderArguments, RunArguments
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.methods import adapt
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.training.arguments import EncoderArguments, RunArguments
-from deflect_hf.training.checkpoints import save_model
 from tests.tuners.tiny import make_encoder, randomise
 
 ALL_BANDS = ["B", "G", "R", "N", "S1", "S2"]

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.inference.predictor import Predictor
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.raster import create_raster
-from deflect_hf.raster_header import RasterInfo
+from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.read import create_raster
 
 BANDS = ["R", "G", "N"]
 PATCH = 8

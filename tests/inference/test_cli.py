@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import rasterio
 
+from deflect_hf.config.inference import PredictArguments
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.inference import cli
-from deflect_hf.inference.arguments import PredictArguments
 from tests.inference.folders import ALL_BANDS, encoder_folder, result_folder
 from tests.inference.scenes_and_models import write_scene
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from deflect_hf.errors import BandError, CheckpointError, DataError, UnitError, UnsupportedOperationError
+from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.inference.predictor import Predictor, _precision
-from deflect_hf.training.evaluation import predict_logits
 from tests.inference.folders import ALL_BANDS, SIDE, encoder_folder, images, result_folder
 
 

@@ -21,11 +21,11 @@ from PIL import Image
 
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.figures import class_colours
-from deflect_hf.georeference import pixel_areas
 from deflect_hf.inference import cli
 from deflect_hf.inference.report import measure, write_report
-from deflect_hf.raster import raster_info, write_raster
-from deflect_hf.raster_map import SQUARE
+from deflect_hf.raster.georeference import pixel_areas
+from deflect_hf.raster.maps import SQUARE
+from deflect_hf.raster.read import raster_info, write_raster
 from tests.inference.browser import asked, find_browser, rendered
 from tests.inference.folders import ALL_BANDS, encoder_folder, result_folder
 

@@ -17,8 +17,8 @@ from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
-from deflect_hf.raster import read_raster
-from deflect_hf.raster_map import SQUARE
+from deflect_hf.raster.maps import SQUARE
+from deflect_hf.raster.read import read_raster
 from tests.inference.scenes_and_models import (
     BANDS,
     Local,

@@ -9,15 +9,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from deflect_hf.config.run import Finetune
 from deflect_hf.errors import BandError, ConfigError
 from deflect_hf.methods import METHODS, adapt, deflect_config, encoder_parameters, further_bands, needed_bands
 from deflect_hf.methods.adaptation import norms
 from deflect_hf.models import EncoderForImageClassification
-from deflect_hf.training.arguments import Finetune
+from tests.methods.models import BASE, EVERY, WIDE, adapted, task_model, trainable
 from tests.tuners.fused import fused_encoder, vit
 from tests.tuners.tiny import BANDS, base_pixels
-
-from .models import BASE, EVERY, WIDE, adapted, task_model, trainable
 
 
 @pytest.mark.parametrize("method", EVERY)

@@ -10,9 +10,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from deflect_hf.errors import ConfigError
 from deflect_hf.methods import adapt, as_values, encoder_parameters, method_options
+from tests.methods.models import BASE, task_model, trainable
 from tests.tuners.tiny import BANDS
-
-from .models import BASE, task_model, trainable
 
 # Options that the tiny encoder needs where a default does not fit its width of 32.
 NEEDED: dict[str, dict[str, Any]] = {

@@ -13,6 +13,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.run import EncoderArguments, RunArguments
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.methods import (
     adapt,
@@ -23,12 +26,8 @@ from deflect_hf.methods import (
     trained_projection,
 )
 from deflect_hf.methods.bands import starting_kernel
-from deflect_hf.processing import MultispectralImageProcessor
-from deflect_hf.training import checkpoints
-from deflect_hf.training.arguments import EncoderArguments, RunArguments
+from tests.methods.models import BASE, EXTRA, WIDE, adapted, task_model, trainable
 from tests.tuners.tiny import BANDS, ENCODERS, base_pixels, make_encoder, randomise
-
-from .models import BASE, EXTRA, WIDE, adapted, task_model, trainable
 
 KINDS = ("repeat", "rgb+random")
 
@@ -118,7 +117,7 @@ def test_merged_it_is_a_plain_model_that_saves_and_loads(method, tmp_path, refle
 LOAD = """
 import sys, torch
 from pathlib import Path
-from deflect_hf.training import checkpoints
+from deflect_hf.artifacts import saved_model as checkpoints
 reflectance = torch.load(Path(sys.argv[1]) / "reflectance.pt")
 for folder in map(Path, sys.argv[2:]):
     model = checkpoints.load_model(folder, checkpoints.read_config(folder))

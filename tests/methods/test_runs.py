@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deflect_hf.config.run import EvaluateArguments
 from deflect_hf.errors import ConfigError
+from deflect_hf.evaluation.report import report
 from deflect_hf.training import states
-from deflect_hf.training.arguments import EvaluateArguments
-from deflect_hf.training.report import report
 from tests.training.test_run import ONE_EPOCH, losses, train
 
 WIDTH, PATCH, BANDS = 16, 8, 7

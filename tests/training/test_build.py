@@ -10,9 +10,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.models.encoders import random_encoder, stored_normalisation
 from deflect_hf.training import build
-from deflect_hf.training.arguments import EncoderArguments, RunArguments
 from deflect_hf.training.build import (
     base_statistics,
     count_labels,
@@ -20,8 +22,6 @@ from deflect_hf.training.build import (
     load_splits,
     whole_patches,
 )
-from deflect_hf.training.compose import parse_arguments
-from deflect_hf.training.encoders import random_encoder, stored_normalisation
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

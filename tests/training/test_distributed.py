@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deflect_hf.benchmark.resume import TRAINING, finish, start, stop
 from deflect_hf.training.states import TRAINED, states
+from tests.benchmarks.resume import TRAINING, finish, start, stop
 from tests.training.test_run import lines
 from tests.training.two_processes import STOP_AFTER, sharded, told_to_stop
 

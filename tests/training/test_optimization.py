@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from deflect_hf.config.run import OptimizerArguments, SchedulerArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.arguments import OptimizerArguments, SchedulerArguments
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
 
 

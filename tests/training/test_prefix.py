@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from deflect_hf.data.arguments import AugmentationArguments
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.data import AugmentationArguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.methods import adapt
 from deflect_hf.models import EncoderForImageClassification
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.compose import parse_arguments
 from deflect_hf.training.prefix import with_stored_prefix
 from deflect_hf.training.run import run
 from tests.tuners.tiny import BANDS, DEPTH, make_encoder, randomise

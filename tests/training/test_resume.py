@@ -13,9 +13,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.errors import CheckpointError, ConfigError
-from deflect_hf.training import checkpoints, encoders, evaluation, loop, states
-from deflect_hf.training.evaluation import predict_logits
+from deflect_hf.evaluation import evaluate as evaluation
+from deflect_hf.evaluation.evaluate import predict_logits
+from deflect_hf.models import encoders
+from deflect_hf.training import loop, states
 from tests.training.test_run import lines, losses, torch_file, train
 
 

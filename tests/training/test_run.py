@@ -12,12 +12,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import EvaluateArguments, RunArguments
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, DeflectError
-from deflect_hf.training import checkpoints, evaluation, loop
-from deflect_hf.training.arguments import EvaluateArguments, RunArguments
-from deflect_hf.training.compose import parse_arguments
-from deflect_hf.training.evaluation import predict_logits
-from deflect_hf.training.report import overlay, report
+from deflect_hf.evaluation import evaluate as evaluation
+from deflect_hf.evaluation.evaluate import predict_logits
+from deflect_hf.evaluation.report import overlay, report
+from deflect_hf.training import loop
 from deflect_hf.training.run import run, warn_of_changes
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from deflect_hf.errors import CheckpointError
+from deflect_hf.files import settle, whole_folder, write_text
 from deflect_hf.training import states
-from deflect_hf.training.files import settle, whole_folder, write_text
 
 CPU = torch.device("cpu")
 TOLD = {"epoch": 1, "batch": 0}

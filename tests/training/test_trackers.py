@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.compose import parse_arguments
 from deflect_hf.training.run import run
 from deflect_hf.training.trackers import flat_settings, require_trackers
 

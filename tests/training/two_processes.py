@@ -13,8 +13,8 @@ STOP_AFTER = 3
 
 def told_to_stop(words: Sequence[str], rank: int, processes: int, port: int, log: Path | None) -> None:
     """Train; the second process alone gets SIGTERM after a step."""
-    from deflect_hf.benchmark.resume import train
     from deflect_hf.training.loop import Trainer
+    from tests.benchmarks.resume import train
 
     plain = Trainer._log_step
 
@@ -33,8 +33,8 @@ def sharded(words: Sequence[str], rank: int, processes: int, port: int, log: Pat
     from accelerate import DistributedType, PartialState
     from torch.distributed.fsdp import FSDPModule
 
-    from deflect_hf.benchmark.resume import train
     from deflect_hf.training.loop import Trainer
+    from tests.benchmarks.resume import train
 
     plain = Trainer.train
 

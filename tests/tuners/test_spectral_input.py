@@ -43,7 +43,7 @@ def test_the_bounds_of_the_indices_are_those_of_the_file(tmp_path, reflectance, 
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
     assert stored["index_bounds"] == {"NDVI": 1.0, "high": 10000.0}
-    for module in ("deflect_hf.tuners.deflect.config", "deflect_hf.spectral"):
+    for module in ("deflect_hf.tuners.deflect.config", "deflect_hf.spectral.features"):
         monkeypatch.setattr(f"{module}.bound_of", None)
     assert torch.equal(run(PeftModel.from_pretrained(make_encoder(), tmp_path).eval(), reflectance), expected)
     stored["index_bounds"]["high"] = 0.5

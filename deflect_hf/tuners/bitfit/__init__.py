@@ -10,9 +10,9 @@ check_versions()
 # The member has to exist before a config is made.
 add_peft_type("BITFIT")
 
-from .config import BitFitConfig  # noqa: E402
-from .layer import BitFitLayer  # noqa: E402
-from .model import BitFitModel  # noqa: E402
+from deflect_hf.tuners.bitfit.config import BitFitConfig  # noqa: E402
+from deflect_hf.tuners.bitfit.layer import BitFitLayer  # noqa: E402
+from deflect_hf.tuners.bitfit.model import BitFitModel  # noqa: E402
 
 register("bitfit", BitFitConfig, BitFitModel)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deflect_hf.tuners.mergeable import MergeableLayer
 
 if TYPE_CHECKING:
-    from .config import BitFitConfig
+    from deflect_hf.tuners.bitfit.config import BitFitConfig
 
 # The bias is added along the last axis, by a convolution along the second one.
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

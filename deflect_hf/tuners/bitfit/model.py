@@ -7,11 +7,10 @@ import re
 from torch import nn
 
 from deflect_hf.errors import ArchitectureError, listing
+from deflect_hf.tuners.bitfit.config import BitFitConfig
+from deflect_hf.tuners.bitfit.layer import BIASED, BitFitLayer
 from deflect_hf.tuners.deflect.architectures import outermost_modules
 from deflect_hf.tuners.mergeable import MergeableModel, pattern
-
-from .config import BitFitConfig
-from .layer import BIASED, BitFitLayer
 
 
 class BitFitModel(MergeableModel):

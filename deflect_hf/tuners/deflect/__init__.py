@@ -11,9 +11,9 @@ check_versions()
 # The member has to exist before a config is made: `DeflectConfig.__post_init__` uses it.
 add_peft_type("DEFLECT")
 
-from .config import DeflectConfig  # noqa: E402
-from .layer import DeflectBlock, DeflectEmbeddings, DeflectLayer  # noqa: E402
-from .model import DeflectModel  # noqa: E402
+from deflect_hf.tuners.deflect.config import DeflectConfig  # noqa: E402
+from deflect_hf.tuners.deflect.layer import DeflectBlock, DeflectEmbeddings, DeflectLayer  # noqa: E402
+from deflect_hf.tuners.deflect.model import DeflectModel  # noqa: E402
 
 register("deflect", DeflectConfig, DeflectModel)
 

@@ -21,7 +21,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if TYPE_CHECKING:
-    from .architectures import Architecture
+    from deflect_hf.tuners.deflect.architectures import Architecture
 
 # The displacement keeps its length unless displacement and deflection cancel to less than this share of it.
 CANCELLATION = 1e-6

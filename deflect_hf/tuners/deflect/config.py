@@ -10,12 +10,12 @@ from typing import Any
 from peft.config import PeftConfig
 from peft.utils.peft_types import PeftType
 
-from deflect_hf.bands import resolve_bands, select_bands
 from deflect_hf.errors import BandError, ConfigError, listing, nearest
-from deflect_hf.formulas import parse
-from deflect_hf.indices import select_indices
-from deflect_hf.probe import LARGEST_BOUND, bound_of
-from deflect_hf.spectrum import UNITS, Unit
+from deflect_hf.spectral.bands import UNITS, Unit
+from deflect_hf.spectral.formulas import parse
+from deflect_hf.spectral.indices import select_indices
+from deflect_hf.spectral.probe import LARGEST_BOUND, bound_of
+from deflect_hf.spectral.selection import resolve_bands, select_bands
 from deflect_hf.tuners.card import complete_card
 
 RGB = ("R", "G", "B")

@@ -13,15 +13,14 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from deflect_hf.bands import normalise_base_bands, select_bands
 from deflect_hf.errors import BandError, UnsupportedOperationError, listing
-from deflect_hf.spectral import SpectralFeatures
-
-from .attention import Deflection, install, uninstall
+from deflect_hf.spectral.features import SpectralFeatures
+from deflect_hf.spectral.selection import normalise_base_bands, select_bands
+from deflect_hf.tuners.deflect.attention import Deflection, install, uninstall
 
 if TYPE_CHECKING:
-    from .architectures import Encoder
-    from .config import DeflectConfig
+    from deflect_hf.tuners.deflect.architectures import Encoder
+    from deflect_hf.tuners.deflect.config import DeflectConfig
 
 
 class Role(NamedTuple):

@@ -16,11 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from deflect_hf.errors import BandError, ConfigError, UnsupportedOperationError
+from deflect_hf.tuners.deflect.architectures import find_encoder
+from deflect_hf.tuners.deflect.config import DeflectConfig
+from deflect_hf.tuners.deflect.layer import CANNOT_MERGE, DeflectBlock, DeflectEmbeddings, DeflectLayer
 from deflect_hf.tuners.mixed_batches import OneAdapterPerBatch
-
-from .architectures import find_encoder
-from .config import DeflectConfig
-from .layer import CANNOT_MERGE, DeflectBlock, DeflectEmbeddings, DeflectLayer
 
 logger = logging.getLogger(__name__)
 

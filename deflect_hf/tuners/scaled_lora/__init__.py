@@ -9,9 +9,9 @@ check_versions()
 # The member has to exist before a config is made. The name is the paper's: `scaled_lora_` would hold LoRA's prefix.
 add_peft_type("SLR")
 
-from .config import ScaledLoraConfig  # noqa: E402
-from .layer import ScaledLoraLayer  # noqa: E402
-from .model import ScaledLoraModel  # noqa: E402
+from deflect_hf.tuners.scaled_lora.config import ScaledLoraConfig  # noqa: E402
+from deflect_hf.tuners.scaled_lora.layer import ScaledLoraLayer  # noqa: E402
+from deflect_hf.tuners.scaled_lora.model import ScaledLoraModel  # noqa: E402
 
 register("slr", ScaledLoraConfig, ScaledLoraModel)
 

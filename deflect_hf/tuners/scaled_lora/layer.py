@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deflect_hf.tuners.mergeable import MergeableLayer
 
 if TYPE_CHECKING:
-    from .config import ScaledLoraConfig
+    from deflect_hf.tuners.scaled_lora.config import ScaledLoraConfig
 
 
 class ScaledLoraLayer(MergeableLayer):

@@ -7,9 +7,8 @@ from torch import nn
 from deflect_hf.errors import ArchitectureError, ConfigError
 from deflect_hf.tuners.deflect.architectures import block_layers, find_encoder
 from deflect_hf.tuners.mergeable import MergeableModel, pattern
-
-from .config import ScaledLoraConfig
-from .layer import ScaledLoraLayer
+from deflect_hf.tuners.scaled_lora.config import ScaledLoraConfig
+from deflect_hf.tuners.scaled_lora.layer import ScaledLoraLayer
 
 
 class ScaledLoraModel(MergeableModel):

@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
+from deflect_hf.config.run import EncoderArguments
 from deflect_hf.errors import CheckpointError
 from deflect_hf.models import load_encoder
 from deflect_hf.models.geovit.sources import SOURCES
-from deflect_hf.training.arguments import EncoderArguments
 from tests.models.geovit.published import config_file
 
 

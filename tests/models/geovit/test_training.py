@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from deflect_hf.config.compose import load_config, parse_arguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.models.geovit.conversion import convert
-from deflect_hf.training.arguments import RunArguments
-from deflect_hf.training.compose import load_config, parse_arguments
 from deflect_hf.training.run import run
 from tests.models.geovit.published import config_file
 

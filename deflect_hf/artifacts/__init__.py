@@ -1,0 +1,1 @@
+"""What a run leaves: the saved model and its environment."""

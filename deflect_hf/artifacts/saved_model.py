@@ -1,0 +1,193 @@
+"""The result folder of a run (``best/``): all that evaluation needs besides the base encoder.
+
+``adapter_config.json`` and ``adapter_model.safetensors`` (adapter and head; only ``head.safetensors`` for ``frozen``,
+``model.safetensors`` for ``full``), ``config.json`` of the task model, ``preprocessor_config.json`` and
+``config.yaml``. What resuming needs is in *state* folders, see ``states``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from deflect_hf.artifacts.stored import load_adapter, reading, refuse_unfit
+from deflect_hf.config.compose import load_config, to_yaml
+from deflect_hf.config.run import RunArguments
+from deflect_hf.data.processor import MultispectralImageProcessor
+from deflect_hf.errors import CheckpointError, brief, listing
+from deflect_hf.files import CONFIG as CONFIG
+from deflect_hf.files import REPLACED
+from deflect_hf.files import write_json as write_json
+from deflect_hf.methods import deflect_config, needed_bands, task_model, trained_projection
+from deflect_hf.models import load_encoder
+from deflect_hf.models.base import EncoderWithHead
+from deflect_hf.models.encoders import chosen_gsd, set_gsd
+from deflect_hf.models.loading import refuse_broken_weights, refuse_new_weights
+from deflect_hf.training.build import model_class
+
+logger = logging.getLogger(__name__)
+
+RESULTS = "results.json"
+HEAD = "head.safetensors"
+PATCH_EMBEDDING = "patch_embedding."
+
+
+def save_model(
+    folder: Path,
+    model: nn.Module,
+    config: RunArguments,
+    processor: MultispectralImageProcessor,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a result folder: what was trained, and how images and model are to be set up for it.
+
+    Args:
+        weights: the model's tensors by name, where ``model`` itself holds only a share of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    inner = task_model(model)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, state_dict=weights)
+    elif config.finetune == "full":
+        inner.save_pretrained(folder, state_dict=weights)
+    else:
+        names = {module: name for name, module in inner.named_modules()}
+        whole = inner.state_dict() if weights is None else weights
+        tensors = {
+            prefix + name: whole[f"{names[part]}.{name}"].contiguous()
+            for prefix, part in _frozen_parts(inner, config).items()
+            for name in part.state_dict()
+        }
+        save_file(tensors, folder / HEAD)
+    inner.config.save_pretrained(folder)
+    saved = MultispectralImageProcessor.from_dict(processor.to_dict(), needed_bands=needed_bands(model))
+    saved.save_pretrained(folder)
+    (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+
+
+def result_folder(folder: Path) -> Path:
+    """The result folder that ``folder`` is, or holds as ``best/``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for candidate in (folder, folder / "best", folder / ("best" + REPLACED)):
+        if (candidate / CONFIG).is_file() and (candidate / "config.json").is_file():
+            return candidate
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give the folder of a run, or its best/ folder.")
+    raise CheckpointError(
+        f"{folder} is no finished run: neither it nor its best/ folder holds {CONFIG} and config.json. "
+        f"It holds {listing(sorted(entry.name for entry in folder.iterdir())[:20])}."
+    )
+
+
+def read_config(folder: Path) -> RunArguments:
+    """The resolved configuration of a result folder."""
+    return load_config(RunArguments, folder / CONFIG)
+
+
+def encoder_source(folder: Path, config: RunArguments) -> str:
+    """Where the base encoder of a result folder lies: the Hub id or folder of its configuration.
+
+    A random encoder was written beside the results; a folder that moved with its run is found there too.
+
+    Raises:
+        CheckpointError: a random encoder that is not there any more.
+    """
+    if config.encoder.name_or_path is not None:
+        return config.encoder.name_or_path
+    beside = [folder / "encoder", folder.parent / "encoder", folder.parent.parent / "encoder"]
+    found = next((path for path in beside if (path / "config.json").is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: the run adapted a random encoder, which was saved as 'encoder' in the run's folder and is "
+            "missing there. Fix: copy it beside the results, or give --encoder FOLDER."
+        )
+    return str(found)
+
+
+def load_model(folder: Path, config: RunArguments, encoder: str | PreTrainedModel | None = None) -> nn.Module:
+    """The trained model of a result folder, in evaluation mode, on the CPU or where a given encoder lies.
+
+    Args:
+        encoder: Hub id or folder of the base encoder, where it is not found as the run's configuration says; or the
+            loaded base encoder, which is taken over, not copied.
+
+    Raises:
+        CheckpointError: a file is missing, broken, or does not fit.
+    """
+    from transformers import AutoConfig
+
+    if config.finetune == "full":
+        kind = model_class(_task(folder))
+        model, report = reading(folder, lambda: kind.from_pretrained(folder, output_loading_info=True))
+        refuse_new_weights(report["missing_keys"], str(folder))
+        refuse_broken_weights(model, str(folder))
+        return model.eval()
+    if not isinstance(encoder, PreTrainedModel):
+        source = encoder if encoder is not None else encoder_source(folder, config)
+        encoder = load_encoder(source, revision=config.encoder.revision if encoder is None else None)
+    set_gsd(encoder, chosen_gsd(config.encoder, gsd_m=None))
+    model_config = reading(folder / "config.json", lambda: AutoConfig.from_pretrained(folder))
+    model = reading(folder / "config.json", lambda: model_class(_task(folder))(model_config, encoder))
+    if config.finetune == "frozen":
+        parts = _frozen_parts(model, config)
+        reading(folder / HEAD, lambda: _load_parts(load_file(folder / HEAD), parts))
+        refuse_unfit(
+            [folder / HEAD], {prefix + k: v for prefix, part in parts.items() for k, v in part.state_dict().items()}
+        )
+        return model.eval()
+    return load_adapter(model, folder).eval()
+
+
+def _frozen_parts(model: EncoderWithHead, config: RunArguments) -> dict[str, nn.Module]:
+    """What ``frozen`` trains, by the prefix of its tensors in ``head.safetensors``; the head's have none."""
+    wide = config.method.get("patch_embed", "frozen") != "frozen"
+    return {**({PATCH_EMBEDDING: trained_projection(model)} if wide else {}), "": model.head}
+
+
+def _load_parts(stored: dict[str, Tensor], parts: dict[str, nn.Module]) -> None:
+    for prefix, part in parts.items():
+        own = [name for name in stored if name.startswith(prefix)]
+        part.load_state_dict({name.removeprefix(prefix): stored.pop(name) for name in own})
+
+
+def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcessor:
+    """The processor of a result folder, which reads images as ``model``, the trained model of that folder, takes them.
+
+    Raises:
+        CheckpointError: the file is missing or broken, or says something else about the bands than the model.
+    """
+    processor: MultispectralImageProcessor = reading(
+        folder / "preprocessor_config.json", lambda: MultispectralImageProcessor.from_pretrained(folder)
+    )
+    adapter = deflect_config(model)
+    bands = adapter.bands if adapter is not None else task_model(model).config.bands
+    unit = adapter.unit if adapter is not None else processor.unit
+    missing = [band for band in needed_bands(model) if band not in processor.needed_bands]
+    if (processor.bands, processor.unit) != (bands, unit) or missing:
+        raise CheckpointError(
+            f"{folder}: preprocessor_config.json gives the bands {listing(processor.bands)} in {processor.unit}, of "
+            f"which every image must have {listing(processor.needed_bands)}; but the model takes "
+            f"{listing(bands or [])} in {unit} and needs {listing(needed_bands(model))}. Fix: put the file back that "
+            "was saved with it."
+        )
+    return processor
+
+
+def _task(folder: Path) -> str:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: cannot be read: {brief(error)}") from error
+    if kind not in ("deflect_image_classification", "deflect_semantic_segmentation"):
+        raise CheckpointError(f"{folder / 'config.json'}: describes a {kind!r}, not a model that was trained here")
+    return "classification" if kind == "deflect_image_classification" else "segmentation"

@@ -1,0 +1,264 @@
+"""Masked-autoencoder pretraining of a small RGB vision transformer on unlabelled chips.
+
+Gives the frozen RGB encoder that the adapters start from when no published geospatial encoder is at hand:
+
+    python -m deflect_hf.benchmark.pretrain --images chips.npz --output encoder_rgb
+
+``encoder_rgb`` is then a plain transformers folder (``ViTModel.from_pretrained``) with a ``normalisation.json``: the
+mean and standard deviation of R, G, B in reflectance, which belong into the encoder's configuration.
+
+Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (arXiv 2111.06377).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from torch.utils.data import DataLoader
+from transformers import HfArgumentParser, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
+
+from deflect_hf.artifacts.stored import reading
+from deflect_hf.benchmark.chips import BASE_BANDS, RGBChips, load_chips
+from deflect_hf.benchmark.masked_autoencoder import build_masked_autoencoder, random_views, to_vit_encoder
+from deflect_hf.errors import CheckpointError, ConfigError, DataError, user_errors
+
+logger = logging.getLogger(__name__)
+
+# What does not change the numbers: a resumed run may differ in it, and an encoder that is passed on need not tell it.
+_NOT_IN_RECIPE = {"images", "output", "resume", "save_every_epochs"}
+
+
+@dataclass
+class PretrainArguments:
+    """Options of ``python -m deflect_hf.benchmark.pretrain``."""
+
+    images: str = field(metadata={"help": "A .npz file, or a folder of them, with key 'rgb': (N, H, W, 3) integers."})
+    output: str = field(metadata={"help": "Folder for the encoder, its intermediate versions and the checkpoint."})
+    scale: float = field(default=1e-4, metadata={"help": "Reflectance of one digital number."})
+    image_size: int = field(default=64, metadata={"help": "Side of the square that the encoder sees, in pixels."})
+    patch_size: int = field(default=8, metadata={"help": "Side of a patch, in pixels."})
+    hidden_size: int = field(default=192, metadata={"help": "Width of the encoder, a multiple of 4 and of the heads."})
+    layers: int = field(default=6, metadata={"help": "Blocks of the encoder."})
+    heads: int = field(default=6, metadata={"help": "Attention heads of the encoder."})
+    mlp_ratio: int = field(default=3, metadata={"help": "Width of the feed-forward layers over the hidden size."})
+    decoder_hidden_size: int = field(default=96, metadata={"help": "Width of the decoder, thrown away afterwards."})
+    decoder_layers: int = field(default=2, metadata={"help": "Blocks of the decoder."})
+    decoder_heads: int = field(default=3, metadata={"help": "Attention heads of the decoder."})
+    mask_ratio: float = field(default=0.75, metadata={"help": "Share of the patches hidden from the encoder."})
+    raw_target: bool = field(default=False, metadata={"help": "Reconstruct pixels not standardised per patch."})
+    smallest_crop: float = field(default=0.4, metadata={"help": "Smallest area of a random crop, as a share."})
+    epochs: int = field(default=100, metadata={"help": "Passes over the chips."})
+    warmup_epochs: int = field(default=5, metadata={"help": "Epochs in which the learning rate rises from 0."})
+    batch_size: int = field(default=64, metadata={"help": "Chips per step and process."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate of AdamW."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of the matrices."})
+    seed: int = field(default=0, metadata={"help": "Fixes weights, order, crops and masks."})
+    save_every_epochs: int = field(default=10, metadata={"help": "Also keep the encoder every this many epochs."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the checkpoint in the output folder."})
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, with the fix."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if type(item.default) is int and item.name not in ("warmup_epochs", "seed") and value < 1:
+                raise ConfigError(f"{item.name} {value} must be at least 1.")
+        for name in ("scale", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} {getattr(self, name)} must be a number above 0.")
+        if not all(0 <= value < math.inf for value in (self.warmup_epochs, self.seed, self.weight_decay)):
+            raise ConfigError("warmup_epochs, seed and weight_decay must be numbers from 0 on.")
+        if Path(self.output).exists() and not Path(self.output).is_dir():
+            raise ConfigError(f"output {self.output} must be a folder, a file is in the way.")
+        if self.image_size % self.patch_size:
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
+        for width, heads in (("hidden_size", "heads"), ("decoder_hidden_size", "decoder_heads")):
+            if getattr(self, width) % 4 or getattr(self, width) % getattr(self, heads):
+                raise ConfigError(f"{width} {getattr(self, width)} must be a multiple of 4 and of {heads}.")
+        if not 0 < self.mask_ratio < 1:
+            raise ConfigError(f"mask_ratio {self.mask_ratio} must lie between 0 and 1.")
+        if not 0 < self.smallest_crop <= 1:
+            raise ConfigError(f"smallest_crop {self.smallest_crop} must lie in (0, 1].")
+
+    def model_config(self) -> ViTMAEConfig:
+        """Return the configuration of the masked autoencoder."""
+        return ViTMAEConfig(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.mlp_ratio * self.hidden_size,
+            decoder_hidden_size=self.decoder_hidden_size,
+            decoder_num_hidden_layers=self.decoder_layers,
+            decoder_num_attention_heads=self.decoder_heads,
+            decoder_intermediate_size=4 * self.decoder_hidden_size,
+            layer_norm_eps=1e-6,
+            mask_ratio=self.mask_ratio,
+            norm_pix_loss=not self.raw_target,
+        )
+
+
+def recipe(args: PretrainArguments) -> dict:
+    """Return the options that determine the weights."""
+    return {key: value for key, value in asdict(args).items() if key not in _NOT_IN_RECIPE}
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices and kernels only: not on biases, norms and tokens."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in trainable if p.ndim > 1 and "token" not in name]
+    other = [p for name, p in trainable if p.ndim <= 1 or "token" in name]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
+
+
+def train_epoch(accelerator: Accelerator, training: tuple, args: PretrainArguments, epoch: int) -> float:
+    """Train for one epoch; return the mean reconstruction loss over all processes.
+
+    Raises:
+        DataError: it or a weight is not finite.
+    """
+    model, optimizer, scheduler, loader = training
+    model.train()
+    loader.set_epoch(epoch)
+    patches = (args.image_size // args.patch_size) ** 2
+    losses = []
+    for step, chips in enumerate(loader):
+        # Crops and masks depend on where the run is, not on its past: a resumed run draws what it would have drawn.
+        state = np.random.SeedSequence([args.seed, epoch, step, accelerator.process_index]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        views = random_views(chips, args.image_size, args.smallest_crop, generator)
+        noise = torch.rand(len(views), patches, generator=generator).to(views.device)
+        loss = model(pixel_values=views, noise=noise).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach().float())
+    loss = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
+    if not math.isfinite(loss) or not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise DataError(
+            f"loss ({loss}) or weights are not finite after epoch {epoch + 1}: give a lower --learning_rate, or "
+            "look at the chips. What was saved before this epoch is as it was."
+        )
+    return loss
+
+
+def save_encoder(model: ViTMAEForPreTraining, chips: RGBChips, record: dict, folder: Path) -> None:
+    """Write the encoder, ``normalisation.json`` and ``pretraining.json``; ``folder`` never holds half of a file."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    to_vit_encoder(model).save_pretrained(partial)
+    normalisation = {"bands": BASE_BANDS, "unit": "reflectance", "mean": chips.mean, "std": chips.std}
+    (partial / "normalisation.json").write_text(json.dumps(normalisation, indent=2) + "\n")
+    (partial / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(partial.iterdir()):
+        os.replace(file, folder / file.name)
+    partial.rmdir()
+
+
+def save_checkpoint(accelerator: Accelerator, record: dict, output: Path) -> None:
+    """Write ``checkpoint_EPOCH`` under a name of its own, then remove the one before it."""
+    target = output / f"checkpoint_{record['epoch']:04d}"
+    partial = output / "checkpoint.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (partial / "pretraining.json").write_text(json.dumps(record))
+        earlier = list(output.glob("checkpoint_*"))
+        os.replace(partial, target)
+        for folder in earlier:
+            shutil.rmtree(folder)
+
+
+def load_checkpoint(accelerator: Accelerator, args: PretrainArguments) -> dict | None:
+    """Restore the newest checkpoint of the output folder and return its record; None when a run starts afresh.
+
+    Raises:
+        CheckpointError: a checkpoint is there but was not asked for, was asked for but is not there, or was made with
+            other options, or cannot be read.
+    """
+    output = Path(args.output)
+    found = sorted(output.glob("checkpoint_*"))
+    if not args.resume:
+        if found:
+            raise CheckpointError(f"{output} holds {found[-1].name}: add --resume to go on, or take another --output.")
+        return None
+    if not found:
+        raise CheckpointError(f"{output} holds no checkpoint: leave out --resume, or correct --output.")
+    told = found[-1] / "pretraining.json"
+    record: dict = reading(told, lambda: json.loads(told.read_text(encoding="utf-8")))
+    current = recipe(args)
+    changed = [key for key in current if record["arguments"].get(key) != current[key]]
+    if changed:
+        was = ", ".join(f"{key}={record['arguments'].get(key)!r}" for key in changed)
+        raise CheckpointError(f"{found[-1]} was made with {was}: resume with the same options.")
+    reading(found[-1], lambda: accelerator.load_state(str(found[-1])))
+    return record
+
+
+def pretrain(args: PretrainArguments) -> Path:
+    """Pretrain as ``args`` say and return the folder of the encoder.
+
+    The folder also gets ``epoch_NNN`` (the encoder every ``save_every_epochs``) and one ``checkpoint_NNNN``.
+    """
+    accelerator = Accelerator(
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+    )
+    set_seed(args.seed)
+    output = Path(args.output)
+    chips = RGBChips(load_chips(args.images), args.scale)
+    model = build_masked_autoencoder(args.model_config())
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), args.learning_rate, betas=(0.9, 0.95))
+    loader = DataLoader(chips, args.batch_size, shuffle=True)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, args.warmup_epochs * len(loader), args.epochs * len(loader))
+    training = accelerator.prepare(model, optimizer, scheduler, loader)
+    record = load_checkpoint(accelerator, args) or {"epoch": 0, "losses": []}
+    record |= {
+        "arguments": recipe(args),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    for epoch in range(record["epoch"], args.epochs):
+        start = time.perf_counter()
+        loss = train_epoch(accelerator, training, args, epoch)
+        record |= {"epoch": epoch + 1, "losses": [*record["losses"], loss]}
+        if accelerator.is_main_process:
+            seconds = time.perf_counter() - start
+            logger.info("epoch %d/%d: loss %.4f, %.1f s", epoch + 1, args.epochs, loss, seconds)
+            if (epoch + 1) % args.save_every_epochs == 0:
+                save_encoder(accelerator.unwrap_model(training[0]), chips, record, output / f"epoch_{epoch + 1:03d}")
+        save_checkpoint(accelerator, record, output)
+    if accelerator.is_main_process:
+        save_encoder(accelerator.unwrap_model(training[0]), chips, record, output)
+    return output
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and pretrain; what a user can correct is printed without a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
+    logger.setLevel(logging.INFO)
+    words = sys.argv[1:] if argv is None else list(argv)
+    with user_errors(words):
+        parser = HfArgumentParser(PretrainArguments)
+        parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        pretrain(parser.parse_args_into_dataclasses(words)[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a user can configure: typed groups, files and flags."""

@@ -1,0 +1,173 @@
+"""What a trained model assumes of its images, and whether images fit: their bands, their unit, their values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deflect_hf.errors import BandError, UnitError, listing
+from deflect_hf.spectral.bands import Unit
+from deflect_hf.spectral.selection import match_bands
+
+logger = logging.getLogger(__name__)
+
+# Limits on reflectance, 1.0 = 100 %. Bright snow and sun glint reach 1.6 to 2.9 in single pixels; atmospheric
+# correction leaves water down to about -0.02.
+TOO_BRIGHT = 3.0  # more than 10 % of a channel above it
+TOO_DARK = 2e-4  # the whole image below it: 0.5 with a scale of 1e-4 applied twice is 5e-5
+SHIFTED = -0.03  # more than half of a channel below it
+STANDARDISED = -0.3  # more than 5 % of a channel below it
+_SAMPLE = 65536  # values looked at per channel
+
+GSD_RATIO = 1.25
+
+
+@dataclass(frozen=True)
+class BandContract:
+    """What images a trained model takes: kept in its ``preprocessor_config.json``, checked where images are named.
+
+    Attributes:
+        bands: band codes of ``pixel_values``, in order.
+        needed_bands: those that every image must have; a model trained with band dropout does without the others.
+        ignored_bands: further bands of the training images, which the model was not given.
+        unit: of ``pixel_values``.
+        gsd_m: size of the training images' pixels on the ground, None where it is not known.
+        projection: how the training images' grid lies on the ground (`georeference.projection`);
+            None where it is not known. Zones of one projection are alike to a model, degrees and metres are not.
+        height: of the training images in those pixels, where all images are resized to one size; None otherwise.
+    """
+
+    bands: tuple[str, ...]
+    needed_bands: tuple[str, ...]
+    ignored_bands: tuple[str, ...] = ()
+    unit: Unit = "reflectance"
+    gsd_m: float | None = None
+    projection: str | None = None
+    height: int | None = None
+
+    def compare(
+        self,
+        where: str,
+        available: Sequence[str],
+        unit: Unit,
+        gsd_m: float | None,
+        projection: str | None = None,
+        height: int | None = None,
+    ) -> None:
+        """Compare images that have the bands ``available``, in any order, with the contract; warn of what is odd.
+
+        Warnings: bands that nobody will look at, missing bands that the model can do without, a coordinate reference
+        system of another projection than in training, and pixels more than a quarter larger or smaller than in
+        training, as the model sees them.
+
+        Args:
+            height: of the images in pixels, before they are resized; None: as in training.
+
+        Raises:
+            BandError: a needed band is missing.
+            UnitError: the images are 8-bit and the model expects reflectance, or the other way round.
+        """
+        if unit != self.unit:
+            raise UnitError(
+                f"{where}: the model was trained on {_UNIT_NAMES[self.unit]}, but the images hold "
+                f"{_UNIT_NAMES[unit]}: use images of the same kind."
+            )
+        try:
+            positions = match_bands(available, self.bands, self.needed_bands)
+        except BandError as error:
+            raise BandError(f"{where}: {error}") from error
+        missing = [band for band, position in zip(self.bands, positions, strict=True) if position is None]
+        if missing:
+            logger.warning("%s: without the band(s) %s; the model was trained to do without", where, listing(missing))
+        used = {available[position] for position in positions if position is not None}
+        extra = [band for band in available if band not in used and band not in self.ignored_bands]
+        if extra:
+            logger.warning("%s: band(s) %s are unknown to the model and are ignored", where, listing(extra))
+        if projection is not None and self.projection is not None and projection != self.projection:
+            logger.warning(
+                "%s: its coordinate reference system is %s, but the model was trained on images in one that is %s: "
+                "pixels may have another size or shape on the ground (gdalwarp -t_srs brings the image to such a "
+                "system)",
+                where,
+                projection,
+                self.projection,
+            )
+        if gsd_m is None or self.gsd_m is None:
+            return
+        shrunk = height / self.height if height is not None and self.height is not None else 1.0
+        if not 1 / GSD_RATIO <= shrunk * gsd_m / self.gsd_m <= GSD_RATIO:
+            logger.warning(
+                "%s: pixels of %g m%s, but the model was trained on %g m",
+                where,
+                shrunk * gsd_m,
+                "" if shrunk == 1.0 else f" once {height} of them are resized as {self.height} were in training",
+                self.gsd_m,
+            )
+
+
+_UNIT_NAMES = {"reflectance": "reflectance (1.0 = 100 %)", "8bit": "8-bit values"}
+
+Problem = Literal["8bit", "digital numbers", "dark", "shifted", "standardised"]
+_FIXES: dict[Problem, str] = {
+    "8bit": "these look like 8-bit values: use a sensor with unit '8bit' and scale 1/255, such as 'rgb'.",
+    "digital numbers": "these look like digital numbers: give the sensor, or its scale and offset (Sentinel-2: scale "
+    "1e-4, offset -0.1 from processing baseline 04.00 on, else 0; Landsat C2 L2: 2.75e-5, -0.2).",
+    "dark": "this looks like a scale applied twice: values that are reflectance already need scale 1, offset 0.",
+    "shifted": "this looks like an offset that the images do not have: Sentinel-2 before processing baseline 04.00 and "
+    "'harmonized' collections need offset 0 (sensor 'sentinel2_l2a_harmonized' or 'sentinel2_l1c_harmonized').",
+    "standardised": "these look standardised (mean and standard deviation taken off): spectral indices need the "
+    "reflectance itself, so give the images before normalisation.",
+}
+
+
+def check_reflectance(values: NDArray[Any] | Tensor, where: str) -> None:
+    """Refuse values that cannot be reflectance (1.0 = 100 %): (..., C, H, W) or any shape; NaN is skipped.
+
+    Judged from percentiles of each channel, so that single bad pixels, snow, cloud, and water with slightly negative
+    values pass. Values between 0 and 1 pass whatever they are: 8-bit divided by 255 cannot be told apart.
+
+    Args:
+        values: the image after scale and offset.
+        where: what the message calls it, a file name for example.
+
+    Raises:
+        UnitError: digital numbers, 8-bit or standardised values, a scale applied twice, or an offset in excess; the
+            message names the channel, what was found, and the fix.
+    """
+    array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    channels = np.moveaxis(array, -3, 0).reshape(array.shape[-3], -1) if array.ndim >= 3 else array.reshape(1, -1)
+    brightest = 0.0
+    for number, channel in enumerate(channels):
+        sample = channel[:: max(1, channel.size // _SAMPLE)]
+        lowest, highest = float(np.fmin.reduce(sample)), float(np.fmax.reduce(sample))
+        if lowest >= SHIFTED and highest <= TOO_BRIGHT:  # then no percentile can be out of the limits either
+            brightest = max(brightest, -lowest, highest)
+            continue
+        sample = sample[np.isfinite(sample)].astype(np.float64)
+        if not sample.size:
+            continue
+        low, half, high = np.percentile(sample, [5, 50, 90])
+        brightest = max(brightest, float(np.abs(sample).max()))
+        problem = _problem(sample, low, half, high)
+        if problem is not None:
+            raise UnitError(
+                f"{where}: channel {number} is not reflectance (1.0 = 100 %): 5 % of its values are below {low:.4g}, "
+                f"half below {half:.4g}, 90 % below {high:.4g}; {_FIXES[problem]}"
+            )
+    if 0 < brightest < TOO_DARK:
+        raise UnitError(f"{where}: no value is above {brightest:.3g}, but 1.0 is 100 % reflectance; {_FIXES['dark']}")
+
+
+def _problem(sample: NDArray[np.float64], low: float, half: float, high: float) -> Problem | None:
+    whole = bool((sample == np.round(sample)).all())
+    if high > TOO_BRIGHT or (whole and sample.max() > TOO_BRIGHT):
+        return "8bit" if whole and sample.min() >= 0 and sample.max() <= 255 else "digital numbers"
+    if low < STANDARDISED:
+        return "standardised"
+    return "shifted" if half < SHIFTED else None

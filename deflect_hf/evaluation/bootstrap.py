@@ -1,0 +1,117 @@
+"""Confidence intervals of scores over images, by a Poisson bootstrap that needs no list of predictions.
+
+In each replicate an image counts as often as a Poisson(1) number says. The numbers of an image are drawn from a
+generator seeded by its name, so the intervals do not depend on the order of the images, the size of the batches or the
+number of processes, and processes add up integers. An image's pixels stay together, because they are not independent;
+images of one place are not independent either, and intervals over them are too narrow.
+
+Per replicate, the hits, targets and predictions of each class are kept rather than whole confusion matrices, since
+every score is made of them: ``3 * classes * replicates`` numbers, 24 MB for 1000 classes, and per image some 0.1 ms.
+
+Source: J. A. Hanley and B. MacGibbon, "Creating non-parametric bootstrap samples using Poisson frequencies", Computer
+Methods and Programs in Biomedicine 83 (2006); N. Chamandy et al., "Estimating uncertainty for massive data streams",
+Google technical report (2012).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deflect_hf.evaluation.metrics import Convention, class_scores
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+REPLICATES = 1000
+LEVEL = 0.95
+SEED = 0
+FEWEST_IMAGES = 2  # of one image alone, every replicate has the same score
+
+
+class Bootstrap:
+    """Replicates of a split's counts; add batches with :meth:`update`, then ask for :meth:`intervals`."""
+
+    def __init__(self, num_classes: int, ignore_index: int, replicates: int = REPLICATES, seed: int = SEED) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.seed = seed
+        # float64 adds and multiplies counts below 2^53 exactly, in any order
+        self.totals = torch.zeros(replicates, 3 * num_classes, dtype=torch.float64)
+        self.images = torch.zeros(1 + num_classes, dtype=torch.int64)  # labelled ones, those with each class
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
+        """Add (B, K) logits with (B,) labels, or (B, K, H, W) logits with (B, H, W) labels, of B named images."""
+        counts = image_counts(logits.argmax(dim=1), labels, self.num_classes, self.ignore_index).cpu()  # (B, 3, K)
+        weights = np.stack([poisson_weights(name, self.totals.shape[0], self.seed) for name in names], axis=1)
+        self.totals += torch.from_numpy(weights.astype(np.float64)) @ counts.flatten(1).double()
+        present = counts.sum(dim=1) > 0  # (B, K)
+        self.images += torch.cat([present.any(dim=1, keepdim=True), present], dim=1).sum(dim=0)
+
+    def reduced(self, accelerator: Accelerator | None = None) -> tuple[Tensor, Tensor]:
+        """(R, 3, K) int64 hits, targets and predictions, and (1 + K,) images, on the CPU, over all processes."""
+        parts = [self.totals.long(), self.images]
+        if accelerator is not None:
+            parts = [accelerator.reduce(part.to(accelerator.device), reduction="sum").cpu() for part in parts]
+        return parts[0].unflatten(1, (3, self.num_classes)), parts[1]
+
+    def intervals(
+        self, classes: Sequence[str], convention: Convention, accelerator: Accelerator | None = None
+    ) -> dict[str, Any]:
+        """95 % percentile intervals ``[low, high]`` of ``accuracy``, ``miou``, ``f1_macro`` and each class's ``iou``.
+
+        None where fewer than two images have a label, or the class. A class that a replicate lacks is left out of that
+        replicate as ``convention`` says.
+        """
+        totals, images = self.reduced(accelerator)
+        labelled, *with_class = images.tolist()
+        drawn = totals[totals[:, 1].sum(dim=1) > 0]  # few images may all be left out of a replicate
+        hits, targets, predictions = drawn.double().unbind(dim=1)
+        found = class_scores(hits, targets, predictions, convention)
+        enough = [count >= FEWEST_IMAGES for count in with_class]
+        iou = found.iou.where(found.present, torch.nan)
+        return {
+            "level": LEVEL,
+            "replicates": len(totals),
+            "images": labelled,
+            **{
+                name: _interval(values) if labelled >= FEWEST_IMAGES else None
+                for name, values in (("accuracy", found.accuracy), ("miou", found.miou), ("f1_macro", found.f1_macro))
+            },
+            "iou": {name: _interval(iou[:, k]) if enough[k] else None for k, name in enumerate(classes)},
+        }
+
+
+def poisson_weights(name: str, replicates: int, seed: int) -> np.ndarray:
+    """(R,) int64: how often the image called ``name`` counts in each replicate."""
+    identity = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
+    return np.random.default_rng([seed, identity]).poisson(1.0, replicates)
+
+
+def image_counts(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """(B, ...) predicted and true classes -> (B, 3, K) int64 hits, targets and predictions of each image's labels."""
+    images = labels.shape[0]
+    predictions, labels = predictions.reshape(images, -1), labels.reshape(images, -1)
+    labelled = labels != ignore_index
+    first = num_classes * torch.arange(images, device=labels.device).unsqueeze(1)
+
+    def counted(values: Tensor, which: Tensor) -> Tensor:
+        return torch.bincount((first + values)[which], minlength=images * num_classes).view(images, num_classes)
+
+    hits = counted(labels, labelled & (labels == predictions))
+    return torch.stack([hits, counted(labels, labelled), counted(predictions, labelled)], dim=1)
+
+
+def _interval(values: Tensor) -> list[float] | None:
+    """Percentile interval of (R,) replicates, without those in which the score does not exist."""
+    values = values[~values.isnan()]
+    if not len(values):
+        return None
+    tail = (1 - LEVEL) / 2
+    return torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()

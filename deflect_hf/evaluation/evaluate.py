@@ -1,0 +1,152 @@
+"""A model on a split: one confusion matrix, whole images or sliding windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from deflect_hf.errors import DataError
+from deflect_hf.evaluation.bootstrap import Bootstrap
+from deflect_hf.evaluation.losses import label_weight
+from deflect_hf.evaluation.metrics import Confusion, Convention, scores
+from deflect_hf.training.preemption import Interrupted
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+WINDOW_BATCH = 8
+NAMED_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a model is evaluated: the classes, what is ignored, the sliding windows and the convention of the means."""
+
+    classes: list[str]
+    ignore_index: int
+    window: int | None
+    convention: Convention
+
+
+def window_offsets(length: int, size: int) -> list[int]:
+    """Starts of ceil(length / size) windows, evenly spread from 0 to ``length - size``.
+
+    Source: the evaluation of pangaea-bench (Marsocci et al. 2024, arXiv 2412.04204).
+    """
+    count = -(-length // size)
+    if count == 1:
+        return [0]
+    return [round(k * (length - size) / (count - 1)) for k in range(count)]
+
+
+def sliding_logits(predict: Callable[[Tensor], Tensor], pixel_values: Tensor, size: int) -> Tensor:
+    """(B, C, H, W) reflectance -> (B, K, H, W) logits, averaged where windows of ``size`` pixels overlap.
+
+    An image that is not larger than a window on one axis is taken whole along it.
+    """
+    height, width = pixel_values.shape[-2:]
+    side_h, side_w = min(size, height), min(size, width)
+    corners = [(top, left) for top in window_offsets(height, side_h) for left in window_offsets(width, side_w)]
+    images = pixel_values.shape[0]
+    crops = torch.cat([pixel_values[..., top : top + side_h, left : left + side_w] for top, left in corners])
+    pieces = torch.cat([predict(batch).float() for batch in crops.split(WINDOW_BATCH)]).split(images)
+    total = pieces[0].new_zeros(images, pieces[0].shape[1], height, width)
+    hits = pieces[0].new_zeros(height, width)
+    for (top, left), piece in zip(corners, pieces, strict=True):
+        total[..., top : top + side_h, left : left + side_w] += piece
+        hits[top : top + side_h, left : left + side_w] += 1
+    return total / hits
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, pixel_values: Tensor, window: int | None) -> Tensor:
+    """(B, C, H, W) reflectance -> float32 logits, (B, K) or (B, K, H, W); larger images through sliding windows."""
+    if window is None or max(pixel_values.shape[-2:]) <= window:
+        return model(pixel_values=pixel_values).logits.float()
+    return sliding_logits(lambda crops: model(pixel_values=crops).logits, pixel_values, window)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[dict[str, Any]],
+    accelerator: Accelerator,
+    protocol: Protocol,
+    replicates: int = 0,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Scores and confusion matrix of a model on the images of ``loader``, summed over all processes.
+
+    The model is put into evaluation mode and back. Give the model itself, not its distributed wrapper: processes may
+    have different numbers of batches.
+
+    Args:
+        replicates: Of the bootstrap over images that adds ``"intervals"`` to the scores; 0 leaves them out.
+        asked_to_stop: Called before each batch; where it holds, this process leaves out what is left.
+
+    Raises:
+        DataError: the images carry no labels, or only ignored ones; or the outputs on some of them are not finite.
+        Interrupted: any of the processes was asked to stop.
+    """
+    training = model.training
+    model.eval()
+    confusion = Confusion(len(protocol.classes), protocol.ignore_index).to(accelerator.device)
+    bootstrap = Bootstrap(len(protocol.classes), protocol.ignore_index, replicates) if replicates else None
+    # sum of the losses, labelled pixels or images, processes that were asked to stop
+    told = torch.zeros(3, device=accelerator.device)
+    losses: list[tuple[Tensor, Sequence[str]]] = []
+    for batch in loader:
+        if asked_to_stop():
+            break
+        if "labels" not in batch:
+            raise DataError(f"{batch['name'][0]}: has no label, so there is nothing to evaluate against.")
+        pixel_values, labels = batch["pixel_values"].to(accelerator.device), batch["labels"].to(accelerator.device)
+        with accelerator.autocast():
+            logits = predict_logits(model, pixel_values, protocol.window)
+        confusion.update(logits, labels)
+        if bootstrap is not None:
+            bootstrap.update(logits, labels, batch["name"])
+        loss = nn.functional.cross_entropy(logits, labels, ignore_index=protocol.ignore_index, reduction="sum")
+        losses.append((loss, batch["name"]))
+        told[:2] += torch.stack([loss, label_weight(labels, protocol.ignore_index, None)])
+    told[2] = float(asked_to_stop())
+    model.train(training)
+    matrix = confusion.matrix(accelerator)
+    total, weight, asked = accelerator.reduce(told, reduction="sum").tolist()
+    if asked:
+        raise Interrupted
+    if not math.isfinite(total):
+        _refuse_overflow(losses)
+    if not weight:
+        raise DataError(
+            "no image of the split has a label: all of its pixels are ignored or not measured. Correct the classes' "
+            "values, ignore_values or nodata"
+        )
+    found: dict[str, Any] = {
+        "loss": total / max(weight, 1.0),
+        **scores(matrix, protocol.classes, protocol.convention),
+        "confusion_matrix": matrix.tolist(),
+    }
+    if bootstrap is not None:
+        found["intervals"] = bootstrap.intervals(protocol.classes, protocol.convention, accelerator)
+    return found
+
+
+def named(images: Sequence[str]) -> str:
+    """The first of these images by name, for a message."""
+    return ", ".join(images[:NAMED_IMAGES]) + (" ..." if len(images) > NAMED_IMAGES else "")
+
+
+def _refuse_overflow(losses: Iterable[tuple[Tensor, Sequence[str]]]) -> None:
+    """Name the images of the batches, of all processes, whose loss is not finite."""
+    images = gather_object([str(name) for loss, names in losses if not math.isfinite(float(loss)) for name in names])
+    raise DataError(
+        f"the model's outputs are not finite on the images {named(images)}: one of them holds values far from those of "
+        "training (correct dataset.scale, dataset.offset or dataset.nodata), or the learning rate was too high."
+    )

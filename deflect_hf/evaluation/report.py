@@ -1,0 +1,142 @@
+"""Evaluation of a trained folder in a process of its own: scores, confusion matrix and prediction panels."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.artifacts.environment import environment
+from deflect_hf.config.readers import keys_of_reader
+from deflect_hf.config.run import DatasetArguments, EvaluateArguments, RunArguments
+from deflect_hf.config.schema import check_types
+from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.order import evaluation_loader
+from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.evaluation.bootstrap import REPLICATES
+from deflect_hf.evaluation.evaluate import Protocol, evaluate, predict_logits
+from deflect_hf.evaluation.metrics import selection_metric
+from deflect_hf.evaluation.missing_bands import scores_without_bands
+from deflect_hf.figures import confusion_figure, prediction_panel
+from deflect_hf.methods import task_model
+from deflect_hf.training.build import evaluation_window, rank_of
+from deflect_hf.training.run import make_accelerator
+
+
+def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
+    """The run's configuration with what evaluation was told to do differently.
+
+    Raises:
+        ConfigError: a key or value is unknown, or is the trained model's to say.
+    """
+    if "bands" in arguments.dataset:
+        raise ConfigError(
+            "--dataset.bands: the trained model says which bands it takes; they are found by name in any order. Name "
+            "those of the files with --dataset.source_bands or --dataset.sensor where the files do not."
+        )
+    reader = str(arguments.dataset.get("name", config.dataset.name))  # another one has no use for some of the keys
+    if arguments.dataset.get("image_size") is not None and reader != "synthetic":
+        raise ConfigError("--dataset.image_size: images are resized as they were in training: leave it out.")
+    values = {**keys_of_reader(dataclasses.asdict(config.dataset), reader), **arguments.dataset}
+    origins = dict.fromkeys(arguments.dataset, "the command line, --dataset")
+    changed: dict[str, Any] = {"dataset": check_types(DatasetArguments, values, origins)}
+    for name in ("batch_size", "num_workers", "metrics"):
+        if getattr(arguments, name) is not None:
+            changed[name] = getattr(arguments, name)
+    return dataclasses.replace(config, **changed)
+
+
+def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
+    """Evaluate ``eval_dir`` on a split; write ``results_SPLIT.json``, ``confusion_matrix.png`` and panels.
+
+    Images are read by the saved processor, so that units, bands and size are those of training.
+
+    Returns:
+        The results, and where they were written (None in all processes but the first).
+
+    Raises:
+        CheckpointError: the folder is no trained run, or its files are broken.
+        DataError: the split is not there, or holds images on which the model overflows.
+    """
+    folder = checkpoints.result_folder(Path(arguments.eval_dir))
+    config = overlay(checkpoints.read_config(folder), arguments)
+    accelerator = make_accelerator(config)
+    model = checkpoints.load_model(folder, config, arguments.encoder).to(accelerator.device)
+    processor = checkpoints.load_processor(folder, model)
+    splits = load_dataset_splits(config.dataset, processor)
+    if arguments.split not in splits:
+        raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
+    images = splits[arguments.split].with_transform(build_transform(config.augmentation, "val"))  # nothing random
+    check_classes(model, images, folder)
+    protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config, images.task), config.metrics)
+    loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))
+    scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
+    if arguments.drop_bands:
+        scores["drop_bands"] = scores_without_bands(model, loader, accelerator, protocol, scores)
+    results = {
+        "eval_dir": str(folder),
+        "split": arguments.split,
+        "images": len(images),
+        "task": images.task,
+        **scores,
+        "environment": environment(accelerator.device, accelerator.num_processes),
+    }
+    output = Path(arguments.output_dir) if arguments.output_dir is not None else folder
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(output / f"results_{arguments.split}.json", results)
+        draw(model, images, accelerator, protocol, results, output, arguments.panels)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results, output if accelerator.is_main_process else None
+
+
+def check_classes(model: nn.Module, images: ImageDataset, folder: Path) -> None:
+    """Refuse data whose classes are not those the model was trained on, or are in another order.
+
+    Raises:
+        DataError: naming both lists.
+    """
+    config = task_model(model).config
+    trained = [config.id2label[k] for k in range(config.num_labels)]
+    if trained != images.classes:
+        raise DataError(
+            f"{folder} was trained on the classes {listing(trained)}, but the data set has {listing(images.classes)}: "
+            "give the same dataset.classes in the same order"
+        )
+
+
+def draw(
+    model: nn.Module,
+    images: ImageDataset,
+    accelerator: Accelerator,
+    protocol: Protocol,
+    results: dict[str, Any],
+    output: Path,
+    panels: int,
+) -> None:
+    """Write the confusion matrix and panels of ``panels`` images spread over the split."""
+    name = selection_metric(images.task)
+    title = f"{results['split']}: {name} {results[name]:.3f}, {results['images']} images"
+    confusion_figure(output / "confusion_matrix.png", np.asarray(results["confusion_matrix"]), images.classes, title)
+    chosen = np.unique(np.linspace(0, len(images) - 1, panels).round().astype(int))
+    for number, index in enumerate(chosen.tolist()):
+        example = images[index]
+        pixel_values: torch.Tensor = example["pixel_values"]
+        with accelerator.autocast():
+            logits = predict_logits(model, pixel_values[None].to(accelerator.device), protocol.window)
+        prediction_panel(
+            output / f"predictions_{number:02d}.png",
+            pixel_values.numpy(),
+            images.bands,
+            images.classes,
+            logits.argmax(dim=1)[0].cpu().numpy(),
+            example["labels"].numpy(),
+            str(example["name"]),
+        )

@@ -1,0 +1,68 @@
+"""What can be asked of an adapted model: its bands, its adapter, its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from peft import PeftModel
+from torch import nn
+
+from deflect_hf.spectral.selection import select_bands
+from deflect_hf.tuners.deflect import DeflectConfig
+
+if TYPE_CHECKING:
+    from deflect_hf.models.base import EncoderWithHead
+
+HEAD = "head"
+
+
+def task_model(model: nn.Module) -> EncoderWithHead:
+    """The task model inside a PEFT model, or the model itself."""
+    return cast("EncoderWithHead", model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def deflect_config(model: nn.Module) -> DeflectConfig | None:
+    """The configuration of the active DEFLECT adapter, None if the model has none."""
+    config = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
+    return config if isinstance(config, DeflectConfig) else None
+
+
+def needed_bands(model: nn.Module) -> list[str]:
+    """Bands without which an adapted model cannot work, by the images' names; the others may be all NaN.
+
+    All of them, if a DEFLECT adapter was not trained with band dropout; else those that the encoder sees.
+    """
+    config = deflect_config(model)
+    if config is not None:
+        return _named(config.bands, config.base_bands if config.band_dropout else config.bands)
+    settings = task_model(model).config
+    return _named(settings.bands, settings.encoder_bands)
+
+
+def _named(bands: Sequence[str] | None, chosen: Sequence[str] | None) -> list[str]:
+    """``chosen`` by the names of ``bands``, among which a single near-infrared band stands for either of the two."""
+    if not bands or not chosen:
+        return list(chosen or [])
+    return [bands[position] for position in select_bands(bands, chosen)]
+
+
+def further_bands(model: nn.Module) -> list[str]:
+    """Bands that the model looks at besides its base bands."""
+    config = deflect_config(model)
+    if config is not None:
+        base = _named(config.bands, config.base_bands)
+        return [band for band in config.bands or [] if band not in base]
+    return list(task_model(model).config.extra_bands or [])
+
+
+def encoder_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trainable and total parameters of the encoder side: everything but the head (the paper's "< 1 %")."""
+    named = [(name, p) for name, p in model.named_parameters() if f".{HEAD}." not in f".{name}"]
+    return sum(p.numel() for _, p in named if p.requires_grad), sum(p.numel() for _, p in named)
+
+
+def patch_embedding_parameters(model: nn.Module) -> int:
+    """How many of the trainable parameters of the encoder side belong to the patch embedding."""
+    embedding = task_model(model).get_input_embeddings()
+    return sum(parameter.numel() for parameter in embedding.parameters() if parameter.requires_grad)

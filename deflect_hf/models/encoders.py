@@ -1,0 +1,213 @@
+"""The base encoder of a run: loaded or random, its image size, its normalisation, its ground sampling distance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deflect_hf.config.data import ENCODER_SIZE
+from deflect_hf.config.run import EncoderArguments, RunArguments
+from deflect_hf.config.yaml import read_yaml
+from deflect_hf.errors import ConfigError, brief, nearest
+from deflect_hf.files import CONFIG, whole_folder
+from deflect_hf.models import load_encoder
+from deflect_hf.models.configuration import as_pair
+from deflect_hf.models.loading import load_encoder_config
+from deflect_hf.spectral.selection import resolve_bands, select_bands
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+NORMALISATION = "normalisation.json"
+# of a random encoder; the largest published vision transformer has 48 blocks of width 6144
+MOST_BLOCKS = 512
+LARGEST_SIZE = 65_536
+
+
+def random_config(arguments: EncoderArguments) -> PreTrainedConfig:
+    """The configuration that ``encoder.random`` describes.
+
+    Raises:
+        ConfigError: the model type or one of its fields is unknown to transformers.
+    """
+    from transformers import CONFIG_MAPPING
+
+    fields = dict(arguments.random or {})
+    kind = fields.pop("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        near = nearest(str(kind), CONFIG_MAPPING.keys())
+        raise ConfigError(f"encoder.random.model_type: transformers knows no {kind!r}.{near} For instance 'vit'")
+    known = CONFIG_MAPPING[kind]().to_dict()
+    for name in fields:
+        if name not in known:
+            raise ConfigError(f"encoder.random: a {kind!r} has no field {name!r}.{nearest(name, known)}")
+        if type(known[name]) is int and known[name] > 0:
+            _refuse_size(name, fields[name])
+    with _buildable(kind):
+        config: PreTrainedConfig = CONFIG_MAPPING[kind](**fields)
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if image and patch and min(a // b for a, b in zip(as_pair(image), as_pair(patch), strict=True)) < 1:
+        raise ConfigError(f"encoder.random: no patch of {patch} pixels fits into an image of {image}")
+    return config
+
+
+def _refuse_size(name: str, value: Any) -> None:
+    limit = MOST_BLOCKS if name == "num_hidden_layers" else LARGEST_SIZE
+    if not all(type(side) is int and 1 <= side <= limit for side in (value if isinstance(value, list) else [value])):
+        raise ConfigError(f"encoder.random.{name} must be a whole number from 1 to {limit}, not {value!r:.80}")
+
+
+@contextmanager
+def _buildable(kind: str) -> Iterator[None]:
+    """Whatever transformers raises for fields that do not go together becomes a ConfigError."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"encoder.random: transformers cannot build this {kind!r}: {brief(error)}") from error
+
+
+def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
+    """A randomly initialised encoder, the same for the same seed.
+
+    Raises:
+        ConfigError: transformers does not know the model type or one of its fields, or cannot build it.
+    """
+    from transformers import AutoModel
+
+    config = random_config(arguments)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.random_seed)
+        with _buildable(config.model_type):
+            model: PreTrainedModel = AutoModel.from_config(config)
+    if hasattr(model, "pooler"):
+        model.pooler = None  # no head reads it
+    return model
+
+
+def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> PreTrainedModel:
+    """The base encoder; a random one is written to ``work_dir/encoder`` first, so that evaluation finds the same.
+
+    Raises:
+        ConfigError: the run that is resumed has a random encoder of another configuration or seed.
+    """
+    if config.encoder.name_or_path is not None:
+        return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
+    folder = work_dir / "encoder"
+    if accelerator.is_main_process and not (folder / "config.json").is_file():
+        with whole_folder(folder) as partial:
+            random_encoder(config.encoder).save_pretrained(partial)
+    accelerator.wait_for_everyone()
+    there, described = load_encoder_config(folder).to_dict(), random_config(config.encoder).to_dict()
+    for name in config.encoder.random or {}:
+        if there.get(name) != described[name]:
+            raise ConfigError(
+                f"{folder} is the encoder of this run, with {name} {there.get(name)!r}; encoder.random says "
+                f"{described[name]!r}: resume with the run's own configuration, or give another --work_dir"
+            )
+    drawn = _drawn_with(work_dir)
+    if drawn not in (None, config.encoder.random_seed):
+        raise ConfigError(
+            f"{folder} is the encoder of this run, drawn with encoder.random_seed {drawn}, not "
+            f"{config.encoder.random_seed}: resume with the run's own configuration, or give another --work_dir"
+        )
+    return load_encoder(folder)
+
+
+def _drawn_with(work_dir: Path) -> int | None:
+    """The seed of the random encoder of the run in ``work_dir``; None where no configuration says so yet."""
+    path = work_dir / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        seed: int | None = (read_yaml(path).get("encoder") or {}).get("random_seed")
+    except (ConfigError, AttributeError):  # edited: what counts is in the checkpoint
+        return None
+    return seed
+
+
+def pretraining_size(arguments: EncoderArguments) -> list[int]:
+    """[height, width] in pixels of the encoder's pretraining images, rounded down to whole patches.
+
+    Raises:
+        ConfigError: the encoder does not say it.
+    """
+    if arguments.name_or_path is None:
+        config = random_config(arguments)
+    else:
+        config = load_encoder_config(arguments.name_or_path, revision=arguments.revision)
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if not image or not patch:
+        raise ConfigError(
+            f"the size 'encoder' is not known: the configuration of this {config.model_type!r} has no image_size and "
+            "patch_size. Give [height, width] in pixels"
+        )
+    return [side // step * step for side, step in zip(as_pair(image), as_pair(patch), strict=True)]
+
+
+def with_encoder_size(config: RunArguments) -> RunArguments:
+    """The configuration with numbers where it says that images or crops are of the encoder's size."""
+    dataset, augmentation = config.dataset, config.augmentation
+    if ENCODER_SIZE not in (dataset.image_size, augmentation.random_crop):
+        return config
+    size = pretraining_size(config.encoder)
+    if dataset.image_size == ENCODER_SIZE:
+        dataset = dataclasses.replace(dataset, image_size=size)
+    if augmentation.random_crop == ENCODER_SIZE:
+        augmentation = dataclasses.replace(augmentation, random_crop=size, keep_smaller=True)
+    return dataclasses.replace(config, dataset=dataset, augmentation=augmentation)
+
+
+def chosen_gsd(arguments: EncoderArguments, gsd_m: float | None) -> float | None:
+    """The ground sampling distance in numbers, None for the checkpoint's own; ``data`` is ``gsd_m``, metres per pixel.
+
+    Raises:
+        ConfigError: it is ``data``, and ``gsd_m`` is not known.
+    """
+    if arguments.gsd != "data":
+        return arguments.gsd
+    if gsd_m is None:
+        raise ConfigError(
+            "encoder.gsd: data, but the size of the data set's pixels on the ground is not known: give dataset.gsd_m "
+            "in metres, or a number here"
+        )
+    return gsd_m
+
+
+def set_gsd(encoder: PreTrainedModel, gsd: float | None) -> None:
+    """Let the encoder's positions be those of this ground sampling distance; None leaves them.
+
+    Raises:
+        ConfigError: they do not depend on it.
+    """
+    if gsd is None:
+        return
+    if getattr(encoder.config, "position_embedding", None) != "sincos_gsd":
+        raise ConfigError(
+            f"encoder.gsd: the positions of this {encoder.config.model_type!r} encoder do not depend on a ground "
+            "sampling distance, as Scale-MAE's do: leave it null"
+        )
+    encoder.config.gsd = gsd
+
+
+def stored_normalisation(arguments: EncoderArguments) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation that the pretraining wrote beside the encoder, in the order of the base bands."""
+    path = Path(arguments.name_or_path or "") / NORMALISATION
+    if arguments.name_or_path is None or not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        positions = select_bands(stored["bands"], resolve_bands(arguments.base_bands))
+        mean, std = ([float(stored[name][k]) for k in positions] for name in ("mean", "std"))
+        if not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
+            raise ValueError(f"mean {mean} must be finite and std {std} above 0")
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"{path}: cannot be read: {brief(error)}; give encoder.mean and encoder.std") from error
+    return mean, std

@@ -1,0 +1,193 @@
+"""Maps as GeoTIFF: classes with colours and names, or probabilities; read back once they are written.
+
+A map is written square by square, and never held whole, nor a row of it. GDAL does not report every failure of
+its last writes, so the finished file is compared with what was to be in it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import xml.etree.ElementTree as ElementTree
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from deflect_hf.errors import DataError
+from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.read import CACHE_BYTES
+from deflect_hf.raster.write import geotiff_profile
+
+Array = np.ndarray[Any, Any]
+Colour = tuple[int, int, int]
+
+SQUARE = 512  # pixels: side of a block of a Cloud Optimized GeoTIFF, and whole tiles of any other
+MADE_BY = {"SOFTWARE": "deflect_hf"}  # in the metadata of every map
+JOB_TAG = "DEFLECT_JOB"  # checksum of all that the map depends on
+SIDECAR = ".aux.xml"  # where GDAL keeps what a GeoTIFF has no tag for
+
+
+@dataclass(frozen=True)
+class MapLayout:
+    """What the bands of a map are.
+
+    Attributes:
+        dtype: ``"uint8"`` or ``"float32"``.
+        nodata: stored value where nothing was measured.
+        descriptions: one per band.
+        scale: what a stored value is multiplied by.
+        categories: names of the stored values 0, 1, 2 ... of a band of classes; empty for other maps.
+        colours: red, green and blue (0 to 255) of each category.
+        job: what :func:`job_of_map` tells of the file.
+    """
+
+    dtype: str
+    nodata: float
+    descriptions: tuple[str, ...]
+    scale: float = 1.0
+    categories: tuple[str, ...] = ()
+    colours: tuple[Colour, ...] = ()
+    job: str = ""
+
+    @property
+    def count(self) -> int:
+        """Number of bands."""
+        return len(self.descriptions)
+
+
+class Square(NamedTuple):
+    """(count, h, w) stored values of a map, and their first row and column: multiples of SQUARE, and no larger."""
+
+    row: int
+    column: int
+    values: Array
+
+    @property
+    def window(self) -> Window:
+        """Where in the file they are."""
+        return Window(self.column, self.row, self.values.shape[2], self.values.shape[1])
+
+
+def write_map(
+    path: Path, layout: MapLayout, like: RasterInfo, squares: Iterator[Square], *, cog: bool, final: Path
+) -> None:
+    """Write a map with the size, CRS and transform of ``like``, or leave nothing.
+
+    Args:
+        path: in a folder of its own: files beside it with names that start with its name are written and removed.
+        final: what errors call it, the path that it will be moved to.
+        squares: the whole map.
+        cog: as Cloud Optimized GeoTIFF, with overviews.
+
+    Raises:
+        DataError: the disk is full, or the file is not what was to be written.
+    """
+    plain = path.with_name(f"{path.name}.plain.tif") if cog else path
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _writing(final):
+            checksums = _write_plain(plain, layout, like, squares)
+            if cog:
+                rasterio.shutil.copy(
+                    plain,
+                    path,
+                    driver="COG",
+                    COMPRESS="DEFLATE",
+                    PREDICTOR="YES" if layout.dtype == "float32" else "NO",
+                    BLOCKSIZE=SQUARE,
+                    # a class between two others in the table is not between them on the ground
+                    OVERVIEW_RESAMPLING="MODE" if layout.categories else "AVERAGE",
+                    BIGTIFF="IF_SAFER",
+                )
+            _compare(path, checksums)
+        sidecar(path).unlink(missing_ok=True)
+        if layout.categories:
+            sidecar(path).write_text(_categories(layout.categories), encoding="utf-8")
+    except BaseException:
+        sidecar(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        if cog:
+            plain.unlink(missing_ok=True)
+            sidecar(plain).unlink(missing_ok=True)
+
+
+def job_of_map(path: Path) -> str | None:
+    """The ``job`` of a map that was written here; None for any other file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as source:
+                tags = source.tags()
+    except RasterioError:
+        return None
+    return tags.get(JOB_TAG, "") if MADE_BY.items() <= tags.items() else None
+
+
+def sidecar(path: Path) -> Path:
+    """The file beside a map that holds the names of its classes."""
+    return path.with_name(path.name + SIDECAR)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            yield
+    # GDAL's own errors, which rasterio lets through when it copies, are no RasterioErrors
+    except (OSError, RasterioError, CPLE_BaseError) as error:
+        raise DataError(
+            f"{path} cannot be written ({error.__cause__ or error}): make room on the disk, or choose another folder."
+        ) from error
+
+
+def _write_plain(
+    path: Path, layout: MapLayout, like: RasterInfo, squares: Iterator[Square]
+) -> list[tuple[Window, int]]:
+    """Write the map as a plain GeoTIFF; returns the checksum of each square."""
+    profile = geotiff_profile(layout.count, layout.dtype, like, layout.nodata)
+    profile |= {"predictor": 3 if layout.dtype == "float32" else 1, "interleave": "band"}
+    checksums = []
+    with rasterio.open(path, "w", **profile) as sink:
+        for number, text in enumerate(layout.descriptions, start=1):
+            sink.set_band_description(number, text)
+        if layout.colours:
+            table = {number: (*colour, 255) for number, colour in enumerate(layout.colours)}
+            sink.write_colormap(1, {**table, int(layout.nodata): (0, 0, 0, 0)})
+        if layout.scale != 1.0:
+            sink.scales = [layout.scale] * layout.count
+        sink.update_tags(**MADE_BY, **({JOB_TAG: layout.job} if layout.job else {}))
+        for number, name in enumerate(layout.categories):
+            sink.update_tags(1, **{f"CLASS_{number}": name})
+        for square in squares:
+            sink.write(square.values, window=square.window)
+            checksums.append((square.window, zlib.crc32(square.values.data)))
+    return checksums
+
+
+def _compare(path: Path, checksums: list[tuple[Window, int]]) -> None:
+    """Read the file back; OSError if it holds other values than were to be written."""
+    with rasterio.open(path) as source:
+        for window, checksum in checksums:
+            if zlib.crc32(source.read(window=window).data) != checksum:
+                raise OSError(f"row {window.row_off}, column {window.col_off}: it came back with other values")
+
+
+def _categories(names: tuple[str, ...]) -> str:
+    """GDAL's auxiliary file with the names of band 1's values, which QGIS shows in the legend."""
+    root = ElementTree.Element("PAMDataset")
+    listed = ElementTree.SubElement(ElementTree.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
+    for name in names:
+        ElementTree.SubElement(listed, "Category").text = name
+    return ElementTree.tostring(root, encoding="unicode") + os.linesep

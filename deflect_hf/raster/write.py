@@ -1,0 +1,102 @@
+"""GeoTIFF files out: atomically, with the georeference of another file."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from deflect_hf.errors import DataError
+from deflect_hf.raster.header import PathLike, RasterInfo
+
+BLOCK = 256  # side of the tiles
+
+
+def geotiff_profile(count: int, dtype: str, like: RasterInfo, nodata: float | None) -> dict[str, Any]:
+    """What rasterio is told to write: a compressed GeoTIFF on the grid of ``like``, in tiles unless it is small."""
+    profile: dict[str, Any] = {"driver": "GTiff", "count": count, "dtype": dtype, "height": like.height,
+                               "width": like.width, "nodata": nodata, "crs": like.crs, "compress": "deflate",
+                               "BIGTIFF": "IF_SAFER"}  # fmt: skip
+    if max(like.height, like.width) >= BLOCK:
+        profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
+    if like.crs is not None or like.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
+        profile["transform"] = rasterio.Affine(*like.transform)
+    return profile
+
+
+@contextmanager
+def create_raster(
+    path: PathLike,
+    count: int,
+    dtype: str,
+    *,
+    like: RasterInfo,
+    nodata: float | None = None,
+    descriptions: Sequence[str] = (),
+) -> Iterator[Callable[..., None]]:
+    """Write a GeoTIFF window by window, with the size, CRS and transform of ``like``.
+
+    Yields ``write(values, row=0, column=0)`` with values (count, h, w). The file appears under its name only when
+    the block ends without an error, so that no reader ever sees half of it.
+
+    Raises:
+        DataError: The folder cannot be written to.
+    """
+    target = Path(path)
+    profile = geotiff_profile(count, dtype, like, nodata)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tif")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            sink = rasterio.open(temporary, "w", **profile)
+    except (OSError, RasterioError) as error:
+        raise DataError(f"{target} cannot be written ({error}): choose a folder that is writable.") from error
+    try:
+        with sink:
+            for index, text in enumerate(descriptions, start=1):
+                sink.set_band_description(index, text)
+
+            def write(values: np.ndarray, row: int = 0, column: int = 0) -> None:
+                sink.write(values, window=Window(column, row, values.shape[-1], values.shape[-2]))
+
+            yield write
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_raster(
+    path: PathLike,
+    values: np.ndarray,
+    *,
+    like: RasterInfo | None = None,
+    nodata: float | None = None,
+    descriptions: Sequence[str] = (),
+) -> None:
+    """Write (C, H, W) values as a GeoTIFF at once, atomically; ``like`` lends its CRS and transform.
+
+    Raises:
+        DataError: ``like`` has another size, or the folder cannot be written to.
+    """
+    count, height, width = values.shape
+    if like is None:
+        ones = (1.0,) * count
+        identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+        like = RasterInfo(str(path), count, height, width, str(values.dtype), ("",) * count, ones, (0.0,) * count,
+                          (nodata,) * count, None, identity, None)  # fmt: skip
+    if (height, width) != (like.height, like.width):
+        raise DataError(
+            f"{path}: values of {height} x {width} pixels cannot take the georeference of {like.path} "
+            f"({like.height} x {like.width})."
+        )
+    with create_raster(path, count, str(values.dtype), like=like, nodata=nodata, descriptions=descriptions) as write:
+        write(values)

@@ -1,0 +1,1 @@
+"""Bands, sensors, spectral indices and the statistics of pixel sets."""

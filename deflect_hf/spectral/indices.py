@@ -1,0 +1,235 @@
+"""Spectral indices: which ones, and their formulas, from the installed spyndex catalogue.
+
+The catalogue is only read here, when a configuration is made. What is chosen, names and formulas with all constants
+put in, is stored with the adapter, which from then on does not depend on the spyndex version.
+
+Source: D. Montero et al., "A standardized catalogue of spectral indices to advance the use of remote sensing in Earth
+system research", Scientific Data 10, 197 (2023); https://github.com/awesome-spectral-indices/spyndex (MIT).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from torch import Tensor
+
+from deflect_hf.errors import IndexFormulaError, listing, nearest
+from deflect_hf.spectral.bands import Unit
+from deflect_hf.spectral.formulas import bands_of, compile_program, parse
+from deflect_hf.spectral.probe import bound_of, has_additive_constant, same_feature, signature
+from deflect_hf.spectral.selection import single_nir
+
+logger = logging.getLogger(__name__)
+
+# Narrow-range indices were preferred: they keep their meaning under other light and other sensors, and standardise
+# well. No two are the same feature. Many names share one formula up to sign: NDWI is -GNDVI, NDBI is -NDMI, MNDWI is
+# NDSI, NBR is -UI, NDTI is -NGRDI.
+_DEFAULT_REASONS = {
+    # vegetation
+    "NDVI": "green biomass, the reference of all others",
+    "EVI": "dense canopies, where NDVI saturates; blue corrects haze",
+    "SAVI": "sparse canopies over bright soil",
+    "NIRv": "photosynthesis: greenness weighted by near-infrared scattering",
+    "PSRI": "senescence: carotenoids against chlorophyll",
+    # red edge
+    "NDREI": "canopy chlorophyll from the foot of the red edge",
+    "NDVI705": "leaf chlorophyll along the red edge; crop stress",
+    "NDCI": "chlorophyll and algae in turbid water",
+    # water
+    "NDWI": "open water against vegetation",
+    "MNDWI": "open water against built-up land; also the snow index NDSI",
+    "AWEInsh": "open water where shadows are few",
+    "AWEIsh": "open water against shadow and dark roofs",
+    "NDTI": "suspended sediment: red against green",
+    # burn
+    "NBR": "burnt area and severity; built-up land with the sign turned",
+    "NBR2": "fire effects on litter and soil; tillage residue",
+    "BAIS2": "char, from the red edge and SWIR of Sentinel-2",
+    # urban
+    "NDBI": "built-up land; canopy water with the sign turned",
+    "BLFEI": "built-up land against bare soil",
+    # soil
+    "BI": "bare soil: SWIR1 and red against near infrared and blue",
+    "NDSoI": "mineral soil: SWIR2 against green",
+    # snow
+    "S3": "snow, also under vegetation",
+    "SWI": "snow against water and cloud",
+}
+DEFAULT_INDICES: tuple[str, ...] = tuple(_DEFAULT_REASONS)
+
+
+@dataclass(frozen=True)
+class IndexSelection:
+    """The indices to compute, with formulas over band codes and numbers only, and why others are not among them."""
+
+    formulas: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """An index of the catalogue; ``symbols`` are the bands and constants of its formula."""
+
+    formula: str
+    symbols: tuple[str, ...]
+    domain: str
+
+
+@functools.cache
+def catalogue() -> Mapping[str, CatalogueEntry]:
+    """Return the indices of the installed spyndex by name."""
+    import spyndex
+
+    return MappingProxyType(
+        {
+            name: CatalogueEntry(index.formula, tuple(index.bands), index.application_domain)
+            for name, index in spyndex.indices.items()
+        }
+    )
+
+
+@functools.cache
+def _constants() -> Mapping[str, float | None]:
+    import spyndex
+
+    return MappingProxyType(
+        {
+            name: None if constant.default is None else float(constant.default)
+            for name, constant in spyndex.constants.items()
+        }
+    )
+
+
+def domains() -> list[str]:
+    """Return the application domains of the catalogue: each selects its indices."""
+    return sorted({entry.domain for entry in catalogue().values()})
+
+
+def compile_formula(formula: str, names: Collection[str]) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """Compile one formula over the bands ``names``.
+
+    The returned function maps reflectances by band code, all of one shape, to the index, limited to its bound (see
+    :func:`deflect_hf.spectral.probe.bound_of`) and finite for finite reflectances.
+
+    Raises:
+        IndexFormulaError: the formula holds something else than arithmetic on these bands, or is too large.
+    """
+    bands = sorted(bands_of(parse(formula, names)))
+    program = compile_program([formula], bands, [bound_of(formula)])
+
+    def compute(reflectances: Mapping[str, Tensor]) -> Tensor:
+        values: list[Tensor] = []
+        program.run([reflectances[band] for band in bands], lambda _, value: values.append(value))
+        return values[0]
+
+    return compute
+
+
+def select_indices(
+    bands: Sequence[str], spec: str | Sequence[str] | None, unit: Unit = "reflectance"
+) -> IndexSelection:
+    """Choose the indices that ``bands`` allow.
+
+    Args:
+        bands: codes of the bands there are. A single near-infrared band serves formulas in N and in N2.
+        spec: "default", "all", an application domain ("water"), an index name, or several of these; None for none.
+        unit: on "8bit" values, indices with additive constants mean nothing and are left out.
+
+    Returns:
+        The formulas in the order asked for, and the reason for each index that was left out: a band is missing, a
+        constant has no default, an additive constant on 8-bit values, values beyond all limits (an index made for
+        temperatures in kelvins, say), or the same feature (up to shift and scale, which standardisation removes) is
+        there already under another name.
+
+    Raises:
+        IndexFormulaError: a name is neither an index, nor a domain, nor "default" or "all", or the values of an index
+            that is asked for by its own name exceed all limits.
+    """
+    selection = IndexSelection()
+    named = {spec} if isinstance(spec, str) else set(spec or ())
+    signatures: dict[str, Tensor] = {}
+    for name in _expand(spec):
+        try:
+            formula, reason = _formula_for(name, bands, unit)
+        except IndexFormulaError as error:
+            if name in named:
+                raise
+            formula, reason = "", str(error)
+        if not reason:
+            mark = signature(formula)
+            twin = same_feature(list(signatures.values()), mark)
+            if twin is None:
+                selection.formulas[name], signatures[name] = formula, mark
+            else:
+                reason = f"the same feature as {list(signatures)[twin]}"
+        if reason:
+            selection.left_out[name] = reason
+    if selection.left_out:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in selection.left_out.items())
+        logger.info("spectral indices left out: %s", reasons)
+    return selection
+
+
+def _expand(spec: str | Sequence[str] | None) -> list[str]:
+    names: dict[str, None] = {}
+    # the well-known names first, so that duplicates are left out in their favour
+    everything = [*DEFAULT_INDICES, *catalogue()] if spec else []
+    for entry in [spec] if isinstance(spec, str) else spec or []:
+        if entry in catalogue():
+            names[entry] = None
+        elif entry == "default":
+            names.update(dict.fromkeys(DEFAULT_INDICES))
+        elif entry == "all":
+            names.update(dict.fromkeys(everything))
+        elif entry in domains():
+            names.update(dict.fromkeys(name for name in everything if catalogue()[name].domain == entry))
+        else:
+            groups = ["default", "all", *domains()]
+            raise IndexFormulaError(
+                f"{entry!r} is not a spectral index of the catalogue, nor one of the groups {listing(groups)}."
+                f"{nearest(str(entry), [*groups, *catalogue()])}"
+            )
+    return list(names)
+
+
+def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]:
+    """Return an index's formula over ``bands`` and numbers, and why it cannot be had (empty if it can).
+
+    Raises:
+        IndexFormulaError: its values exceed all limits.
+    """
+    entry = catalogue()[name]
+    replacements: dict[str, ast.expr] = {}
+    missing = []
+    for symbol in entry.symbols:
+        constant, other_nir = _constants().get(symbol), single_nir(symbol, bands)
+        if constant is not None:  # also where somebody calls a band L
+            replacements[symbol] = ast.Constant(constant)
+        elif other_nir:
+            replacements[symbol] = ast.Name(other_nir, ast.Load())
+        elif symbol not in bands or symbol in _constants():
+            missing.append(symbol)
+    if missing:
+        constants = [symbol for symbol in missing if symbol in _constants()]
+        if constants:
+            return "", f"the catalogue has no value for the constant(s) {listing(sorted(constants))}"
+        return "", f"needs the band(s) {listing(sorted(missing))}"
+    formula = ast.unparse(_Replace(replacements).visit(ast.parse(entry.formula, mode="eval")))
+    parse(formula, bands)
+    if unit == "8bit" and has_additive_constant(formula):
+        return "", "its additive constants have no meaning on 8-bit values"
+    bound_of(formula)
+    return formula, ""
+
+
+class _Replace(ast.NodeTransformer):
+    def __init__(self, replacements: Mapping[str, ast.expr]) -> None:
+        self.replacements = replacements
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.replacements.get(node.id, node)

@@ -1,0 +1,156 @@
+"""Channels are picked by band name, never by position: resolve, select, and normalise the base bands.
+
+`Band` and `Sensor` come from `spectral.bands`, the presets from `spectral.sensors`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from deflect_hf.errors import BandError, ConfigError, listing, nearest
+from deflect_hf.spectral.bands import (
+    BAND_CODES,
+    SINGLE_NIR,
+    Band,
+    Sensor,
+    Unit,
+    is_band_number,
+    refuse_duplicates,
+    refuse_numbers,
+    resolve_among,
+    standard_band,
+)
+from deflect_hf.spectral.sensors import SENSORS, get_sensor
+
+__all__ = [
+    "BAND_CODES",
+    "SENSORS",
+    "Band",
+    "Sensor",
+    "Unit",
+    "get_sensor",
+    "match_bands",
+    "normalise_base_bands",
+    "resolve_bands",
+    "select_bands",
+    "single_nir",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_bands(names: Sequence[str], sensor: Sensor | None = None) -> list[str]:
+    """Return the spyndex codes of ``names``, in the same order.
+
+    Without a sensor only codes and common names ("red", "swir1") are known: band numbers mean different bands on
+    different sensors.
+
+    Raises:
+        BandError: a name is unknown (the message gives the nearest one), or a band is given twice.
+    """
+    if isinstance(names, str):
+        raise BandError(f"the bands must be a list of names, not the single string {names!r}.")
+    if not isinstance(names, Iterable):
+        raise BandError(f"the bands must be a list of names, not {names!r:.80}.")
+    names = list(names)  # read more than once
+    refuse_numbers(names)
+    if sensor is not None:
+        codes = [sensor.resolve(name).code for name in names]
+        refuse_duplicates(codes, f"bands of sensor {sensor.name!r}", names)
+        return codes
+    known = tuple(standard_band(code) for code in BAND_CODES)
+    codes = []
+    for name in names:
+        if is_band_number(name):
+            raise BandError(f"band number {name!r} needs a sensor: it is another band on another sensor.")
+        codes.append(name if is_own_code(name) else resolve_among(name, known, "the spyndex catalogue").code)
+    refuse_duplicates(codes, "bands", names)
+    return codes
+
+
+def is_own_code(name: str) -> bool:
+    """Whether ``name`` is a code made from a wavelength, such as ``W1034`` for a band at 1034 nm."""
+    return re.fullmatch(r"W\d{3,5}", name) is not None
+
+
+@functools.cache  # once per pair and process, as transformers' warning_once
+def _log_single_nir(wanted: str, present: str) -> None:
+    logger.info("the images have one near-infrared band, %s: it is used where %s is asked for", present, wanted)
+
+
+def single_nir(wanted: str, available: Iterable[str]) -> str | None:
+    """Return the near-infrared band that stands in for ``wanted``, or None if there is no need or no such band."""
+    present = SINGLE_NIR.get(wanted)
+    available = set(available)
+    if present is None or wanted in available or present not in available:
+        return None
+    _log_single_nir(wanted, present)
+    return present
+
+
+def match_bands(available: Sequence[str], wanted: Sequence[str], needed: Sequence[str]) -> list[int | None]:
+    """Return the position in ``available`` of each band of ``wanted``, None for one that is missing; all are codes.
+
+    Where the images have a single near-infrared band (N or N2), it also answers to the other code, once.
+
+    Raises:
+        BandError: a band of ``needed`` is missing, or a band is given twice.
+    """
+    available = list(available)
+    refuse_duplicates(available, "bands of the images")
+    refuse_duplicates(wanted, "wanted bands")
+    spare = [code for code in available if code not in wanted]
+    found = {code: code if code in available else single_nir(code, spare) for code in wanted}
+    missing = [code for code in needed if found.get(code) is None]
+    if missing:
+        raise BandError(
+            f"the images lack the band(s) {listing(missing)}; they have {listing(available)}."
+            f"{nearest(missing[0], available)} Give images with these bands, or choose among the bands there are (a "
+            "model that is trained already can do without a band only if it was trained with band_dropout)."
+        )
+    return [None if source is None else available.index(source) for source in found.values()]
+
+
+def select_bands(available: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Return the position in ``available`` of each band of ``wanted``; both are band codes.
+
+    Where the images have a single near-infrared band (N or N2), it also answers to the other code, once.
+
+    Raises:
+        BandError: a wanted band is missing, or a band is given twice in either list.
+    """
+    return [position for position in match_bands(available, wanted, needed=wanted) if position is not None]
+
+
+def normalise_base_bands(
+    pixel_values: Tensor, positions: Sequence[int], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Tensor:
+    """(B, C, H, W) reflectance -> (B, len(positions), H, W) normalised for the frozen base model.
+
+    The only normalisation there is. A value that is not finite (nodata) becomes 0, which after normalisation is the
+    base mean. Without ``mean`` and ``std`` the finite values come back bit for bit.
+
+    Raises:
+        BandError: a position is outside the channels, or ``mean`` and ``std`` do not have one value per position.
+    """
+    channels = pixel_values.shape[1]
+    if any(not 0 <= position < channels for position in positions):
+        raise BandError(f"base bands at channels {list(positions)}, but the images have {channels} channels.")
+    if (mean is None) != (std is None):
+        raise ConfigError("base mean and base std go together: give both, or neither.")
+    whole = list(positions) == list(range(channels))
+    if mean is None or std is None:
+        chosen = pixel_values if whole else torch.stack([pixel_values[:, p] for p in positions], dim=1)
+    else:
+        if not len(mean) == len(std) == len(positions):
+            raise BandError(f"{len(positions)} base bands, but {len(mean)} means and {len(std)} standard deviations.")
+        # channel by channel with plain numbers: no copy of a list to the device at each step
+        planes = [(pixel_values[:, p].float() - m) / s for p, m, s in zip(positions, mean, std, strict=True)]
+        chosen = torch.stack(planes, dim=1).to(pixel_values.dtype)
+    return torch.where(torch.isfinite(chosen), chosen, 0.0)

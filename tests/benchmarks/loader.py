@@ -1,0 +1,177 @@
+"""Whether the data loader keeps up: its images per second over those of a vision transformer's forward pass.
+
+Without further flags two kinds of GeoTIFFs are generated: chips of 128 px with 7 bands and masks, read whole, and
+scenes of 512 px with 6 bands, of which crops of 224 px are read, flipped and turned. Flags of train.py's groups
+dataset and augmentation measure the training split of that data set instead. Loader and forward pass are measured in
+turns and apart from each other, with random RGB images of the size that the loader gives; medians are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deflect_hf.benchmark.cost import SIZES, make_vit
+from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
+from deflect_hf.benchmark.meters import timed
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.data import AugmentationArguments, DatasetArguments
+from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.order import Rank, training_loader
+from deflect_hf.raster.read import write_raster
+
+logger = logging.getLogger(__name__)
+
+PATCH = 16
+CHIP_BANDS = ("A", "B", "G", "R", "N", "S1", "S2")
+SCENE_BANDS = ("B", "G", "R", "N2", "S1", "S2")
+FILES = 16
+
+
+@dataclasses.dataclass
+class Data:
+    """What to load; flags and files as for train.py."""
+
+    dataset: DatasetArguments = dataclasses.field(default_factory=DatasetArguments)
+    augmentation: AugmentationArguments = dataclasses.field(default_factory=AugmentationArguments)
+
+
+@dataclasses.dataclass
+class Measured:
+    """One data set with one number of worker processes; images per second, one number per round."""
+
+    data: str
+    bands: int
+    height: int
+    width: int
+    workers: int
+    loader: list[float] = dataclasses.field(default_factory=list)
+    forward: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """Median over the rounds of loader over forward pass."""
+        return statistics.median(a / b for a, b in zip(self.loader, self.forward, strict=True))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure and print a Markdown table; the numbers go to `loader.json`."""
+    own, rest = parse(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measured: list[Measured] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if rest:
+            given = parse_arguments(Data, __doc__ or "", rest)
+            sources = {str(given.dataset.root or given.dataset.name): given}
+        else:
+            sources = generated(Path(folder))
+        for name, data in sources.items():
+            measured += measure(name, training_images(data), own, device)
+    numbers = [{**dataclasses.asdict(one), "ratio": one.ratio} for one in measured]
+    report(own.output, "loader", numbers, as_markdown(measured, own, device))
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The benchmark's own flags, and those of the data set.
+
+    Raises:
+        ConfigError: a number is too small.
+    """
+    parser = flag_parser("loader", __doc__, others="train.py's groups dataset and augmentation")
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="numbers of loader processes to try")
+    parser.add_argument("--size", choices=list(SIZES), default="base", help="size of the vision transformer")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per batch")
+    parser.add_argument("--images", type=int, default=96, help="images loaded per measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each time")
+    own, rest = parser.parse_known_args(argv)
+    refuse_less(own, {"workers": 0, "batch_size": 1, "images": own.batch_size, "rounds": 1})
+    return own, rest
+
+
+def generated(folder: Path) -> dict[str, Data]:
+    """Write both kinds of GeoTIFFs below ``folder``."""
+    for name, bands, side in (("chips", CHIP_BANDS, 128), ("scenes", SCENE_BANDS, 512)):
+        rng = np.random.default_rng(side)
+        land = np.kron(rng.integers(200, 4000, (len(bands), side // 16, side // 16)), np.ones((1, 16, 16)))
+        for number in range(FILES):
+            values = (land + rng.integers(0, 200, land.shape)).astype(np.int16)
+            write_raster(folder / name / "images" / f"{number:02d}.tif", values, descriptions=bands)
+            write_raster(folder / name / "masks" / f"{number:02d}.tif", (values[:1] > 2000).astype(np.uint8))
+
+    def dataset(name: str) -> DatasetArguments:
+        options: dict[str, Any] = {"classes": ["dark", "bright"], "scale": 1e-4, "offset": 0.0}
+        return DatasetArguments(name="folder", root=str(folder / name), **options, val_fraction=0.0, test_fraction=0.0)
+
+    turned = AugmentationArguments(random_crop=[224, 224], horizontal_flip=0.5, vertical_flip=0.5, rot90=True)
+    return {"generated chips": Data(dataset("chips")), "generated scenes": Data(dataset("scenes"), turned)}
+
+
+def training_images(data: Data) -> ImageDataset:
+    """The training split with its random transforms."""
+    images = load_dataset_splits(data.dataset)["train"]
+    return images.with_transform(build_transform(data.augmentation, "train"))
+
+
+def measure(name: str, images: ImageDataset, own: argparse.Namespace, device: torch.device) -> list[Measured]:
+    """Time the loader with each number of workers and the forward pass, round after round."""
+    bands, height, width = images[0]["pixel_values"].shape
+    sides = max(PATCH, height // PATCH * PATCH), max(PATCH, width // PATCH * PATCH)
+    torch.manual_seed(0)
+    model = make_vit(own.size, sides, PATCH).eval().to(device)
+    pixels = torch.rand(own.batch_size, 3, *sides, device=device)
+    measured = [Measured(name, bands, height, width, workers) for workers in own.workers]
+
+    @torch.no_grad()
+    def forward() -> None:
+        model(pixels)
+
+    forward()
+    for number in range(own.rounds):
+        for one in measured:
+            one.loader.append(loader_speed(images, one.workers, own, epoch=number))
+            one.forward.append(own.batch_size / timed(forward, pixels.is_cuda))
+    for one in measured:
+        logger.info("%s, %d worker(s): ratio %.1f", name, one.workers, one.ratio)
+    return measured
+
+
+def loader_speed(images: ImageDataset, workers: int, own: argparse.Namespace, epoch: int) -> float:
+    """Images per second, once the worker processes run: the batches that they prepare meanwhile are not counted."""
+    ahead = max(1, 2 * workers)
+    wanted = own.images + ahead * own.batch_size
+    repeated = images.select([k % len(images) for k in range(wanted)])
+    loader = training_loader(repeated, own.batch_size, workers, seed=0, epoch=epoch, rank=Rank())
+    counted, started = 0, 0.0
+    for number, batch in enumerate(loader):
+        if number == ahead - 1:
+            started = time.perf_counter()
+        elif number >= ahead:
+            counted += len(batch["name"])
+    return counted / (time.perf_counter() - started)
+
+
+def as_markdown(measured: Sequence[Measured], own: argparse.Namespace, device: torch.device) -> str:
+    """One line per data set and number of workers."""
+    lines = ["| data | bands | pixels | workers | loader / forward | loader, images/s | forward, images/s |"]
+    lines.append("|" + "---|" * 7)
+    for one in measured:
+        loader, forward = statistics.median(one.loader), statistics.median(one.forward)
+        lines.append(
+            f"| {one.data} | {one.bands} | {one.height} x {one.width} | {one.workers} | {one.ratio:.1f} "
+            f"| {loader:.1f} | {forward:.1f} |"
+        )
+    lines.append(
+        f"\nForward: ViT-{own.size}, patch {PATCH}, RGB of the same size, batch {own.batch_size}, float32, "
+        f"{device.type}, {torch.get_num_threads()} thread(s). Median of {own.rounds} round(s)."
+    )
+    return "\n".join(lines) + "\n"

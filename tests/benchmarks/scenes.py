@@ -1,0 +1,173 @@
+"""How much memory a map of a scene takes, and for how long: peak of a fresh process per scene, as a ratio to the first.
+
+Scenes of 7 bands are generated as tiled GeoTIFFs, and predicted by a tiny vision transformer with random weights (or by
+--adapter) as `deflect-predict` does it. Memory includes Python and the libraries, which is most of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deflect_hf.artifacts.saved_model import save_model
+from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
+from deflect_hf.errors import ConfigError, DeflectError
+from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.read import create_raster
+
+logger = logging.getLogger(__name__)
+
+BANDS = ("A", "B", "G", "R", "N", "S1", "S2")
+CLASSES = ("land", "water")
+PATCH = 16
+BLOCK = 256
+GSD_M = 30.0
+
+CHILD = """
+from tests.benchmarks.scenes import peak_bytes
+from deflect_hf.inference.cli import main
+main()
+print(peak_bytes())
+"""
+
+
+@dataclasses.dataclass
+class Measured:
+    """One scene: side in pixels, wall time and peak memory of the process that predicted it."""
+
+    side: int
+    seconds: float
+    peak_bytes: int
+
+
+def main(argv: Sequence[str]) -> None:
+    """Predict the scenes and print a Markdown table; the numbers go to `scenes.json`."""
+    own = parse_flags(argv)
+    measured = []
+    with tempfile.TemporaryDirectory(dir=own.scratch) as name:
+        folder = Path(name)
+        adapter = own.adapter if own.adapter is not None else tiny_adapter(folder / "adapter", own.window)
+        for side in own.sides:
+            scene = write_scene(folder / f"{side}.tif", side)
+            measured.append(measure(scene, side, adapter, own))
+            scene.unlink()
+    report(own.output, "scenes", [dataclasses.asdict(one) for one in measured], as_markdown(measured, own))
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags.
+
+    Raises:
+        ConfigError: a scene without pixels, a window that the transformer cannot take, a folder that is not there.
+    """
+    parser = flag_parser("scenes", __doc__)
+    parser.add_argument("--sides", nargs="+", type=int, default=[2000, 16000], help="sides of the scenes in pixels")
+    parser.add_argument("--window", type=int, default=128, help="side of the windows in pixels")
+    parser.add_argument("--overlap", default="0.125", help="share of its side by which a window overlaps the next")
+    parser.add_argument("--map", choices=["classes", "probabilities"], default="classes", help="what is written")
+    parser.add_argument("--cog", action="store_true", help="write Cloud Optimized GeoTIFFs")
+    parser.add_argument("--adapter", type=Path, help="folder of a run with the same bands, instead of random weights")
+    parser.add_argument("--scratch", type=Path, help="where scenes and maps lie meanwhile, up to 4 bytes per value")
+    own = parser.parse_args(argv)
+    refuse_less(own, {"sides": 1})
+    if own.window < PATCH or own.window % PATCH:
+        raise ConfigError(f"--window {own.window}: give a multiple of {PATCH}.")
+    if own.adapter is not None and not own.adapter.is_dir():
+        raise ConfigError(f"--adapter {own.adapter}: no such folder; give that of a run.")
+    return own
+
+
+def tiny_adapter(folder: Path, side: int) -> Path:
+    """A run's folder as training leaves it, of a segmentation model with random weights that was never trained."""
+    from deflect_hf.config.data import AugmentationArguments
+    from deflect_hf.config.run import EncoderArguments, RunArguments
+    from deflect_hf.data.processor import MultispectralImageProcessor
+    from deflect_hf.methods import adapt
+    from deflect_hf.models import EncoderForSemanticSegmentation
+    from deflect_hf.models.encoders import random_encoder
+
+    described = {"model_type": "vit", "image_size": side, "patch_size": PATCH, "hidden_size": 24,
+                 "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}  # fmt: skip
+    random_encoder(EncoderArguments(random=described)).save_pretrained(folder / "encoder")
+    config = RunArguments(
+        encoder=EncoderArguments(name_or_path=str(folder / "encoder")),
+        augmentation=AugmentationArguments(random_crop=[side, side]),
+        method={"indices": None, "aux_dim": 8},
+    )
+    torch.manual_seed(0)
+    model = EncoderForSemanticSegmentation.from_encoder(folder / "encoder", id2label=dict(enumerate(CLASSES)))
+    adapted = adapt(model, "deflect", bands=BANDS, base_mean=[0.1] * 3, base_std=[0.1] * 3, **config.method)
+    processor = MultispectralImageProcessor(BANDS, source_bands=BANDS, scale=1e-4, gsd_m=GSD_M)
+    save_model(folder / "best", adapted, config, processor)
+    return folder
+
+
+def write_scene(path: Path, side: int) -> Path:
+    """A tiled GeoTIFF (7, side, side) int16 with a pattern that compresses well, in UTM."""
+    info = RasterInfo(str(path), len(BANDS), side, side, "int16", BANDS, (1.0,) * 7, (0.0,) * 7, (None,) * 7,
+                      "EPSG:32633", (GSD_M, 0.0, 5e5, 0.0, -GSD_M, 5e6), GSD_M)  # fmt: skip
+    rows, columns = np.arange(BLOCK)[:, None], np.arange(side)[None]
+    band = np.stack([500 + 300 * number + (rows // 8 * 16 + columns // 8 * 4) % 1000 for number in range(len(BANDS))])
+    with create_raster(path, len(BANDS), "int16", like=info, descriptions=BANDS) as write:
+        for row in range(0, side, BLOCK):
+            write(band[:, : min(BLOCK, side - row)].astype(np.int16), row)
+    return path
+
+
+def measure(scene: Path, side: int, adapter: Path, own: argparse.Namespace) -> Measured:
+    """Predict a scene in a process of its own.
+
+    Raises:
+        DeflectError: it failed; with what it said.
+    """
+    target = scene.with_name(f"{side}_map.tif")
+    words = [str(scene), str(target), "--adapter", str(adapter), "--window", str(own.window), "--overlap", own.overlap]
+    words += ["--output", own.map, *(["--cog"] if own.cog else [])]
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]  # as one that the system killed
+        raise DeflectError(f"{scene.name} could not be predicted, status {done.returncode}: {said[-1]}")
+    target.unlink()
+    measured = Measured(side, seconds, int(done.stdout.split()[-1]))
+    logger.info("%d x %d: %.0f s, %.0f MiB", side, side, seconds, measured.peak_bytes / 2**20)
+    return measured
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # counts from the start of the program, unlike ru_maxrss, which begins with its parent's
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def as_markdown(measured: Sequence[Measured], own: argparse.Namespace) -> str:
+    """One line per scene."""
+    lines = ["| scene | peak memory | ratio | seconds |", "|---|---|---|---|"]
+    for one in measured:
+        lines.append(
+            f"| {one.side} x {one.side} x {len(BANDS)} | {one.peak_bytes / 2**20:.0f} MiB "
+            f"| {one.peak_bytes / measured[0].peak_bytes:.2f} | {one.seconds:.0f} |"
+        )
+    model = own.adapter if own.adapter is not None else "random weights"
+    lines.append(
+        f"\nMap of {own.map}, windows of {own.window} px, overlap {own.overlap}, {model}, "
+        f"{torch.get_num_threads()} thread(s)."
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,295 @@
+"""Configuration: precedence, and errors that name the file, the key and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deflect_hf.config.combinations import refuse_idle_keys
+from deflect_hf.config.compose import build_parser, load_config, parse_arguments, to_yaml
+from deflect_hf.config.run import EvaluateArguments, RunArguments
+from deflect_hf.config.schema import leaves
+from deflect_hf.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+EMBEDDED = str(CONFIGS / "run" / "embedded.yaml")
+
+
+def parse(*argv: str) -> RunArguments:
+    return parse_arguments(RunArguments, "test", list(argv))
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["-9999", "-.5", "-3.4028234663852886e+38", "-1e-7", "-1.7976931348623157E308", "-1.e0"]
+)
+def test_negative_numbers_are_values_however_they_are_written(text: str) -> None:
+    words = ["--config", EMBEDDED, "--dataset.name", "folder", "--dataset.root", "x", "--dataset.num_samples", "640"]
+    config = parse(*words, "--dataset.image_size", "null", "--dataset.nodata", "0", text, "--dataset.offset", text)
+    assert config.dataset.nodata == [0.0, float(text)] and config.dataset.offset == float(text)
+
+
+def test_a_number_beyond_all_numbers_is_no_value() -> None:
+    assert "--dataset.offset: expected one argument" in refused("--config", EMBEDDED, "--dataset.offset", "-1e999")
+
+
+def test_a_home_folder_in_a_file_or_flag_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    data = ("--config", EMBEDDED, "--dataset.name", "folder", "--dataset.num_samples", "640")
+    config = parse(*data, "--dataset.image_size", "null", "--dataset.root=~/floods", "--work_dir=~/runs")
+    assert (config.dataset.root, config.work_dir) == ("/home/me/floods", "/home/me/runs")
+    message = "'work_dir' must be the name of a file or folder ('.' for this one) or left out, not ''"
+    assert message in refused("--config", EMBEDDED, "--work_dir", "")
+
+
+def test_numbers_of_keys_without_a_type_are_numbers() -> None:
+    config = parse("--config", EMBEDDED, "--encoder.random.layer_norm_eps", "1e-6", "--method.lora_dropout", "1e-1")
+    assert config.encoder.random is not None and config.encoder.random["layer_norm_eps"] == 1e-6
+    assert config.method["lora_dropout"] == 0.1
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(name: str, text: str) -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_precedence(write) -> None:
+    named = write("named.yaml", "optimizer: {lr: 1.0, weight_decay: 1.0}\nhead: mlp\nscheduler: {gamma: 0.5}")
+    run = write("run.yaml", f"segmentor_config: {Path(named).name}\nepochs: 7\nsegmentor: {{optimizer: {{lr: 2.0}}}}")
+    typed = write("typed.yaml", "optimizer: {lr: 3.0}")
+    encoder = ("--encoder.name_or_path", "x")
+    config = parse("--config", run, *encoder)
+    assert (config.segmentor.optimizer.lr, config.segmentor.optimizer.weight_decay) == (2.0, 1.0)
+    assert (config.segmentor.head, config.segmentor.scheduler.gamma, config.epochs) == ("mlp", 0.5, 7)
+    config = parse("--config", run, "--segmentor_config", typed, *encoder)
+    assert config.segmentor.optimizer.lr == 3.0
+    assert (config.segmentor.head, config.segmentor.optimizer.weight_decay) == ("linear", 0.05)
+    config = parse("--segmentor.optimizer.lr=4", "--config", run, "--segmentor_config", typed, *encoder)
+    assert config.segmentor.optimizer.lr == 4.0
+
+
+def test_flags_reach_every_kind_of_value() -> None:
+    config = parse(
+        *("--config", EMBEDDED, "--bf16", "--epochs", "3", "--limited_label", "0.1", "--dataset.root", "2024"),
+        *("--dataset.name", "folder"),
+        *("--dataset.bands", "R", "G", "B", "N", "--encoder.random.hidden_size", "64", "--method.rank", "8"),
+        *("--method.indices", "NDVI", "NDWI", "--segmentor.output_layers", "[1, 3]", "--encoder.revision", "null"),
+        *("--segmentor.loss.class_weights", "balanced", "--segmentor.optimizer.betas", "0.8", "0.95"),
+    )
+    assert config.bf16 is True and config.epochs == 3 and config.dataset.limited_label == 0.1
+    assert config.dataset.root == "2024" and config.dataset.bands == ["R", "G", "B", "N"]
+    assert config.encoder.random is not None and config.encoder.random["hidden_size"] == 64
+    assert config.encoder.random["model_type"] == "vit"
+    assert config.method == {"rank": 8, "indices": ["NDVI", "NDWI"]}
+    assert config.segmentor.output_layers == [1, 3] and config.encoder.revision is None
+    assert config.segmentor.loss.class_weights == "balanced"
+    assert config.segmentor.optimizer.betas == (0.8, 0.95)
+    weights = parse("--config", EMBEDDED, "--segmentor.loss.class_weights", "1", "2.5").segmentor.loss.class_weights
+    assert weights == [1.0, 2.5]
+
+
+OFFICIAL = (
+    "--config configs/run/default.yaml --encoder_config configs/foundation_models/prithvi.yaml "
+    "--dataset_config configs/datasets/mados.yaml --segmentor_config configs/segmentors/upernet.yaml "
+    "--augmentation_config configs/augmentations/segmentation_default.yaml --num_workers 4 --eval_interval 1"
+)
+
+
+def test_the_official_command_line_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    config = parse(*OFFICIAL.split(), "--finetune", "lora")
+    assert (config.finetune, config.dataset.name, config.segmentor.head) == ("lora", "mados", "upernet")
+    assert (config.num_workers, config.eval_interval, config.augmentation.random_crop) == (4, 1, "encoder")
+    assert config.encoder.base_bands == ["B", "G", "R", "N2", "S1", "S2"]
+    flags = "--work_dir x --limited_label -1 --seed 3 --batch_size 4 --epochs 2 --fp16 --ckpt_interval 7"
+    config = parse(*OFFICIAL.split(), *flags.split(), "--log_interval", "5", "--resume_from", "last", "--use_wandb")
+    assert (config.dataset.limited_label, config.tracker, config.resume_from) == (1.0, ["wandb"], "last")
+    assert (config.ckpt_interval, config.log_interval, config.fp16) == (7, 5, True)
+
+
+def test_official_names_in_files(write) -> None:
+    run = write("run.yaml", "limited_label: 0.5\nuse_wandb: true\n")
+    config = parse("--config", run, "--encoder.name_or_path", "x")
+    assert (config.dataset.limited_label, config.tracker) == (0.5, ["wandb"])
+    config = parse("--config", run, "--encoder.name_or_path", "x", "--use_wandb", "false", "--limited_label", "-1")
+    assert (config.dataset.limited_label, config.tracker) == (1.0, [])
+    config = parse("--config", run, "--encoder.name_or_path", "x", "--tracker", "tensorboard", "trackio")
+    assert config.tracker == ["tensorboard", "trackio"]
+    assert refused("--config", write("rank.yaml", "world_size: 2\n")).endswith(
+        "rank.yaml: 'world_size' is set by accelerate, leave it out: accelerate launch --num_processes N train.py ..."
+    )
+
+
+@pytest.mark.parametrize("key", ["rank", "local_rank", "world_size", "local_world_size"])
+def test_what_the_launcher_sets_is_refused(key: str) -> None:
+    message = refused("--config", EMBEDDED, f"--{key}", "0")
+    told = "is set by accelerate, leave it out: accelerate launch --num_processes N train.py ..."
+    assert message.startswith(f"the command line: {key!r} {told}")
+    assert message.endswith("(the rank of an adapter is --method.rank)") == (key == "rank")
+
+
+def test_training_and_evaluating_at_once_is_refused() -> None:
+    assert refused("--config", EMBEDDED, "--eval_dir", "x") == (
+        "the command line: 'eval_dir' evaluates a run that is trained: give it alone, without 'config'"
+    )
+
+
+def test_a_check_stops_before_the_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    idle = ["--config", EMBEDDED, "--segmentor.scheduler.gamma", "0.5", "--print_config"]
+    with pytest.raises(ConfigError, match=r"segmentor\.scheduler\.gamma is for"):
+        parse_arguments(RunArguments, "test", idle, check=refuse_idle_keys)
+    assert capsys.readouterr().out == ""
+
+
+def test_unknown_keys_are_refused_with_the_nearest(write) -> None:
+    run = write("run.yaml", "epoch: 3\n")
+    assert refused("--config", run) == f"{run}: unknown key 'epoch'. Did you mean 'epochs'? All: --help"
+    group = write("group.yaml", "optimizer:\n  learning_rate: 3\n  lrr: 1\n")
+    message = refused("--segmentor_config", group)
+    assert message == (
+        f"{group}: unknown key 'segmentor.optimizer.learning_rate'. Did you mean 'segmentor.optimizer.lr'? "
+        "Valid keys: 'segmentor.optimizer.betas', "
+        "'segmentor.optimizer.decay_vectors', 'segmentor.optimizer.lr', 'segmentor.optimizer.max_grad_norm', "
+        "'segmentor.optimizer.weight_decay'"
+    )
+    assert refused("--config", EMBEDDED, "--batchsize", "3") == (
+        "the command line: unknown option '--batchsize'. Did you mean '--batch_size'? All of them: --help"
+    )
+    assert "Did you mean '--dataset.root'?" in refused("--dataset.rot", "x")
+    assert "unknown option 'stray'" in refused("stray")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--epochs", "many"), "the command line: 'epochs' must be a whole number, not 'many'"),
+        (("--epochs", "0"), "the command line: 'epochs' must be greater than 0, not 0"),
+        (("--bf16", "perhaps"), "the command line: 'bf16' must be true or false, not 'perhaps'"),
+        (
+            ("--finetune", "deflct"),
+            "the command line: 'finetune' must be one of 'deflect', 'lora', 'slr', 'norm', 'bitfit', 'frozen' or "
+            "'full' or peft:NAME with the name of one of PEFT's configurations, such as peft:VeraConfig, not "
+            "'deflct'. Did you mean 'deflect'?",
+        ),
+        (
+            ("--tracker", "tensorbord"),
+            "the command line: 'tracker[0]' must be one of 'tensorboard', 'wandb' or 'trackio', not 'tensorbord'",
+        ),
+        (("--encoder.gsd", "0"), "the command line: 'encoder.gsd' must be greater than 0 or one of 'data', not '0'"),
+        (("--encoder.mean", "0.1", "x", "0.2"), "the command line: 'encoder.mean[1]' must be a number, not 'x'"),
+        (("--encoder.mean", "0.1", "--encoder.std", "null"), "the command line: encoder: give both 'mean' and 'std'"),
+        (("--fp16", "--bf16"), "the command line: fp16 and bf16 exclude each other: give one of them"),
+        (("--encoder.random.hidden_size",), "the command line: --encoder.random.hidden_size needs a value"),
+        (("--epochs",), "the command line: argument --epochs: expected one argument"),
+        (("--dataset.fold", "[1"), "the command line: --dataset.fold: cannot read '[1'"),
+    ],
+)
+def test_wrong_values_are_refused_in_plain_words(argv: tuple[str, ...], message: str) -> None:
+    assert refused("--config", EMBEDDED, *argv).startswith(message)
+
+
+def test_mappings_may_be_merged(write) -> None:
+    merged = parse(
+        "--config", EMBEDDED, "--segmentor_config", write("merged.yaml", "optimizer: {<<: {lr: 0.5}, lr: 0.25}")
+    )
+    assert merged.segmentor.optimizer.lr == 0.25
+
+
+def test_wrong_values_in_files_name_the_file(write) -> None:
+    run = write("run.yaml", "epochs: 2.5\n")
+    assert refused("--config", run) == f"{run}: 'epochs' must be a whole number, not 2.5"
+    group = write("group.yaml", "optimizer: fast\n")
+    assert refused("--segmentor_config", group) == (
+        f"{group}: 'segmentor.optimizer' holds several keys, not the single value 'fast'"
+    )
+    assert refused("--config", write("list.yaml", "- a\n")).endswith("expected 'key: value' lines, found list")
+    assert "'epochs' is given twice" in refused("--config", write("twice.yaml", "epochs: 1\nepochs: 2\n"))
+    broken = write("broken.yaml", "epochs: [1\n")
+    assert refused("--config", broken).startswith(f"{broken}: not valid YAML")
+    missing = str(Path(broken).with_name("nothing.yaml"))
+    flags = write("flags.yaml", "noise: 0.1\n")
+    named = write("named.yaml", "name: folder\nroot: x\n")
+    encoder = ("--encoder.name_or_path", "x")
+    folder = ("--dataset.name", "folder", "--dataset.root", "x")
+    assert refused(*encoder, "--dataset_config", flags, *folder).startswith(
+        f"{flags}: dataset: `noise` does nothing for the data set 'folder'"
+    )
+    message = refused(*encoder, "--dataset_config", named, "--dataset.noise", "0.1")
+    assert message.startswith("the command line: dataset: `noise`")
+    assert refused("--config", missing).startswith(f"{missing}: no such file. In that folder: 'broken.yaml'")
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_are_a_config_or_a_clear_error(content: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_bytes(content)
+        try:
+            parse("--config", str(path), "--encoder.name_or_path", "x")
+        except ConfigError as error:
+            assert str(path) in str(error)
+
+
+def test_an_encoder_is_needed() -> None:
+    assert refused().startswith("encoder: give exactly one of 'name_or_path'")
+
+
+OURS = sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("accelerate/*")))
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
+def test_every_shipped_file_is_valid_and_opens_with_its_command(path: Path) -> None:
+    groups = {"foundation_models": "encoder", "datasets": "dataset", "segmentors": "segmentor"}
+    flag = {"run": "--config", "augmentations": "--augmentation_config"}.get(path.parent.name)
+    flag = flag or f"--{groups[path.parent.name]}_config"
+    encoder = () if path.name == "embedded.yaml" or flag == "--encoder_config" else ("--encoder.name_or_path", "x")
+    parse(flag, str(path), *encoder)
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(("# python train.py --config ", "# accelerate launch train.py --config "))
+    command = " ".join(line.lstrip("# ") for line in path.read_text().split("\n#\n")[0].splitlines())
+    words = command.split()
+    flags = [words[i + 1] for i, word in enumerate(words) if word.endswith("config")]
+    assert all((CONFIGS.parent / name).is_file() for name in flags)
+    arguments = words[words.index("train.py") + 1 :]
+    parse(*[str(CONFIGS.parent / word) if word.startswith("configs/") else word for word in arguments])
+
+
+def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
+    config = parse(
+        "--config", EMBEDDED, "--method.rank", "4", "--encoder.mean", "1", "2", "3", "--encoder.std", "[1,1,1]"
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(RunArguments, path) == config
+    assert parse("--config", str(path)) == config
+
+
+def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--config", EMBEDDED, "--epochs", "3", "--print_config")
+    assert stop.value.code == 0
+    assert "epochs: 3\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("schema", [RunArguments, EvaluateArguments])
+def test_help_tells_every_key(schema: type) -> None:
+    text = build_parser(schema, "test").format_help()
+    for leaf in leaves(schema):
+        assert f"--{leaf.key} " in text
+        assert leaf.help, leaf.key

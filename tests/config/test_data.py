@@ -1,0 +1,88 @@
+"""Every key of a data set does something for the chosen reader, or is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import pytest
+
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.readers import PUBLIC_SETS, READERS, USED_BY, keys_of_reader
+from deflect_hf.data import load as base
+from deflect_hf.errors import ConfigError
+
+OTHER_THAN_DEFAULT = {
+    "root": "data",
+    "download": True,
+    "task": "segmentation",
+    "sensor": "mados",
+    "source_bands": ["R", "G", "B"],
+    "band_order": "nominal",
+    "scale": 1e-4,
+    "offset": -0.1,
+    "nodata": [0.0],
+    "qa_band": "SCL",
+    "qa_values": [3],
+    "resampling": "bilinear",
+    "gsd_m": 10.0,
+    "classes": ["land", "water"],
+    "class_values": [1, 2],
+    "ignore_values": [0],
+    "ignore_index": -1,
+    "partition": "0.10x_train",
+    "train_split": "train_few.txt",
+    "val_split": "val_few.txt",
+    "test_split": "test_few.txt",
+    "val_fraction": 0.2,
+    "test_fraction": 0.2,
+    "num_folds": 5,
+    "fold": 1,
+    "num_samples": 8,
+    "noise": 0.01,
+}
+TOGETHER = {"qa_band": "qa_values", "qa_values": "qa_band", "fold": "num_folds"}  # refused without the other
+
+
+@pytest.mark.parametrize("key", USED_BY)
+def test_a_key_is_refused_by_the_readers_that_do_not_look_at_it(key: str) -> None:
+    assert set(USED_BY[key]) < set(READERS)
+    for name in READERS:
+        given = {"root": "data"} if name != "synthetic" else {}
+        given[key] = OTHER_THAN_DEFAULT[key]
+        if name in USED_BY[key]:
+            if key in TOGETHER:
+                given[TOGETHER[key]] = OTHER_THAN_DEFAULT[TOGETHER[key]]
+            assert getattr(DatasetArguments(name=name, **given), key) == OTHER_THAN_DEFAULT[key]
+        else:
+            with pytest.raises(ConfigError, match=rf"^`{key}` does nothing for the data set '{name}': remove it\. It"):
+                DatasetArguments(name=name, **given)
+
+
+def test_the_message_names_the_readers_that_use_the_key() -> None:
+    with pytest.raises(ConfigError, match=r"It is for 'folder' and the public data sets\.$"):
+        DatasetArguments(root="data")
+    with pytest.raises(ConfigError, match=r"It is for the public data sets\.$"):
+        DatasetArguments(name="folder", root="data", download=True)
+    with pytest.raises(ConfigError, match=r"It is for 'folder', 'synthetic'\.$"):
+        DatasetArguments(name="mados", root="data", num_folds=3)
+
+
+@pytest.mark.parametrize("name", ["folder", *PUBLIC_SETS])
+def test_stored_images_need_a_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"Data set '{name}' needs `root`, the folder with "):
+        DatasetArguments(name=name)
+
+
+def test_arguments_of_one_reader_carried_over_to_another() -> None:
+    trained_on = DatasetArguments(name="mados", root="data", resampling="bilinear", limited_label=0.5)
+    kept = keys_of_reader(dataclasses.asdict(trained_on), "folder")
+    assert "resampling" not in kept and "download" not in kept
+    assert (kept["root"], kept["limited_label"]) == ("data", 0.5)
+    DatasetArguments(**{**kept, "name": "folder"})
+
+
+def test_every_reader_has_a_loader() -> None:
+    assert tuple(base.LOADERS) == READERS
+    for module, function in base.LOADERS.values():
+        assert callable(getattr(importlib.import_module(f"deflect_hf.data.{module}"), function))

@@ -1,0 +1,100 @@
+"""Which image goes where: once per epoch, the same over processes, the same after a resume."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import subprocess
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deflect_hf.config.data import AugmentationArguments, DatasetArguments
+from deflect_hf.data import build_transform, load_dataset_splits
+from deflect_hf.data.order import Rank, epoch_batches, evaluation_loader, grouped, steps_of, training_loader
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 3), st.integers(0, 5), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_processes_share_the_batches_of_one(length: int, size: int, count: int, seed: int, epoch: int) -> None:
+    one = epoch_batches(length, size * count, seed, epoch, Rank())
+    many = [epoch_batches(length, size, seed, epoch, Rank(index, count)) for index in range(count)]
+    joined = [list(chain.from_iterable(batches[k] for batches in many)) for k in range(len(one))]
+    assert joined == one
+    assert len({len(batches) for batches in many}) == 1
+    flat = list(chain.from_iterable(one))
+    assert set(flat) <= set(range(length))
+    if length >= size * count:
+        assert len(set(flat)) == len(flat) == length // (size * count) * size * count
+
+
+def test_order_changes_with_seed_and_epoch() -> None:
+    orders = {str(epoch_batches(50, 50, seed, epoch, Rank())) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+def test_steps_count_what_grouping_gives() -> None:
+    for length in (1, 7, 8, 33):
+        for accumulate in (1, 2, 3):
+            batches = epoch_batches(length, 4, 0, 0, Rank())
+            groups = list(grouped(({"k": k} for k in range(len(batches))), accumulate))
+            assert len(groups) == steps_of(length, 4, accumulate, Rank())
+            assert sum(len(group) for group in groups) == len(batches)
+
+
+def training_batches(workers: int, skip: int = 0) -> list[list[dict[str, Any]]]:
+    """The batches of two epochs of the embedded scenes, cropped and turned at random."""
+    split = load_dataset_splits(DatasetArguments(num_samples=20, image_size=[12, 12]))["train"]
+    augmentation = AugmentationArguments(random_crop=[8, 8], horizontal_flip=0.5, rot90=True)
+    split = split.with_transform(build_transform(augmentation, "train"))
+    return [list(training_loader(split, 3, workers, 4, epoch, Rank(), skip)) for epoch in range(2)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_give_the_batches_of_one_process_also_after_a_resume(workers: int) -> None:
+    alone = training_batches(workers=0)
+    for skip in (0, 2):
+        helped = training_batches(workers, skip)
+        for expected, found in zip(alone, helped, strict=True):
+            assert [batch["name"] for batch in found] == [batch["name"] for batch in expected[skip:]]
+            for one, other in zip(expected[skip:], found, strict=True):
+                assert torch.equal(one["pixel_values"], other["pixel_values"])
+
+
+@given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_evaluation_sees_every_image_once_over_all_processes(length: int, count: int, size: int) -> None:
+    examples = [{"pixel_values": torch.zeros(1, 2, 2), "name": str(k)} for k in range(length)]
+    seen = [
+        name
+        for index in range(count)
+        for batch in evaluation_loader(examples, size, workers=0, rank=Rank(index, count))
+        for name in batch["name"]
+    ]
+    assert sorted(seen, key=int) == [str(k) for k in range(length)]
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Images that hold the process that read them."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixel_values": torch.full((1, 1, 1), os.getpid()), "name": str(index)}
+
+
+def test_a_worker_obeys_sigterm_of_its_own_process_alone() -> None:
+    batches = iter(evaluation_loader(Numbers(), 1, 1, Rank()))
+    worker = int(next(batches)["pixel_values"])
+    subprocess.run(["kill", str(worker)], check=True)
+    assert [int(batch["pixel_values"]) for batch in itertools.islice(batches, 3)] == [worker] * 3
+    (child,) = (process for process in multiprocessing.active_children() if process.pid == worker)
+    child.terminate()
+    child.join(20)
+    assert child.exitcode == 0

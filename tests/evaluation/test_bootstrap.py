@@ -1,0 +1,140 @@
+"""Intervals against a plain bootstrap and the binomial formula; the same whatever the batches.
+
+Two processes are compared with one in tests/test_cli.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deflect_hf.evaluation.bootstrap import Bootstrap, image_counts
+from deflect_hf.evaluation.metrics import scores
+
+IGNORE = -100
+CLASSES = ("a", "b", "c")
+
+
+def maps(images: int, seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+    """Logits (B, 3, 8, 8) that are right more often in some images than in others, labels, names."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (3 * torch.rand(images, 8, 8, generator=generator) ** 1.5).long()
+    skill = 3 * torch.rand(images, 1, 1, 1, generator=generator)
+    logits = torch.randn(images, 3, 8, 8, generator=generator)
+    logits += skill * torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE
+    return logits, labels, [f"image {k}" for k in range(images)]
+
+
+def matrix_of(predictions: Tensor, labels: Tensor) -> Tensor:
+    counted = labels != IGNORE
+    return torch.bincount(3 * labels[counted] + predictions[counted], minlength=9).view(3, 3)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([(4, 5), ()]), st.sampled_from([IGNORE, 1]))
+@settings(max_examples=20, deadline=None)
+def test_counts_of_an_image_are_the_margins_of_its_confusion_matrix(
+    seed: int, shape: tuple[int, ...], ignore_index: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    predictions = torch.randint(3, (4, *shape), generator=generator)
+    labels = torch.randint(3, (4, *shape), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.4] = ignore_index
+    counts = image_counts(predictions, labels, 3, ignore_index)
+    for k in range(4):
+        matrix = matrix_of(predictions[k : k + 1], labels[k : k + 1].masked_fill(labels[k] == ignore_index, IGNORE))
+        assert torch.equal(counts[k], torch.stack([matrix.diagonal(), matrix.sum(dim=1), matrix.sum(dim=0)]))
+
+
+def test_intervals_are_those_of_the_plain_bootstrap() -> None:
+    logits, labels, names = maps(120)
+    bootstrap = Bootstrap(3, IGNORE, replicates=4000)
+    bootstrap.update(logits, labels, names)
+    found = bootstrap.intervals(CLASSES, "present")
+    matrices = torch.stack([matrix_of(p[None], t[None]) for p, t in zip(logits.argmax(1), labels, strict=True)])
+    rng = np.random.default_rng(3)
+    drawn = [scores(matrices[torch.from_numpy(rng.integers(120, size=120))].sum(dim=0), CLASSES) for _ in range(2000)]
+    for name in ("accuracy", "miou", "f1_macro"):
+        expected = np.quantile([one[name] for one in drawn], [0.025, 0.975])
+        assert found[name] == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
+    for name in CLASSES:
+        expected = np.quantile([one["per_class"][name]["iou"] for one in drawn], [0.025, 0.975])
+        assert found["iou"][name] == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
+    assert (found["level"], found["replicates"], found["images"]) == (0.95, 4000, 120)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_the_interval_of_an_accuracy_is_the_binomial_one(share: float) -> None:
+    images = 500
+    right = torch.arange(images) < share * images
+    logits = torch.stack([right.float(), 1 - right.float()], dim=1)
+    bootstrap = Bootstrap(2, IGNORE, replicates=4000)
+    bootstrap.update(logits, torch.zeros(images, dtype=torch.int64), [str(k) for k in range(images)])
+    half = 1.96 * math.sqrt(share * (1 - share) / images)
+    low, high = bootstrap.intervals(["a", "b"], "present")["accuracy"]
+    assert (low, high) == pytest.approx((share - half, share + half), abs=0.08 * half)
+
+
+def test_batches_and_their_order_change_nothing() -> None:
+    logits, labels, names = maps(11)
+    whole, parts = (Bootstrap(3, IGNORE, replicates=50) for _ in range(2))
+    whole.update(logits, labels, names)
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(5))
+    for batch in order.split(3):  # the last one has two
+        parts.update(logits[batch], labels[batch], [names[k] for k in batch])
+    assert all(torch.equal(*pair) for pair in zip(whole.reduced(), parts.reduced(), strict=True))
+    assert whole.intervals(CLASSES, "present") == parts.intervals(CLASSES, "present")
+
+
+def test_weights_follow_the_name_and_the_seed() -> None:
+    logits, labels, names = maps(4)
+
+    def totals(names: list[str], seed: int = 0) -> Tensor:
+        bootstrap = Bootstrap(3, IGNORE, 200, seed)
+        bootstrap.update(logits, labels, names)
+        return bootstrap.reduced()[0]
+
+    assert torch.equal(totals(names), totals(names))
+    assert not torch.equal(totals(names), totals(names, seed=1))
+    assert not torch.equal(totals(names), totals([f"other {name}" for name in names]))
+
+
+def test_what_no_second_image_holds_has_no_interval() -> None:
+    logits, labels, names = maps(6)
+    logits[:, 2] = -9.0
+    labels[labels == 2] = 1
+    labels[0, 0, 0] = 2  # one image with the last class
+    labels[5] = IGNORE
+    bootstrap = Bootstrap(4, IGNORE, replicates=60)
+    bootstrap.update(torch.nn.functional.pad(logits, (0, 0, 0, 0, 0, 1), value=-9.0), labels, names)
+    found = bootstrap.intervals([*CLASSES, "d"], "present")
+    assert found["images"] == 5
+    assert found["iou"]["c"] is None and found["iou"]["d"] is None
+    assert found["iou"]["a"][0] < found["iou"]["a"][1]
+    alone = Bootstrap(3, IGNORE, replicates=60)
+    alone.update(logits[1:2], labels[1:2], names[1:2])
+    result = alone.intervals(CLASSES, "present")
+    assert [result[name] for name in ("accuracy", "miou", "f1_macro")] == [None] * 3
+
+
+def test_replicates_without_a_class_say_nothing_about_it() -> None:
+    labels = torch.tensor([[0, 0], [0, 0], [0, 1], [0, 1]])
+    logits = torch.nn.functional.one_hot(labels, 2).transpose(1, 2).float()
+    bootstrap = Bootstrap(2, IGNORE, replicates=300)  # 14 % of the replicates leave out both images of the second class
+    bootstrap.update(logits, labels, ["w", "x", "y", "z"])
+    assert bootstrap.intervals(["a", "b"], "present")["iou"] == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+
+
+def test_absent_classes_follow_the_convention() -> None:
+    labels = torch.zeros(3, 4, dtype=torch.int64)
+    logits = torch.nn.functional.one_hot(labels, 2).transpose(1, 2).float()  # all right, no second class
+    bootstrap = Bootstrap(2, IGNORE, replicates=300)  # 5 % of the replicates leave out all three images
+    bootstrap.update(logits, labels, ["x", "y", "z"])
+    assert bootstrap.intervals(["a", "b"], "present")["miou"] == [1.0, 1.0]
+    assert bootstrap.intervals(["a", "b"], "pangaea")["miou"] == pytest.approx([0.5, 0.5])

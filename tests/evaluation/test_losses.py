@@ -1,0 +1,87 @@
+"""What the loop adds to the models' loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deflect_hf.config.combinations import refuse_idle_keys
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import RunArguments
+from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.evaluation.losses import balanced_weights, label_weight, soft_dice
+from deflect_hf.training.run import run
+
+IGNORE = -1
+CONF = Path(__file__).parents[1] / "conf" / "segmentation.yaml"
+
+
+def test_weighted_means_add_up_to_the_mean_over_all_labels() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 3, 4, 4), torch.randint(3, (6, 4, 4))
+    labels[:2, :3] = IGNORE
+    weights = [0.5, 1.0, 4.0]
+    for given in (None, weights):
+        tensor = None if given is None else torch.tensor(given)
+        parts = [slice(0, 2), slice(2, 3), slice(3, 6)]
+        means = [F.cross_entropy(logits[p], labels[p], tensor, ignore_index=IGNORE) for p in parts]
+        sizes = [label_weight(labels[p], IGNORE, given) for p in parts]
+        together = sum(mean * size for mean, size in zip(means, sizes, strict=True)) / sum(sizes)
+        torch.testing.assert_close(together, F.cross_entropy(logits, labels, tensor, ignore_index=IGNORE))
+
+
+def test_dice_of_perfect_and_opposite_predictions() -> None:
+    labels = torch.tensor([[[0, 1], [1, IGNORE]]])
+    perfect = F.one_hot(labels.clamp(min=0), 3).permute(0, 3, 1, 2) * 50.0
+    assert soft_dice(perfect, labels, IGNORE) == pytest.approx(0.0, abs=1e-6)
+    opposite = F.one_hot(1 - labels.clamp(min=0), 3).permute(0, 3, 1, 2) * 50.0
+    assert soft_dice(opposite, labels, IGNORE) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_dice_does_not_see_ignored_pixels() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    labels[:, 0] = IGNORE
+    changed = logits.clone()
+    changed[:, :, 0] = 7 * torch.randn(2, 3, 4)
+    torch.testing.assert_close(soft_dice(logits, labels, IGNORE), soft_dice(changed, labels, IGNORE))
+
+
+def test_dice_without_labels_is_zero_with_a_finite_gradient() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = soft_dice(logits, torch.full((2,), IGNORE), IGNORE)
+    loss.backward()
+    assert loss == 0 and logits.grad is not None and bool((logits.grad == 0).all())
+
+
+def test_balanced_weights_average_to_one_over_the_labels() -> None:
+    counts = [10, 30, 60]
+    weights = balanced_weights(counts, ["a", "b", "c"])
+    assert sum(w * n for w, n in zip(weights, counts, strict=True)) / 100 == pytest.approx(1.0)
+    assert weights[0] == pytest.approx(6 * weights[2])
+    with pytest.raises(DataError, match="no label there is 'b': give a list of weights instead"):
+        balanced_weights([1, 0], ["a", "b"])
+
+
+def parse(*words: str) -> RunArguments:
+    return parse_arguments(RunArguments, "test", ["--config", str(CONF), "--epochs", "1", *words])
+
+
+def test_dice_alone_trains(tmp_path: Path) -> None:
+    alone = ("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "1")
+    run(parse(*alone, "--segmentor.loss.class_weights", "null", "--work_dir", str(tmp_path)))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    # the cross-entropy of four classes would begin near 1.4
+    assert max(losses) <= 1 and losses[-1] < losses[0]
+
+
+def test_what_belongs_to_a_loss_without_weight_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cross_entropy and dice are both 0"):
+        parse("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "0")
+    with pytest.raises(ConfigError, match=r"segmentor\.loss\.class_weights belongs to the cross-entropy, but"):
+        refuse_idle_keys(parse("--segmentor.loss.cross_entropy", "0"))

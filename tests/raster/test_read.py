@@ -1,0 +1,264 @@
+"""Rasters in and out: bands by name, windows, validity, georeference, broken files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deflect_hf.errors import BandError, DataError
+from deflect_hf.raster.header import Quality
+from deflect_hf.raster.read import create_raster, overview_size, raster_info, read_mask, read_raster, write_raster
+from deflect_hf.spectral.sensors import get_sensor
+
+VALUES = np.arange(4 * 6 * 8, dtype=np.int16).reshape(4, 6, 8)
+BANDS = ("B", "G", "R", "N")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.tif"
+    write_raster(path, VALUES, descriptions=BANDS)
+    return path
+
+
+@pytest.fixture
+def georeferenced(tmp_path: Path) -> Path:
+    path = tmp_path / "utm.tif"
+    plain = tmp_path / "plain.tif"
+    write_raster(plain, VALUES, descriptions=BANDS)
+    utm = replace(raster_info(plain), crs="EPSG:32635", transform=(20.0, 0.0, 600000.0, 0.0, -20.0, 4800000.0))
+    write_raster(path, VALUES, like=utm, nodata=-9999, descriptions=BANDS)
+    return path
+
+
+def test_the_pixel_size_of_a_rotated_grid_is_that_along_its_columns(georeferenced: Path, tmp_path: Path) -> None:
+    turned = replace(raster_info(georeferenced), transform=(0.0, 20.0, 600000.0, 20.0, 0.0, 4800000.0))
+    write_raster(tmp_path / "turned.tif", VALUES, like=turned)
+    assert raster_info(tmp_path / "turned.tif").gsd_m == 20.0
+
+
+def test_bands_are_read_by_name_in_the_order_wanted(image: Path) -> None:
+    raster = read_raster(image, ["N", "R"])
+    assert raster.bands == ("N", "R")
+    assert raster.values.dtype == np.int16
+    np.testing.assert_array_equal(raster.values, VALUES[[3, 2]])
+    assert raster.valid.all()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=st.integers(0, 5), column=st.integers(0, 7), height=st.integers(1, 6), width=st.integers(1, 8))
+def test_a_window_is_a_slice_or_refused(image: Path, row: int, column: int, height: int, width: int) -> None:
+    window = (row, column, height, width)
+    if row + height > 6 or column + width > 8:
+        with pytest.raises(DataError, match=r"leaves the image of 6 x 8 pixels"):
+            read_raster(image, window=window)
+    else:
+        expected = VALUES[:, row : row + height, column : column + width]
+        np.testing.assert_array_equal(read_raster(image, window=window).values, expected)
+
+
+def test_georeference_nodata_and_names_survive_writing(georeferenced: Path) -> None:
+    info = raster_info(georeferenced)
+    assert rasterio.crs.CRS.from_wkt(str(info.crs)).to_epsg() == 32635
+    assert info.transform == (20.0, 0.0, 600000.0, 0.0, -20.0, 4800000.0)
+    assert info.gsd_m == 20.0
+    assert info.nodata == (-9999.0,) * 4
+    assert info.descriptions == BANDS
+
+
+def test_without_a_georeference_there_is_no_pixel_size(image: Path) -> None:
+    info = raster_info(image)
+    assert info.crs is None
+    assert info.gsd_m is None
+
+
+def test_writing_windows_gives_the_same_file_as_writing_at_once(georeferenced: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "windows.tif"
+    with create_raster(path, 4, "int16", like=raster_info(georeferenced)) as write:
+        for row in (0, 2, 4):
+            for column in (0, 4):
+                write(VALUES[:, row : row + 2, column : column + 4], row, column)
+    np.testing.assert_array_equal(read_raster(path, source_bands=BANDS).values, VALUES)
+    assert raster_info(path).transform == raster_info(georeferenced).transform
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(image: Path) -> None:
+    with pytest.raises(RuntimeError), create_raster(image, 4, "int16", like=raster_info(image)) as write:
+        write(np.zeros_like(VALUES))
+        raise RuntimeError("the model failed")
+    np.testing.assert_array_equal(read_raster(image).values, VALUES)
+    assert [path.name for path in image.parent.iterdir()] == ["image.tif"]
+
+
+def test_an_unwritable_target_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match=r"out\.tif cannot be written .*: choose a folder that is writable\."):
+        write_raster(tmp_path / "file" / "out.tif", VALUES)
+
+
+def test_nodata_tag_nan_and_extra_values_are_invalid_per_band(tmp_path: Path) -> None:
+    values = np.full((2, 2, 2), 0.25, dtype=np.float32)
+    values[0, 0, 0], values[1, 0, 1], values[0, 1, 1], values[1, 1, 0] = np.nan, -9999.0, 9999.0, np.inf
+    path = tmp_path / "fill.tif"
+    write_raster(path, values, nodata=-9999.0, descriptions=("R", "N"))
+    valid = read_raster(path, nodata=[9999.0]).valid
+    assert valid.tolist() == [[[False, True], [True, False]], [[True, False], [False, True]]]
+
+
+def test_a_negative_nodata_value_does_not_wrap_in_unsigned_files(tmp_path: Path) -> None:
+    path = tmp_path / "unsigned.tif"
+    write_raster(path, np.full((1, 2, 2), 2**16 - 9999, dtype=np.uint16), descriptions=("R",))
+    assert read_raster(path, nodata=[-9999.0]).valid.all()
+
+
+def test_an_internal_mask_makes_pixels_invalid(image: Path) -> None:
+    mask = np.full((6, 8), 255, dtype=np.uint8)
+    mask[0, :3] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(image, "r+") as sink:
+        sink.write_mask(mask)
+    valid = read_raster(image, ["R", "N"], window=(0, 0, 2, 4)).valid
+    assert valid.tolist() == [[[False, False, False, True], [True] * 4]] * 2
+
+
+def test_scale_and_offset_tags_follow_the_bands(image: Path) -> None:
+    with rasterio.open(image, "r+") as sink:
+        sink.scales, sink.offsets = (1e-4, 2e-4, 3e-4, 4e-4), (0.0, -0.1, 0.0, -0.2)
+    raster = read_raster(image, ["N", "G"])
+    assert (raster.scales, raster.offsets) == ((4e-4, 2e-4), (-0.2, -0.1))
+    np.testing.assert_array_equal(raster.values, VALUES[[3, 1]])  # stored values, not scaled
+
+
+def test_a_missing_band_names_the_file_and_what_it_has(image: Path) -> None:
+    with pytest.raises(BandError, match=r"image\.tif: the images lack the band\(s\) 'S1'; they have 'B', 'G', 'R'"):
+        read_raster(image, ["R", "S1"])
+
+
+def test_bands_that_are_not_needed_are_left_out(image: Path) -> None:
+    raster = read_raster(image, ["S2", "N", "R"], needed=["R"])
+    assert raster.bands == ("N", "R") and raster.values.shape[0] == 2 and len(raster.scales) == 2
+    assert np.array_equal(raster.values, read_raster(image, ["N", "R"]).values)
+
+
+def test_a_quality_layer_makes_pixels_invalid_in_all_bands(tmp_path: Path) -> None:
+    layer = np.full((1, 6, 8), 4, dtype=np.int16)
+    layer[0, 2, :3], layer[0, 5, 7] = 9, 8
+    path = tmp_path / "scl.tif"
+    write_raster(path, np.concatenate([VALUES, layer]), descriptions=(*BANDS, "SCL"))
+    raster = read_raster(path, ["N", "R"], quality=Quality("scl", (8, 9)))
+    assert raster.bands == ("N", "R")
+    np.testing.assert_array_equal(raster.valid, np.broadcast_to(layer == 4, (2, 6, 8)))
+    window = read_raster(path, ["N"], window=(2, 1, 3, 4), quality=Quality("SCL", (9,)))
+    assert (~window.valid).nonzero()[2].tolist() == [0, 1]
+    with pytest.raises(BandError, match=r"scl\.tif: 0 bands are described as 'QA'.* 'N', 'SCL': correct `qa_band`"):
+        read_raster(path, ["N"], quality=Quality("QA", (9,)))
+
+
+def test_files_without_names_take_the_configured_ones(tmp_path: Path) -> None:
+    path = tmp_path / "bare.tif"
+    write_raster(path, VALUES)
+    np.testing.assert_array_equal(read_raster(path, ["R"], source_bands=["R", "G", "B", "N"]).values, VALUES[:1])
+    superset = get_sensor({"name": "mine", "bands": ["N", "R", "G", "B"]})
+    np.testing.assert_array_equal(read_raster(path, ["R"], sensor=superset).values, VALUES[1:2])
+    with pytest.raises(BandError, match=r"bare\.tif does not name its 4 band\(s\): give `source_bands`"):
+        read_raster(path)
+
+
+def test_the_sensors_own_names_are_understood(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.tif"
+    write_raster(path, VALUES, descriptions=("B02", "B8A", "B11", "quality"))
+    raster = read_raster(path, ["S1", "N2", "B"], sensor=get_sensor("sentinel2_l2a_harmonized"))
+    np.testing.assert_array_equal(raster.values, VALUES[[2, 1, 0]])
+    assert read_raster(path, sensor=get_sensor("sentinel2_l1c")).bands == ("B", "N2", "S1", "band 4 quality")
+    with pytest.raises(BandError, match=r"\('B02', 'B8A', 'B11', 'quality' say nothing without a sensor\)"):
+        read_raster(path)
+
+
+def test_bands_that_are_only_counted_have_no_names(tmp_path: Path) -> None:
+    path = tmp_path / "counted.tif"
+    write_raster(path, VALUES, descriptions=("Band 1", "Band 2", "Band 3", "Band 4"))
+    four = get_sensor({"name": "four", "bands": [{"code": code, "aliases": [f"B{number}"]} for number, code in
+                                                 zip((2, 3, 4, 8), BANDS, strict=True)]})  # fmt: skip
+    assert read_raster(path, sensor=four).bands == BANDS
+    assert read_raster(path, source_bands=["R", "G", "B", "N"], sensor=four).bands == ("R", "G", "B", "N")
+    write_raster(path, VALUES, descriptions=("Band 4", "Band 3", "Band 2", "Band 8"))
+    assert read_raster(path, sensor=four).bands == ("R", "G", "B", "N")
+
+
+@pytest.mark.parametrize(
+    ("source_bands", "message"),
+    [
+        (["B", "G", "R"], r"image\.tif has 4 band\(s\), but 3 were announced \('B', 'G', 'R'\): correct `source"),
+        (["R", "G", "B", "N"], r"image\.tif: band 1 is described as 'B' \(= B\) in the file, but `source_bands` calls"),
+    ],
+)
+def test_a_band_list_that_contradicts_the_file_is_refused(image: Path, source_bands: list[str], message: str) -> None:
+    with pytest.raises(BandError, match=message):
+        read_raster(image, source_bands=source_bands)
+
+
+def test_broken_files_are_named(image: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing\.tif is not there"):
+        read_raster(tmp_path / "nothing.tif")
+    (tmp_path / "text.tif").write_text("this is no image")
+    with pytest.raises(DataError, match=r"text\.tif cannot be opened as a raster"):
+        read_raster(tmp_path / "text.tif")
+    noise = np.random.default_rng(0).integers(0, 9999, (4, 256, 256), dtype=np.int16)
+    write_raster(tmp_path / "big.tif", noise, descriptions=BANDS)
+    whole = (tmp_path / "big.tif").read_bytes()
+    (tmp_path / "big.tif").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"big\.tif (is truncated or damaged|cannot be opened)"):
+        read_raster(tmp_path / "big.tif")
+
+
+def test_masks_hold_one_band_of_whole_numbers(image: Path, tmp_path: Path) -> None:
+    labels = np.array([[[0, 1, 2], [2, 255, 0]]], dtype=np.uint8)
+    with rasterio.open(tmp_path / "mask.png", "w", driver="PNG", width=3, height=2, count=1, dtype="uint8") as sink:
+        sink.write(labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png").values, labels)
+    write_raster(tmp_path / "mask.tif", labels, nodata=255)
+    assert read_mask(tmp_path / "mask.tif").valid.tolist() == [[[True] * 3, [True, False, True]]]
+    with pytest.raises(DataError, match=r"image\.tif has 4 bands, but a mask has one"):
+        read_mask(image)
+    write_raster(tmp_path / "soft.tif", labels.astype(np.float32) / 2)
+    with pytest.raises(DataError, match=r"soft\.tif holds fractional values"):
+        read_mask(tmp_path / "soft.tif")
+
+
+def test_images_shrink_by_averaging_what_is_valid(tmp_path: Path) -> None:
+    values = np.array([[[10, 20, 0, 0], [30, 40, 0, 8]]], dtype=np.uint16)
+    write_raster(tmp_path / "image.tif", values, nodata=0, descriptions=["R"])
+    shrunk = read_raster(tmp_path / "image.tif", size=(1, 2))
+    assert shrunk.values.tolist() == [[[25, 8]]] and shrunk.valid.all()
+    assert not read_raster(tmp_path / "image.tif", window=(0, 2, 1, 2), size=(1, 1)).valid.any()
+
+
+def test_masks_shrink_to_the_most_frequent_class(tmp_path: Path) -> None:
+    labels = np.array([[[2, 2, 7, 255], [2, 5, 255, 255]]], dtype=np.uint8)
+    write_raster(tmp_path / "mask.tif", labels, nodata=255)
+    assert read_mask(tmp_path / "mask.tif", size=(1, 2)).values.tolist() == [[[2, 7]]]
+    assert read_mask(tmp_path / "mask.tif", window=(1, 1, 1, 2)).values.tolist() == [[[5, 255]]]
+
+
+@pytest.mark.parametrize(("side", "expected"), [(100, (6, 8)), (8, (6, 8)), (4, (3, 4)), (1, (1, 1))])
+def test_the_size_of_an_overview_keeps_the_proportions(image: Path, side: int, expected: tuple[int, int]) -> None:
+    assert overview_size(raster_info(image), side) == expected
+
+
+def test_another_size_cannot_take_the_georeference(georeferenced: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"values of 5 x 8 pixels cannot take the georeference of .*utm\.tif \(6 x 8\)"):
+        write_raster(tmp_path / "out.tif", VALUES[:, :5], like=raster_info(georeferenced))
+
+
+def test_rasterio_is_imported_only_when_rasters_are_read() -> None:
+    modules = "deflect_hf.data, deflect_hf.data.synthetic, deflect_hf.data.processor"
+    code = f"import sys, {modules}; print('rasterio' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
