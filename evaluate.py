@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from deflect_hf.errors import user_errors
     from deflect_hf.evaluation.tables import drop_table, score_table, show_log
     from deflect_hf.inference import cli
-    from deflect_hf.training.distributed_exit import leaving_together
+    from deflect_hf.training.distributed_exit import distributed_exit
 
-    with leaving_together(), user_errors(words):
+    with distributed_exit(), user_errors(words):
         if "--predict" in words:
             predict_arguments = cli.parse(words)
             run_package()

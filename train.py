@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from deflect_hf.config.run import RunArguments
     from deflect_hf.errors import user_errors
     from deflect_hf.evaluation.tables import METHOD_OPTIONS, results_text, show_log
-    from deflect_hf.training.distributed_exit import leaving_together
+    from deflect_hf.training.distributed_exit import distributed_exit
 
-    with leaving_together(), user_errors(words):
+    with distributed_exit(), user_errors(words):
         config = parse_arguments(RunArguments, __doc__ + METHOD_OPTIONS, words, check=refuse_idle_keys)
         run_package()
         from deflect_hf.hub.runs import Publication, finish

@@ -19,11 +19,11 @@ REPLACED = ".replaced"  # ending of what makes room for it
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def atomic_dir(target: Path) -> Iterator[Path]:
     """A folder to write into that appears under its name when the block ends without an error.
 
     What was there under its name stays until then, as ``target.replaced`` for the instant between two renames; see
-    ``settle``.
+    ``recover``.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced = (target.with_name(target.name + ending) for ending in (PARTIAL, REPLACED))
@@ -48,8 +48,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def settle(target: Path) -> None:
-    """End what a killed ``whole_folder`` left: the former folder gets its name back where no new one has it."""
+def recover(target: Path) -> None:
+    """End what a killed ``atomic_dir`` left: the former folder gets its name back where no new one has it."""
     partial, replaced = (target.with_name(target.name + ending) for ending in (PARTIAL, REPLACED))
     if replaced.is_dir() and not target.exists():
         os.replace(replaced, target)
@@ -66,7 +66,7 @@ def remove_folder(target: Path) -> None:
 
 
 @contextmanager
-def passing_folder(target: Path) -> Iterator[Path]:
+def temp_dir(target: Path) -> Iterator[Path]:
     """A folder under this name for the time of the block."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

@@ -17,9 +17,9 @@ from deflect_hf.artifacts.saved_model import read_config
 from deflect_hf.config.combinations import refuse_idle_keys
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import EvaluateArguments, RunArguments
+from deflect_hf.evaluation.evaluate import evaluation_window
 from deflect_hf.evaluation.report import report
 from deflect_hf.models.geovit.conversion import convert
-from deflect_hf.training.build import evaluation_window
 from deflect_hf.training.run import run
 from tests.data.replicas import write_burn_scars, write_mados
 from tests.models.geovit.published import PUBLISHED

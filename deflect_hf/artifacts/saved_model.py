@@ -26,11 +26,10 @@ from deflect_hf.files import CONFIG as CONFIG
 from deflect_hf.files import REPLACED
 from deflect_hf.files import write_json as write_json
 from deflect_hf.methods import deflect_config, needed_bands, task_model, trained_projection
-from deflect_hf.models import load_encoder
+from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation, load_encoder
 from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.models.encoders import chosen_gsd, set_gsd
 from deflect_hf.models.loading import refuse_broken_weights, refuse_new_weights
-from deflect_hf.training.build import model_class
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +69,11 @@ def save_model(
     saved = MultispectralImageProcessor.from_dict(processor.to_dict(), needed_bands=needed_bands(model))
     saved.save_pretrained(folder)
     (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+
+
+def model_class(task: str) -> type[EncoderForImageClassification] | type[EncoderForSemanticSegmentation]:
+    """The task model of ``"classification"`` or ``"segmentation"``."""
+    return EncoderForImageClassification if task == "classification" else EncoderForSemanticSegmentation
 
 
 def result_folder(folder: Path) -> Path:

@@ -6,15 +6,20 @@ see the same global batches as one process with batch size N B.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from deflect_hf.data.collate import collate_examples
-from deflect_hf.training.preemption import ignore_preemption
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SEED_RANGE = 2**63
 
@@ -25,6 +30,11 @@ class Rank:
 
     index: int = 0
     count: int = 1
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Rank:
+        """Those of a run that accelerate launched."""
+        return cls(accelerator.process_index, accelerator.num_processes)
 
 
 def epoch_batches(length: int, batch_size: int, seed: int, epoch: int, rank: Rank) -> list[list[int]]:
@@ -77,6 +87,24 @@ def _loader(dataset: Any, batches: list[list[int]], workers: int) -> DataLoader[
         worker_init_fn=ignore_preemption,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def ignore_preemption(worker: int) -> None:
+    """For a data loader's worker: it obeys SIGTERM of its own process alone, which sends it as it ends.
+
+    Clusters signal all processes; a worker that obeyed would end the training in the middle of a step. One that obeyed
+    nobody would be waited for without end where an error, with the loader in its traceback, ends the process.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # of this thread and those to come
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def steps_of(length: int, batch_size: int, accumulate: int, rank: Rank) -> int:

@@ -11,11 +11,11 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import DataError
 from deflect_hf.evaluation.bootstrap import Bootstrap
 from deflect_hf.evaluation.losses import label_weight
 from deflect_hf.evaluation.metrics import Confusion, Convention, scores
-from deflect_hf.training.preemption import Interrupted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,6 +32,18 @@ class Protocol:
     ignore_index: int
     window: int | None
     convention: Convention
+
+
+class Interrupted(Exception):
+    """Work was left off, by all processes alike, because one of them was told to stop."""
+
+
+def evaluation_window(config: RunArguments, task: str) -> int | None:
+    """Side of segmentation's sliding windows: as configured, else the training crop's, so that both see one scale."""
+    if task == "classification" or config.segmentor.window is not None:
+        return config.segmentor.window
+    crop = config.augmentation.crop
+    return max(crop) if crop is not None and config.augmentation.center_crop is None else None
 
 
 def window_offsets(length: int, size: int) -> list[int]:

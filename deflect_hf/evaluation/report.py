@@ -13,20 +13,19 @@ from torch import nn
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.artifacts.environment import environment
+from deflect_hf.artifacts.processes import make_accelerator
 from deflect_hf.config.readers import keys_of_reader
 from deflect_hf.config.run import DatasetArguments, EvaluateArguments, RunArguments
 from deflect_hf.config.schema import check_types
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
-from deflect_hf.data.order import evaluation_loader
+from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.evaluation.bootstrap import REPLICATES
-from deflect_hf.evaluation.evaluate import Protocol, evaluate, predict_logits
+from deflect_hf.evaluation.evaluate import Protocol, evaluate, evaluation_window, predict_logits
 from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.evaluation.missing_bands import scores_without_bands
 from deflect_hf.figures import confusion_figure, prediction_panel
 from deflect_hf.methods import task_model
-from deflect_hf.training.build import evaluation_window, rank_of
-from deflect_hf.training.run import make_accelerator
 
 
 def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
@@ -75,7 +74,7 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     images = splits[arguments.split].with_transform(build_transform(config.augmentation, "val"))  # nothing random
     check_classes(model, images, folder)
     protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config, images.task), config.metrics)
-    loader = evaluation_loader(images, config.batch_size, config.num_workers, rank_of(accelerator))
+    loader = evaluation_loader(images, config.batch_size, config.num_workers, Rank.of(accelerator))
     scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
     if arguments.drop_bands:
         scores["drop_bands"] = scores_without_bands(model, loader, accelerator, protocol, scores)

@@ -17,6 +17,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.artifacts.saved_model import model_class
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, listing
@@ -31,7 +32,6 @@ from deflect_hf.hub.safety import (
     read_json,
     tensor_shapes,
 )
-from deflect_hf.training.build import model_class
 
 TASKS = {"deflect_image_classification": "classification", "deflect_semantic_segmentation": "segmentation"}
 # Vision transformers that transformers builds by itself, from numbers alone.

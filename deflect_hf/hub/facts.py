@@ -16,8 +16,8 @@ from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset
+from deflect_hf.evaluation.evaluate import evaluation_window
 from deflect_hf.models.geovit.sources import SOURCES
-from deflect_hf.training.build import evaluation_window
 
 # where the facts of each public data set are, besides those of GEO-Bench; imported when asked for
 PUBLIC = {

@@ -25,7 +25,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import PredictArguments
 from deflect_hf.errors import ConfigError, DataError, listing, user_errors
 from deflect_hf.evaluation.tables import show_log
-from deflect_hf.training.distributed_exit import leaving_together
+from deflect_hf.training.distributed_exit import distributed_exit
 
 if TYPE_CHECKING:
     from deflect_hf.inference.predictor import Predictor
@@ -39,7 +39,7 @@ LONGEST_WAIT = timedelta(days=2)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse and predict."""
     words = sys.argv[1:] if argv is None else list(argv)
-    with leaving_together(), user_errors(words):
+    with distributed_exit(), user_errors(words):
         predict(parse(words))
 
 

@@ -16,9 +16,8 @@ from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data.processor import Image, MultispectralImageProcessor
 from deflect_hf.errors import DataError, UnsupportedOperationError
-from deflect_hf.evaluation.evaluate import predict_logits
+from deflect_hf.evaluation.evaluate import evaluation_window, predict_logits
 from deflect_hf.methods import task_model
-from deflect_hf.training.build import evaluation_window
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from deflect_hf.config.data import ENCODER_SIZE
 from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.config.yaml import read_yaml
 from deflect_hf.errors import ConfigError, brief, nearest
-from deflect_hf.files import CONFIG, whole_folder
+from deflect_hf.files import CONFIG, atomic_dir
 from deflect_hf.models import load_encoder
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.loading import load_encoder_config
@@ -102,7 +102,7 @@ def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator
         return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
     folder = work_dir / "encoder"
     if accelerator.is_main_process and not (folder / "config.json").is_file():
-        with whole_folder(folder) as partial:
+        with atomic_dir(folder) as partial:
             random_encoder(config.encoder).save_pretrained(partial)
     accelerator.wait_for_everyone()
     there, described = load_encoder_config(folder).to_dict(), random_config(config.encoder).to_dict()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from deflect_hf.artifacts.saved_model import model_class
 from deflect_hf.config.combinations import refuse_idle_keys
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.schema import check_types
@@ -20,7 +21,6 @@ from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.errors import ArchitectureError, DataError, listing
 from deflect_hf.evaluation.losses import balanced_weights
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options
-from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
 from deflect_hf.models.encoders import build_encoder, chosen_gsd, set_gsd, stored_normalisation, with_encoder_size
 from deflect_hf.spectral.features import RunningMoments
 from deflect_hf.spectral.selection import resolve_bands, select_bands
@@ -43,19 +43,6 @@ class Experiment:
     def train(self) -> ImageDataset:
         """The training split."""
         return self.splits["train"]
-
-
-def evaluation_window(config: RunArguments, task: str) -> int | None:
-    """Side of segmentation's sliding windows: as configured, else the training crop's, so that both see one scale."""
-    if task == "classification" or config.segmentor.window is not None:
-        return config.segmentor.window
-    crop = config.augmentation.crop
-    return max(crop) if crop is not None and config.augmentation.center_crop is None else None
-
-
-def rank_of(accelerator: Accelerator) -> Rank:
-    """This process among those of the run."""
-    return Rank(accelerator.process_index, accelerator.num_processes)
 
 
 def check_method(config: RunArguments) -> RunArguments:
@@ -162,7 +149,7 @@ def fitted_statistics(
 def plain_loader(config: RunArguments, split: ImageDataset, accelerator: Accelerator) -> Any:
     """Every image of a split once over all processes, without random transforms."""
     fixed = split.with_transform(build_transform(config.augmentation, "val"))
-    return evaluation_loader(fixed, config.batch_size, config.num_workers, rank_of(accelerator))
+    return evaluation_loader(fixed, config.batch_size, config.num_workers, Rank.of(accelerator))
 
 
 def whole_patches(loader: Iterable[dict[str, Any]], patch_size: tuple[int, int]) -> Iterator[dict[str, Any]]:
@@ -193,11 +180,6 @@ def count_labels(config: RunArguments, train: ImageDataset, accelerator: Acceler
         counts += torch.bincount(labels.flatten(), minlength=train.num_classes).to(counts.device)
     total: list[int] = accelerator.reduce(counts, reduction="sum").tolist()
     return total
-
-
-def model_class(task: str) -> type[EncoderForImageClassification] | type[EncoderForSemanticSegmentation]:
-    """The task model of ``"classification"`` or ``"segmentation"``."""
-    return EncoderForImageClassification if task == "classification" else EncoderForSemanticSegmentation
 
 
 def head_options(config: RunArguments, task: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def leaving_together() -> Iterator[None]:
+def distributed_exit() -> Iterator[None]:
     """Around the work of a script: one of several processes ends with the block, not by way of the interpreter's end.
 
     The threads of gloo outlive ``destroy_process_group`` wherever DDP was used, since its reducer keeps the group. One

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deflect_hf.artifacts import saved_model as checkpoints
-from deflect_hf.data.order import evaluation_loader, grouped, steps_of, training_loader
+from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DataError
-from deflect_hf.evaluation.evaluate import Protocol, evaluate, named
+from deflect_hf.evaluation.evaluate import Interrupted, Protocol, evaluate, evaluation_window, named
 from deflect_hf.evaluation.losses import label_weight, soft_dice
 from deflect_hf.evaluation.metrics import selection_metric
-from deflect_hf.files import passing_folder, whole_folder, write_json
+from deflect_hf.files import atomic_dir, temp_dir, write_json
 from deflect_hf.methods import task_model
 from deflect_hf.training.best import BEST, kept_best
-from deflect_hf.training.build import Experiment, evaluation_window, rank_of
+from deflect_hf.training.build import Experiment
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
-from deflect_hf.training.preemption import Interrupted, Preemption
+from deflect_hf.training.preemption import Preemption
 from deflect_hf.training.prefix import trained_model
 from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded, whole
 from deflect_hf.training.snapshots import Snapshots
@@ -53,7 +53,7 @@ class Trainer:
         self.publish = publish
         self.splits = experiment.splits
         self.accelerator = accelerator
-        self.rank = rank_of(accelerator)
+        self.rank = Rank.of(accelerator)
         self.work_dir = work_dir
         self.progress = Progress()
         self.preemption = Preemption()
@@ -247,7 +247,7 @@ class Trainer:
         progress.best_score, progress.best_epoch = score, progress.epoch
         weights = self._weights()
         if self.accelerator.is_main_process:
-            with whole_folder(self.work_dir / BEST) as folder:
+            with atomic_dir(self.work_dir / BEST) as folder:
                 checkpoints.save_model(folder, self.plain, self.config, self.processor, weights)
                 write_json(folder / checkpoints.RESULTS, {"best_epoch": progress.epoch, "val": scores})
         self.accelerator.wait_for_everyone()
@@ -264,7 +264,7 @@ class Trainer:
         weights = self._weights()
         if self.accelerator.is_main_process:
             step = self.progress.step
-            with passing_folder(self.work_dir / "checkpoints" / f"step-{step}.model") as folder:
+            with temp_dir(self.work_dir / "checkpoints" / f"step-{step}.model") as folder:
                 checkpoints.save_model(folder, self.plain, self.config, self.processor, weights)
                 told = {"finetune": self.config.finetune, "epochs": self.progress.epoch, "steps": step}
                 write_json(folder / checkpoints.RESULTS, {**told, "seconds": self.progress.seconds})
@@ -300,6 +300,6 @@ class Trainer:
             if self.progress.batch == 0:
                 self._take(self.score(self.plain, "val"))
         elif found != own and self.accelerator.is_main_process:
-            with whole_folder(own) as folder:
+            with atomic_dir(own) as folder:
                 shutil.copytree(found, folder, dirs_exist_ok=True)
         self.accelerator.wait_for_everyone()

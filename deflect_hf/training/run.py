@@ -18,6 +18,7 @@ from torch import nn
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.artifacts.environment import environment
+from deflect_hf.artifacts.processes import launcher_precision, make_accelerator
 from deflect_hf.config.compose import flatten, plain
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.yaml import read_yaml
@@ -25,16 +26,15 @@ from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.evaluation.bootstrap import REPLICATES
 from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.figures import curves_figure
-from deflect_hf.files import settle, write_json, write_text
+from deflect_hf.files import recover, write_json, write_text
 from deflect_hf.methods import encoder_parameters, patch_embedding_parameters, task_model
 from deflect_hf.training import preemption, states
 from deflect_hf.training.best import BEST, best_epoch
 from deflect_hf.training.build import Experiment, build, plain_loader, whole_patches
 from deflect_hf.training.loop import TOLD, Publish, Trainer
 from deflect_hf.training.prefix import FOLDER as PREFIX
-from deflect_hf.training.processes import launcher_precision, make_accelerator
-from deflect_hf.training.run_lock import only_run_in
-from deflect_hf.training.trackers import EVENTS, LOG, finish_trackers, start_trackers
+from deflect_hf.training.run_lock import run_lock
+from deflect_hf.training.trackers import EVENTS, LOG, finish_trackers, start_trackers, tracker_options
 from deflect_hf.tuners.statistics import fit_statistics
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def prepare_work_dir(config: RunArguments, work_dir: Path, accelerator: Accelera
         CheckpointError: there is nothing to resume.
     """
     if config.resume_from is not None and accelerator.is_main_process:
-        settle(work_dir / BEST)
+        recover(work_dir / BEST)
         states.settle_states(work_dir)
     accelerator.wait_for_everyone()
     state = None
@@ -149,10 +149,10 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
 
 def _run(config: RunArguments, work_dir: Path, publish: Publish | None) -> tuple[dict[str, Any], Path, bool]:
     """As :func:`run`, in a folder."""
-    accelerator = make_accelerator(config, tracked=work_dir)
+    accelerator = make_accelerator(config, **tracker_options(config, work_dir))
     refuse_file_in_the_way(work_dir)
     states.require_run(work_dir, config.resume_from)  # before the folder is made
-    with only_run_in(work_dir, accelerator):
+    with run_lock(work_dir, accelerator):
         return _run_alone(config, work_dir, publish, accelerator)
 
 

@@ -26,7 +26,7 @@ TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
 @contextmanager
-def only_run_in(work_dir: Path, accelerator: Accelerator) -> Iterator[None]:
+def run_lock(work_dir: Path, accelerator: Accelerator) -> Iterator[None]:
     """Hold the folder, which is made, inside the block; it ends with the first process, however that ends.
 
     Raises:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from deflect_hf.data.order import Rank, steps_of
 from deflect_hf.errors import CheckpointError
-from deflect_hf.files import PARTIAL, REPLACED, remove_folder, settle, whole_folder, write_json
+from deflect_hf.files import PARTIAL, REPLACED, atomic_dir, recover, remove_folder, write_json
 from deflect_hf.training.sharding import placed
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def write_state(
         OSError: the disk is full, or not writable; what was there before is untouched.
     """
     target = work_dir / FOLDER / f"step-{step}"
-    with whole_folder(target) as folder:
+    with atomic_dir(target) as folder:
         try:
             save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / TRAINED)
             torch.save(dict(training), folder / TRAINING)
@@ -100,7 +100,7 @@ def settle_states(work_dir: Path) -> None:
     """End what a killed run left half written."""
     for path in list((work_dir / FOLDER).glob("step-*")):
         if path.suffix in (PARTIAL, REPLACED):
-            settle(path.with_suffix(""))
+            recover(path.with_suffix(""))
 
 
 def drop_states_after(work_dir: Path, step: int) -> None:

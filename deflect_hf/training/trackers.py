@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import ProjectConfiguration
+
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.files import write_text
@@ -30,6 +32,17 @@ def require_trackers(names: Iterable[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"--tracker {name}: the package is not installed: pip install {name}")
+
+
+def tracker_options(config: RunArguments, work_dir: Path) -> dict[str, Any]:
+    """What an ``Accelerator`` is made with, to be followed by the run's trackers.
+
+    Raises:
+        ConfigError: one of them is not installed.
+    """
+    require_trackers(config.tracker)
+    folders = ProjectConfiguration(project_dir=str(work_dir), logging_dir=str(work_dir / EVENTS))
+    return {"log_with": list(config.tracker) or None, "project_config": folders}
 
 
 def start_trackers(accelerator: Accelerator, config: RunArguments, work_dir: Path, step: int) -> None:
@@ -104,7 +117,7 @@ def finish_trackers(accelerator: Accelerator) -> None:
     """End the trackers, and nothing else.
 
     `Accelerator.end_training` also destroys the process group. After DDP on gloo, a process was once seen to wait for
-    ever there or thereafter; the group ends with its process (`distributed_exit.leaving_together`).
+    ever there or thereafter; the group ends with its process (`distributed_exit.distributed_exit`).
     """
     for tracker in accelerator.trackers:
         tracker.finish()

@@ -152,7 +152,7 @@ def train(words: Sequence[str], rank: int, processes: int, port: int, log: Path 
     from deflect_hf.config.compose import parse_arguments
     from deflect_hf.config.run import RunArguments
     from deflect_hf.evaluation.tables import show_log
-    from deflect_hf.training.distributed_exit import leaving_together
+    from deflect_hf.training.distributed_exit import distributed_exit
     from deflect_hf.training.run import run
 
     multiprocessing.set_start_method("fork", force=True)  # of workers; inherited is the server, which outlives us
@@ -164,7 +164,7 @@ def train(words: Sequence[str], rank: int, processes: int, port: int, log: Path 
         os.environ.update({name: str(value) for name, value in here.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     show_log()
-    with leaving_together():
+    with distributed_exit():
         run(parse_arguments(RunArguments, "", list(words)))
 
 

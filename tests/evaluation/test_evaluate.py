@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deflect_hf.errors import DataError
-from deflect_hf.evaluation.evaluate import Protocol, evaluate, named, predict_logits, sliding_logits, window_offsets
-from deflect_hf.training.preemption import Interrupted
+from deflect_hf.evaluation.evaluate import (
+    Interrupted,
+    Protocol,
+    evaluate,
+    named,
+    predict_logits,
+    sliding_logits,
+    window_offsets,
+)
 
 IGNORE = -100
 PROTOCOL = Protocol(["a", "b"], IGNORE, window=8, convention="present")

@@ -13,10 +13,10 @@ from deflect_hf.config.run import AugmentationArguments, DatasetArguments, Encod
 from deflect_hf.data import build_transform
 from deflect_hf.data.transforms import RandomCrop
 from deflect_hf.errors import CheckpointError, ConfigError
-from deflect_hf.evaluation.evaluate import sliding_logits, window_offsets
+from deflect_hf.evaluation.evaluate import evaluation_window, sliding_logits, window_offsets
 from deflect_hf.models.encoders import chosen_gsd, pretraining_size, set_gsd, with_encoder_size
 from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
-from deflect_hf.training.build import evaluation_window, load_splits
+from deflect_hf.training.build import load_splits
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

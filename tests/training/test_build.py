@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.evaluation.evaluate import evaluation_window
 from deflect_hf.models.encoders import random_encoder, stored_normalisation
 from deflect_hf.training import build
 from deflect_hf.training.build import (
     base_statistics,
     count_labels,
-    evaluation_window,
     load_splits,
     whole_patches,
 )

@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_before_training_is_told_likewise(tmp_path: Path, mo
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
 
-    monkeypatch.setattr(encoders, "whole_folder", full)
+    monkeypatch.setattr(encoders, "atomic_dir", full)
     with pytest.raises(CheckpointError, match=r"no space is left on the disk\. Fix: free some"):
         train(tmp_path, "--epochs", "1")
 

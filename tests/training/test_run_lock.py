@@ -10,15 +10,15 @@ import pytest
 from accelerate import Accelerator
 
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.run_lock import only_run_in
+from deflect_hf.training.run_lock import run_lock
 
 # Holds the folder, as does a process that it forks, like the workers of a data loader, and that outlives it.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
 from accelerate import Accelerator
-from deflect_hf.training.run_lock import only_run_in
-with only_run_in(Path(sys.argv[1]), Accelerator(cpu=True)):
+from deflect_hf.training.run_lock import run_lock
+with run_lock(Path(sys.argv[1]), Accelerator(cpu=True)):
     if os.fork() == 0:
         os.close(1)
         time.sleep(30)
@@ -34,11 +34,11 @@ def test_a_second_run_is_refused_until_the_first_ends_however_it_ends(tmp_path: 
         try:
             assert holder.stdout is not None and holder.stdout.readline() == "held\n"
             message = r"one is in use: another run trains there at this moment\. Fix: wait"
-            with pytest.raises(ConfigError, match=message), only_run_in(work_dir, Accelerator(cpu=True)):
+            with pytest.raises(ConfigError, match=message), run_lock(work_dir, Accelerator(cpu=True)):
                 pytest.fail("two runs in one folder")
         finally:
             holder.kill()
-    with only_run_in(work_dir, Accelerator(cpu=True)):
+    with run_lock(work_dir, Accelerator(cpu=True)):
         pass
-    with only_run_in(work_dir, Accelerator(cpu=True)):  # and again in the same process
+    with run_lock(work_dir, Accelerator(cpu=True)):  # and again in the same process
         pass

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deflect_hf.errors import CheckpointError
-from deflect_hf.files import settle, whole_folder, write_text
+from deflect_hf.files import atomic_dir, recover, write_text
 from deflect_hf.training import states
 
 CPU = torch.device("cpu")
@@ -27,9 +27,9 @@ def write(work_dir: Path, step: int) -> Path:
 
 def test_what_was_there_stays_until_the_new_folder_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "best"
-    with whole_folder(target) as folder:
+    with atomic_dir(target) as folder:
         (folder / "file").write_text("old")
-    with pytest.raises(OSError, match="full"), whole_folder(target) as folder:
+    with pytest.raises(OSError, match="full"), atomic_dir(target) as folder:
         (folder / "file").write_text("new")
         raise OSError("full")
     assert [path.name for path in tmp_path.iterdir()] == ["best"] and (target / "file").read_text() == "old"
@@ -48,7 +48,7 @@ def test_a_killed_replacement_is_settled(left: tuple[str, ...], found: str | Non
     for name in left:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    settle(tmp_path / "best")
+    recover(tmp_path / "best")
     assert [path.name for path in tmp_path.iterdir()] == ([] if found is None else ["best"])
     if found is not None:
         assert (tmp_path / "best" / "file").read_text() == found

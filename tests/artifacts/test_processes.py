@@ -10,9 +10,9 @@ import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
+from deflect_hf.artifacts.processes import launcher_precision, make_accelerator
 from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.processes import launcher_precision, make_accelerator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -65,9 +65,9 @@ def test_shipped_launcher_files_are_ones_that_accelerate_and_the_training_take(p
 
 LEAVING = """
 import atexit, sys
-from deflect_hf.training.distributed_exit import leaving_together
+from deflect_hf.training.distributed_exit import distributed_exit
 atexit.register(print, "the interpreter's end")
-with leaving_together():
+with distributed_exit():
     print("done")
     if sys.argv[1] != "0":
         raise SystemExit(int(sys.argv[1])) if sys.argv[1] != "1" else OSError("broken")
@@ -77,8 +77,8 @@ with leaving_together():
 @pytest.mark.parametrize(("processes", "status"), [("2", 0), ("2", 143), ("2", 1), ("1", 2)])
 def test_several_processes_leave_without_the_interpreters_end(processes: str, status: int, tmp_path: Path) -> None:
     # the module itself, without the package, which imports torch
-    source = Path(sys.modules["deflect_hf"].__path__[0]) / "training" / "leaving.py"
-    script = LEAVING.replace("from deflect_hf.training.distributed_exit", "from leaving")
+    source = Path(sys.modules["deflect_hf"].__path__[0]) / "training" / "distributed_exit.py"
+    script = LEAVING.replace("from deflect_hf.training.distributed_exit", "from distributed_exit")
     environment = {"WORLD_SIZE": processes, "PYTHONPATH": str(source.parent)}
     done = subprocess.run(
         [sys.executable, "-c", script, str(status)], capture_output=True, text=True, env=environment, check=False

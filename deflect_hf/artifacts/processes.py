@@ -5,41 +5,33 @@ from __future__ import annotations
 import dataclasses
 import os
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs
 
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.training.trackers import EVENTS, require_trackers
 
 # For the others, while the first process publishes a model, say; NCCL's own 10 minutes are short for that.
 LONGEST_WAIT = timedelta(minutes=30)
 
 
-def make_accelerator(config: RunArguments, tracked: Path | None = None) -> Accelerator:
+def make_accelerator(config: RunArguments, **trackers: Any) -> Accelerator:
     """The processes, device and precision of the run.
 
     Args:
-        tracked: folder of a run whose trackers are to be told how it goes.
+        trackers: what accelerate is to know of them.
 
     Raises:
-        ConfigError: the machine cannot do the precision, a tracker is not installed, or the launcher asks for what
-            this training does not do.
+        ConfigError: the machine cannot do the precision, or the launcher asks for what this training does not do.
     """
     _refuse_launcher_accumulation()
     precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
     # Without being told so, accelerate does not see that it was launched as one of several processes on CPUs, and
     # each of them would train alone and write over the others.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    trackers: dict[str, Any] = {}
-    if tracked is not None:
-        require_trackers(config.tracker)
-        folders = ProjectConfiguration(project_dir=str(tracked), logging_dir=str(tracked / EVENTS))
-        trackers = {"log_with": list(config.tracker) or None, "project_config": folders}
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
