@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_package = postponed_package("deflect_hf")
     from deflect_hf.config.compose import parse_arguments
     from deflect_hf.config.run import EvaluateArguments
-    from deflect_hf.errors import user_errors
-    from deflect_hf.evaluation.tables import drop_table, score_table, show_log
+    from deflect_hf.errors import show_log, user_errors
+    from deflect_hf.evaluation.tables import drop_table, score_table
     from deflect_hf.inference import cli
     from deflect_hf.training.distributed_exit import distributed_exit
 

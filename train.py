@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from deflect_hf.config.combinations import refuse_idle_keys
     from deflect_hf.config.compose import parse_arguments
     from deflect_hf.config.run import RunArguments
-    from deflect_hf.errors import user_errors
-    from deflect_hf.evaluation.tables import METHOD_OPTIONS, results_text, show_log
+    from deflect_hf.errors import show_log, user_errors
+    from deflect_hf.evaluation.tables import METHOD_OPTIONS, results_text
     from deflect_hf.training.distributed_exit import distributed_exit
 
     with distributed_exit(), user_errors(words):

@@ -7,7 +7,10 @@ transformers, which catches ``ValueError``, keeps working. The command line prin
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -71,6 +74,22 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
             raise
         print(f"error: {error.filename}: {error.strerror}. Correct the path, or its rights.", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
+
+
+def show_log() -> None:
+    """Show the project's own log lines, of the first process only, and no progress bars but ours."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    # chips cut for training need no georeference
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")
+    # raised inside PEFT by a rename in transformers: nothing a user can do about it
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("deflect_hf")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 def _told(error: DeflectError) -> str:

@@ -6,8 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from deflect_hf.errors import ConfigError, listing, nearest, user_errors
-from deflect_hf.evaluation.tables import show_log
+from deflect_hf.errors import ConfigError, listing, nearest, show_log, user_errors
 
 COMMANDS = ("accuracy", "cost")
 

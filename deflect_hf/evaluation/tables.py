@@ -1,13 +1,10 @@
-"""What the entry scripts show: the options of the methods, log lines, tables of scores.
+"""What the entry scripts show: the options of the methods, tables of scores.
 
 Importing this file needs neither torch nor PEFT.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,22 +22,6 @@ METHOD_OPTIONS = """
 patch_embed: frozen shows the encoder its base bands; repeat and rgb+random all bands, through a patch embedding that is
 trained and starts as copies of the pretrained kernel, or with noise for the other bands.
 """
-
-
-def show_log() -> None:
-    """Show the project's own log lines, of the first process only, and no progress bars but ours."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    # chips cut for training need no georeference
-    warnings.filterwarnings("ignore", message="Dataset has no geotransform")
-    # raised inside PEFT by a rename in transformers: nothing a user can do about it
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("deflect_hf")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 def score_table(scores: Mapping[str, Any]) -> str:

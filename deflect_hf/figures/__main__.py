@@ -19,8 +19,7 @@ from pydantic import PositiveInt
 
 from deflect_hf.config.compose import Parser, parse_arguments
 from deflect_hf.config.data import ENCODER_SIZE, DatasetArguments
-from deflect_hf.errors import ConfigError, DataError, listing, user_errors
-from deflect_hf.evaluation.tables import show_log
+from deflect_hf.errors import ConfigError, DataError, listing, show_log, user_errors
 from deflect_hf.figures.curves import curves_figure
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 
 from deflect_hf.config.compose import Parser
 from deflect_hf.config.yaml import yaml_value
-from deflect_hf.errors import ConfigError, user_errors
-from deflect_hf.evaluation.tables import show_log
+from deflect_hf.errors import ConfigError, show_log, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING
 
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import PredictArguments
-from deflect_hf.errors import ConfigError, DataError, listing, user_errors
-from deflect_hf.evaluation.tables import show_log
+from deflect_hf.errors import ConfigError, DataError, listing, show_log, user_errors
 from deflect_hf.training.distributed_exit import distributed_exit
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.benchmark.flags import flag_parser, refuse_less
-from deflect_hf.errors import DeflectError
+from deflect_hf.errors import DeflectError, show_log
 from deflect_hf.files import PARTIAL, write_json
 from deflect_hf.training.states import FOLDER, TRAINED, states
 
@@ -151,7 +151,6 @@ def train(words: Sequence[str], rank: int, processes: int, port: int, log: Path 
     """One process of a training, as `accelerate launch` would start it."""
     from deflect_hf.config.compose import parse_arguments
     from deflect_hf.config.run import RunArguments
-    from deflect_hf.evaluation.tables import show_log
     from deflect_hf.training.distributed_exit import distributed_exit
     from deflect_hf.training.run import run
 
