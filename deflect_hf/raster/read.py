@@ -22,21 +22,7 @@ from rasterio.windows import Window
 
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster.header import PathLike, Quality, RasterInfo, file_bands
-from deflect_hf.raster.write import create_raster, write_raster
 from deflect_hf.spectral.selection import Sensor, match_bands
-
-__all__ = [
-    "OpenRaster",
-    "PathLike",
-    "Raster",
-    "create_raster",
-    "open_raster",
-    "overview_size",
-    "raster_info",
-    "read_mask",
-    "read_raster",
-    "write_raster",
-]
 
 Box = tuple[int, int, int, int]
 

@@ -22,7 +22,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation import metrics
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 
 CONF = Path(__file__).parents[1] / "conf" / "classification.yaml"
 

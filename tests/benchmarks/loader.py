@@ -28,7 +28,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import AugmentationArguments, DatasetArguments
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.order import Rank, training_loader
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from deflect_hf.artifacts.saved_model import save_model
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.errors import ConfigError, DeflectError
 from deflect_hf.raster.header import RasterInfo
-from deflect_hf.raster.read import create_raster
+from deflect_hf.raster.write import create_raster
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deflect_hf.errors import ConfigError
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 from tests.benchmarks import loader
 
 QUICK = ["--size", "tiny", "--batch_size", "2", "--images", "4", "--rounds", "2"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 
 BANDS = ("B", "G", "R", "N")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 
 # pixel size in metres -> wavelengths in the file names, in nm
 SATELLITES: Sequence[Mapping[int, Sequence[int]]] = (

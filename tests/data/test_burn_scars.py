@@ -22,7 +22,7 @@ from deflect_hf.data import burn_scars, load_dataset_splits
 from deflect_hf.data.burn_scars import held_out
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError, UnitError
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 from tests.data.replicas import write_burn_scars
 
 FIRST = "subsetted_512x512_HLS.S30.T10SGD.2018100.v1.4"

@@ -15,7 +15,8 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data import eurosat, load_dataset_splits
 from deflect_hf.data.eurosat import ARCHIVE_MD5, EUROSAT, IMAGES, REPO_ID, REVISION, SPLITS
 from deflect_hf.errors import DataError
-from deflect_hf.raster.read import read_raster, write_raster
+from deflect_hf.raster.read import read_raster
+from deflect_hf.raster.write import write_raster
 from tests.data.web import serving_hub
 
 # mean digital number of each band in the order of the files, B8A last

@@ -14,7 +14,8 @@ import torch
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data import load_dataset_splits
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
-from deflect_hf.raster.read import raster_info, read_mask, write_raster
+from deflect_hf.raster.read import raster_info, read_mask
+from deflect_hf.raster.write import write_raster
 from tests.data.conftest import BANDS, stored_image
 
 

@@ -15,7 +15,7 @@ from deflect_hf.data import load_dataset_splits
 from deflect_hf.data.dataset import ImageDataset
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 from tests.data.conftest import BANDS, stored_image
 from tests.data.test_folder import segments
 

@@ -21,7 +21,7 @@ from deflect_hf.data import load_dataset_splits
 from deflect_hf.data.mados import Scene
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 from tests.data.replicas import SATELLITES, write_lines, write_mados
 
 CODES = ["A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "S1", "S2"]

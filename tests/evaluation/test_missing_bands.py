@@ -17,7 +17,7 @@ from deflect_hf.data.synthetic import MEASURED
 from deflect_hf.errors import BandError, CheckpointError, ConfigError
 from deflect_hf.evaluation.report import report
 from deflect_hf.evaluation.tables import drop_table
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 from tests.training.test_run import ONE_EPOCH, losses, train
 
 OTHERS = ["A", "N", "S1", "S2"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 from tests.faults.fault import table
 from tests.faults.files import ADAPTER, HEADERS, JSONS, TENSORS, WEIGHTS, Change, bytes_, entries
 from tests.faults.inputs import BANDS, Place, Words, cut, digital_numbers, junk

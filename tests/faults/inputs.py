@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 
 BANDS = ("B", "G", "R", "N")
 SIDE = 16

@@ -16,7 +16,7 @@ import numpy as np
 import rasterio
 from PIL import Image
 
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 from tests.faults.fault import table
 from tests.faults.inputs import BANDS, SIDE, Place, Words, cut, digital_numbers, junk, mask_values
 

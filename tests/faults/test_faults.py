@@ -12,7 +12,7 @@ import torch
 
 from deflect_hf.data.order import Rank, epoch_batches
 from deflect_hf.errors import DataError, DeflectError
-from deflect_hf.raster.read import write_raster
+from deflect_hf.raster.write import write_raster
 from tests.faults.corpus import FAULTS
 from tests.faults.fault import Fault, complaints
 from tests.faults.inputs import BANDS, Place, Valid, cut, digital_numbers, main_of

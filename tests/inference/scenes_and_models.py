@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.raster.header import RasterInfo
-from deflect_hf.raster.read import create_raster
+from deflect_hf.raster.write import create_raster
 
 BANDS = ["R", "G", "N"]
 PATCH = 8

@@ -25,7 +25,8 @@ from deflect_hf.inference import cli
 from deflect_hf.inference.report import measure, write_report
 from deflect_hf.raster.georeference import pixel_areas
 from deflect_hf.raster.maps import SQUARE
-from deflect_hf.raster.read import raster_info, write_raster
+from deflect_hf.raster.read import raster_info
+from deflect_hf.raster.write import write_raster
 from tests.inference.browser import asked, find_browser, rendered
 from tests.inference.folders import ALL_BANDS, encoder_folder, result_folder
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster.header import Quality
-from deflect_hf.raster.read import create_raster, overview_size, raster_info, read_mask, read_raster, write_raster
+from deflect_hf.raster.read import overview_size, raster_info, read_mask, read_raster
+from deflect_hf.raster.write import create_raster, write_raster
 from deflect_hf.spectral.sensors import get_sensor
 
 VALUES = np.arange(4 * 6 * 8, dtype=np.int16).reshape(4, 6, 8)
