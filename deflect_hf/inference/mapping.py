@@ -22,9 +22,9 @@ from deflect_hf.config.inference import SceneArguments
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
 from deflect_hf.figures import class_colours
 from deflect_hf.inference.memory import give_back
-from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.scenes import Scene, cut
 from deflect_hf.inference.spool import Part, Spool, plan_parts
+from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.inference.windows import SceneWindows
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.maps import MapLayout, Square, job_of_map, sidecar, write_map
@@ -42,7 +42,7 @@ STEPS = 250  # probability 1.0 in uint8: steps of 0.004
 
 
 def predict_raster(
-    predictor: Predictor,
+    predictor: TrainedModel,
     source: Path,
     target: Path,
     arguments: SceneArguments,
@@ -85,14 +85,14 @@ def predict_raster(
         together(processes, lambda: _assemble(spool, parts, layout, info, target, arguments), main_only=True)
 
 
-def windows_of(file: OpenRaster, predictor: Predictor, arguments: SceneArguments) -> SceneWindows:
+def windows_of(file: OpenRaster, predictor: TrainedModel, arguments: SceneArguments) -> SceneWindows:
     """The windows of an open image."""
     scene = Scene.of(file, predictor.processor, arguments)
     rows, columns = cut(predictor, scene.info, arguments)
     return SceneWindows(scene, predictor, rows, columns, arguments.batch_size)
 
 
-def refuse(predictor: Predictor, source: Path, target: Path, arguments: SceneArguments) -> bool:
+def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: SceneArguments) -> bool:
     """Refuse what cannot become a map; whether the map is there and is what the same command would write again."""
     if predictor.task != "segmentation":
         raise UnsupportedOperationError(

@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.run import RunArguments
-from deflect_hf.data.processor import Image, MultispectralImageProcessor
-from deflect_hf.errors import DataError, UnsupportedOperationError
-from deflect_hf.evaluation.evaluate import evaluation_window, predict_logits
+from deflect_hf.data.processor import Image
+from deflect_hf.errors import UnsupportedOperationError
+from deflect_hf.evaluation.evaluate import evaluation_window
+from deflect_hf.inference.mapping import predict_raster
+from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.methods import task_model
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """A trained model, and how images are to be read for it.
-
-    Attributes:
-        model: in evaluation mode, on ``device``; (B, C, H, W) reflectance -> ``.logits``.
-        processor: stored values -> reflectance, as in training.
-        task: ``"classification"`` or ``"segmentation"``.
-        classes: their names, in the order of the probabilities.
-        window: larger images go through sliding windows of this side in pixels (of ``pixel_values``), as in
-            evaluation; None: images are taken whole.
-        device: where the model lies.
-        precision: of mixed precision, None for float32.
+class Predictor(TrainedModel):
+    """A trained model, and how images are to be read for it; see :class:`TrainedModel` for what it takes.
 
     Example:
-        >>> predictor = Predictor.from_folder("work-dir/RUN")
+        >>> predictor = Predictor.from_folder("work-dir/RUN")  # or Predictor(model, processor) after any training loop
         >>> predictor(stored_values, source_bands=["B", "G", "R", "N"])  # (1, K) or (1, K, H, W) probabilities
+        >>> predictor.predict_raster("scene.tif", "map.tif")
     """
-
-    model: nn.Module
-    processor: MultispectralImageProcessor
-    task: str
-    classes: tuple[str, ...]
-    window: int | None
-    device: torch.device
-    precision: torch.dtype | None = None
 
     @classmethod
     def from_folder(
@@ -54,7 +37,7 @@ class Predictor:
         *,
         encoder: str | PreTrainedModel | None = None,
         device: str | torch.device | None = None,
-    ) -> Predictor:
+    ) -> Self:
         """Load a run's folder, or its ``best/`` folder.
 
         Args:
@@ -77,7 +60,7 @@ class Predictor:
         *,
         encoder: str | PreTrainedModel | None = None,
         device: str | torch.device | None = None,
-    ) -> Predictor:
+    ) -> Self:
         """As :meth:`from_folder`, for a result folder whose configuration is read already."""
         model = checkpoints.load_model(found, config, encoder)
         settings = task_model(model).config
@@ -86,17 +69,16 @@ class Predictor:
                 f"{found}: the model's problem_type is {settings.problem_type!r}, but only models that give one class "
                 "per image or pixel predict. Fix: call the model itself, on processor(images)['pixel_values']."
             )
-        processor = checkpoints.load_processor(found, model)
         place = torch.device(device) if device is not None else default_device()
         task = "classification" if settings.model_type == "deflect_image_classification" else "segmentation"
         return cls(
-            model=model.to(place),
-            processor=processor,
+            model,
+            checkpoints.load_processor(found, model),
             task=task,
-            classes=tuple(settings.id2label[number] for number in range(settings.num_labels)),
             window=evaluation_window(config, task),
             device=place,
             precision=_precision(config, place),
+            class_values=config.dataset.class_values if config.dataset is not None else None,
         )
 
     def __call__(
@@ -142,43 +124,7 @@ class Predictor:
         Raises:
             DeflectError: see :func:`~deflect_hf.inference.mapping.predict_raster`.
         """
-        from deflect_hf.config.inference import SceneArguments
-        from deflect_hf.inference.mapping import predict_raster  # needs this module
-
         predict_raster(self, Path(source), Path(target), SceneArguments(**options))
-
-    @torch.no_grad()
-    def logits(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``.
-
-        Raises:
-            DataError: values so large that the model's computation overflows.
-        """
-        with self.autocast():
-            logits = predict_logits(self.model, pixel_values.to(self.device), self.window)
-        refuse_overflow(logits, pixel_values, "the images", "set to NaN, or by `valid`, what is no measurement.")
-        return logits
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision to run the model in."""
-        if self.precision is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
-
-
-def refuse_overflow(logits: Tensor, pixel_values: Tensor, where: str, fix: str) -> None:
-    """Refuse logits that are no numbers, which would pass for those of pixels that were not measured.
-
-    Raises:
-        DataError: naming the smallest and the largest of the values.
-    """
-    if bool(logits.isfinite().all()):
-        return
-    known = torch.where(pixel_values.isfinite(), pixel_values, 0.0)
-    raise DataError(
-        f"{where}: the model's computation overflows on values from {known.min():.9g} to {known.max():.9g} (after "
-        f"scale and offset): {fix}"  # 9 digits are a whole float32, to be given as a fill value
-    )
 
 
 def default_device() -> torch.device:

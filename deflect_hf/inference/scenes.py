@@ -18,8 +18,8 @@ from deflect_hf.data.contract import check_reflectance
 from deflect_hf.data.folder_reader import FolderReader, settle_reader
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError
-from deflect_hf.inference.predictor import Predictor
 from deflect_hf.inference.tiling import Axis
+from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.methods import task_model
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.raster.georeference import pixel_areas
@@ -139,7 +139,7 @@ def _ground_m(info: RasterInfo) -> float | None:
     return None if areas is None else float(np.sqrt(np.median(areas)))
 
 
-def window_size(predictor: Predictor, side: int | None) -> tuple[int, int]:
+def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
     """Height and width of the windows in stored pixels: as asked, else what the model was trained on.
 
     Raises:
@@ -172,7 +172,7 @@ def window_size(predictor: Predictor, side: int | None) -> tuple[int, int]:
     return height, width
 
 
-def cut(predictor: Predictor, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis]:
+def cut(predictor: TrainedModel, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis]:
     """The windows along rows and columns. A scene smaller than a window is one, filled up to whole patches."""
     axes = []
     sizes, patches = window_size(predictor, arguments.window), task_model(predictor.model).config.patch_size

@@ -21,11 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deflect_hf.data.processor import resize
-from deflect_hf.evaluation.evaluate import predict_logits
-from deflect_hf.inference.predictor import Predictor, refuse_overflow
 from deflect_hf.inference.scenes import Scene
 from deflect_hf.inference.spool import Part
 from deflect_hf.inference.tiling import Axis
+from deflect_hf.inference.trained import TrainedModel, refuse_overflow
 from deflect_hf.raster.maps import SQUARE
 
 Item = TypeVar("Item")
@@ -132,7 +131,7 @@ class SceneWindows:
     """The windows of a scene and the model that predicts them."""
 
     scene: Scene
-    predictor: Predictor
+    predictor: TrainedModel
     rows: Axis
     columns: Axis
     batch_size: int
@@ -238,16 +237,13 @@ class SceneWindows:
             piece = logits[:, start - offset : end - offset, left - first : right - first]
             band.sums[:, : end - start, left - band.left : right - band.left].addcmul_(piece, weight)
 
-    @torch.no_grad()
     def logits(self, pixel_values: Tensor) -> Tensor:
         """(B, C, h, w) reflectance, resized if the model wants it so -> (B, K, height, width) logits of the windows.
 
         Raises:
             DataError: values so large that the model's computation overflows.
         """
-        window = None if self._size is None else self.predictor.window
-        with self.predictor.autocast():
-            logits = predict_logits(self.predictor.model, pixel_values.to(self.predictor.device), window)
+        logits = self.predictor.forward(pixel_values, None if self._size is None else self.predictor.window)
         fix = "say which stored values are no measurement (--nodata, --qa_band)."
         refuse_overflow(logits, pixel_values, self.scene.info.path, fix)
         if self._size is None:

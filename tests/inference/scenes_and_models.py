@@ -78,12 +78,7 @@ def predictor_of(model: nn.Module, **processor: Any) -> Predictor:
     """A predictor of two classes."""
     options: dict[str, Any] = {"scale": 1e-4, "source_bands": BANDS, "gsd_m": 20.0, **processor}
     return Predictor(
-        model=model.eval(),
-        processor=MultispectralImageProcessor(BANDS, **options),
-        task="segmentation",
-        classes=("land", "water"),
-        window=None,
-        device=torch.device("cpu"),
+        model, MultispectralImageProcessor(BANDS, **options), task="segmentation", classes=("land", "water")
     )
 
 

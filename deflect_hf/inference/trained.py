@@ -1,0 +1,115 @@
+"""A trained model and how images are read for it: what windows over a scene need, and nothing that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deflect_hf.data.processor import MultispectralImageProcessor
+from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.evaluation.evaluate import predict_logits
+from deflect_hf.methods import task_model
+
+
+class TrainedModel:
+    """(B, C, H, W) reflectance -> logits, for a model of any training loop.
+
+    Args:
+        model: called with ``pixel_values``; gives ``.logits`` or the logits themselves, (B, K) or (B, K, h, w). It is
+            put into evaluation mode.
+        processor: stored values -> reflectance, as in training.
+        task: ``"classification"`` or ``"segmentation"``; None: as the model's configuration says.
+        classes: their names, in the order of the logits; None: as the model's configuration says.
+        window: larger images go through sliding windows of this side in pixels (of ``pixel_values``), as in
+            evaluation; None: images are taken whole.
+        device: where to predict; None: where the model lies.
+        precision: of mixed precision, None for float32.
+        class_values: what the training masks stored for each class, where that was not its number.
+
+    Raises:
+        ConfigError: neither the model nor an argument says what the task and the classes are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: MultispectralImageProcessor,
+        *,
+        task: str | None = None,
+        classes: Sequence[str] | None = None,
+        window: int | None = None,
+        device: str | torch.device | None = None,
+        precision: torch.dtype | None = None,
+        class_values: Sequence[int] | None = None,
+    ) -> None:
+        settings = getattr(task_model(model), "config", None)
+        if task is None:
+            kind = f"{getattr(settings, 'model_type', '')} {type(task_model(model)).__name__}".lower().replace("_", "")
+            task = next((name for name in ("classification", "segmentation") if name in kind), None)
+        names = getattr(settings, "id2label", None) if classes is None else dict(enumerate(classes))
+        if task not in ("classification", "segmentation") or not names:
+            raise ConfigError(
+                f"The {type(model).__name__} does not say what it predicts: give task='segmentation' or "
+                "'classification', and classes=[...], their names in the order of the logits."
+            )
+        parameter = next(model.parameters(), None)
+        found = parameter.device if parameter is not None else torch.device("cpu")
+        self.device = torch.device(device) if device is not None else found
+        self.model = model.to(self.device).eval()
+        self.processor = processor
+        self.task = task
+        self.classes = tuple(names[number] for number in range(len(names)))
+        self.window = window
+        self.precision = precision
+        self.class_values = None if class_values is None else tuple(class_values)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: Tensor, window: int | None) -> Tensor:
+        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``, larger images in windows."""
+        with self.autocast():
+            return predict_logits(self._outputs, pixel_values.to(self.device), window)  # type: ignore[arg-type]
+
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``.
+
+        Raises:
+            DataError: values so large that the model's computation overflows.
+        """
+        logits = self.forward(pixel_values, self.window)
+        refuse_overflow(logits, pixel_values, "the images", "set to NaN, or by `valid`, what is no measurement.")
+        return logits
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision to run the model in."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+    def _outputs(self, pixel_values: Tensor) -> Any:
+        """(B, C, H, W) reflectance -> ``.logits`` (B, K) or (B, K, H, W); a coarser map is brought to the pixels."""
+        outputs = self.model(pixel_values)
+        logits = outputs if isinstance(outputs, Tensor) else outputs.logits
+        if logits.ndim == 4 and logits.shape[-2:] != pixel_values.shape[-2:]:
+            logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+        return SimpleNamespace(logits=logits)
+
+
+def refuse_overflow(logits: Tensor, pixel_values: Tensor, where: str, fix: str) -> None:
+    """Refuse logits that are no numbers, which would pass for those of pixels that were not measured.
+
+    Raises:
+        DataError: naming the smallest and the largest of the values.
+    """
+    if bool(logits.isfinite().all()):
+        return
+    known = torch.where(pixel_values.isfinite(), pixel_values, 0.0)
+    raise DataError(
+        f"{where}: the model's computation overflows on values from {known.min():.9g} to {known.max():.9g} (after "
+        f"scale and offset): {fix}"  # 9 digits are a whole float32, to be given as a fill value
+    )
