@@ -1,4 +1,4 @@
-"""What each method costs: time, memory, file size and energy, as ratios from one run.
+"""What each method costs: time, memory and file size, as ratios from one run.
 
 Rows are measured in turns, round after round, so that a change of the machine's load falls on all of them alike; the
 fastest round is printed, as whatever else a machine does only adds to a time. On one CPU thread, times are those of the
@@ -23,12 +23,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from deflect_hf.benchmark.cost_table import as_markdown
 from deflect_hf.benchmark.flags import flag_parser, refuse_cut_patches, refuse_less, report
 from deflect_hf.benchmark.meters import (
     allocated,
     bytes_of,
-    energy_of,
     file_bytes,
     processor_seconds,
     saved_for_backward,
@@ -36,7 +34,6 @@ from deflect_hf.benchmark.meters import (
     spectral_peak,
     timed,
 )
-from deflect_hf.benchmark.resources import gpu_counters, processor_counters
 from deflect_hf.benchmark.rows import Row, file_name
 from deflect_hf.config.data import AugmentationArguments
 from deflect_hf.errors import ConfigError
@@ -51,13 +48,17 @@ if TYPE_CHECKING:
 BANDS = ("A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "WV", "S1", "S2")
 # width, blocks, heads of ViT models
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+COLUMNS = (
+    *("method", "encoder parameters", "step time", "inference time", "peak memory", "mean memory"),
+    *("saved activations", "file", "spectral input / inference", "its peak memory / images"),
+)
 # Graphs that torch.compile may keep of one function: two of each row, for training and for inference.
 GRAPHS = 64
 
 
 @dataclasses.dataclass
 class Cost:
-    """Measurements of one row; seconds, joules and bytes of one batch."""
+    """Measurements of one row; seconds and bytes of one batch."""
 
     row: str
     encoder_trainable: int
@@ -65,7 +66,6 @@ class Cost:
     step_seconds: list[float] = dataclasses.field(default_factory=list)
     inference_seconds: list[float] = dataclasses.field(default_factory=list)
     input_seconds: list[float] = dataclasses.field(default_factory=list)
-    step_joules: list[float] = dataclasses.field(default_factory=list)
     saved_bytes: int = 0
     file_bytes: int = 0
     input_bytes: int | None = None
@@ -115,18 +115,15 @@ class Subject:
         held = bytes_of([*model.parameters(), *model.buffers(), *states, self.pixels])
         cost.peak_bytes, cost.mean_bytes = held + peak, held + mean
 
-    def measure_times(self, counters: list[Any]) -> None:
+    def measure_times(self) -> None:
         """One round."""
-        cuda = self.pixels.is_cuda
         gc.collect()
 
         def seconds(call: Any) -> float:
-            return timed(call, cuda) if wall_clock(self.pixels.device) else processor_seconds(call)
+            wall = wall_clock(self.pixels.device)
+            return timed(call, self.pixels.is_cuda) if wall else processor_seconds(call)
 
-        took, joules = energy_of(lambda: seconds(self.step), counters)
-        self.cost.step_seconds.append(took)
-        if counters:
-            self.cost.step_joules.append(joules)
+        self.cost.step_seconds.append(seconds(self.step))
         self.cost.inference_seconds.append(seconds(self.infer))
         if spectral_inputs(self.plain):
             self.cost.input_seconds.append(seconds(self.read))
@@ -142,21 +139,18 @@ def main(argv: Sequence[str]) -> None:
     own = parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels = torch.rand(own.batch_size, len(BANDS), own.image_size, own.image_size, device=device) * 0.4
-    counters = [*processor_counters(), *gpu_counters()]
     with tempfile.TemporaryDirectory() as folder, many_graphs() if own.compile else contextlib.nullcontext():
         subjects = [subject for text in own.rows for subject in subjects_of(text, own, pixels, Path(folder))]
         for subject in subjects:
             subject.infer()
         for _ in range(own.rounds):
             for subject in subjects:
-                subject.measure_times(counters)
+                subject.measure_times()
     costs = [subject.cost for subject in subjects]
     (own.output / "rows").mkdir(parents=True, exist_ok=True)
     for cost in costs:
         write_json(own.output / "rows" / f"{file_name(cost.row)}.json", dataclasses.asdict(cost))
-    report(
-        own.output, "cost", [dataclasses.asdict(cost) for cost in costs], as_markdown(costs, own, device, len(BANDS))
-    )
+    report(own.output, "cost", [dataclasses.asdict(cost) for cost in costs], as_markdown(costs, own, device))
 
 
 def many_graphs() -> Any:
@@ -178,7 +172,7 @@ def subjects_of(text: str, own: argparse.Namespace, pixels: torch.Tensor, folder
     if own.compile:
         compiled = Subject(f"{text}, compiled", model, pixels)
         compiled.cost = dataclasses.replace(subjects[0].cost, row=compiled.cost.row, peak_bytes=None, mean_bytes=None)
-        for name in ("step_seconds", "inference_seconds", "input_seconds", "step_joules"):
+        for name in ("step_seconds", "inference_seconds", "input_seconds"):
             setattr(compiled.cost, name, [])
         compiled.model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
         compiled.step()
@@ -248,3 +242,45 @@ def build(row: Row, own: argparse.Namespace) -> nn.Module:
     encoder = make_vit(own.size, (own.image_size, own.image_size), own.patch_size)
     model = EncoderForImageClassification.from_encoder(encoder, num_labels=10)
     return row.adapt(model, BANDS)
+
+
+def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.device) -> str:
+    """One line per row; times and memory as ratios to the reference, whose own values stand below."""
+    reference = next(cost for cost in costs if cost.row == own.reference)
+    images = 4 * own.batch_size * len(BANDS) * own.image_size**2  # bytes
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    lines += [f"| {' | '.join(_cells(cost, reference, images))} |" for cost in costs]
+    threads = torch.get_num_threads()
+    clock = "wall time" if wall_clock(device) else "processor time"
+    lines.append(
+        f"\nViT-{own.size}, patch {own.patch_size}, {own.image_size} px, {len(BANDS)} bands, batch {own.batch_size}, "
+        f"float32, {device.type}, {threads} thread(s), {clock}, fastest of {len(reference.step_seconds)} rounds. "
+        f"Ratios to {reference.row}: step {min(reference.step_seconds) * 1e3:.0f} ms, inference "
+        f"{min(reference.inference_seconds) * 1e3:.0f} ms, peak memory of a step "
+        f"{(reference.peak_bytes or 0) / 1e6:.0f} MB, mean {(reference.mean_bytes or 0) / 1e6:.0f} MB, saved "
+        f"activations {reference.saved_bytes / 1e6:.1f} MB."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _cells(cost: Cost, reference: Cost, images: int) -> list[str]:
+    def ratio(values: Sequence[float], to: Sequence[float]) -> str:
+        return f"{min(values) / min(to):.2f}"
+
+    def of(value: int | None, to: int | None) -> str:
+        return f"{value / max(to, 1):.2f}" if value is not None and to is not None else "not measured"
+
+    inference = min(cost.inference_seconds)
+    share = f"{100 * min(cost.input_seconds) / inference:.1f} %" if cost.input_seconds else "none"
+    return [
+        cost.row,
+        f"{cost.encoder_trainable:,} ({100 * cost.encoder_trainable / cost.encoder_total:.2f} %)",
+        ratio(cost.step_seconds, reference.step_seconds),
+        ratio(cost.inference_seconds, reference.inference_seconds),
+        of(cost.peak_bytes, reference.peak_bytes),
+        of(cost.mean_bytes, reference.mean_bytes),
+        of(cost.saved_bytes, reference.saved_bytes),
+        f"{cost.file_bytes / 1e6:.2f} MB",
+        share,
+        "none" if cost.input_bytes is None else f"{cost.input_bytes / images:.2f}",
+    ]

@@ -1,4 +1,4 @@
-"""What one call takes: time, memory, energy, and what its backward pass keeps."""
+"""What one call takes: time, memory, and what its backward pass keeps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import nn
-
-from deflect_hf.benchmark.resources import Counter
 
 
 def timed(call: Any, cuda: bool) -> float:
@@ -29,20 +27,6 @@ def processor_seconds(call: Callable[[], object]) -> float:
     start = time.process_time()
     call()
     return time.process_time() - start
-
-
-def energy_of(call: Callable[[], float], counters: Iterable[Counter]) -> tuple[float, float]:
-    """What ``call`` returns, and the joules that all of the counted processors took meanwhile."""
-    used = list(counters)
-
-    def joules() -> float:
-        for counter in used:
-            counter.read()
-        return sum(counter.joules for counter in used)
-
-    before = joules()
-    result = call()
-    return result, joules() - before
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:

@@ -14,7 +14,6 @@ import torch
 from filelock import FileLock
 
 from deflect_hf.benchmark import accuracy, cost, meters
-from deflect_hf.benchmark.resources import Counter
 from deflect_hf.benchmark.results import RunFiles
 from deflect_hf.benchmark.rows import Row
 from deflect_hf.benchmark.summary import score
@@ -225,14 +224,6 @@ def test_memory_of_a_call_is_its_peak_and_its_mean():
 
     peak, mean = meters.allocated(call, cuda=False)
     assert peak == pytest.approx(8e6, rel=0.01) and 4e6 <= mean < 6.5e6
-
-
-def test_energy_is_what_the_counters_say_of_the_call_alone():
-    units = [100]
-    counters = [Counter(lambda: units[0], joules_per_unit=0.5) for _ in range(2)]
-    units[0] = 150  # before the call
-    assert meters.energy_of(lambda: units.append(units.pop() + 8) or 3.0, counters) == (3.0, 8.0)
-    assert meters.energy_of(lambda: 3.0, []) == (3.0, 0)
 
 
 @pytest.mark.parametrize("indices", ["null", "default", "all"])
