@@ -36,44 +36,32 @@ class DatasetFigureArguments:
     dataset: DatasetArguments = field(default_factory=DatasetArguments)
 
 
-def draw_dataset(argv: Sequence[str]) -> list[Path]:
-    """Sample sheets and band statistics of one split; a size that only an encoder would tell is left as stored.
-
-    Raises:
-        DeflectError: the data set cannot be read.
-    """
+def draw_dataset(words: Sequence[str]) -> list[Path]:
+    """Sample sheets and band statistics of one split; a size that only an encoder would tell is left as stored."""
     description = "Sample sheets, band histograms and class counts of a data set."
-    arguments = parse_arguments(DatasetFigureArguments, description, argv)
+    arguments = parse_arguments(DatasetFigureArguments, description, words)
     from deflect_hf.data import load_dataset_splits
     from deflect_hf.figures.samples import sample_sheets
     from deflect_hf.figures.statistics import statistics_figure
 
-    dataset = arguments.dataset
+    dataset, split, folder = arguments.dataset, arguments.split, Path(arguments.output)
     if dataset.image_size == ENCODER_SIZE:
         dataset = dataclasses.replace(dataset, image_size=None)
     splits = load_dataset_splits(dataset)
-    if arguments.split not in splits:
-        raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
-    images, folder = splits[arguments.split], Path(arguments.output)
-    title = f"{Path(dataset.root).name if dataset.root else dataset.name}, {arguments.split}"
-    statistics = folder / f"statistics_{arguments.split}.png"
-    return [
-        *sample_sheets(folder, images, arguments.split, title, arguments.samples),
-        statistics_figure(statistics, images, title, arguments.images),
-    ]
+    if split not in splits:
+        raise DataError(f"the data set has no split {split!r}, only {listing(splits)}: give --split.")
+    title = f"{Path(dataset.root).name if dataset.root else dataset.name}, {split}"
+    sheets = sample_sheets(folder, splits[split], split, title, arguments.samples)
+    return [*sheets, statistics_figure(folder / f"statistics_{split}.png", splits[split], title, arguments.images)]
 
 
-def draw_curves(argv: Sequence[str]) -> list[Path]:
-    """Learning curves of one or several runs.
-
-    Raises:
-        DeflectError: a folder is no run.
-    """
+def draw_curves(words: Sequence[str]) -> list[Path]:
+    """Learning curves of one or several runs."""
     parser = Parser(prog="python -m deflect_hf.figures curves", description="Learning curves of runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, with log.jsonl")
     parser.add_argument("--output", default="curves.png", help="the picture [curves.png]")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(words)
     return [curves_figure(Path(arguments.output), [Path(run) for run in arguments.runs])]
 
 

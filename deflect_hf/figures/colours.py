@@ -56,19 +56,13 @@ def composite(pixel_values: Array, bands: Sequence[str], shown: Sequence[str]) -
     return np.where(finite.all(axis=0), scaled, 0.75).transpose(1, 2, 0)
 
 
-def false_colour_bands(bands: Sequence[str]) -> tuple[str, ...] | None:
-    """The false-colour composite these bands allow, or None."""
-    return next((shown for shown in FALSE_COLOURS if set(shown) <= set(bands)), None)
-
-
 def composites_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """What is drawn of images with these bands: title -> three bands; the first band in grey if they allow nothing."""
-    found: dict[str, tuple[str, ...]] = {}
-    if set(TRUE_COLOUR) <= set(bands):
-        found[f"true colour {'/'.join(TRUE_COLOUR)}"] = TRUE_COLOUR
-    false = false_colour_bands(bands)
-    if false is not None:
-        found[f"false colour {'/'.join(false)}"] = false
+    found = {
+        f"{kind} colour {'/'.join(shown)}": shown
+        for kind, choices in (("true", (TRUE_COLOUR,)), ("false", FALSE_COLOURS))
+        for shown in [choice for choice in choices if set(choice) <= set(bands)][:1]
+    }
     return found or {f"band {bands[0]}": (bands[0],) * 3}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,25 +31,16 @@ SMOOTHED_FROM = 40  # lines of the log
 WINDOW_SHARE = 20
 
 
-@dataclass(frozen=True)
-class Curves:
-    """One run: its name, (N, 2) steps and values by key, and the step of its best checkpoint."""
-
-    name: str
-    values: dict[str, Array]
-    best_step: int | None
-
-
-def read_curves(run: Path) -> Curves:
-    """What a run's folder tells of its course.
+def read_curves(run: Path) -> tuple[dict[str, Array], int | None]:
+    """(N, 2) steps and values by key of a run's log, and the step of its best checkpoint where its results say it.
 
     Raises:
-        DataError: it has no log, an empty or a broken one.
+        DataError: the folder has no log, an empty or a broken one.
     """
     path = run / LOG
+    found: dict[str, list[tuple[int, float]]] = {}
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found: dict[str, list[tuple[int, float]]] = {}
         for line in lines:
             numbers = {**line, **{f"val.{name}": value for name, value in line.get("val", {}).items()}}
             for _, key in PANELS:
@@ -62,17 +52,12 @@ def read_curves(run: Path) -> Curves:
         raise DataError(f"{path}: is no log of a run: {error!r}.") from error
     if not found:
         raise DataError(f"{path}: the run has not logged anything yet.")
-    values = {key: np.array(pairs, dtype=float) for key, pairs in found.items()}
-    return Curves(run.resolve().name, values, _best_step(run, lines))
-
-
-def _best_step(run: Path, lines: Sequence[dict[str, Any]]) -> int | None:
-    """None where the run's results do not say."""
     try:
         epoch = json.loads((run / "best" / "results.json").read_text(encoding="utf-8"))["best_epoch"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return next((int(line["step"]) for line in lines if "val" in line and line.get("epoch") == epoch), None)
+        epoch = None
+    best = next((int(line["step"]) for line in lines if "val" in line and line.get("epoch") == epoch), None)
+    return {key: np.array(pairs, dtype=float) for key, pairs in found.items()}, best
 
 
 def curves_figure(path: Path, runs: Sequence[Path]) -> Path:
@@ -81,17 +66,19 @@ def curves_figure(path: Path, runs: Sequence[Path]) -> Path:
     Raises:
         DataError: a folder holds no log.
     """
-    curves = _distinct([read_curves(run) for run in runs], runs)
+    curves = [read_curves(run) for run in runs]
+    names = [run.resolve().name for run in runs]
+    names = [str(run) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
     # margins by hand: finding them takes longer than everything else
     legend_inches = 0.25 + 0.2 * -(-len(curves) // 3)
     height = 5.6 + legend_inches
     figure = new_figure(11, height, layout="none")
     axes = figure.subplots(2, 3, sharex=True)
     for axis, (title, key) in zip(axes.flat, PANELS, strict=True):
-        for number, one in enumerate(curves):
-            colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
-            if key in one.values:
-                _draw(axis, one, key, colour, style)
+        for number, (name, (values, best)) in enumerate(zip(names, curves, strict=True)):
+            if key in values:
+                style = STYLES[number // len(COLOURS) % len(STYLES)]
+                _draw(axis, key, values[key], best, color=COLOURS[number % len(COLOURS)], linestyle=style, label=name)
         plain(axis).set_title(title, fontsize=10)
         axis.margins(y=0.1)
         if key == "lr":
@@ -100,34 +87,25 @@ def curves_figure(path: Path, runs: Sequence[Path]) -> Path:
             axis.yaxis.get_offset_text().set_fontsize(8)
     for axis in axes[1]:
         axis.set_xlabel("optimizer steps", fontsize=9)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower center", ncols=min(3, len(curves)), fontsize=8, frameon=False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(3, len(curves)), fontsize=8, frameon=False)
     figure.subplots_adjust(0.06, (legend_inches + 0.5) / height, 0.985, 1 - 0.35 / height, wspace=0.24, hspace=0.2)
     return save(figure, path)
 
 
-def _draw(axis: Axes, one: Curves, key: str, colour: str, style: str) -> None:
-    steps, values = one.values[key].T
+def _draw(axis: Axes, key: str, points: Array, best_step: int | None, color: str, **line: Any) -> None:
+    steps, values = points.T
     marker: dict[str, Any] = {"marker": "o", "markersize": 3} if key.startswith("val.") else {}
     if key == "loss" and len(values) >= SMOOTHED_FROM:
-        axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.35)
-        values = _running_mean(values, max(3, len(values) // WINDOW_SHARE))
-    axis.plot(steps, values, color=colour, linestyle=style, linewidth=1.5, label=one.name, **marker)
-    if key.startswith("val.") and one.best_step is not None:
-        best = steps == one.best_step
-        axis.plot(steps[best], values[best], marker="*", markersize=11, color=colour, markeredgecolor="black", zorder=5)
+        axis.plot(steps, values, color=color, linewidth=0.6, alpha=0.35)
+        values = running_mean(values, max(3, len(values) // WINDOW_SHARE))
+    axis.plot(steps, values, color=color, linewidth=1.5, **line, **marker)
+    if key.startswith("val.") and best_step is not None:
+        best = steps == best_step
+        axis.plot(steps[best], values[best], marker="*", markersize=11, color=color, markeredgecolor="black", zorder=5)
 
 
-def _running_mean(values: Array, window: int) -> Array:
+def running_mean(values: Array, window: int) -> Array:
     """Mean over ``window`` values around each, fewer at the ends."""
     kernel = np.ones(window)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
-
-
-def _distinct(curves: Sequence[Curves], runs: Sequence[Path]) -> list[Curves]:
-    """The same with longer names where folders of different runs are called the same."""
-    names = [one.name for one in curves]
-    return [
-        Curves(str(run) if names.count(one.name) > 1 else one.name, one.values, one.best_step)
-        for one, run in zip(curves, runs, strict=True)
-    ]

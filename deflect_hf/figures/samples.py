@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from deflect_hf.figures.canvas import class_legend, new_figure, save
 from deflect_hf.figures.colours import Array, composite, composites_of, paint
+from deflect_hf.figures.statistics import spread
 from deflect_hf.spectral.bands import Unit
 from deflect_hf.spectral.formulas import bands_of, parse
 from deflect_hf.spectral.indices import compile_formula, select_indices
@@ -43,12 +43,9 @@ def sample_sheets(folder: Path, images: ImageDataset, split: str, title: str, co
     ``title`` says what they are. A mask is drawn in the colours of the legend; the class of a whole image stands
     beside it.
     """
-    chosen = np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
-    starts = range(0, len(chosen), ROWS)
-    return [
-        _sheet(folder / f"samples_{split}_{number:02d}.png", images, title, chosen[start : start + ROWS])
-        for number, start in enumerate(starts)
-    ]
+    chosen = spread(len(images), count)
+    sheets = [chosen[start : start + ROWS] for start in range(0, len(chosen), ROWS)]
+    return [_sheet(folder / f"samples_{split}_{k:02d}.png", images, title, sheet) for k, sheet in enumerate(sheets)]
 
 
 def _sheet(path: Path, images: ImageDataset, title: str, chosen: Sequence[int]) -> Path:
@@ -58,35 +55,34 @@ def _sheet(path: Path, images: ImageDataset, title: str, chosen: Sequence[int]) 
     columns = max(map(len, rows))
     width, height = CELL_INCHES * columns + 1.4, CELL_INCHES * len(rows) + 1.3
     figure = new_figure(width, height)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    axes = figure.subplots(
+        len(rows), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": [], "facecolor": "0.75"}
+    )
     scale = None
     for number, (row, example, pictures) in enumerate(zip(axes, examples, rows, strict=True)):
-        for axis in row:
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_facecolor("0.75")
         for axis, (name, picture) in zip(row, pictures.items(), strict=False):
             drawn = axis.imshow(picture, cmap="BrBG", vmin=-1, vmax=1, interpolation="nearest")
             scale = drawn if picture.ndim == 2 else scale
             axis.set_title(name if number == 0 else "", fontsize=9)
-        row[0].set_ylabel(_told(example, images), fontsize=8)
+        row[0].set_ylabel(_caption(example, images), fontsize=8)
     if masks:
         class_legend(figure, images.classes, masks)
     if scale is not None:
         bar = figure.colorbar(scale, ax=axes, shrink=min(1.0, 2.5 / height), aspect=18, pad=0.01)
         bar.set_label("spectral index", fontsize=8)
         bar.ax.tick_params(labelsize=8)
-    figure.suptitle(_facts(images, title), fontsize=10)
+    size = " x ".join(map(str, images[0]["pixel_values"].shape[-2:]))
+    gsd = "" if images.gsd_m is None else f", {images.gsd_m:.3g} m"
+    facts = f"{len(images)} images, the first {size} pixels{gsd}; grey: not measured or no label"
+    figure.suptitle(f"{title}: {facts}", fontsize=10)
     return save(figure, path)
 
 
 def _pictures(example: Mapping[str, Any], images: ImageDataset) -> dict[str, Array]:
     """By title: (H, W, 3) colours, or (H, W) indices from -1 to 1."""
-    pixels = example["pixel_values"]
-    found = {
-        name: composite(pixels.numpy(), images.bands, shown) for name, shown in composites_of(images.bands).items()
-    }
-    found |= index_maps(pixels, images.bands, images.processor.unit)
+    pixels, bands = example["pixel_values"], images.bands
+    found = {name: composite(pixels.numpy(), bands, shown) for name, shown in composites_of(bands).items()}
+    found |= index_maps(pixels, bands, images.processor.unit)
     if _has_mask(example):
         found["label"] = paint(example["labels"].numpy(), images.num_classes)
     return found
@@ -96,15 +92,9 @@ def _has_mask(example: Mapping[str, Any]) -> bool:
     return "labels" in example and example["labels"].ndim == 2
 
 
-def _told(example: Mapping[str, Any], images: ImageDataset) -> str:
+def _caption(example: Mapping[str, Any], images: ImageDataset) -> str:
     """What stands beside a row: the image's name without folders, broken where it is long, and its class."""
     name = "\n".join(textwrap.wrap(str(example["name"]).rpartition("/")[2], 26))
     if "labels" not in example or _has_mask(example):
         return name
     return f"{name}\n{images.classes[int(example['labels'])]}"
-
-
-def _facts(images: ImageDataset, title: str) -> str:
-    height, width = images[0]["pixel_values"].shape[-2:]
-    gsd = "" if images.gsd_m is None else f", {images.gsd_m:.3g} m"
-    return f"{title}: {len(images)} images, the first {height} x {width} pixels{gsd}; grey: not measured or no label"

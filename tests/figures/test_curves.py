@@ -11,7 +11,7 @@ from PIL import Image
 
 from deflect_hf.errors import DataError
 from deflect_hf.figures import curves_figure
-from deflect_hf.figures.curves import _running_mean, read_curves
+from deflect_hf.figures.curves import read_curves, running_mean
 
 
 def write_run(folder: Path, steps: int = 6, best_epoch: int | None = 2) -> Path:
@@ -31,15 +31,15 @@ def write_run(folder: Path, steps: int = 6, best_epoch: int | None = 2) -> Path:
 
 
 def test_curves_are_those_of_the_log(tmp_path: Path) -> None:
-    curves = read_curves(write_run(tmp_path / "run"))
-    assert curves.name == "run" and curves.best_step == 4
-    np.testing.assert_allclose(curves.values["loss"], [(step, 1 / step) for step in range(1, 7)])
-    np.testing.assert_allclose(curves.values["val.miou"], [(2, 0.2), (4, 0.4), (6, 0.6)])
+    values, best = read_curves(write_run(tmp_path / "run"))
+    assert best == 4
+    np.testing.assert_allclose(values["loss"], [(step, 1 / step) for step in range(1, 7)])
+    np.testing.assert_allclose(values["val.miou"], [(2, 0.2), (4, 0.4), (6, 0.6)])
     going_on = write_run(tmp_path / "going on", steps=3, best_epoch=None)
-    assert read_curves(going_on).best_step is None
+    assert read_curves(going_on)[1] is None
     (going_on / "best").mkdir()
     (going_on / "best" / "results.json").write_text("[]")
-    assert read_curves(going_on).best_step is None
+    assert read_curves(going_on)[1] is None
 
 
 def test_a_run_before_its_first_validation_and_one_after_a_single_one_are_drawn(tmp_path: Path) -> None:
@@ -69,6 +69,6 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
 
 
 def test_the_smooth_line_is_a_mean_that_keeps_constants_to_the_ends() -> None:
-    np.testing.assert_allclose(_running_mean(np.full(50, 3.0), 7), 3.0)
+    np.testing.assert_allclose(running_mean(np.full(50, 3.0), 7), 3.0)
     noisy = np.random.default_rng(0).normal(size=200)
-    assert _running_mean(noisy, 10).std() < 0.5 * noisy.std()
+    assert running_mean(noisy, 10).std() < 0.5 * noisy.std()

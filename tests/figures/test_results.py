@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from deflect_hf.errors import DataError
-from deflect_hf.figures import class_colours, composite, confusion_figure, false_colour_bands, paint, prediction_panel
+from deflect_hf.figures import class_colours, confusion_figure, prediction_panel
+from deflect_hf.figures.colours import composite, composites_of, paint
 
 BANDS = ["B", "G", "R", "N", "S1"]
 
@@ -36,17 +37,11 @@ def test_invalid_pixels_are_grey_and_do_not_set_the_stretch() -> None:
     assert (composite(np.full((5, 4, 4), np.nan), BANDS, ("R", "G", "B")) == 0.75).all()
 
 
-@pytest.mark.parametrize(
-    ("bands", "shown"),
-    [
-        (BANDS, ("N", "R", "G")),
-        (["R", "G", "N2"], ("N2", "R", "G")),
-        (["R", "N", "S1"], ("S1", "N", "R")),
-        (["R", "G", "B"], None),
-    ],
-)
-def test_false_colour_is_what_the_bands_allow(bands: list[str], shown: tuple[str, ...] | None) -> None:
-    assert false_colour_bands(bands) == shown
+def test_composites_are_what_the_bands_allow() -> None:
+    assert list(composites_of(BANDS)) == ["true colour R/G/B", "false colour N/R/G"]
+    assert composites_of(["R", "G", "N2"]) == {"false colour N2/R/G": ("N2", "R", "G")}
+    assert composites_of(["R", "N", "S1"]) == {"false colour S1/N/R": ("S1", "N", "R")}
+    assert composites_of(["S2", "R"]) == {"band S2": ("S2",) * 3}
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 15, 22, 23, 40])

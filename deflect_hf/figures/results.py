@@ -1,0 +1,71 @@
+"""Pictures of results: a prediction beside its image, and a confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+
+from deflect_hf.figures.canvas import class_legend, new_figure, save
+from deflect_hf.figures.colours import Array, composite, composites_of, paint
+
+CELL_INCHES = 3.0
+LETTERS_PER_INCH = 13  # of the title
+MAX_ANNOTATED_CLASSES = 20
+
+
+def prediction_panel(
+    path: Path,
+    pixel_values: Array,
+    bands: Sequence[str],
+    classes: Sequence[str],
+    prediction: Array,
+    label: Array | None,
+    title: str,
+) -> Path:
+    """Write RGB, false colour, label and prediction of one image side by side, with the classes' legend.
+
+    ``prediction`` and ``label`` are (H, W) class numbers for segmentation, 0-d class numbers for classification.
+    """
+    pictures = {name: composite(pixel_values, bands, shown) for name, shown in composites_of(bands).items()}
+    maps = {"label": label, "prediction": prediction} if prediction.ndim == 2 else {}
+    drawn = {name: values for name, values in maps.items() if values is not None}
+    pictures |= {name: paint(values, len(classes)) for name, values in drawn.items()}
+    figure = new_figure(CELL_INCHES * len(pictures), CELL_INCHES + 0.9)
+    axes = figure.subplots(1, len(pictures), squeeze=False)[0]
+    for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
+        axis.set_axis_off()
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(name, fontsize=9)
+    if drawn:
+        class_legend(figure, classes, drawn.values())
+    else:
+        true = "" if label is None else f"\nlabel: {classes[int(label)]}"
+        title = f"{title}{true}\nprediction: {classes[int(prediction)]}"
+    letters = int(LETTERS_PER_INCH * figure.get_figwidth())
+    figure.suptitle("\n".join(part for line in title.splitlines() for part in wrap(line, letters)), fontsize=9)
+    return save(figure, path)
+
+
+def confusion_figure(path: Path, matrix: Array, classes: Sequence[str], title: str) -> Path:
+    """Write a confusion matrix: rows are labels, columns predictions, shades are shares of the row."""
+    counts = np.asarray(matrix)
+    rows = counts.sum(axis=1)
+    shares = counts / np.maximum(rows[:, None], 1)
+    side = max(3.5, 0.45 * len(classes) + 2)
+    figure = new_figure(side + 0.8, side)
+    axis = figure.add_subplot()
+    image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    axis.set_xticks(range(len(classes)), list(classes), rotation=45, ha="right", fontsize=8, rotation_mode="anchor")
+    axis.set_yticks(range(len(classes)), list(classes), fontsize=8)
+    axis.set(xlabel="prediction", ylabel="label")
+    axis.set_title(title, fontsize=9)
+    if len(classes) <= MAX_ANNOTATED_CLASSES:
+        for (row, column), share in np.ndenumerate(shares):
+            written = f"{share:.2f}" if rows[row] else "-"  # a class without any label has no shares
+            color = "black" if share > 0.6 else "white"
+            axis.text(column, row, written, ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(image, ax=axis, shrink=0.8, label="share of the label")
+    return save(figure, path)
