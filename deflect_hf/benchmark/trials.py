@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from deflect_hf.config.data import USED_BY, DatasetArguments
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.readers import dataset_spec
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data.splits import SPLITS
 from deflect_hf.errors import ConfigError, listing
@@ -50,7 +51,7 @@ def refuse_fixed_split(dataset: DatasetArguments) -> None:
     Raises:
         ConfigError: naming the files, or the data set.
     """
-    if dataset.name not in USED_BY["num_folds"]:
+    if "num_folds" not in dataset_spec(dataset.name).keys:
         raise ConfigError(
             f"--folds: the data set {dataset.name!r} has a published split, which is the one to report on: "
             "leave --folds out and repeat with --seeds."

@@ -1,6 +1,6 @@
 """Keys that do nothing beside others: set, they would look as if they did, so they are refused. One table.
 
-Readers of data sets have such a table of their own, in ``data/arguments.py``; the options of a method are its own.
+Readers of data sets have such a table of their own, in ``config/readers.py``; the options of a method are its own.
 Importing this file needs neither torch nor PEFT.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from deflect_hf.config.readers import CLASSIFICATION_SETS, SEGMENTATION_SETS
+from deflect_hf.config.readers import dataset_spec
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
 
@@ -107,10 +107,7 @@ def refuse_idle_keys(config: RunArguments, task: str | None = None) -> None:
 
 
 def _told_task(config: RunArguments) -> str | None:
-    name = config.dataset.name
-    known = {"synthetic": "classification", **dict.fromkeys(SEGMENTATION_SETS, "segmentation")}
-    known |= dict.fromkeys(CLASSIFICATION_SETS, "classification")
-    return config.dataset.task or known.get(name)
+    return config.dataset.task or dataset_spec(config.dataset.name).task
 
 
 def _value(config: Any, key: str) -> Any:

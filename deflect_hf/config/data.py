@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deflect_hf.config.paths import UserPath
-from deflect_hf.config.readers import READERS, USED_BY, refuse_unused
+from deflect_hf.config.readers import dataset_names, dataset_spec, refuse_unused
 from deflect_hf.errors import ConfigError, listing, nearest
 
 TASKS = ("classification", "segmentation")
@@ -44,7 +44,7 @@ class DatasetArguments:
         ConfigError: A value outside its choices or range, or a key that the chosen reader has no use for.
     """
 
-    name: str = field(default="synthetic", metadata=_help(f"Which reader: {listing(READERS)}."))
+    name: str = field(default="synthetic", metadata=_help(f"Which data set: {listing(dataset_names())}."))
     root: UserPath | None = field(
         default=None, metadata=_help("Folder of the data; needed by every reader but 'synthetic'.")
     )
@@ -156,10 +156,6 @@ class DatasetArguments:
     noise: float = field(default=0.004, metadata=_help("'synthetic': sensor noise, standard deviation in reflectance."))
 
     def __post_init__(self) -> None:
-        if self.name not in READERS:
-            raise ConfigError(
-                f"Unknown data set {self.name!r}: choose one of {listing(READERS)}.{nearest(self.name, READERS)}"
-            )
         if isinstance(self.band_order, bool):  # what YAML makes of an unquoted true
             self.band_order = str(self.band_order).lower()
         refuse_unused(self)
@@ -169,7 +165,7 @@ class DatasetArguments:
                 raise ConfigError(
                     f"Unknown {key} {value!r}: choose one of {listing(choices)}.{nearest(value, choices)}"
                 )
-        if self.root is None and self.name in USED_BY["root"]:
+        if self.root is None and "root" in dataset_spec(self.name).keys:
             kind = "images/ and masks/ or the classes" if self.name == "folder" else "the files as they are published"
             raise ConfigError(f"Data set {self.name!r} needs `root`, the folder with {kind}.")
         for key in ("val_fraction", "test_fraction"):

@@ -1,72 +1,96 @@
-"""The readers of data sets, and which keys each looks at."""
+"""The data sets by name, and which keys of the configuration each looks at.
+
+Nothing lists them: each is a file of ``deflect_hf/data/sets``, which is looked up by its name when it is asked for.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
-from deflect_hf.errors import ConfigError, listing
+from deflect_hf.errors import ConfigError, listing, nearest
 
-SEGMENTATION_SETS = ("mados", "hlsburnscars", "sen1floods11")
-GEOBENCH_SETS = ("m-so2sat", "m-brick-kiln", "m-forestnet", "m-eurosat")
-CLASSIFICATION_SETS = (*GEOBENCH_SETS, "eurosat")
-PUBLIC_SETS = (*SEGMENTATION_SETS, *CLASSIFICATION_SETS)
-READERS = ("folder", "synthetic", *PUBLIC_SETS)
+SETS = "deflect_hf.data.sets"
+SPLIT_FILES = ("train_split", "val_split", "test_split")
+EVERY = frozenset({"name", "bands", "unit_check", "image_size", "limited_label", "seed"})  # what all data sets look at
 
-_OWN = ("folder", "synthetic")
-_SPLIT_FILES = ("folder", "mados", "sen1floods11")
-# the readers that look at a key; every reader looks at the others
-USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "root": ("folder", *PUBLIC_SETS),
-        "download": PUBLIC_SETS,
-        "task": _OWN,
-        "sensor": ("folder",),
-        "source_bands": ("folder",),
-        "band_order": ("m-brick-kiln", "m-eurosat"),
-        "partition": GEOBENCH_SETS,
-        "scale": ("folder", *PUBLIC_SETS),
-        "offset": ("folder", *PUBLIC_SETS),
-        "nodata": ("folder", *PUBLIC_SETS),
-        "qa_band": ("folder",),
-        "qa_values": ("folder",),
-        "resampling": ("mados",),
-        "gsd_m": ("folder",),
-        "classes": ("folder",),
-        "class_values": ("folder",),
-        "ignore_values": ("folder",),
-        "ignore_index": (*_OWN, *SEGMENTATION_SETS),
-        "train_split": _SPLIT_FILES,
-        "val_split": _SPLIT_FILES,
-        "test_split": _SPLIT_FILES,
-        "val_fraction": _OWN,
-        "test_fraction": _OWN,
-        "num_folds": _OWN,
-        "fold": _OWN,
-        "num_samples": ("synthetic",),
-        "noise": ("synthetic",),
-    }
-)
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """What is known of a data set before it is opened.
+
+    Attributes:
+        name: What ``dataset.name`` calls it.
+        title: What messages call it.
+        task: ``"classification"`` or ``"segmentation"``; None where only the opened data set or ``dataset.task`` tells.
+        keys: Keys of the configuration that it looks at, besides :data:`EVERY`.
+    """
+
+    name: str
+    title: str
+    task: str | None
+    keys: frozenset[str] = frozenset()
+    public = False
+
+
+def dataset_names() -> list[str]:
+    """What ``dataset.name`` can be."""
+    files = pkgutil.iter_modules(importlib.import_module(SETS).__path__)
+    return sorted(file.name.replace("_", "-") for file in files)
+
+
+def dataset_module(name: str) -> ModuleType:
+    """The file of a data set: its ``DATASET``, a :class:`DatasetSpec`, and its ``load(args, processor)``.
+
+    Raises:
+        ConfigError: No data set is called so.
+    """
+    names = dataset_names()
+    if name not in names:
+        raise ConfigError(f"Unknown data set {name!r}: choose one of {listing(names)}.{nearest(name, names)}")
+    return importlib.import_module(f"{SETS}.{name.replace('-', '_')}")
+
+
+def dataset_spec(name: str) -> DatasetSpec:
+    """What is known of a data set before it is opened.
+
+    Raises:
+        ConfigError: No data set is called so.
+    """
+    spec: DatasetSpec = dataset_module(name).DATASET
+    return spec
 
 
 def keys_of_reader(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Those of the ``DatasetArguments`` in ``values`` that the reader ``name`` looks at."""
-    return {key: value for key, value in values.items() if name in USED_BY.get(key, READERS)}
+    """Those of the ``DatasetArguments`` in ``values`` that the data set ``name`` looks at."""
+    used = EVERY | dataset_spec(name).keys
+    return {key: value for key, value in values.items() if key in used}
 
 
 def refuse_unused(args: Any) -> None:
-    """Refuse a key of ``DatasetArguments`` that was set and that the chosen reader would not look at.
+    """Refuse a key of ``DatasetArguments`` that was set and that the chosen data set would not look at.
 
     Raises:
-        ConfigError: naming the readers that the key is for.
+        ConfigError: naming the data sets that the key is for.
     """
+    used = EVERY | dataset_spec(args.name).keys
     for one in dataclasses.fields(args):
-        readers = USED_BY.get(one.name, READERS)
         default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-        if args.name not in readers and getattr(args, one.name) != default:
-            own = [repr(reader) for reader in readers if reader not in PUBLIC_SETS]
-            everyone = set(PUBLIC_SETS) <= set(readers)
-            who = " and ".join([*own, "the public data sets"]) if everyone else listing(readers)
-            raise ConfigError(f"`{one.name}` does nothing for the data set {args.name!r}: remove it. It is for {who}.")
+        if one.name not in used and getattr(args, one.name) != default:
+            raise ConfigError(
+                f"`{one.name}` does nothing for the data set {args.name!r}: remove it. It is for {_users(one.name)}."
+            )
+
+
+def _users(key: str) -> str:
+    """The data sets that look at a key, in words."""
+    specs = [dataset_spec(name) for name in dataset_names()]
+    users = [spec for spec in specs if key in spec.keys]
+    if all(spec in users for spec in specs if spec.public):
+        return " and ".join([*(repr(spec.name) for spec in users if not spec.public), "the public data sets"])
+    return listing([spec.name for spec in users])

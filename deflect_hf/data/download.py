@@ -1,225 +1,51 @@
-"""Files from where data sets are published: resumed after a broken connection, verified, all or nothing."""
+"""Archives from where data sets are published: fetched, verified, unpacked safely, all or nothing."""
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import logging
-import os
-import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+import errno
+import lzma
+import sys
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
-from tqdm import tqdm
-
-from deflect_hf.data.archives import NO_ROOM, PathLike, refuse_full_disk, unpack
 from deflect_hf.errors import DataError
+from deflect_hf.files import temp_dir
 
-__all__ = ["fetch", "fetch_from_hub", "unpack"]
-
-logger = logging.getLogger(__name__)
-
+# what zipfile and tarfile raise on damaged, encrypted or oddly compressed archives
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 20
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that another try may change
-_MEANINGS = {401: "asks for a login", 403: "does not allow it", 404: "does not have it", 410: "does not have it"}
+_JUNK = "__MACOSX"  # what macOS adds to archives
 
 
-class _BrokenError(Exception):
-    """The transfer ended early; another try may go on from there."""
+def fetch_from_zenodo(doi: str, name: str, folder: Path) -> Path:
+    """Fetch the file ``name`` of a record into ``folder``, verified against the record's checksum; return its path.
 
-
-@dataclass(frozen=True)
-class _Published:
-    """What is known of the published file; None: unknown."""
-
-    size: int | None
-    digests: dict[str, str]
-
-    def problem(self, path: Path) -> str | None:
-        """What is wrong with the file, or None."""
-        if self.size is not None and path.stat().st_size != self.size:
-            return f"has {path.stat().st_size} bytes, but {self.size} are published"
-        for algorithm, wanted in self.digests.items():
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, algorithm).hexdigest()
-            if found != wanted.lower():
-                return f"has the {algorithm} {found}, but {wanted} is published"
-        return None
-
-
-def fetch(
-    url: str,
-    target: PathLike,
-    *,
-    sha256: str | None = None,
-    md5: str | None = None,
-    size: int | None = None,
-    tries: int = 5,
-    backoff_s: float = 1.0,
-    timeout_s: float = 60.0,
-) -> Path:
-    """Fetch a file over HTTP and return its path; a file that is there already and is the published one is kept.
-
-    What has arrived is kept as ``target.part`` and the next try, in this run or a later one, goes on from there. The
-    file appears under its name only when size and checksum are right. Of several processes one fetches, the others
-    wait.
-
-    Args:
-        sha256: Checksum as published, in hexadecimal.
-        md5: As ``sha256``, where only that one is published.
-        size: Published number of bytes.
-        tries: Broken connections in a row, without a byte more, until giving up.
-        backoff_s: Seconds before the second try; twice as long before each further one.
-        timeout_s: Seconds without an answer that count as a broken connection.
+    A file that is there already and is the published one is kept. A broken connection is tried again from the start.
 
     Raises:
-        DataError: The server does not have the file or does not give it away, cannot be reached, the file is not the
-            published one (it is removed then), or the disk is full.
+        DataError: The record does not have the file, the server cannot be reached, the file is not the published one
+            (it is removed then), or the disk is full.
     """
-    target = Path(target)
-    digests = {name: value for name, value in (("sha256", sha256), ("md5", md5)) if value is not None}
-    published = _Published(size, digests)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        if target.is_file():
-            problem = published.problem(target)
-            if problem is not None:
-                raise DataError(f"{target} {problem}: remove it, and it is fetched again from {url}.")
-            return target
-        part = target.with_name(f"{target.name}.part")
-        _transfer_with_patience(url, part, size, tries, backoff_s, timeout_s)
-        problem = published.problem(part)
-        _etag_file(part).unlink(missing_ok=True)
-        if problem is not None:
-            part.unlink()
-            raise DataError(
-                f"{url} {problem}: it has been removed. Try again; if it stays so, the file at this address is "
-                f"another one by now."
-            )
-        part.replace(target)
-    return target
+    import pooch
+    from requests import RequestException
 
-
-def _transfer_with_patience(
-    url: str, part: Path, size: int | None, tries: int, backoff_s: float, timeout_s: float
-) -> None:
-    failures = 0
-    while True:
-        before = _size(part)
-        try:
-            return _transfer(url, part, size, timeout_s)
-        except _BrokenError as error:
-            failures = 1 if _size(part) > before else failures + 1
-            if failures >= tries:
-                arrived = _size(part)
-                kept = f"{arrived} bytes have arrived and are kept: run it again to go on from there."
-                raise DataError(
-                    f"{url} cannot be fetched, {failures} tries in a row failed ({error}). "
-                    + (kept if arrived else "Nothing has arrived: check address and network, then run it again.")
-                ) from error
-            wait_s = backoff_s * 2 ** (failures - 1)
-            logger.warning("%s: %s after %d bytes; next try in %g s", url, error, _size(part), wait_s)
-            time.sleep(wait_s)
-
-
-def _transfer(url: str, part: Path, size: int | None, timeout_s: float) -> None:
-    """One try: add to ``part`` what it lacks.
-
-    Raises:
-        _BrokenError: It may work next time.
-        DataError: It will not.
-    """
-    have = _size(part)
-    etag = _etag_file(part)
-    headers = {"User-Agent": "deflect_hf", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if etag.is_file():  # the rest only if the file is still the one that the first part came from
-            headers["If-Range"] = etag.read_text(encoding="utf-8")
-    with _open(urllib.request.Request(url, headers=headers), timeout_s) as response:
-        begin, total = _extent(response)
-        if response.status == 416:  # nothing after what is there
-            if total == have:
-                return
-            part.unlink()
-            raise _BrokenError("the part that was kept does not fit")
-        if size is not None and total is not None and total != size:
-            part.unlink(missing_ok=True)
-            raise DataError(f"{url} has {total} bytes, but {size} are published: it is another file by now.")
-        if begin not in (0, have):
-            raise DataError(f"{url}: the server was asked for the bytes from {have} on, but sends others.")
-        if begin == 0 and response.headers.get("ETag", "").startswith('"'):
-            etag.write_text(response.headers["ETag"], encoding="utf-8")
-        if total is not None:
-            refuse_full_disk(part.parent, total - begin, url)
-        with part.open("ab" if begin else "wb") as file:
-            _copy(response, file, part.name.removesuffix(".part"), begin, total)
-    if total is not None and _size(part) < total:
-        raise _BrokenError("the connection was closed")
-
-
-def _open(request: urllib.request.Request, timeout_s: float) -> Any:
-    """The response, also when it is the refusal (416) of a range that the file does not have."""
+    storage = pooch.create(path=folder, base_url=f"doi:{doi}", retry_if_failed=4)
     try:
-        return urllib.request.urlopen(request, timeout=timeout_s)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:
-            return error
-        with error:
-            if error.code in _PASSING:
-                raise _BrokenError(f"the server answers {error.code}") from error
-            meaning = _MEANINGS.get(error.code, f"says {error.reason}")
-            raise DataError(
-                f"{request.full_url}: the server {meaning} (HTTP {error.code}). Check the address."
-            ) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _BrokenError(f"{getattr(error, 'reason', error)}") from error
-
-
-def _extent(response: Any) -> tuple[int, int | None]:
-    """First byte that the response holds, and the size of the whole file if the server says so."""
-    length = response.headers.get("Content-Length")
-    if response.status not in (206, 416):
-        return 0, None if length is None else int(length)
-    # bytes 5-9/10, or bytes */10 where there are none
-    span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-    begin = span.partition("-")[0]
-    return int(begin) if begin.isdecimal() else -1, int(total) if total.isdecimal() else None
-
-
-def _copy(response: Any, file: IO[bytes], name: str, begin: int, total: int | None) -> None:
-    with tqdm(desc=name, initial=begin, total=total, unit="B", unit_scale=True, disable=None) as progress:
-        while True:
-            try:
-                chunk = response.read(_CHUNK)
-            except (OSError, http.client.HTTPException) as error:
-                raise _BrokenError(f"the connection broke: {error}") from error
-            if not chunk:
-                return
-            try:
-                file.write(chunk)
-                file.flush()
-            except OSError as error:
-                if error.errno in NO_ROOM:
-                    raise DataError(f"{file.name}: the disk is full. Make room, or give another `root`.") from error
-                raise
-            progress.update(len(chunk))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _etag_file(part: Path) -> Path:
-    return part.with_name(f".{part.name}.etag")
+        storage.load_registry_from_doi()
+        return Path(storage.fetch(name, progressbar=sys.stderr.isatty()))
+    except (RequestException, ValueError, KeyError, TypeError, OSError) as error:
+        _refuse_full_disk(error, folder)
+        raise DataError(
+            f"{name} of doi:{doi} cannot be fetched: {' '.join(str(error).split())}. Try again, or fetch the file by "
+            f"hand from https://doi.org/{doi} and put it into {folder}."
+        ) from error
 
 
 def fetch_from_hub(
-    repo_id: str, filename: str, folder: PathLike, *, md5: str | None = None, revision: str | None = None
+    repo_id: str, name: str, folder: Path, *, md5: str | None = None, revision: str | None = None
 ) -> Path:
     """Fetch one file of a data set on the Hugging Face Hub into ``folder`` and return its path.
 
@@ -229,14 +55,13 @@ def fetch_from_hub(
         DataError: The Hub does not have the file or does not give it away, cannot be reached, the file is not the
             published one (it is removed then), or the disk is full.
     """
+    import pooch
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
-    where = f"{filename} of {repo_id} on the Hub"
+    where = f"{name} of {repo_id} on the Hub"
     try:
-        path = Path(
-            hf_hub_download(repo_id, filename, repo_type="dataset", revision=revision, local_dir=os.fspath(folder))
-        )
+        path = Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=revision, local_dir=folder))
     except LocalEntryNotFoundError as error:
         raise DataError(
             f"{where} cannot be fetched: the Hub cannot be reached, or HF_HUB_OFFLINE is set. Fetch the file elsewhere "
@@ -245,11 +70,61 @@ def fetch_from_hub(
     except GatedRepoError as error:
         raise DataError(f"{where} needs its terms accepted on its page, and then a login: hf auth login.") from error
     except (HfHubHTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise DataError(f"{folder}: the disk is full. Make room, or give another `root`.") from error
+        _refuse_full_disk(error, folder)
         raise DataError(f"{where} cannot be fetched: {' '.join(str(error).split())}") from error
-    problem = _Published(None, {} if md5 is None else {"md5": md5}).problem(path)
-    if problem is not None:
+    if md5 is not None and (found := pooch.file_hash(str(path), alg="md5")) != md5:
         path.unlink()
-        raise DataError(f"{where} {problem}: it has been removed. Try again.")
+        raise DataError(f"{where} has the md5 {found}, but {md5} is published: it has been removed. Try again.")
     return path
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip or tar archive into the new folder ``folder``, which appears only when all of it is there.
+
+    Where the archive holds a single folder of the same name, as ``MADOS.zip`` holds ``MADOS/``, that becomes
+    ``folder``.
+
+    Raises:
+        DataError: The archive is damaged or none, something in it would be written, or links, outside of the folder,
+            or the disk is full.
+    """
+    with temp_dir(folder.with_name(f".{folder.name}.unpacking")) as temporary:
+        try:
+            if zipfile.is_zipfile(archive):
+                _unpack_zip(archive, temporary)
+            elif tarfile.is_tarfile(archive):
+                with tarfile.open(archive) as source:
+                    source.extractall(temporary, filter="data")  # nothing outside, no links to outside, no devices
+                    while source.fileobj and source.fileobj.read(_CHUNK):  # up to the checksum at its end
+                        pass
+            else:
+                raise DataError(f"{archive} is no zip or tar archive, or is cut off: remove it and download it again.")
+        except tarfile.FilterError as error:
+            raise DataError(f"{archive} is refused: {error}. It is not what was published: remove it.") from error
+        except _BROKEN as error:
+            _refuse_full_disk(error, folder.parent)
+            raise DataError(f"{archive} is damaged ({error}): remove it and download it again.") from error
+        inner = temporary / folder.name
+        alone = inner.is_dir() and {path.name for path in temporary.iterdir()} <= {inner.name, _JUNK}
+        (inner if alone else temporary).rename(folder)
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as source:
+        for member in source.infolist():
+            # the name as it was before zipfile replaced the backslashes of Windows
+            path = PurePosixPath(member.orig_filename.replace("\\", "/"))
+            outside = path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]
+            link = (member.external_attr >> 16) & 0o170000 == 0o120000
+            if outside or link:
+                raise DataError(
+                    f"{archive} is refused: {member.orig_filename!r} "
+                    f"{'is a link' if link else 'would be written outside of its folder'}. It is not what was "
+                    f"published: remove it."
+                )
+        source.extractall(folder)  # checks the CRC of each
+
+
+def _refuse_full_disk(error: Exception, folder: Path) -> None:
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        raise DataError(f"{folder}: the disk is full. Make room, or give another `root`.") from error

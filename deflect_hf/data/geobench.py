@@ -1,10 +1,14 @@
-"""GEO-Bench 1.0: the classification sets m-so2sat, m-brick-kiln, m-forestnet and m-eurosat, as they are published.
+"""GEO-Bench 1.0: its classification sets, as they are published; each is a file of ``sets/``.
 
 ``m-x/ID.hdf5`` holds one array per band, called ``02 - Blue`` or, with a date, ``02 - Blue_2015-01-01``;
 ``PARTITION_partition.json`` the ids of each split, ``label_map.json`` the ids of each class. The files also hold
 pickles, which can run any code: nothing here opens them.
 
-Source: ServiceNow/geo-bench (geobench/dataset.py, label_map.py, geobench_download.py).
+Two sets name their channels wrongly, because the converter gave the 13 names of Sentinel-2 to channels of another
+order, and a converter may have put that right since: the values tell which it is.
+
+Sources: ServiceNow/geo-bench (geobench/dataset.py, label_map.py, geobench_download.py, make_benchmark), its issues 28
+and 29; the published counts, from geobench's task descriptions.
 """
 
 from __future__ import annotations
@@ -14,40 +18,151 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import h5py
 import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
-from deflect_hf.data.band_order import check_order
 from deflect_hf.data.dataset import ImageDataset, Stored
 from deflect_hf.data.download import fetch_from_hub
-from deflect_hf.data.geobench_releases import REPO_ID, SENTINEL2, SETS, GeoBenchSet, Names
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.data.public import PublicDataset, Row, build_splits, refuse_incomplete
-from deflect_hf.data.release import Release, folder_files
+from deflect_hf.data.public import PublicDataset, Row, build_splits
+from deflect_hf.data.release import find_release, folder_files, problems_of, refuse_incomplete
 from deflect_hf.errors import DataError, listing, nearest
+from deflect_hf.spectral.bands import Sensor
+from deflect_hf.spectral.sensors import SENSORS
 
 logger = logging.getLogger(__name__)
 
+Names = Mapping[str, str]  # band code -> what its array is called in the files
+Image = Mapping[str, np.ndarray]  # band code that the channel is called by -> (H, W) stored values
+
+REPO_ID = "recursix/geo-bench-1.0"
+SENTINEL2: Names = MappingProxyType(
+    {
+        "A": "01 - Coastal aerosol",
+        "B": "02 - Blue",
+        "G": "03 - Green",
+        "R": "04 - Red",
+        "RE1": "05 - Vegetation Red Edge",
+        "RE2": "06 - Vegetation Red Edge",
+        "RE3": "07 - Vegetation Red Edge",
+        "N": "08 - NIR",
+        "N2": "08A - Vegetation Red Edge",
+        "WV": "09 - Water vapour",
+        "CIRRUS": "10 - SWIR - Cirrus",
+        "S1": "11 - SWIR",
+        "S2": "12 - SWIR",
+    }
+)
 _SPLITS = {"train": "train", "valid": "val", "test": "test"}
 _SAMPLE = 16  # files whose values are looked at to tell the band order
 _DATE = re.compile(r"_\d{4}[-_]\d{2}[-_]\d{2}.*$")
 
 
 @dataclass(frozen=True)
-class GeoBenchReader:
-    """Reads bands of one file by what their arrays are called.
+class Misnamed:
+    """A set whose files name the channels wrongly.
 
     Attributes:
-        names: What the array of each band is called, without its date; bands in the order wanted.
-        side: Rows and columns that every array must have.
+        sensor: The bands as the files name them; their arrays are called as in :data:`SENTINEL2`.
+        corrected: What the arrays are called in files that name them rightly.
+        evidence: From some images, by the codes that the channels are called by, to the band order that their values
+            bear out (``"true"``, ``"nominal"``, None: they do not tell), and why.
     """
+
+    sensor: Sensor
+    corrected: Names
+    evidence: Callable[[Sequence[Image]], tuple[str | None, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeoBenchDataset(PublicDataset):
+    """One set: the side of its images in pixels, and what the arrays of its bands are called."""
+
+    side: int
+    names: Names
+    misnamed: Misnamed | None = None
+
+
+def geobench_dataset(
+    name: str,
+    sensor: str,
+    gsd_m: float,
+    counts: tuple[int, int, int],
+    classes: str,
+    side: int,
+    names: Names,
+    misnamed: Misnamed | None = None,
+) -> GeoBenchDataset:
+    """What all of the sets have in common; ``classes`` in label order, between semicolons."""
+    return GeoBenchDataset(
+        name=name,
+        title=name,
+        task="classification",
+        keys=frozenset({"partition"} | ({"band_order"} if misnamed is not None else set())),
+        sensor=SENSORS[sensor],
+        gsd_m=gsd_m,
+        classes=tuple(classes.split("; ")),
+        counts=dict(zip(("train", "val", "test"), counts, strict=True)),
+        source=f"https://huggingface.co/datasets/{REPO_ID}",
+        license="CC BY-SA 4.0 as tagged there, and the terms of the data set that it was taken from",
+        citation="Lacoste et al. 2023, GEO-Bench (arXiv 2306.03831)",
+        folder=name,
+        marks=("default_partition.json", "label_map.json"),
+        fetch=partial(fetch_from_hub, REPO_ID, f"classification_v1.0/{name}.zip"),
+        side=side,
+        names=names,
+        misnamed=misnamed,
+    )
+
+
+def own_names(sensor: str) -> Names:
+    """Bands of a sensor under their own names."""
+    return {code: SENTINEL2[code] for code in SENSORS[sensor].codes}
+
+
+def names_in_sequence(sensor: str) -> Names:
+    """Bands of a sensor that were given the first names of Sentinel-2, one after the other."""
+    return dict(zip(SENSORS[sensor].codes, SENTINEL2.values(), strict=False))
+
+
+def mean_of(images: Sequence[Image], code: str) -> float:
+    """Mean stored value of a channel."""
+    return float(np.mean([image[code].mean() for image in images]))
+
+
+def load_geobench(
+    dataset: GeoBenchDataset, args: DatasetArguments, processor: MultispectralImageProcessor | None = None
+) -> dict[str, ImageDataset]:
+    """Load one of the sets; ``args.root`` is its folder or the one that GEO-Bench lies in.
+
+    Raises:
+        DataError: Files or ids are missing or inconsistent, file by file; or the values contradict ``band_order``.
+        BandError: A wanted band is not in the set.
+        UnitError: A trained model expects another unit.
+    """
+    folder = find_release(dataset, args)
+    rows = _rows(dataset, folder, args.partition)
+    sample = [row for split in rows.values() for row in split]
+    sensor, names = _settle_bands(dataset, str(args.band_order), folder, sample[:: -(-len(sample) // _SAMPLE) or 1])
+    chosen = dataclasses.replace(dataset, sensor=sensor)
+    if args.partition != "default":  # its training images are fewer on purpose
+        chosen = dataclasses.replace(chosen, counts={**dataset.counts, "train": len(rows.get("train", ()))})
+    return build_splits(
+        chosen, rows, args, processor, lambda bands: Hdf5Reader({band: names[band] for band in bands}, dataset.side)
+    )
+
+
+@dataclass(frozen=True)
+class Hdf5Reader:
+    """Reads bands of one file by what their arrays are called (without dates), each of ``side`` rows and columns."""
 
     names: Names
     side: int
@@ -60,13 +175,27 @@ class GeoBenchReader:
         """
         with _opened(row["image"]) as file:
             called = _called(file)
-            arrays = [_read(file, called, name, self.side) for name in self.names.values()]
+            arrays = [self._array(file, called.get(name, []), name) for name in self.names.values()]
         return Stored(np.stack(arrays), tuple(self.names), row["label"], row["image"])
+
+    def _array(self, file: Any, keys: list[str], name: str) -> np.ndarray:
+        if not keys:
+            raise DataError(f"{file.filename} has no band {name!r}, only {listing(_called(file))}")
+        if len(keys) > 1:
+            raise DataError(f"{file.filename} has band {name!r} of several dates ({listing(keys)}), one is published")
+        shape, wanted = getattr(file[keys[0]], "shape", None), (self.side, self.side)
+        if shape != wanted:
+            raise DataError(f"{file.filename} has {keys[0]!r} in the shape {shape}, but {wanted} is published")
+        return np.asarray(file[keys[0]][:])
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
     """Open a file for reading; whatever HDF5 complains about becomes a DataError naming the file."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(f"{path} is an HDF5 file, and h5py is not installed: pip install h5py") from error
     if not Path(path).is_file():
         raise DataError(f"{path} is missing")
     try:
@@ -84,82 +213,31 @@ def _called(file: Any) -> dict[str, list[str]]:
     return keys
 
 
-def _read(file: Any, called: Mapping[str, list[str]], name: str, side: int) -> np.ndarray:
-    keys = called.get(name, [])
-    if not keys:
-        raise DataError(f"{file.filename} has no band {name!r}, only {listing(called)}")
-    if len(keys) > 1:
-        raise DataError(f"{file.filename} has band {name!r} of several dates ({listing(keys)}), one is published")
-    array = file[keys[0]]
-    shape = getattr(array, "shape", None)
-    if shape != (side, side):
-        raise DataError(f"{file.filename} has {keys[0]!r} in the shape {shape}, but {(side, side)} is published")
-    return np.asarray(array[:])
-
-
-def load_geobench(
-    args: DatasetArguments, processor: MultispectralImageProcessor | None = None
-) -> dict[str, ImageDataset]:
-    """Load one of the sets, by ``args.name``; ``args.root`` is its folder or the one that GEO-Bench lies in.
-
-    Raises:
-        DataError: Files or ids are missing or inconsistent, file by file; or the values contradict ``band_order``.
-        BandError: A wanted band is not in the set.
-        UnitError: A trained model expects another unit.
-    """
-    chosen = SETS[args.name]
-    release = Release(chosen.public, args.name, (f"{args.partition}_partition.json", "label_map.json"))
-    folder = release.find(args, lambda root: fetch_from_hub(REPO_ID, f"classification_v1.0/{args.name}.zip", root))
-    rows = _rows(chosen.public, folder, args.partition)
-    sample = [row for split in rows.values() for row in split]
-    public, names = _settle_bands(chosen, str(args.band_order), folder, sample[:: -(-len(sample) // _SAMPLE) or 1])
-    if args.partition != "default":  # its training images are fewer on purpose
-        public = dataclasses.replace(public, counts={**public.counts, "train": len(rows.get("train", ()))})
-    return build_splits(
-        public,
-        rows,
-        lambda bands: GeoBenchReader({band: names[band] for band in bands}, chosen.side),
-        args,
-        processor,
-    )
-
-
-def _rows(public: PublicDataset, folder: Path, partition: str) -> dict[str, list[Row]]:
+def _rows(dataset: PublicDataset, folder: Path, partition: str) -> dict[str, list[Row]]:
     """One row per image of each split; everything that is missing or twofold is complained about together."""
     path = folder / f"{partition}_partition.json"
     if not path.is_file():
         known = sorted(other.name.removesuffix("_partition.json") for other in folder.glob("*_partition.json"))
         raise DataError(f"{folder} has no partition {partition!r}: it has {listing(known)}.{nearest(partition, known)}")
     ids = {_SPLITS.get(split, split): names for split, names in _lists(path).items()}
-    label_of, problems = _labels(public, folder)
-    sizes = folder_files(folder)
-    problems += [f"{path.name} has a split {split!r}" for split in ids if split not in _SPLITS.values()]
     counts = Counter(name for names in ids.values() for name in names)
+    problems = [f"{path.name} has a split {split!r}" for split in ids if split not in _SPLITS.values()]
     problems += [f"{path.name} lists {name!r} {count} times" for name, count in counts.items() if count > 1]
-    for name in counts:
-        if sizes.get(f"{name}.hdf5", 0) == 0:
-            problems.append(f"{name}.hdf5 is {'empty' if f'{name}.hdf5' in sizes else 'missing'}")
-        if name not in label_of:
-            problems.append(f"{name!r} has no label in label_map.json")
-    refuse_incomplete(public, folder, problems)
+    label_of: dict[str, int] = {}
+    known_labels = {str(index): index for index in range(len(dataset.classes))}
+    for label, names in _lists(folder / "label_map.json").items():
+        if label not in known_labels:
+            problems.append(f"label_map.json has a class {label!r}, but the classes are 0 to {len(known_labels) - 1}")
+            continue
+        problems += [f"label_map.json lists {name!r} twice" for name in names if name in label_of]
+        label_of.update(dict.fromkeys(names, known_labels[label]))
+    problems += problems_of([f"{name}.hdf5" for name in counts], folder_files(folder), folder.name)
+    problems += [f"{name!r} has no label in label_map.json" for name in counts if name not in label_of]
+    refuse_incomplete(dataset, folder, problems)
     return {
         split: [{"name": name, "image": str(folder / f"{name}.hdf5"), "label": label_of[name]} for name in names]
         for split, names in ids.items()
     }
-
-
-def _labels(public: PublicDataset, folder: Path) -> tuple[dict[str, int], list[str]]:
-    """Class id of each image, and what is wrong with them."""
-    label_of: dict[str, int] = {}
-    problems = []
-    known = {str(index): index for index in range(len(public.classes))}
-    for label, names in _lists(folder / "label_map.json").items():
-        if label not in known:
-            problems.append(f"label_map.json has a class {label!r}, but the classes are 0 to {len(known) - 1}")
-            continue
-        problems += [f"label_map.json lists {name!r} twice" for name in names if name in label_of]
-        label_of.update(dict.fromkeys(names, known[label]))
-    return label_of, problems
 
 
 def _lists(path: Path) -> dict[str, list[str]]:
@@ -177,19 +255,17 @@ def _lists(path: Path) -> dict[str, list[str]]:
     return content
 
 
-def _settle_bands(chosen: GeoBenchSet, order: str, folder: Path, sample: Sequence[Row]) -> tuple[PublicDataset, Names]:
-    """The set with the bands of the chosen order, and what their arrays are called, from a look at some files."""
-    public, doubt = chosen.public, chosen.doubt
-    names = chosen.names if doubt is None else SENTINEL2
-    if (
-        doubt is not None
-        and sample
-        and _has(sample[0]["image"], doubt.corrected)
-        and not _has(sample[0]["image"], names)
-    ):
-        logger.info("%s: these files name their bands rightly, band_order makes no difference", public.title)
-        names, doubt = doubt.corrected, None
-    reader = GeoBenchReader(names, chosen.side)
+def _settle_bands(dataset: GeoBenchDataset, order: str, folder: Path, sample: Sequence[Row]) -> tuple[Sensor, Names]:
+    """The bands of the chosen order, and what their arrays are called, from a look at some files."""
+    misnamed = dataset.misnamed
+    names = dataset.names if misnamed is None else SENTINEL2
+    if misnamed is not None and sample:
+        with _opened(sample[0]["image"]) as file:
+            found = _called(file).keys()
+            if found >= set(misnamed.corrected.values()) and not found >= set(names.values()):
+                logger.info("%s: these files name their bands rightly, band_order makes no difference", dataset.title)
+                names, misnamed = misnamed.corrected, None
+    reader = Hdf5Reader(names, dataset.side)
     images, problems = [], []
     for row in sample:
         try:
@@ -197,16 +273,25 @@ def _settle_bands(chosen: GeoBenchSet, order: str, folder: Path, sample: Sequenc
             images.append(dict(zip(stored.bands, stored.values, strict=True)))
         except DataError as error:
             problems.append(str(error))
-    refuse_incomplete(public, folder, problems)
-    if doubt is None or not images:
-        return public, names
-    check_order(public.title, order, doubt.evidence(images))
-    if order == "true":
-        return public, chosen.names
-    return dataclasses.replace(public, sensor=doubt.sensor), SENTINEL2
+    refuse_incomplete(dataset, folder, problems)
+    if misnamed is None or not images:
+        return dataset.sensor, names
+    _check_order(dataset.title, order, *misnamed.evidence(images))
+    return (dataset.sensor, dataset.names) if order == "true" else (misnamed.sensor, SENTINEL2)
 
 
-def _has(path: str, names: Names) -> bool:
-    """Whether the file has an array of each of these names."""
-    with _opened(path) as file:
-        return _called(file).keys() >= set(names.values())
+def _check_order(title: str, declared: str, found: str | None, why: str) -> None:
+    """Compare the declared order with what the values say; ``nominal`` against the values only warns.
+
+    The published results used the nominal names, wrong as they are, so that order stays possible.
+    """
+    if found is None:
+        logger.warning("%s: the values do not tell the band order: %s", title, why)
+    elif declared == "true" and found == "nominal":
+        raise DataError(f"{title}: {why}. The names in these files are right as they are: set `band_order: nominal`.")
+    elif declared == "nominal" and found == "true":
+        logger.warning(
+            "%s: band_order: nominal takes bands by names that are wrong, and so are spectral indices of them: %s",
+            title,
+            why,
+        )

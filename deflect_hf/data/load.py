@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.readers import dataset_module
 from deflect_hf.data.dataset import ImageDataset
 from deflect_hf.data.processor import MultispectralImageProcessor
-
-# reader -> module in this package and function (args, processor) -> splits, imported when chosen: rasterio, h5py
-LOADERS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "folder": ("folder", "load_folder"),
-        "synthetic": ("synthetic", "load_synthetic"),
-        "mados": ("mados", "load_mados"),
-        "hlsburnscars": ("burn_scars", "load_burn_scars"),
-        "sen1floods11": ("sen1floods11", "load_sen1floods11"),
-        "m-so2sat": ("geobench", "load_geobench"),
-        "m-brick-kiln": ("geobench", "load_geobench"),
-        "m-forestnet": ("geobench", "load_geobench"),
-        "m-eurosat": ("geobench", "load_geobench"),
-        "eurosat": ("eurosat", "load_eurosat"),
-    }
-)
 
 
 def load_dataset_splits(
@@ -43,8 +24,5 @@ def load_dataset_splits(
         BandError: A band is missing or cannot be named.
         UnitError: The images are of another unit than those the model was trained on.
     """
-    module, function = LOADERS[args.name]
-    splits: dict[str, ImageDataset] = getattr(importlib.import_module(f"deflect_hf.data.{module}"), function)(
-        args, processor
-    )
+    splits: dict[str, ImageDataset] = dataset_module(args.name).load(args, processor)
     return splits

@@ -128,7 +128,7 @@ def training_data(facts: Facts) -> str:
     counts = facts.results.get("images") or {}
     told = f"{facts.data[0].upper()}{facts.data[1:]}"
     if facts.public is not None:
-        told += f" ({facts.public.source}; licence: {facts.public.licence}). {facts.public.citation}"
+        told += f" ({facts.public.source}; licence: {facts.public.license}). {facts.public.citation}"
     told = told.rstrip(".") + "."
     if counts:
         told += f" Images: {', '.join(f'{count:,} {split}' for split, count in counts.items())}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +12,13 @@ import yaml
 from huggingface_hub import ModelCard
 
 from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.readers import dataset_spec
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset
 from deflect_hf.evaluation.evaluate import evaluation_window
 from deflect_hf.models.geovit.sources import SOURCES
 
-# where the facts of each public data set are, besides those of GEO-Bench; imported when asked for
-PUBLIC = {
-    "mados": ("mados", "MADOS"),
-    "hlsburnscars": ("burn_scars", "BURN_SCARS"),
-    "sen1floods11": ("sen1floods11", "SEN1FLOODS11"),
-    "eurosat": ("eurosat", "EUROSAT"),
-}
 METHODS = {
     "deflect": "DEFLECT",
     "lora": "LoRA",
@@ -83,11 +76,7 @@ class Facts:
     @property
     def data(self) -> str:
         """The training data's name for people."""
-        if self.public is not None:
-            return self.public.title
-        return {"folder": "images of the author", "synthetic": "synthetic scenes"}.get(
-            self.config.dataset.name, self.config.dataset.name
-        )
+        return dataset_spec(self.config.dataset.name).title
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -159,12 +148,5 @@ def known_licence(encoder: str | None) -> str | None:
 
 def public_dataset(name: str) -> PublicDataset | None:
     """The facts of a public data set, None for one that is not public."""
-    if name.startswith("m-"):
-        from deflect_hf.data.geobench_releases import SETS
-
-        return SETS[name].public
-    if name not in PUBLIC:
-        return None
-    module, constant = PUBLIC[name]
-    found: PublicDataset = getattr(importlib.import_module(f"deflect_hf.data.{module}"), constant)
-    return found
+    spec = dataset_spec(name)
+    return spec if isinstance(spec, PublicDataset) else None

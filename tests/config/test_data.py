@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
 import pytest
 
 from deflect_hf.config.data import DatasetArguments
-from deflect_hf.config.readers import PUBLIC_SETS, READERS, USED_BY, keys_of_reader
-from deflect_hf.data import load as base
+from deflect_hf.config.readers import EVERY, dataset_module, dataset_names, dataset_spec, keys_of_reader
+from deflect_hf.data.public import PublicDataset
 from deflect_hf.errors import ConfigError
 
 OTHER_THAN_DEFAULT = {
@@ -44,13 +43,12 @@ OTHER_THAN_DEFAULT = {
 TOGETHER = {"qa_band": "qa_values", "qa_values": "qa_band", "fold": "num_folds"}  # refused without the other
 
 
-@pytest.mark.parametrize("key", USED_BY)
+@pytest.mark.parametrize("key", OTHER_THAN_DEFAULT)
 def test_a_key_is_refused_by_the_readers_that_do_not_look_at_it(key: str) -> None:
-    assert set(USED_BY[key]) < set(READERS)
-    for name in READERS:
+    for name in dataset_names():
         given = {"root": "data"} if name != "synthetic" else {}
         given[key] = OTHER_THAN_DEFAULT[key]
-        if name in USED_BY[key]:
+        if key in dataset_spec(name).keys:
             if key in TOGETHER:
                 given[TOGETHER[key]] = OTHER_THAN_DEFAULT[TOGETHER[key]]
             assert getattr(DatasetArguments(name=name, **given), key) == OTHER_THAN_DEFAULT[key]
@@ -68,7 +66,7 @@ def test_the_message_names_the_readers_that_use_the_key() -> None:
         DatasetArguments(name="mados", root="data", num_folds=3)
 
 
-@pytest.mark.parametrize("name", ["folder", *PUBLIC_SETS])
+@pytest.mark.parametrize("name", [name for name in dataset_names() if "root" in dataset_spec(name).keys])
 def test_stored_images_need_a_folder(name: str) -> None:
     with pytest.raises(ConfigError, match=f"Data set '{name}' needs `root`, the folder with "):
         DatasetArguments(name=name)
@@ -82,7 +80,16 @@ def test_arguments_of_one_reader_carried_over_to_another() -> None:
     DatasetArguments(**{**kept, "name": "folder"})
 
 
-def test_every_reader_has_a_loader() -> None:
-    assert tuple(base.LOADERS) == READERS
-    for module, function in base.LOADERS.values():
-        assert callable(getattr(importlib.import_module(f"deflect_hf.data.{module}"), function))
+@pytest.mark.parametrize("name", dataset_names())
+def test_every_file_of_a_data_set_is_complete(name: str) -> None:
+    module = dataset_module(name)
+    fields = {field.name for field in dataclasses.fields(DatasetArguments)}
+    assert callable(module.load) and module.DATASET.name == name and module.DATASET.keys < fields
+    assert fields - EVERY == set(OTHER_THAN_DEFAULT)
+    if isinstance(module.DATASET, PublicDataset):
+        assert module.DATASET.public and {"root", "download"} < module.DATASET.keys
+
+
+def test_the_nearest_data_set_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown data set 'mado': .*'m-so2sat', 'mados'.* Did you mean 'mados'\?"):
+        DatasetArguments(name="mado", root="data")

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
 from deflect_hf.config.data import DatasetArguments
-from deflect_hf.data import burn_scars, load_dataset_splits
-from deflect_hf.data.burn_scars import held_out
+from deflect_hf.data import load_dataset_splits
 from deflect_hf.data.processor import MultispectralImageProcessor
+from deflect_hf.data.sets.hlsburnscars import held_out
 from deflect_hf.errors import ConfigError, DataError, UnitError
 from deflect_hf.raster.write import write_raster
 from tests.data.replicas import write_burn_scars
+from tests.data.web import serving_hub
 
 FIRST = "subsetted_512x512_HLS.S30.T10SGD.2018100.v1.4"
 
@@ -162,20 +163,15 @@ def test_damaged_files_are_named_when_they_are_read(copy: Path) -> None:
 
 
 def test_it_is_fetched_from_the_hub(replica: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def fetch(repository: str, name: str, folder: Path) -> Path:
-        asked.append((repository, name))
-        with tarfile.open(folder / name, "w:gz") as archive:
-            for part in ("training", "validation"):
-                archive.add(replica / part, part)
-        return folder / name
-
-    monkeypatch.setattr(burn_scars, "fetch_from_hub", fetch)
-    for _ in range(2):
-        splits = load_dataset_splits(arguments(tmp_path / "data", download=True))
-    assert asked == [("ibm-nasa-geospatial/hls_burn_scars", "hls_burn_scars.tar.gz")]
-    assert len(splits["train"]) == 10 and not (tmp_path / "data" / "hls_burn_scars.tar.gz").exists()
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for part in ("training", "validation"):
+            archive.add(replica / part, part)
+    name = "ibm-nasa-geospatial/hls_burn_scars/main/hls_burn_scars.tar.gz"
+    with serving_hub({name: (tmp_path / "a.tar.gz").read_bytes()}, monkeypatch) as hub:
+        for _ in range(2):
+            splits = load_dataset_splits(arguments(tmp_path / "data", download=True))
+        assert len(hub.asked) == 1
+    assert len(splits["train"]) == 10 and not list((tmp_path / "data").glob("*.gz"))
 
 
 def test_the_split_is_not_for_the_user_to_choose(replica: Path) -> None:

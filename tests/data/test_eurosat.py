@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import io
 import zipfile
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 
 from deflect_hf.config.data import DatasetArguments
-from deflect_hf.data import eurosat, load_dataset_splits
-from deflect_hf.data.eurosat import ARCHIVE_MD5, EUROSAT, IMAGES, REPO_ID, REVISION, SPLITS
+from deflect_hf.data import load_dataset_splits
+from deflect_hf.data.sets import eurosat
+from deflect_hf.data.sets.eurosat import ARCHIVE_MD5, DATASET, IMAGES, REPO_ID, REVISION, SPLITS
 from deflect_hf.errors import DataError
 from deflect_hf.raster.read import read_raster
 from deflect_hf.raster.write import write_raster
@@ -31,7 +34,7 @@ def stored(seed: int) -> np.ndarray:
 def write_eurosat(root: Path, per_class: int = 4, order: tuple[int, ...] = tuple(range(13))) -> Path:
     """Write images and lists: of each class the first two to train, then one each to validate and test."""
     lists: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for label, name in enumerate(EUROSAT.classes):
+    for label, name in enumerate(DATASET.classes):
         for number in range(1, per_class + 1):
             image = stored(100 * label + number)[list(order)]
             write_raster(root / IMAGES / name / f"{name}_{number}.tif", image)
@@ -57,7 +60,7 @@ def test_splits_labels_and_pixels(replica: Path, caplog: pytest.LogCaptureFixtur
     assert {split: len(images) for split, images in splits.items()} == {"train": 20, "val": 10, "test": 10}
     images = splits["train"]
     assert images.names[:3] == ["AnnualCrop_1", "AnnualCrop_2", "Forest_1"] and images.gsd_m == 10.0
-    assert images.classes == list(EUROSAT.classes)
+    assert images.classes == list(DATASET.classes)
     assert images.bands == ["A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "WV", "CIRRUS", "S1", "S2", "N2"]
     example = images[2]
     assert example["labels"].item() == 1
@@ -97,7 +100,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{root} is not EuroSAT as published, 3 problem(s): 'Desert_1.jpg' is of no known class (listed in "
         f"eurosat-train.txt); Forest/Forest_2.tif is missing (listed in eurosat-val.txt); River/River_3.tif is empty "
-        f"(listed in eurosat-test.txt). Copy it again, or download it again from {EUROSAT.source}."
+        f"(listed in eurosat-test.txt). Copy it again, or download it again from {DATASET.source}."
     )
     (root / "eurosat-test.txt").unlink()
     with pytest.raises(DataError, match=r"eurosat-test\.txt is missing"):
@@ -117,15 +120,16 @@ def test_what_is_missing_is_downloaded_and_verified(tmp_path: Path, monkeypatch:
             load(root, download=True)
         assert not list(root.rglob("*.zip")) and not target.exists()
         checksums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-        monkeypatch.setattr(eurosat, "ARCHIVE_MD5", checksums["EuroSATallBands.zip"])
+        fetch = functools.partial(DATASET.fetch, md5=checksums["EuroSATallBands.zip"])
+        monkeypatch.setattr(eurosat, "DATASET", dataclasses.replace(DATASET, fetch=fetch))
         with pytest.raises(DataError, match=r"eurosat-train\.txt of torchgeo/eurosat on the Hub has the md5 \w+, but"):
             load(root, download=True)
         assert not (target / "eurosat-train.txt").exists()
         monkeypatch.setattr(eurosat, "SPLITS", {split: (file, checksums[file]) for split, (file, _) in SPLITS.items()})
         for _ in range(2):
-            assert load(root, download=True)["test"].names == [f"{name}_3" for name in EUROSAT.classes]
+            assert load(root, download=True)["test"].names == [f"{name}_3" for name in DATASET.classes]
         address = f"/datasets/{REPO_ID}/resolve/{REVISION}"
-        assert [hub.asked(f"{address}/{name}") for name in ("EuroSATallBands.zip", "eurosat-val.txt")] == [2, 1]
+        assert [hub.asked.count(f"{address}/{name}") for name in ("EuroSATallBands.zip", "eurosat-val.txt")] == [2, 1]
     assert not list(root.rglob("*.zip"))
 
 
@@ -146,7 +150,7 @@ def test_real_images_in_the_published_layout_and_with_class_folders_in_the_root(
         paths[2::3][k].parent.name for k in (0, 20, 52)
     ]
     pixels = images[7]["pixel_values"].numpy()
-    np.testing.assert_allclose(pixels, read_raster(paths[2::3][7], sensor=EUROSAT.sensor).values * 1e-4, rtol=1e-6)
+    np.testing.assert_allclose(pixels, read_raster(paths[2::3][7], sensor=DATASET.sensor).values * 1e-4, rtol=1e-6)
     assert 0.01 < pixels[images.bands.index("R")].mean() < 0.5 and pixels[images.bands.index("CIRRUS")].max() < 0.05
     with pytest.raises(DataError, match=r"eurosat-train\.txt is missing; eurosat-val\.txt is missing"):
         load(flat)

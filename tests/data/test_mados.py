@@ -18,8 +18,8 @@ from rasterio.enums import Resampling
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data import load_dataset_splits
-from deflect_hf.data.mados import Scene
 from deflect_hf.data.processor import MultispectralImageProcessor
+from deflect_hf.data.sets.mados import Scene
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
 from deflect_hf.raster.write import write_raster
 from tests.data.replicas import SATELLITES, write_lines, write_mados

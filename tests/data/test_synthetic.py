@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data import ImageDataset, load_dataset_splits
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.data.synthetic import MIXED
+from deflect_hf.data.sets.synthetic import MIXED
 from deflect_hf.errors import BandError, ConfigError, UnitError
 
 CHANCE = 0.25

@@ -1,11 +1,11 @@
-"""A web server on this machine that has files to give away and misbehaves where it is told to."""
+"""A web server on this machine that stands for the Hub and for Zenodo."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
-import time
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,37 +14,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 
-@dataclass(frozen=True)
-class Mischief:
-    """What goes wrong with one request."""
-
-    status: int | None = None  # answer with this error
-    drop_after: int | None = None  # send so many bytes of the body, then close
-    ignore_range: bool = False
-    stall_s: float = 0.0  # wait so long before the body
-
-
 @dataclass
 class FileServer:
-    """Files by path, with what goes wrong with the next requests of each; ``log`` has (method, path, Range)."""
+    """Files by path; so many more requests for one as in ``broken`` break off half way; ``asked`` are all of them."""
 
     files: dict[str, bytes]
     url: str = ""
-    mischief: deque[Mischief] = field(default_factory=deque)
-    log: list[tuple[str, str, str | None]] = field(default_factory=list)
-
-    def asked(self, path: str) -> int:
-        """How often the content of a file was asked for."""
-        return sum(method == "GET" and wanted == path for method, wanted, _ in self.log)
-
-    @property
-    def ranges(self) -> list[str | None]:
-        """The Range header of each request that asked for content."""
-        return [asked for method, _, asked in self.log if method == "GET"]
+    broken: Counter[str] = field(default_factory=Counter)
+    asked: list[str] = field(default_factory=list)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: ThreadingHTTPServer
     files: FileServer
 
     def do_GET(self) -> None:
@@ -54,40 +34,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(body=False)
 
     def answer(self, body: bool) -> None:
-        asked = self.headers.get("Range")
-        self.files.log.append((self.command, self.path, asked))
-        trick = self.files.mischief.popleft() if body and self.files.mischief else Mischief()
-        content = self.files.files.get(self.path.partition("?")[0])
-        if trick.status is not None or content is None:
-            self.send_response(trick.status or 404)
-            self.send_header("X-Error-Code", "EntryNotFound")  # how the Hub says which thing it does not have
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        etag = f'"{hashlib.md5(content).hexdigest()}"'
-        begin = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
-        if trick.ignore_range or self.headers.get("If-Range", etag) != etag:
-            asked, begin = None, 0
-        if begin >= len(content) and asked:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if asked else 200)
-        if asked:
-            self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - begin))
-        self.send_header("ETag", etag)
+        path = self.path.partition("?")[0]
+        content = self.files.files.get(path)
+        self.send_response(404 if content is None else 200)
+        self.send_header("X-Error-Code", "EntryNotFound")  # how the Hub says which thing it does not have
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.send_header("ETag", f'"{hashlib.md5(content or b"").hexdigest()}"')
         self.send_header("X-Repo-Commit", "0" * 40)  # what the Hub says of a file besides
         self.end_headers()
-        if body:
-            self.wfile.flush()
-            time.sleep(trick.stall_s)
-            end = len(content) if trick.drop_after is None else begin + trick.drop_after
-            self.wfile.write(content[begin:end])
-        if trick.drop_after is not None:
-            self.close_connection = True
+        if body and content is not None:
+            self.files.asked.append(path)
+            broken = self.files.broken[path] > 0
+            self.files.broken[path] -= 1
+            self.wfile.write(content[: len(content) // 2] if broken else content)
+            self.close_connection = broken
 
     def log_message(self, *_: object) -> None:
         """Nothing on the terminal."""
@@ -123,4 +83,27 @@ def serving_hub(files: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch) -> 
         patched.setattr(constants, "ENDPOINT", server.url)
         patched.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patched.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+
+
+@contextmanager
+def serving_zenodo(
+    files: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch, md5: str | None = None
+) -> Iterator[FileServer]:
+    """A Zenodo that pooch uses meanwhile; every record has ``files`` and states their checksums, or this one."""
+    from pooch import downloaders
+
+    with serving({f"/files/{name}": content for name, content in files.items()}) as server, monkeypatch.context() as m:
+        entries = [
+            {
+                "key": name,
+                "checksum": f"md5:{md5 or hashlib.md5(content).hexdigest()}",
+                "links": {"self": f"{server.url}/files/{name}"},
+            }
+            for name, content in files.items()
+        ]
+        server.files["/7"] = json.dumps({"files": entries}).encode()
+        m.setattr(downloaders, "doi_to_url", lambda doi, **_: "https://zenodo.org/records/7")
+        m.setattr(downloaders.ZenodoRepository, "base_api_url", server.url)
+        m.setattr("time.sleep", lambda seconds: None)  # between tries
         yield server

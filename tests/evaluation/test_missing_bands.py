@@ -13,7 +13,7 @@ import pytest
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.run import EvaluateArguments
 from deflect_hf.data.load import load_dataset_splits
-from deflect_hf.data.synthetic import MEASURED
+from deflect_hf.data.sets.synthetic import MEASURED
 from deflect_hf.errors import BandError, CheckpointError, ConfigError
 from deflect_hf.evaluation.report import report
 from deflect_hf.evaluation.tables import drop_table

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from deflect_hf.config.readers import READERS
+from deflect_hf.config.readers import dataset_names
 from deflect_hf.hub.card import licence_text, write_card
 from deflect_hf.hub.facts import known_licence, public_dataset
 from deflect_hf.hub.picture import draw_prediction
@@ -129,10 +129,10 @@ def test_the_licence_in_an_encoders_folder_is_read(tmp_path: Path) -> None:
         assert known_licence(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("name", sorted({*READERS} - {"folder", "synthetic"}))
+@pytest.mark.parametrize("name", sorted({*dataset_names()} - {"folder", "synthetic"}))
 def test_public_data_sets_are_cited(name: str) -> None:
     public = public_dataset(name)
-    assert public is not None and public.name == name and public.citation and public.licence
+    assert public is not None and public.name == name and public.citation and public.license
 
 
 def test_data_that_is_gone_leaves_a_card_without_a_picture(best: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -259,7 +259,7 @@ def test_another_size_cannot_take_the_georeference(georeferenced: Path, tmp_path
 
 
 def test_rasterio_is_imported_only_when_rasters_are_read() -> None:
-    modules = "deflect_hf.data, deflect_hf.data.synthetic, deflect_hf.data.processor"
+    modules = "deflect_hf.data, deflect_hf.data.sets.synthetic, deflect_hf.data.processor"
     code = f"import sys, {modules}; print('rasterio' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"

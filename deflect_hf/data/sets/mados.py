@@ -15,57 +15,49 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
 from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.readers import SPLIT_FILES
 from deflect_hf.data.dataset import ImageDataset, Stored
+from deflect_hf.data.download import fetch_from_zenodo
 from deflect_hf.data.processor import MultispectralImageProcessor, resize
-from deflect_hf.data.public import PublicDataset, Row, build_splits, split_rows
-from deflect_hf.data.release import Release, folder_files
+from deflect_hf.data.public import PublicDataset, Row, build_splits
+from deflect_hf.data.release import find_release, folder_files, split_rows
 from deflect_hf.data.splits import SPLITS
-from deflect_hf.data.zenodo import fetch_from_zenodo
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster.read import read_mask, read_raster
 from deflect_hf.spectral.sensors import get_sensor
 
-RECORD = 10664073
-MADOS = PublicDataset(
+DOI = "10.5281/zenodo.10664073"
+DATASET = PublicDataset(
     name="mados",
     title="MADOS",
     task="segmentation",
+    keys=frozenset({"resampling", *SPLIT_FILES}),
     sensor=get_sensor("mados"),
     gsd_m=10.0,
     classes=(
-        "Marine Debris",
-        "Dense Sargassum",
-        "Sparse Floating Algae",
-        "Natural Organic Material",
-        "Ship",
-        "Oil Spill",
-        "Marine Water",
-        "Sediment-Laden Water",
-        "Foam",
-        "Turbid Water",
-        "Shallow Water",
-        "Waves & Wakes",
-        "Oil Platform",
-        "Jellyfish",
-        "Sea snot",
+        *("Marine Debris", "Dense Sargassum", "Sparse Floating Algae", "Natural Organic Material", "Ship"),
+        *("Oil Spill", "Marine Water", "Sediment-Laden Water", "Foam", "Turbid Water"),
+        *("Shallow Water", "Waves & Wakes", "Oil Platform", "Jellyfish", "Sea snot"),
     ),
     class_values=tuple(range(1, 16)),
     ignore_values=(0,),
-    counts=MappingProxyType({"train": 1433, "val": 642, "test": 728}),
-    source=f"https://zenodo.org/records/{RECORD}",
-    licence="CC BY 4.0",
+    counts={"train": 1433, "val": 642, "test": 728},
+    source=f"https://doi.org/{DOI}",
+    license="CC BY 4.0",
     citation="Kikaki et al., ISPRS Journal of Photogrammetry and Remote Sensing, 2024",
+    folder="MADOS",
+    marks=("splits",),
+    fetch=partial(fetch_from_zenodo, DOI, "MADOS.zip"),
 )
-RELEASE = Release(MADOS, folder="MADOS", marks=("splits",))
-BANDS_BY_GSD: Mapping[int, int] = MappingProxyType({10: 4, 20: 6, 60: 1})  # pixel size in metres -> number of bands
+BANDS_BY_GSD = {10: 4, 20: 6, 60: 1}  # pixel size in metres -> number of bands
 _BAND_FILE = re.compile(r"(?P<scene>.+)_L2R_rhorc_(?P<nm>\d+)_(?P<crop>[^_]+)\.tif")
 _MASK_FILE = re.compile(r"(?P<scene>.+)_L2R_cl_(?P<crop>[^_]+)\.tif")
 
@@ -90,7 +82,7 @@ class MadosReader:
         """
         mask = read_mask(row["mask"])
         size = mask.values.shape[-2:]
-        codes = MADOS.sensor.codes
+        codes = DATASET.sensor.codes
         planes = [self._plane(row["bands"][codes.index(code)], code, size) for code in self.bands]
         values = np.concatenate(planes)
         return Stored(values, self.bands, mask.values[0], row["name"], None, mask.valid[0], row["mask"])
@@ -114,14 +106,14 @@ class MadosReader:
         return values.repeat(factor, axis=-2).repeat(factor, axis=-1)
 
 
-def load_mados(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
+def load(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
     """Build the splits of MADOS as its split files list them.
 
     Raises:
         DataError: The folder is not there or not complete; the message names the files.
         BandError: A wanted band is not among the 11.
     """
-    root = RELEASE.find(args, lambda folder: fetch_from_zenodo(RECORD, "MADOS.zip", folder))
+    root = find_release(DATASET, args)
     files = {split: getattr(args, f"{split}_split") or f"splits/{split}_X.txt" for split in SPLITS}
     scenes: dict[str, Scene] = {}
 
@@ -133,8 +125,8 @@ def load_mados(args: DatasetArguments, processor: MultispectralImageProcessor | 
             scenes[scene] = Scene.scan(root, scene)
         return scenes[scene].row(crop, number)
 
-    rows = split_rows(MADOS, root, files, row_of)
-    return build_splits(MADOS, rows, lambda bands: MadosReader(bands, args.resampling), args, processor)
+    rows = split_rows(DATASET, root, files, row_of)
+    return build_splits(DATASET, rows, args, processor, lambda bands: MadosReader(bands, args.resampling))
 
 
 @dataclass(frozen=True)

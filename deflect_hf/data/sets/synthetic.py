@@ -22,12 +22,24 @@ import torch
 import torch.nn.functional as F
 
 from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.readers import DatasetSpec
 from deflect_hf.data.dataset import ImageDataset, Labels, Stored, make_datasets
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import keep_share, split_indices
 from deflect_hf.errors import BandError, listing
 from deflect_hf.spectral.selection import resolve_bands
 
+DATASET = DatasetSpec(
+    name="synthetic",
+    title="synthetic scenes",
+    task="classification",  # unless `task` says segmentation
+    keys=frozenset(
+        {
+            *("task", "num_samples", "noise", "ignore_index"),
+            *("val_fraction", "test_fraction", "num_folds", "fold"),
+        }
+    ),
+)
 MEASURED = ("A", "B", "G", "R", "N", "S1", "S2")  # the columns SR_B1 .. SR_B7 of the bundled samples
 VISIBLE = 4  # the first four of them
 # class -> share of each measured land cover in its non-visible bands
@@ -156,9 +168,7 @@ def _processor(args: DatasetArguments, trained: MultispectralImageProcessor | No
     )
 
 
-def load_synthetic(
-    args: DatasetArguments, processor: MultispectralImageProcessor | None = None
-) -> dict[str, ImageDataset]:
+def load(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
     """Build the splits of the synthetic set, classes balanced; bands and size of a trained ``processor`` stand.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Layout of the release: ``training/`` and ``validation/`` with pairs ``{id}_merged.tif`` (six bands, float reflectance)
 and ``{id}.mask.tif`` (0 not burnt, 1 burnt, -1 missing). There is no third split: as in PANGAEA, ``validation/`` is the
-test set, and 10 % of ``training/`` are held out for validation.
+test set, and 10 % of ``training/`` are held out for validation, whatever the seed of the run is.
 
 Source: https://huggingface.co/datasets/ibm-nasa-geospatial/hls_burn_scars; the split of
 github.com/VMarsocci/pangaea-bench (pangaea/datasets/hlsburnscars.py).
@@ -11,22 +11,21 @@ github.com/VMarsocci/pangaea-bench (pangaea/datasets/hlsburnscars.py).
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset
 from deflect_hf.data.download import fetch_from_hub
-from deflect_hf.data.pairs import PairReader
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.data.public import PublicDataset, Row, build_splits, refuse_incomplete
-from deflect_hf.data.release import Release, folder_files
+from deflect_hf.data.public import PublicDataset, Row, build_splits
+from deflect_hf.data.release import find_release, folder_files, problems_of, refuse_incomplete
 from deflect_hf.spectral.sensors import get_sensor
 
 REPOSITORY = "ibm-nasa-geospatial/hls_burn_scars"
-BURN_SCARS = PublicDataset(
+DATASET = PublicDataset(
     name="hlsburnscars",
     title="HLS Burn Scars",
     task="segmentation",
@@ -35,39 +34,38 @@ BURN_SCARS = PublicDataset(
     classes=("Not burned", "Burn scar"),
     class_values=(0, 1),
     ignore_values=(-1,),
-    counts=MappingProxyType({"train": 486, "val": 54, "test": 264}),
+    counts={"train": 486, "val": 54, "test": 264},
     source=f"https://huggingface.co/datasets/{REPOSITORY}",
-    licence="CC BY 4.0",
+    license="CC BY 4.0",
     citation="Phillips et al., HLS Foundation Burnscars Dataset, 2023, doi:10.57967/hf/0956",
+    folder="hls_burn_scars",
+    marks=("training", "validation"),
+    fetch=partial(fetch_from_hub, REPOSITORY, "hls_burn_scars.tar.gz"),
 )
-RELEASE = Release(BURN_SCARS, folder="hls_burn_scars", marks=("training", "validation"))
 VAL_FRACTION = 0.1
 VAL_SEED = 23
 _IMAGE = "_merged.tif"
 _MASK = ".mask.tif"
 
 
-def load_burn_scars(
-    args: DatasetArguments, processor: MultispectralImageProcessor | None = None
-) -> dict[str, ImageDataset]:
-    """Build the splits of HLS Burn Scars: those of PANGAEA, whatever ``args.seed`` is.
+def load(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
+    """Build the splits of HLS Burn Scars: those of PANGAEA.
 
     Raises:
         DataError: The folder is not there or not complete; the message names the files.
         BandError: A wanted band is not among the six.
     """
-    root = RELEASE.find(args, lambda folder: fetch_from_hub(REPOSITORY, "hls_burn_scars.tar.gz", folder))
+    root = find_release(DATASET, args)
     problems: list[str] = []
-    training = _rows(root / "training", problems)
-    test = _rows(root / "validation", problems)
-    refuse_incomplete(BURN_SCARS, root, problems)
+    training, test = (_rows(root / part, problems) for part in ("training", "validation"))
+    refuse_incomplete(DATASET, root, problems)
     held = held_out(len(training))
     rows = {
         "train": [row for index, row in enumerate(training) if index not in held],
         "val": [training[index] for index in sorted(held)],
         "test": test,
     }
-    return build_splits(BURN_SCARS, rows, lambda bands: PairReader(BURN_SCARS, bands), args, processor)
+    return build_splits(DATASET, rows, args, processor)
 
 
 def held_out(count: int) -> set[int]:
@@ -82,17 +80,9 @@ def held_out(count: int) -> set[int]:
 
 def _rows(folder: Path, problems: list[str]) -> list[Row]:
     """The pairs of a folder in order of their names; what has no other half, or is empty, goes to ``problems``."""
-    files = folder_files(folder)
-    if not files:
+    sizes = folder_files(folder)
+    if not sizes:
         problems.append(f"{folder.name}/ is missing or has no files")
-    images = {name.removesuffix(_IMAGE): name for name in sorted(files) if name.endswith(_IMAGE)}
-    masks = {name.removesuffix(_MASK): name for name in sorted(files) if name.endswith(_MASK)}
-    for ids, others, suffix in ((images, masks, _MASK), (masks, images, _IMAGE)):
-        problems += [f"{folder.name}/{id_}{suffix} is missing" for id_ in ids if id_ not in others]
-    pairs = [*images.values(), *masks.values()]
-    problems += [f"{folder.name}/{name} is empty" for name in pairs if files[name] == 0]
-    return [
-        {"name": id_, "image": str(folder / name), "mask": str(folder / masks[id_])}
-        for id_, name in images.items()
-        if id_ in masks
-    ]
+    ids = sorted({name.removesuffix(end) for end in (_IMAGE, _MASK) for name in sizes if name.endswith(end)})
+    problems += problems_of([id_ + end for id_ in ids for end in (_IMAGE, _MASK)], sizes, folder.name)
+    return [{"name": id_, "image": f"{folder / id_}{_IMAGE}", "mask": f"{folder / id_}{_MASK}"} for id_ in ids]

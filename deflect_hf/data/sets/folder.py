@@ -1,0 +1,19 @@
+"""A folder of a user's own images, see :mod:`deflect_hf.data.folder`."""
+
+from deflect_hf.config.readers import SPLIT_FILES, DatasetSpec
+from deflect_hf.data.folder import load_folder as load
+
+__all__ = ["DATASET", "load"]
+
+DATASET = DatasetSpec(
+    name="folder",
+    title="images of the author",
+    task=None,
+    keys=frozenset(
+        {
+            *("root", "task", "sensor", "source_bands", "scale", "offset", "nodata", "qa_band", "qa_values", "gsd_m"),
+            *("classes", "class_values", "ignore_values", "ignore_index"),
+            *(*SPLIT_FILES, "val_fraction", "test_fraction", "num_folds", "fold"),
+        }
+    ),
+)

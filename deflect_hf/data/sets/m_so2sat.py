@@ -1,0 +1,18 @@
+"""m-so2sat of GEO-Bench: local climate zones. The eight Sentinel-1 arrays are not read."""
+
+from functools import partial
+
+from deflect_hf.data.geobench import geobench_dataset, load_geobench, own_names
+
+DATASET = geobench_dataset(
+    "m-so2sat",
+    sensor="so2sat",
+    gsd_m=10.0,
+    counts=(19992, 986, 986),
+    classes="Compact high rise; Compact mid rise; Compact low rise; Open high rise; Open mid rise; Open low rise; "
+    "Lightweight low rise; Large low rise; Sparsely built; Heavy industry; Dense trees; Scattered trees; "
+    "Bush or scrub; Low plants; Bare rock or paved; Bare soil or sand; Water",
+    side=32,
+    names=own_names("so2sat"),
+)
+load = partial(load_geobench, DATASET)
