@@ -23,8 +23,9 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     """A folder to write into that appears under its name when the block ends without an error.
 
     What was there under its name stays until then, as ``target.replaced`` for the instant between two renames; see
-    ``recover``.
+    ``recover``. A symbolic link stays one: the folder it leads to is replaced, beside which there has to be room.
     """
+    target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced = (target.with_name(target.name + ending) for ending in (PARTIAL, REPLACED))
     shutil.rmtree(partial, ignore_errors=True)
@@ -50,6 +51,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 def recover(target: Path) -> None:
     """End what a killed ``atomic_dir`` left: the former folder gets its name back where no new one has it."""
+    target = target.resolve()
     partial, replaced = (target.with_name(target.name + ending) for ending in (PARTIAL, REPLACED))
     if replaced.is_dir() and not target.exists():
         os.replace(replaced, target)
@@ -59,6 +61,7 @@ def recover(target: Path) -> None:
 
 def remove_folder(target: Path) -> None:
     """Remove a folder that is never seen half removed under its name."""
+    target = target.resolve()
     replaced = target.with_name(target.name + REPLACED)
     shutil.rmtree(replaced, ignore_errors=True)
     os.replace(target, replaced)

@@ -14,16 +14,12 @@ import torch
 
 from deflect_hf.config.data import ENCODER_SIZE
 from deflect_hf.config.run import EncoderArguments, RunArguments
-from deflect_hf.config.yaml import read_yaml
 from deflect_hf.errors import ConfigError, brief, nearest
-from deflect_hf.files import CONFIG, atomic_dir
-from deflect_hf.models import load_encoder
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.loading import load_encoder_config
 from deflect_hf.spectral.selection import resolve_bands, select_bands
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from transformers import PreTrainedConfig, PreTrainedModel
 
 NORMALISATION = "normalisation.json"
@@ -90,47 +86,6 @@ def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
     if hasattr(model, "pooler"):
         model.pooler = None  # no head reads it
     return model
-
-
-def build_encoder(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> PreTrainedModel:
-    """The base encoder; a random one is written to ``work_dir/encoder`` first, so that evaluation finds the same.
-
-    Raises:
-        ConfigError: the run that is resumed has a random encoder of another configuration or seed.
-    """
-    if config.encoder.name_or_path is not None:
-        return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
-    folder = work_dir / "encoder"
-    if accelerator.is_main_process and not (folder / "config.json").is_file():
-        with atomic_dir(folder) as partial:
-            random_encoder(config.encoder).save_pretrained(partial)
-    accelerator.wait_for_everyone()
-    there, described = load_encoder_config(folder).to_dict(), random_config(config.encoder).to_dict()
-    for name in config.encoder.random or {}:
-        if there.get(name) != described[name]:
-            raise ConfigError(
-                f"{folder} is the encoder of this run, with {name} {there.get(name)!r}; encoder.random says "
-                f"{described[name]!r}: resume with the run's own configuration, or give another --work_dir"
-            )
-    drawn = _drawn_with(work_dir)
-    if drawn not in (None, config.encoder.random_seed):
-        raise ConfigError(
-            f"{folder} is the encoder of this run, drawn with encoder.random_seed {drawn}, not "
-            f"{config.encoder.random_seed}: resume with the run's own configuration, or give another --work_dir"
-        )
-    return load_encoder(folder)
-
-
-def _drawn_with(work_dir: Path) -> int | None:
-    """The seed of the random encoder of the run in ``work_dir``; None where no configuration says so yet."""
-    path = work_dir / CONFIG
-    if not path.is_file():
-        return None
-    try:
-        seed: int | None = (read_yaml(path).get("encoder") or {}).get("random_seed")
-    except (ConfigError, AttributeError):  # edited: what counts is in the checkpoint
-        return None
-    return seed
 
 
 def pretraining_size(arguments: EncoderArguments) -> list[int]:

@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
+from transformers import PreTrainedModel
 
 from deflect_hf.artifacts.saved_model import model_class
 from deflect_hf.config.combinations import refuse_idle_keys
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.schema import check_types
+from deflect_hf.config.yaml import read_yaml
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
-from deflect_hf.data.order import Rank, evaluation_loader
-from deflect_hf.errors import ArchitectureError, DataError, listing
+from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
 from deflect_hf.evaluation.losses import balanced_weights
+from deflect_hf.files import CONFIG
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options
-from deflect_hf.models.encoders import build_encoder, chosen_gsd, set_gsd, stored_normalisation, with_encoder_size
-from deflect_hf.spectral.features import RunningMoments
-from deflect_hf.spectral.selection import resolve_bands, select_bands
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from deflect_hf.models import load_encoder
+from deflect_hf.models.configuration import as_pair
+from deflect_hf.models.encoders import (
+    chosen_gsd,
+    random_config,
+    random_encoder,
+    set_gsd,
+    stored_normalisation,
+    with_encoder_size,
+)
+from deflect_hf.models.loading import load_encoder_config
+from deflect_hf.spectral.selection import resolve_bands
+from deflect_hf.training.statistics import Statistics, statistics_of
+from deflect_hf.tuners.statistics import store_statistics
 
 logger = logging.getLogger(__name__)
+
+ENCODER = "encoder"  # folder of a random one in that of its run
 
 
 @dataclass
@@ -38,6 +51,7 @@ class Experiment:
     config: RunArguments
     splits: dict[str, ImageDataset]
     model: nn.Module
+    statistics: Statistics
 
     @property
     def train(self) -> ImageDataset:
@@ -84,102 +98,23 @@ def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, Imag
     return splits
 
 
-def base_statistics(
-    config: RunArguments, train: ImageDataset, accelerator: Accelerator
-) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the base bands: configured, else stored with the encoder, else fitted on ``train``."""
+def base_statistics(config: RunArguments, statistics: Statistics, where: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the base bands: configured, else stored with the encoder, else those of the images."""
     arguments = config.encoder
     if arguments.mean is not None and arguments.std is not None:
         return arguments.mean, arguments.std
-    stored = stored_normalisation(arguments)
-    if stored is not None:
-        return stored
-    bands = resolve_bands(arguments.base_bands)
     fix = "the files are broken, or give encoder.mean and encoder.std"
-    return fitted_statistics(config, train, accelerator, bands, fix)
+    return stored_normalisation(arguments) or statistics.of_bands(resolve_bands(arguments.base_bands), where, fix)
 
 
 def extra_statistics(
-    config: RunArguments, train: ImageDataset, accelerator: Accelerator
+    config: RunArguments, statistics: Statistics, where: str
 ) -> tuple[list[float], list[float]] | tuple[None, None]:
-    """Mean and deviation on ``train`` of the bands that only a wider patch embedding takes; none without such bands.
-
-    Raises:
-        DataError: one of these bands does not vary.
-    """
-    bands = extra_bands(train.bands, config.encoder.base_bands)
+    """Mean and deviation of the bands that only a wider patch embedding takes; none without such bands."""
+    bands = extra_bands(statistics.bands, config.encoder.base_bands)
     if config.method.get("patch_embed", "frozen") == "frozen" or not bands:
         return None, None
-    fix = "leave them out (dataset.bands), or keep --method.patch_embed frozen"
-    return fitted_statistics(config, train, accelerator, bands, fix)
-
-
-def fitted_statistics(
-    config: RunArguments, train: ImageDataset, accelerator: Accelerator, bands: Sequence[str], fix: str
-) -> tuple[list[float], list[float]]:
-    """Mean and deviation of some bands over all measured pixels of the training split.
-
-    Args:
-        fix: What to do about bands that do not vary.
-
-    Raises:
-        DataError: nothing was measured in one of them, or it does not vary.
-    """
-    positions = select_bands(train.bands, bands)
-    moments = RunningMoments(len(positions))
-    for batch in plain_loader(config, train, accelerator):
-        moments.update(batch["pixel_values"][:, positions].movedim(1, -1))
-    moments.reduce(accelerator)
-    empty = [band for band, count in zip(bands, moments.count.tolist(), strict=True) if not count]
-    if empty:
-        raise DataError(
-            f"{config.dataset.root or config.dataset.name}: no training image has a valid pixel in the band(s) "
-            f"{listing(empty)}: correct the nodata values, or leave the bands out"
-        )
-    mean, std = moments.mean.tolist(), moments.std.tolist()
-    flat = [band for band, deviation in zip(bands, std, strict=True) if not deviation > 0]
-    if flat:
-        raise DataError(
-            f"{config.dataset.root or config.dataset.name}: the band(s) {listing(flat)} have one value in all of the "
-            f"training images: {fix}"
-        )
-    return mean, std
-
-
-def plain_loader(config: RunArguments, split: ImageDataset, accelerator: Accelerator) -> Any:
-    """Every image of a split once over all processes, without random transforms."""
-    fixed = split.with_transform(build_transform(config.augmentation, "val"))
-    return evaluation_loader(fixed, config.batch_size, config.num_workers, Rank.of(accelerator))
-
-
-def whole_patches(loader: Iterable[dict[str, Any]], patch_size: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    """The batches of ``loader``, of any image size, without what exceeds whole patches on the right and below.
-
-    For the statistics of patches: training and evaluation cut windows of whole patches out of larger images.
-
-    Raises:
-        DataError: an image is smaller than a patch.
-    """
-    rows, columns = patch_size
-    for batch in loader:
-        height, width = batch["pixel_values"].shape[-2:]
-        if height < rows or width < columns:
-            raise DataError(
-                f"{batch['name'][0]} has {height} x {width} pixels, less than one patch of the encoder ({rows} x "
-                f"{columns}). Fix: give larger images, --dataset.image_size, or an encoder with smaller patches."
-            )
-        kept = batch["pixel_values"][..., : height // rows * rows, : width // columns * columns]
-        yield {**batch, "pixel_values": kept}
-
-
-def count_labels(config: RunArguments, train: ImageDataset, accelerator: Accelerator) -> list[int]:
-    """Labels of each class in the training split, pixels or images, summed over all processes."""
-    counts = torch.zeros(train.num_classes, dtype=torch.int64, device=accelerator.device)
-    for batch in plain_loader(config, train, accelerator):
-        labels = batch["labels"][batch["labels"] != train.ignore_index]
-        counts += torch.bincount(labels.flatten(), minlength=train.num_classes).to(counts.device)
-    total: list[int] = accelerator.reduce(counts, reduction="sum").tolist()
-    return total
+    return statistics.of_bands(bands, where, "leave them out (dataset.bands), or keep --method.patch_embed frozen")
 
 
 def head_options(config: RunArguments, task: str) -> dict[str, Any]:
@@ -199,8 +134,57 @@ def head_options(config: RunArguments, task: str) -> dict[str, Any]:
     return options
 
 
-def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Experiment:
-    """Data, encoder, head and adapter of a run, on the CPU and ready to be trained.
+def base_encoder(config: RunArguments, work_dir: Path, drawn_anew: bool) -> PreTrainedModel:
+    """The encoder to adapt: loaded, that of the run in ``work_dir``, or drawn at random; nothing is written.
+
+    Raises:
+        ConfigError: the run that is resumed has a random encoder of another configuration or seed.
+    """
+    if config.encoder.name_or_path is not None:
+        return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
+    folder = work_dir / ENCODER
+    if drawn_anew or not (folder / "config.json").is_file():
+        encoder = random_encoder(config.encoder).eval()
+        encoder.name_or_path = encoder.config.name_or_path = str(folder)
+        return encoder
+    there, described = load_encoder_config(folder).to_dict(), random_config(config.encoder).to_dict()
+    differing = [
+        f"{name} {there.get(name)!r}; encoder.random says {described[name]!r}"
+        for name in config.encoder.random or {}
+        if there.get(name) != described[name]
+    ]
+    drawn = seed_of_encoder(work_dir)
+    if drawn not in (None, config.encoder.random_seed):
+        differing.append(f"encoder.random_seed {drawn}, not {config.encoder.random_seed}")
+    if differing:
+        raise ConfigError(
+            f"{folder} is the encoder of this run, with {differing[0]}: resume with the run's own configuration, or "
+            "give another --work_dir"
+        )
+    return load_encoder(folder)
+
+
+def seed_of_encoder(work_dir: Path) -> int | None:
+    """The seed of the random encoder of the run in ``work_dir``; None where no configuration says so."""
+    try:
+        seed: int | None = (read_yaml(work_dir / CONFIG).get("encoder") or {}).get("random_seed")
+    except (ConfigError, AttributeError):  # none yet, or edited: what counts is in the checkpoint
+        return None
+    return seed
+
+
+def build(
+    config: RunArguments,
+    work_dir: Path,
+    accelerator: Accelerator,
+    drawn_anew: bool = False,
+    stored: Mapping[str, Any] | None = None,
+) -> Experiment:
+    """Data, encoder, head and adapter of a run, ready to be trained; nothing is written.
+
+    Args:
+        drawn_anew: a random encoder in ``work_dir`` is of a run that this one replaces.
+        stored: statistics of the run that goes on, from its checkpoint.
 
     Raises:
         DeflectError: whatever the user's configuration or data got wrong.
@@ -212,8 +196,7 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
     train = splits["train"]
     refuse_idle_keys(config, train.task)
     train.processor.trained_size = list(train.reader.read(train.table[0]).values.shape[-2:])
-    options = head_options(config, train.task)
-    encoder = build_encoder(config, work_dir, accelerator)
+    encoder = base_encoder(config, work_dir, drawn_anew)
     channels = getattr(encoder.config, "num_channels", None)
     if channels is None:
         raise ArchitectureError(
@@ -226,18 +209,20 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
         )
     gsd = chosen_gsd(config.encoder, train.gsd_m)
     set_gsd(encoder, gsd)
-    mean, std = base_statistics(config, train, accelerator)
-    extra_mean, extra_std = extra_statistics(config, train, accelerator)
+    where = config.dataset.root or config.dataset.name
+    statistics = statistics_of(config, train, as_pair(encoder.config.patch_size), accelerator, stored)
+    mean, std = base_statistics(config, statistics, where)
+    extra_mean, extra_std = extra_statistics(config, statistics, where)
     weights = config.segmentor.loss.class_weights
     if weights == "balanced":
-        weights = balanced_weights(count_labels(config, train, accelerator), train.classes)
+        weights = balanced_weights(statistics.labels, train.classes)
     torch.manual_seed(config.seed)
     model = model_class(train.task).from_encoder(
         encoder,
         id2label=dict(enumerate(train.classes)),
         ignore_index=train.ignore_index,
         class_weights=weights,
-        **options,
+        **head_options(config, train.task),
     )
     adapted = adapt(
         model,
@@ -252,5 +237,7 @@ def build(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Exp
         revision=config.encoder.revision,
         **config.method,
     )
+    if statistics.features is not None:
+        store_statistics(adapted, statistics.features)
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, mean=mean, std=std, gsd=gsd))
-    return Experiment(config, splits, adapted)
+    return Experiment(config, splits, adapted, statistics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -14,42 +15,45 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from tqdm import tqdm
 
-from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.artifacts import saved_model
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
-from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DataError
 from deflect_hf.evaluation.evaluate import Interrupted, Protocol, evaluate, evaluation_window, named
 from deflect_hf.evaluation.losses import label_weight, soft_dice
 from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.files import atomic_dir, temp_dir, write_json
 from deflect_hf.methods import task_model
-from deflect_hf.training.best import BEST, kept_best
 from deflect_hf.training.build import Experiment
+from deflect_hf.training.checkpoint import BEST, FOLDER, Checkpoints, Progress, kept_best, list_checkpoints
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
 from deflect_hf.training.preemption import Preemption
 from deflect_hf.training.prefix import trained_model
-from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded, whole
-from deflect_hf.training.snapshots import Snapshots
-from deflect_hf.training.states import Progress, states
+from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded
 from deflect_hf.training.trackers import RunLog
 
 logger = logging.getLogger(__name__)
 
-TOLD = ("loss", "accuracy", "miou", "f1_macro")  # of each validation
+LOGGED = ("loss", "accuracy", "miou", "f1_macro")  # of each validation
 
 Publish = Callable[[Path, int], None]  # gets the model at a checkpoint as a result folder, and its step
 Batch = dict[str, Any]
 
 
-class Trainer:
-    """Trains what an experiment left trainable and writes checkpoints, log and best result into ``work_dir``."""
+class TrainingLoop:
+    """Trains what an experiment left trainable and writes checkpoints, log and best result into ``work_dir``.
+
+    An optimizer step asks the device for nothing and, in one process, reduces nothing; several processes add up the
+    weight of their labels, and gradients. Losses stay on the device until a line of the log, a checkpoint or the end
+    of an epoch reads them.
+    """
 
     def __init__(
         self, experiment: Experiment, accelerator: Accelerator, work_dir: Path, publish: Publish | None = None
     ) -> None:
-        self.config = experiment.config
+        self.config = config = experiment.config
         self.publish = publish
         self.splits = experiment.splits
         self.accelerator = accelerator
@@ -59,10 +63,9 @@ class Trainer:
         self.preemption = Preemption()
         self.log = RunLog(accelerator, work_dir)
         self.plain = experiment.model
-        self.processor: MultispectralImageProcessor = experiment.train.processor
+        train = experiment.train
         shard(experiment.model, accelerator)
-        optimizer = build_optimizer(experiment.model, self.config.segmentor.optimizer)
-        config, train = self.config, experiment.train
+        optimizer = build_optimizer(experiment.model, config.segmentor.optimizer)
         self.total_steps = steps_of(len(train), config.batch_size, config.accumulate, self.rank) * config.epochs
         # not prepared: accelerate would step it once per process; it counts optimizer steps of the whole run
         self.scheduler = build_scheduler(optimizer, config.segmentor.scheduler, self.total_steps)
@@ -72,6 +75,11 @@ class Trainer:
             train.classes, train.ignore_index, evaluation_window(config, train.task), config.metrics
         )
         self.class_weights: list[float] | None = task_model(experiment.model).config.class_weights
+        # on the device, since the last line of the log; and what the loss was of, since it was last looked at
+        self.loss_sum, self.loss_steps = torch.zeros((), device=accelerator.device), 0
+        self.unread: list[tuple[int, list[str], Tensor]] = []
+        self.stop_flag: tuple[Tensor, Any] | None = None
+        settings = config.segmentor.optimizer
         fixed = {
             "seed": config.seed,
             "batch_size": config.batch_size,
@@ -79,9 +87,14 @@ class Trainer:
             "processes": self.rank.count,
             "images": len(train),
             "total_steps": self.total_steps,
+            **{
+                f"segmentor.optimizer.{name}": getattr(settings, name)
+                for name in ("lr", "betas", "weight_decay", "decay_vectors")
+            },
         }
-        self.snapshots = Snapshots(
-            accelerator, work_dir, self.plain, self.optimizer, self.scheduler, fixed, config.ckpt_keep
+        also = {"statistics": experiment.statistics.state()}
+        self.checkpoints = Checkpoints(
+            accelerator, work_dir, self.plain, optimizer, self.scheduler, fixed, config.ckpt_keep, also
         )
 
     def train(self) -> bool:
@@ -127,12 +140,11 @@ class Trainer:
         )
         self.model.train()
         for group in grouped(loader, config.accumulate):
-            loss = self._step(group)
-            if loss is None:
+            if not self._step(group):
                 return False
             progress.batch += len(group)
             progress.seconds = time.monotonic() - started
-            self._log_step(bar, loss)
+            self._log_step(bar)
             if config.ckpt_steps and progress.step % config.ckpt_steps == 0:
                 self.save_state()
         return True
@@ -143,6 +155,7 @@ class Trainer:
         So the state that is saved is the one before the validation, which a resumed run repeats as a whole.
         """
         config, epoch, scores = self.config, self.progress.epoch + 1, None
+        self._read_losses()
         if epoch == config.epochs or epoch % config.eval_interval == 0:
             try:
                 scores = self.score(self.plain, "val", asked_to_stop=lambda: self.preemption.asked)
@@ -158,27 +171,25 @@ class Trainer:
         total: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
         return total
 
-    def _step(self, group: list[Batch]) -> float | None:
-        """One optimizer step over ``group``; returns the mean loss over all its labels in all processes.
+    def _step(self, group: list[Batch]) -> bool:
+        """One optimizer step on the mean loss over all labels of ``group`` in all processes.
 
-        None, and no step, if any of the processes was told to stop: they agree on it before they compute.
+        False, and no step, if any of the processes was told to stop: they agree on it before they compute.
         """
-        ignore_index = self.protocol.ignore_index
-        weights = [label_weight(batch["labels"], ignore_index, self.class_weights) for batch in group]
-        weight = torch.stack(weights).sum()
-        total, asked = self._summed(torch.stack([weight, weight.new_tensor(float(self.preemption.asked))]))
-        if asked:
-            return None
+        labels = [label_weight(batch["labels"], self.protocol.ignore_index, self.class_weights) for batch in group]
+        weights = torch.stack(labels)  # on the CPU, as labels come from the loader: to read it costs nothing
+        total, stop = weights.sum(), self.preemption.asked
+        if self.rank.count > 1:
+            total, stop = self._agreed(total)
+        if stop:
+            return False
         total = total.clamp(min=1e-12)
-        summed = 0.0
-        for position, (batch, weight) in enumerate(zip(group, weights, strict=True)):
-            last = position == len(group) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+        for batch, weight in zip(group, weights.tolist(), strict=True):
+            with contextlib.nullcontext() if batch is group[-1] else self.accelerator.no_sync(self.model):
+                loss = self._loss(batch) * (weight / total)
+                self.loss_sum += loss.detach()
+                self.unread.append((self.progress.step + 1, batch["name"], loss.detach()))
                 # distributed training averages gradients over processes: undo its division
-                loss = self._loss(batch) * (weight.to(total.device) / total)
-                reduced = self._summed(loss.detach().clone()).item()
-                self._refuse_broken(reduced, batch)
-                summed += reduced
                 self.accelerator.backward(loss * self.rank.count)
         if self.config.segmentor.optimizer.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.segmentor.optimizer.max_grad_norm)
@@ -186,7 +197,26 @@ class Trainer:
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
-        return summed
+        self.loss_steps += 1
+        return True
+
+    def _agreed(self, weight: Tensor) -> tuple[Tensor, bool]:
+        """The labels' weight in all processes, on the device, and whether any was told to stop by the step before.
+
+        What they say in this step is read in the next: to wait for it would let the device run dry.
+        """
+        shared = self._summed(torch.stack([weight, torch.tensor(float(self.preemption.asked))]))
+        before, done = self.stop_flag, None
+        copy = shared[1].to("cpu", non_blocking=True)
+        if shared.device.type != "cpu":
+            done = torch.get_device_module(shared.device).Event()
+            done.record()
+        self.stop_flag = copy, done
+        if before is None:
+            return shared[0], False
+        if before[1] is not None:
+            before[1].synchronize()
+        return shared[0], bool(before[0])
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self.accelerator.device
@@ -200,24 +230,37 @@ class Trainer:
             loss = loss + terms.dice * soft_dice(outputs.logits, labels, self.protocol.ignore_index)
         return loss
 
-    def _refuse_broken(self, loss: float, batch: Batch) -> None:
-        if loss - loss == 0:  # false for NaN and both infinities
-            return
-        names = [str(name) for name in gather_object(list(batch["name"]))]
-        kept = states(self.work_dir)
-        raise DataError(
-            f"the loss is {loss} in step {self.progress.step + 1} (epoch {self.progress.epoch + 1}), on the images "
-            f"{named(names)}. Last good checkpoint: {kept[-1] if kept else 'none'}. Look at these images, or lower the "
-            "learning rate."
-        )
+    def _read_losses(self) -> float:
+        """The mean over the steps since the last line of the log, in all processes: waits for the device.
 
-    def _log_step(self, bar: tqdm[Any], loss: float) -> None:
+        Raises:
+            DataError: it is not finite.
+        """
+        mean = self._summed(self.loss_sum).item() / max(1, self.loss_steps)
+        if not math.isfinite(mean):
+            broken = [
+                (step, str(loss.item()), [str(name) for name in names])
+                for step, names, loss in self.unread
+                if not math.isfinite(loss.item())
+            ]
+            step, loss, names = min(gather_object(broken))
+            kept = list_checkpoints(self.work_dir)
+            raise DataError(
+                f"the loss is {loss} in step {step} (epoch {self.progress.epoch + 1}), on the images {named(names)}. "
+                f"Last good checkpoint: {kept[-1] if kept else 'none'}. Look at these images, or lower the learning "
+                "rate."
+            )
+        self.unread.clear()
+        return mean
+
+    def _log_step(self, bar: tqdm[Any]) -> None:
         step, rate = self.progress.step, self.scheduler.get_last_lr()[0]
         bar.update()
-        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.1e}", refresh=False)
         if step % self.config.log_interval == 0 or step == self.total_steps:
-            line = {"epoch": self.progress.epoch, "loss": loss, "lr": rate}
-            self.log.write(step, line, self.progress.seconds)
+            loss = self._read_losses()
+            self.loss_sum, self.loss_steps = torch.zeros_like(self.loss_sum), 0
+            bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.1e}", refresh=False)
+            self.log.write(step, {"epoch": self.progress.epoch, "loss": loss, "lr": rate}, self.progress.seconds)
 
     def score(self, model: nn.Module, split: str, **options: Any) -> dict[str, Any]:
         """Scores of ``model`` on a split; ``options`` are those of ``evaluate``.
@@ -237,10 +280,10 @@ class Trainer:
         score = scores[selection_metric(self.splits["val"].task)]
         best = progress.best_score is None or score > progress.best_score
         progress.waited = 0 if best else progress.waited + 1
-        told = {name: scores[name] for name in TOLD}
-        self.log.write(progress.step, {"epoch": progress.epoch, "val": told}, progress.seconds)
+        logged = {name: scores[name] for name in LOGGED}
+        self.log.write(progress.step, {"epoch": progress.epoch, "val": logged}, progress.seconds)
         if self.accelerator.is_main_process:
-            summary = ", ".join(f"{name} {value:.4f}" for name, value in told.items())
+            summary = ", ".join(f"{name} {value:.4f}" for name, value in logged.items())
             tqdm.write(f"epoch {progress.epoch}: val {summary}{' (best)' if best else ''}")
         if not best:
             return
@@ -248,36 +291,41 @@ class Trainer:
         weights = self._weights()
         if self.accelerator.is_main_process:
             with atomic_dir(self.work_dir / BEST) as folder:
-                checkpoints.save_model(folder, self.plain, self.config, self.processor, weights)
-                write_json(folder / checkpoints.RESULTS, {"best_epoch": progress.epoch, "val": scores})
+                saved_model.save_model(folder, self.plain, self.config, self.splits["train"].processor, weights)
+                write_json(folder / saved_model.RESULTS, {"best_epoch": progress.epoch, "val": scores})
         self.accelerator.wait_for_everyone()
 
     def _weights(self) -> dict[str, Tensor] | None:
         """The whole model by name where each process holds a share of it; every process has to call it."""
-        return whole(self.plain.state_dict()) if is_sharded(self.plain) else None
+        if not is_sharded(self.plain):
+            return None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(self.plain, options=options)
 
     def save_state(self) -> None:
         """Write ``checkpoints/step-N``, and publish the model as it is now where that was asked for."""
-        self.snapshots.save(self.progress)
+        self._read_losses()
+        own = {"loss_sum": self.loss_sum.cpu(), "loss_steps": self.loss_steps}
+        self.checkpoints.save(self.progress, own)
         if self.publish is None:
             return
         weights = self._weights()
         if self.accelerator.is_main_process:
             step = self.progress.step
-            with temp_dir(self.work_dir / "checkpoints" / f"step-{step}.model") as folder:
-                checkpoints.save_model(folder, self.plain, self.config, self.processor, weights)
-                told = {"finetune": self.config.finetune, "epochs": self.progress.epoch, "steps": step}
-                write_json(folder / checkpoints.RESULTS, {**told, "seconds": self.progress.seconds})
+            with temp_dir(self.work_dir / FOLDER / f"step-{step}.model") as folder:
+                saved_model.save_model(folder, self.plain, self.config, self.splits["train"].processor, weights)
+                results = {"finetune": self.config.finetune, "epochs": self.progress.epoch, "steps": step}
+                write_json(folder / saved_model.RESULTS, {**results, "seconds": self.progress.seconds})
                 self.publish(folder, step)
 
     def resume(self, folder: Path) -> None:
-        """Go on from a state folder.
+        """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: it is broken, or belongs to a run with other settings.
+            CheckpointError: it belongs to a run with other settings.
         """
-        self.progress = self.snapshots.load(folder)
-        self.log.drop_after(self.progress.step, self.progress.epoch)
+        self.progress, own = self.checkpoints.load(folder)
+        self.loss_sum, self.loss_steps = own["loss_sum"].to(self.accelerator.device), own["loss_steps"]
 
     def restore_best(self, state: Path) -> None:
         """Have the best model so far in ``best/`` after resuming from ``state``, whatever became of it.

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ class StoredPrefix(nn.Module):
     """Stands for the embeddings and the blocks before the first deflected one; computes each image once.
 
     Attributes:
-        folder: where the files are, one per image; made by the first one.
+        folder: where the files are, one per image; made with the first one.
     """
 
     def __init__(self, embeddings: nn.Module, blocks: list[nn.Module], folder: Path) -> None:
@@ -67,7 +66,6 @@ class StoredPrefix(nn.Module):
         self.embeddings = embeddings
         self.blocks = nn.ModuleList(blocks)
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -111,6 +109,7 @@ class StoredPrefix(nn.Module):
 
     def _write(self, path: Path, state: Tensor) -> None:
         partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             save_file({TOKENS: state.detach().cpu().contiguous()}, partial)
             partial.replace(path)
@@ -163,8 +162,6 @@ def refuse_changing_prefix(model: nn.Module, augmentation: AugmentationArguments
 def with_stored_prefix(model: nn.Module, augmentation: AugmentationArguments, folder: Path) -> nn.Module:
     """The model to train in place of ``model``: the same parameters, but its frozen prefix is kept in ``folder``.
 
-    Files of other weights or statistics in ``folder`` are removed.
-
     Raises:
         ConfigError: the prefix changes from epoch to epoch, or there is none.
     """
@@ -179,9 +176,6 @@ def with_stored_prefix(model: nn.Module, augmentation: AugmentationArguments, fo
     blocks = list(copied.get_submodule(container).children())
     embeddings = copied.get_submodule(names.embeddings)
     own = folder / _hash([embeddings, *blocks[:first]], [adapter.to_dict(), task_model(model).encoder.config.to_dict()])
-    for other in folder.glob("*"):
-        if other != own:
-            shutil.rmtree(other, ignore_errors=True)
     _replace(copied, names.embeddings, StoredPrefix(embeddings, blocks[:first], own))
     _replace(copied, container, nn.ModuleList(blocks[first:]))
     logger.info("what enters block %d is kept in %s, one file per image", first, own)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 
@@ -49,42 +48,6 @@ def prepared(
 def is_sharded(model: nn.Module) -> bool:
     """Whether the processes hold shares of this model's parameters."""
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-
-
-def whole(value: Any) -> Any:
-    """Tensors in mappings and lists, each in full. Every process has to call it."""
-    if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [whole(item) for item in value]
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
-def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, as this process holds ``like``."""
-    if not hasattr(like, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-
-
-def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Put back ``whole(optimizer.state_dict())``."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = {
-        number: {
-            name: placed(value, parameters[number]) if _is_moment(value, parameters[number]) else value
-            for name, value in values.items()
-        }
-        for number, values in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": moments})
-
-
-def _is_moment(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim > 0
 
 
 @contextmanager

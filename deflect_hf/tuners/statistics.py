@@ -68,6 +68,18 @@ def fit_statistics(
         moments.update(features.raw_statistics(pixel_values.to(device)))
     if accelerator is not None:
         moments.reduce(accelerator)
+    store_statistics(model, moments, name)
+    return moments
+
+
+def store_statistics(model: nn.Module, moments: RunningMoments, adapter_name: str | None = None) -> None:
+    """Standardise the adapter's features by their moments over the training images, see :func:`fit_statistics`.
+
+    Raises:
+        DataError: no valid pixel was seen for a feature.
+    """
+    features, name = _features_of(model, adapter_name)
+    config = _config_of(model, name)
     empty = [n for n, count in zip(features.statistic_names, moments.count.tolist(), strict=True) if not count]
     if empty:
         raise DataError(
@@ -80,7 +92,6 @@ def fit_statistics(
     _warn_of_shift(config, mean)
     features.set_statistics(mean, std)
     config.feature_mean, config.feature_std = mean, std
-    return moments
 
 
 def _warn_of_shift(config: DeflectConfig, means: Sequence[float]) -> None:

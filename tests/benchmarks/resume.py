@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from deflect_hf.benchmark.flags import flag_parser, refuse_less
 from deflect_hf.errors import DeflectError, show_log
 from deflect_hf.files import PARTIAL, write_json
-from deflect_hf.training.states import FOLDER, TRAINED, states
+from deflect_hf.training.checkpoint import FOLDER, list_checkpoints
+from deflect_hf.training.checkpoint import TRAINING as TENSORS
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +222,7 @@ def one_kill(
     if over:
         return None
     writing = any(folder.rglob(f"*{PARTIAL}"))
-    steps = [int(path.name.removeprefix("step-")) for path in states(folder)]
+    steps = [int(path.name.removeprefix("step-")) for path in list_checkpoints(folder)]
     resumed = [*words, "--work_dir", str(folder), "--resume_from", "last"] if folder.is_dir() else fresh
     finish(start(resumed, own.processes, own.output / "killed.log"))
     return Kill(round(seconds, 3), steps, writing, difference(reference, folder))
@@ -257,7 +259,8 @@ def _scores(folder: Path) -> Any:
 
 
 def _weights(folder: Path) -> Any:
-    return [(path.name, (path / TRAINED).read_bytes()) for path in states(folder)[-1:]]
+    tensors = torch.load(list_checkpoints(folder)[-1] / TENSORS, weights_only=True)["model"]
+    return [(name, tensor.tolist()) for name, tensor in tensors.items()]
 
 
 def _first_difference(expected: Sequence[Any], found: Sequence[Any]) -> str:

@@ -11,7 +11,7 @@ import yaml
 from deflect_hf.config.run import EvaluateArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.report import report
-from deflect_hf.training import states
+from deflect_hf.training.checkpoint import list_checkpoints
 from tests.training.test_run import ONE_EPOCH, losses, train
 
 WIDTH, PATCH, BANDS = 16, 8, 7
@@ -35,7 +35,7 @@ def test_a_run_with_a_wider_patch_embedding(tmp_path: Path, caplog: pytest.LogCa
     assert {name: scores[name] for name in results["test"]} == results["test"]
     assert set(scores["drop_bands"]["scores"]) == {"", "A", "N", "S1", "S2"}
     expected = losses(folder)
-    first, _ = states.states(folder)
+    first, _ = list_checkpoints(folder)
     train(folder, *words, "--resume_from", str(first))
     assert losses(folder) == expected
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deflect_hf.training.states import TRAINED, states
+from deflect_hf.training.checkpoint import list_checkpoints
 from tests.benchmarks.resume import TRAINING, finish, start, stop
-from tests.training.test_run import lines
+from tests.training.test_run import lines, torch_file
 from tests.training.two_processes import STOP_AFTER, sharded, told_to_stop
 
 # 13 test images, of which the two processes have 7 and 6 in batches of 2; three batches of 8 make two steps
@@ -36,12 +36,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log = (folder / "log").read_text()
     assert codes == [143, 143], log
     assert f"stopped by SIGTERM after step {STOP_AFTER}" in log
-    assert states(folder / "two")[-1].name == f"step-{STOP_AFTER}"
+    assert list_checkpoints(folder / "two")[-1].name == f"step-{STOP_AFTER}"
     (folder / "stopped.json").write_bytes((folder / "two" / "log.jsonl").read_bytes())
     finish(start(words("two", 4, "--resume_from", "last"), 2, folder / "log", sharded))
-    before_last = str(states(folder / "two")[-2])
+    before_last = str(list_checkpoints(folder / "two")[-2])
     finish(start(words("again", 4, "--resume_from", before_last), 2, folder / "log"))
     return folder
+
+
+def last_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return torch_file(folder, list_checkpoints(folder)[-1].name)
 
 
 def test_losses_and_rates_are_those_of_one_process(runs: Path) -> None:
@@ -66,7 +70,9 @@ def test_uneven_shares_count_every_image_once(runs: Path) -> None:
 
 
 def test_checkpoints_hold_whole_tensors_whoever_wrote_them(runs: Path) -> None:
-    one, two, again = (load_file(states(runs / name)[-1] / TRAINED) for name in ("one", "two", "again"))
+    one, two, again = (
+        torch_file(runs / name, list_checkpoints(runs / name)[-1].name) for name in ("one", "two", "again")
+    )
     assert one.keys() == two.keys() == again.keys() and len(one) > 10
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)

@@ -19,7 +19,8 @@ from deflect_hf.errors import CheckpointError, ConfigError, DataError, DeflectEr
 from deflect_hf.evaluation import evaluate as evaluation
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.evaluation.report import overlay, report
-from deflect_hf.training import loop
+from deflect_hf.training.checkpoint import TRAINING
+from deflect_hf.training.loop import TrainingLoop
 from deflect_hf.training.run import run, warn_of_changes
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -43,9 +44,8 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def torch_file(folder: Path, step: str) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "checkpoints" / step / "trained.safetensors")
+    tensors: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / step / TRAINING, weights_only=True)["model"]
+    return tensors
 
 
 def test_settings_that_a_continued_run_did_not_have_are_named(tmp_path: Path, caplog) -> None:
@@ -139,12 +139,12 @@ def test_the_ground_sampling_distance_of_training_is_that_of_evaluation(tmp_path
 
 
 def test_a_broken_loss_stops_the_run_and_names_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = loop.Trainer._loss
+    loss = TrainingLoop._loss
 
-    def broken(self: loop.Trainer, batch: dict) -> torch.Tensor:
+    def broken(self: TrainingLoop, batch: dict) -> torch.Tensor:
         return loss(self, batch) * (float("nan") if self.progress.step == 9 else 1.0)
 
-    monkeypatch.setattr(loop.Trainer, "_loss", broken)
+    monkeypatch.setattr(TrainingLoop, "_loss", broken)
     with pytest.raises(DataError) as caught:
         train(tmp_path, "--ckpt_steps", "4")
     message = str(caught.value)
@@ -196,16 +196,6 @@ def test_half_precision_trains_and_evaluates(tmp_path: Path, new_accelerator: No
     again, _ = report(EvaluateArguments(str(tmp_path), panels=0))
     assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
     assert all(tensor.dtype == torch.float32 for tensor in torch_file(tmp_path, "step-8").values())
-
-
-def test_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("an earlier run\n")
-    (tmp_path / "notes.txt").write_text("mine\n")
-    with pytest.raises(ConfigError, match="holds a run already: give another --work_dir, continue it with"):
-        train(tmp_path, *ONE_EPOCH)
-    assert (tmp_path / "config.yaml").read_text() == "an earlier run\n"
-    train(tmp_path, *ONE_EPOCH, "--overwrite")
-    assert (tmp_path / "notes.txt").exists()
 
 
 def test_evaluation_refuses_what_is_no_run(deflect_run, tmp_path: Path) -> None:

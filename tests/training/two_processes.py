@@ -8,22 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STOP_AFTER = 3
+ASKED_AFTER = 3  # steps, of the second process; in the next step the processes agree on it
+STOP_AFTER = 4
 
 
 def told_to_stop(words: Sequence[str], rank: int, processes: int, port: int, log: Path | None) -> None:
     """Train; the second process alone gets SIGTERM after a step."""
-    from deflect_hf.training.loop import Trainer
+    from deflect_hf.training.loop import TrainingLoop
     from tests.benchmarks.resume import train
 
-    plain = Trainer._log_step
+    plain = TrainingLoop._log_step
 
-    def log_step(self: Trainer, *arguments: Any) -> None:
+    def log_step(self: TrainingLoop, *arguments: Any) -> None:
         plain(self, *arguments)
-        if rank == 1 and self.progress.step == STOP_AFTER:
+        if rank == 1 and self.progress.step == ASKED_AFTER:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    Trainer._log_step = log_step
+    TrainingLoop._log_step = log_step
     train(words, rank, processes, port, log)
 
 
@@ -33,17 +34,17 @@ def sharded(words: Sequence[str], rank: int, processes: int, port: int, log: Pat
     from accelerate import DistributedType, PartialState
     from torch.distributed.fsdp import FSDPModule
 
-    from deflect_hf.training.loop import Trainer
+    from deflect_hf.training.loop import TrainingLoop
     from tests.benchmarks.resume import train
 
-    plain = Trainer.train
+    plain = TrainingLoop.train
 
-    def train_in_shards(self: Trainer) -> bool:
+    def train_in_shards(self: TrainingLoop) -> bool:
         units = [module for module in self.plain.modules() if isinstance(module, FSDPModule)]
         assert len(units) == 4 and self.model is self.plain  # embeddings, two blocks, the rest
         return plain(self)
 
-    Trainer.train = train_in_shards
+    TrainingLoop.train = train_in_shards
     options = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
     options |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
     os.environ.update(options, ACCELERATE_TORCH_DEVICE="cpu")

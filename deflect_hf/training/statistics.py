@@ -1,0 +1,190 @@
+"""The one pass over the training set before the first step: all that a run fits on its images and labels.
+
+Mean and deviation of the bands, the moments of DEFLECT's pixel-set features, the labels of each class, and quantiles
+of each band. Checkpoints keep what was found, so that a run that goes on looks at no image before its next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from deflect_hf.config.run import RunArguments
+from deflect_hf.data import ImageDataset, build_transform
+from deflect_hf.data.contract import check_reflectance
+from deflect_hf.data.order import Rank, evaluation_loader
+from deflect_hf.errors import CheckpointError, DataError, listing
+from deflect_hf.spectral.features import SpectralFeatures
+from deflect_hf.spectral.moments import RunningMoments
+from deflect_hf.spectral.selection import select_bands
+from deflect_hf.tuners.deflect import DeflectConfig
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+SAMPLE = 2**18  # pixels that the quantiles are of, spread over all images
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was found in a training split.
+
+    Attributes:
+        bands: of the images, in order.
+        formulas: of the indices among the features.
+        pixels: moments of the bands, over all measured pixels.
+        features: moments of the pixel-set features of DEFLECT, over all patches; None for other methods.
+        labels: of each class, pixels or images.
+        quantiles: band -> its values at ``QUANTILES``, empty where nothing was measured.
+    """
+
+    bands: list[str]
+    formulas: dict[str, str]
+    pixels: RunningMoments
+    features: RunningMoments | None
+    labels: list[int]
+    quantiles: dict[str, list[float]]
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers, from which :meth:`from_state` makes the same."""
+        features = None if self.features is None else self.features.state()
+        return {**vars(self), "pixels": self.pixels.state(), "features": features}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Statistics:
+        """What :meth:`state` gave."""
+        features = None if state["features"] is None else RunningMoments.from_state(state["features"])
+        return cls(**{**state, "pixels": RunningMoments.from_state(state["pixels"]), "features": features})
+
+    def of_bands(self, bands: Sequence[str], where: str, fix: str) -> tuple[list[float], list[float]]:
+        """Mean and deviation of some of the bands.
+
+        Args:
+            where: what a complaint calls the data set.
+            fix: what to do about bands that do not vary.
+
+        Raises:
+            DataError: nothing was measured in one of them, or it does not vary.
+        """
+        positions = select_bands(self.bands, bands)
+        count, mean, std = (
+            values[positions].tolist() for values in (self.pixels.count, self.pixels.mean, self.pixels.std)
+        )
+        empty = [band for band, measured in zip(bands, count, strict=True) if not measured]
+        if empty:
+            raise DataError(
+                f"{where}: no training image has a valid pixel in the band(s) {listing(empty)}: correct the nodata "
+                "values, or leave the bands out"
+            )
+        flat = [band for band, deviation in zip(bands, std, strict=True) if not deviation > 0]
+        if flat:
+            raise DataError(f"{where}: the band(s) {listing(flat)} have one value in all of the training images: {fix}")
+        return mean, std
+
+
+def pixel_set_features(
+    config: RunArguments, train: ImageDataset, patch_size: tuple[int, int]
+) -> SpectralFeatures | None:
+    """The features that ``--finetune deflect`` standardises, None for other methods."""
+    if config.finetune != "deflect":
+        return None
+    adapter = DeflectConfig(
+        bands=train.bands,
+        base_bands=config.encoder.base_bands,
+        unit=train.processor.unit,
+        indices=config.method["indices"],
+    )
+    return SpectralFeatures(train.bands, adapter.formulas or {}, patch_size, bounds=adapter.index_bounds)
+
+
+@torch.no_grad()
+def look_at(
+    config: RunArguments, train: ImageDataset, features: SpectralFeatures | None, accelerator: Accelerator
+) -> Statistics:
+    """Read every training image once over all processes, without random transforms.
+
+    Raises:
+        UnitError: the images are not in the unit that the features need.
+    """
+    device = accelerator.device
+    pixels = RunningMoments(len(train.bands))
+    patches = None if features is None else RunningMoments(features.to(device).num_features)
+    labels = torch.zeros(train.num_classes, dtype=torch.int64)
+    sample: list[Tensor] = []
+    fixed = train.with_transform(build_transform(config.augmentation, "val"))
+    for number, batch in enumerate(
+        evaluation_loader(fixed, config.batch_size, config.num_workers, Rank.of(accelerator))
+    ):
+        values = batch["pixel_values"]
+        pixels.update(values.movedim(1, -1))
+        found = batch["labels"][batch["labels"] != train.ignore_index]
+        labels += torch.bincount(found.flatten(), minlength=train.num_classes)
+        every = max(1, values[0, 0].numel() * len(train) // SAMPLE)
+        sample.append(values.flatten(2)[..., ::every].transpose(0, 1).flatten(1))
+        if features is not None and patches is not None:
+            if number == 0 and config.dataset.unit_check and train.processor.unit == "reflectance":
+                check_reflectance(values, "the first batch of pixel_values")
+            patches.update(features.raw_statistics(whole_patches(values.to(device), features.patch_size)))
+    pixels.reduce(accelerator)
+    if patches is not None:
+        patches.reduce(accelerator)
+    labels = accelerator.reduce(labels.to(device), reduction="sum")
+    sampled = torch.cat(gather_object(sample), dim=1)
+    return Statistics(
+        bands=train.bands,
+        formulas={} if features is None else features.formulas,
+        pixels=pixels,
+        features=patches,
+        labels=labels.tolist(),
+        quantiles={band: _quantiles(values) for band, values in zip(train.bands, sampled, strict=True)},
+    )
+
+
+def _quantiles(values: Tensor) -> list[float]:
+    measured = values[values.isfinite()]
+    if not len(measured):
+        return []
+    quantiles: list[float] = measured.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    return quantiles
+
+
+def whole_patches(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> the same without what exceeds whole patches on the right and below; NaN fills up a first one.
+
+    Training and evaluation cut windows of whole patches out of larger images, and pad smaller ones.
+    """
+    (height, width), (rows, columns) = pixel_values.shape[-2:], patch_size
+    cut = pixel_values[..., : max(height // rows, 1) * rows, : max(width // columns, 1) * columns]
+    padding = (0, max(columns - width, 0), 0, max(rows - height, 0))
+    return F.pad(cut, padding, value=torch.nan) if any(padding) else cut
+
+
+def statistics_of(
+    config: RunArguments,
+    train: ImageDataset,
+    patch_size: tuple[int, int],
+    accelerator: Accelerator,
+    stored: Mapping[str, Any] | None,
+) -> Statistics:
+    """Those of the run that goes on, which its checkpoint holds, else of a pass over the training split.
+
+    Raises:
+        CheckpointError: they are of other bands, indices or classes than this run's.
+    """
+    features = pixel_set_features(config, train, patch_size)
+    if stored is None:
+        return look_at(config, train, features, accelerator)
+    statistics = Statistics.from_state(stored)
+    own = (train.bands, {} if features is None else features.formulas, train.num_classes)
+    if own != (statistics.bands, statistics.formulas, len(statistics.labels)):
+        raise CheckpointError(
+            f"the checkpoint does not fit this run: it is of {len(statistics.labels)} classes, the bands "
+            f"{listing(statistics.bands)} and the indices {listing(statistics.formulas)}. Resume with the "
+            "configuration that the run was started with."
+        )
+    return statistics

@@ -1,0 +1,90 @@
+"""The one pass over the training set: what it finds, how often it is made, and images of any size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from deflect_hf.data.order import evaluation_loader
+from deflect_hf.errors import CheckpointError, DataError
+from deflect_hf.spectral.features import SpectralFeatures
+from deflect_hf.spectral.moments import RunningMoments
+from deflect_hf.training import statistics
+from deflect_hf.training.build import check_method, load_splits
+from deflect_hf.training.statistics import QUANTILES, Statistics, look_at, statistics_of, whole_patches
+from tests.training.test_build import configured
+from tests.training.test_run import train as train_run
+
+
+def test_bands_labels_and_quantiles_are_those_of_the_whole_training_split() -> None:
+    config = configured("--augmentation.random_crop", "null")
+    train = load_splits(config, ("train",))["train"]
+    images = torch.stack([train[k]["pixel_values"] for k in range(len(train))]).double()
+    labels = torch.stack([train[k]["labels"] for k in range(len(train))])
+    features = SpectralFeatures(train.bands, {"NDVI": "(N - R)/(N + R)"}, (8, 8))
+    found = look_at(config, train, features, Accelerator())
+    pixels = images.movedim(1, -1).flatten(0, -2)
+    mean, std = found.of_bands(["R", "G", "B"], "here", "")
+    rgb = pixels[:, [train.bands.index(band) for band in "RGB"]]
+    torch.testing.assert_close(torch.tensor(mean).double(), rgb.mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(std).double(), rgb.std(0), rtol=1e-3, atol=0)
+    assert found.labels == torch.bincount(labels.flatten(), minlength=4).tolist()
+    expected = RunningMoments(features.num_features)
+    expected.update(features.raw_statistics(images.float()))
+    assert found.features is not None
+    torch.testing.assert_close(found.features.mean, expected.mean, rtol=1e-6, atol=1e-9)
+    for position, band in enumerate(train.bands):
+        exact = pixels[:, position].quantile(torch.tensor(QUANTILES, dtype=torch.float64))
+        assert found.quantiles[band] == pytest.approx(exact.tolist(), rel=1e-6)
+    again = Statistics.from_state(json.loads(json.dumps(found.state())))
+    assert again.state() == found.state()
+
+
+def test_a_run_looks_at_its_images_once_and_not_at_all_when_it_goes_on(
+    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders = []
+
+    def counted(*arguments):
+        loaders.append(arguments)
+        return evaluation_loader(*arguments)
+
+    monkeypatch.setattr(statistics, "evaluation_loader", counted)
+    words = ("--epochs", "1", "--ckpt_steps", "4", "--segmentor.loss.class_weights", "balanced")
+    results = train_run(tmp_path, *words)
+    assert len(loaders) == 1
+    again = train_run(tmp_path, *words, "--resume_from", str(tmp_path / "checkpoints" / "step-4"))
+    assert len(loaders) == 1 and again["test"] == results["test"]
+
+
+def test_statistics_of_another_run_are_refused() -> None:
+    config = check_method(configured())
+    train = load_splits(config, ("train",))["train"]
+    moments = RunningMoments(2).state()
+    stored = {"bands": ["R", "G"], "formulas": {}, "pixels": moments, "features": None, "labels": [1], "quantiles": {}}
+    with pytest.raises(CheckpointError, match=r"it is of 1 classes, the bands 'R', 'G' and the indices"):
+        statistics_of(config, train, (8, 8), Accelerator(), stored)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(0.25, "have one value in all of the training images: do"), (torch.nan, "no training")]
+)
+def test_bands_without_values_are_named(value: float, message: str) -> None:
+    moments = RunningMoments(2)
+    moments.update(torch.stack([torch.rand(5), torch.full((5,), value)], dim=-1))
+    found = Statistics(["R", "N"], {}, moments, None, [], {})
+    with pytest.raises(DataError, match=rf"^here: .*{message}") as caught:
+        found.of_bands(["R", "N"], "here", "do")
+    assert "'N'" in str(caught.value) and "'R'" not in str(caught.value)
+
+
+def test_statistics_are_those_of_whole_patches() -> None:
+    images = torch.arange(2.0 * 3 * 10 * 13).reshape(2, 3, 10, 13)
+    assert torch.equal(whole_patches(images, (4, 6)), images[..., :8, :12])
+    padded = whole_patches(images, (16, 6))
+    assert padded.shape == (2, 3, 16, 12) and torch.equal(padded[..., :10, :], images[..., :12])
+    assert padded[..., 10:, :].isnan().all()
