@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,14 @@ from tqdm import tqdm
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
 from deflect_hf.figures import class_colours
+from deflect_hf.inference.blocks import Block, SceneWindows
 from deflect_hf.inference.memory import give_back
-from deflect_hf.inference.scenes import Scene, cut
-from deflect_hf.inference.spool import Part, Spool, plan_parts
+from deflect_hf.inference.parts import Parts
+from deflect_hf.inference.scenes import Scene, cut, files_of, warn_of_large_blocks
 from deflect_hf.inference.trained import TrainedModel
-from deflect_hf.inference.windows import SceneWindows
+from deflect_hf.methods import task_model
 from deflect_hf.raster.header import RasterInfo
-from deflect_hf.raster.maps import MapLayout, Square, job_of_map, sidecar, write_map
+from deflect_hf.raster.maps import MapLayout, Square, category_names, job_of_map, sidecar, write_map
 from deflect_hf.raster.read import OpenRaster, open_raster
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 NODATA = 255  # of uint8 maps
+# in configurations, what says where something came from and not what it is
+PLACES = {
+    "_name_or_path",
+    "name_or_path",
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "transformers_version",
+}
 STEPS = 250  # probability 1.0 in uint8: steps of 0.004
 
 
@@ -54,8 +64,8 @@ def predict_raster(
     A map that the same call has made before is left as it is. Several processes share the work, and the first of them
     writes the map.
 
-    After each part, memory that is free goes back to the system. `deflect-predict` also begins with
-    :func:`deflect_hf.inference.memory.give_large_blocks_back`, so that this happens within a part, too; it holds for
+    After each block, memory that is free goes back to the system. `deflect-predict` also begins with
+    :func:`deflect_hf.inference.memory.give_large_blocks_back`, so that this happens within a block, too; it holds for
     all that the process does and cannot be taken back, so here it is left to the caller.
 
     Raises:
@@ -68,27 +78,24 @@ def predict_raster(
     """
     if refuse(predictor, source, target, arguments):
         return
-    layout, finish = map_layout(predictor.classes, arguments)
+    layout, finish = map_layout(predictor, arguments)
+    parts = Parts(target.with_name(f"{target.name}.parts"), layout.count, np.dtype(layout.dtype))
     with ExitStack() as held:
         with open_raster(source) as file:
             windows = windows_of(file, predictor, arguments)
-            info, job = windows.scene.info, job_of(windows, arguments)
-            parts = plan_parts(windows.rows, len(windows.columns))
-            folder = target.with_name(f"{target.name}.parts")
-            dtype = np.dtype(layout.dtype)
-            spool = Spool(folder, info.width, len(predictor.classes), layout.count, dtype, finish)
-            together(processes, lambda: held.enter_context(_begun(spool, job, arguments, parts)), main_only=True)
-            together(processes, partial(_predict, spool, windows, parts, processes))
-            # what is in the making is not held beside the map's squares
-            del windows
+            info, job, blocks = windows.scene.info, job_of(windows, arguments), windows.blocks()
+            begun = parts.begun(job, overwrite=arguments.overwrite)
+            together(processes, lambda: held.enter_context(begun), main_only=True)
+            together(processes, partial(_predict, parts, windows, blocks, finish, processes))
         layout = dataclasses.replace(layout, job=digest_of(job, arguments))
-        together(processes, lambda: _assemble(spool, parts, layout, info, target, arguments), main_only=True)
+        together(processes, lambda: _assemble(parts, blocks, layout, info, target, arguments), main_only=True)
 
 
 def windows_of(file: OpenRaster, predictor: TrainedModel, arguments: SceneArguments) -> SceneWindows:
     """The windows of an open image."""
     scene = Scene.of(file, predictor.processor, arguments)
     rows, columns = cut(predictor, scene.info, arguments)
+    warn_of_large_blocks(scene, rows.size)
     return SceneWindows(scene, predictor, rows, columns, arguments.batch_size)
 
 
@@ -108,6 +115,8 @@ def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: Scene
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the map a name.")
     if not target.exists():
+        if not arguments.overwrite and _is_of_another(sidecar(target), predictor.classes):
+            raise ConfigError(f"{sidecar(target)} is there already: move it, or replace it with --overwrite.")
         return False
     made = job_of_map(target)
     if not arguments.overwrite:
@@ -124,8 +133,14 @@ def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: Scene
     return False
 
 
-def map_layout(classes: tuple[str, ...], arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
-    """What the bands of the map are, and what makes stored values (count, h, W) of sums of logits (K, h, W)."""
+def _is_of_another(path: Path, classes: tuple[str, ...]) -> bool:
+    """Whether a file is there that was not written beside a map of these classes."""
+    return path.exists() and path.read_bytes() != category_names(classes).encode()
+
+
+def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
+    """What the bands of the map are, and what makes stored values (count, h, W) of logits (K, h, W)."""
+    classes = predictor.classes
     if arguments.output == "classes":
         colours = [tuple(round(255 * part) for part in colour) for colour in class_colours(len(classes)).tolist()]
         layout = MapLayout("uint8", NODATA, ("class",), categories=classes, colours=tuple(colours))
@@ -135,102 +150,112 @@ def map_layout(classes: tuple[str, ...], arguments: SceneArguments) -> tuple[Map
     return MapLayout("float32", float("nan"), classes), _probabilities
 
 
-def _classes(sums: Array) -> Array:
-    return np.where(np.isnan(sums[:1]), NODATA, sums.argmax(axis=0, keepdims=True)).astype(np.uint8)
+def _classes(logits: Array) -> Array:
+    return np.where(np.isnan(logits[:1]), NODATA, logits.argmax(axis=0, keepdims=True)).astype(np.uint8)
 
 
-def _probabilities(sums: Array) -> Array:
-    return torch.from_numpy(sums).softmax(dim=0).numpy()
+def _probabilities(logits: Array) -> Array:
+    return torch.from_numpy(logits).softmax(dim=0).numpy()
 
 
-def _stepped_probabilities(sums: Array) -> Array:
-    return np.nan_to_num(np.rint(_probabilities(sums) * STEPS), nan=NODATA).astype(np.uint8)
-
-
-@contextmanager
-def _begun(spool: Spool, job: dict[str, Any], arguments: SceneArguments, parts: list[Part]) -> Iterator[None]:
-    """Make the folder of the parts, or find those of an interrupted run, and keep others from it."""
-    spool.prepare(job, overwrite=arguments.overwrite)
-    with spool.held():
-        finished = sum(spool.is_finished(part) for part in parts)
-        if finished:
-            logger.info("%s: %d of %d parts are finished and are kept", spool.folder, finished, len(parts))
-        yield
+def _stepped_probabilities(logits: Array) -> Array:
+    return np.nan_to_num(np.rint(_probabilities(logits) * STEPS), nan=NODATA).astype(np.uint8)
 
 
 def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
     """All that the values of the map depend on; parts of another job are of no use."""
-    info, predictor = windows.scene.info, windows.predictor
-    stat = Path(info.path).stat()
+    scene, predictor = windows.scene, windows.predictor
+    stats = [(path.resolve(), path.stat()) for path in files_of(Path(scene.info.path))]
     return {
-        "image": [str(Path(info.path).resolve()), stat.st_size, stat.st_mtime_ns],
-        "model": weights_digest(predictor.model),
-        "classes": predictor.classes,
+        "image": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        "model": model_digest(predictor.model),
+        "classes": [predictor.classes, predictor.class_values],
         "precision": str(predictor.precision),
         "reading": {
-            **windows.scene.processor.to_dict(),
+            **scene.processor.to_dict(),
             "resized to": predictor.processor.size,
-            "quality layer": str(windows.scene.reader.quality),
+            "quality layer": str(scene.reader.quality),
         },
-        "windows": [windows.rows.size, windows.columns.size, arguments.overlap, windows.batch_size],
+        "windows": [windows.rows.size, windows.columns.size, arguments.overlap, windows.batch_size, predictor.window],
         "output": [arguments.output, arguments.dtype],
-        "version": 2,  # of the files in the folder
+        "version": [3, len(windows.blocks())],  # of the files in the folder
     }
 
 
 def digest_of(job: dict[str, Any], arguments: SceneArguments) -> str:
     """By what a finished map is known again."""
-    told = json.dumps([job, arguments.cog], sort_keys=True)
-    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    text = json.dumps([job, arguments.cog], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Checksum of all that predicts; not of the head with random weights that PEFT keeps beside the trained one."""
+def model_digest(model: nn.Module) -> str:
+    """Checksum of all that predicts: weights, statistics, and what the configurations say (formulas, for example).
+
+    Not of the head with random weights that PEFT keeps beside the trained one, nor of names of places and versions.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if ".original_module." in f".{name}":
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    adapters = getattr(model, "peft_config", {})
+    for settings in (getattr(task_model(model), "config", None), *(adapters[name] for name in sorted(adapters))):
+        described = settings.to_dict() if hasattr(settings, "to_dict") else None
+        digest.update(json.dumps(_without_places(described), sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def _predict(spool: Spool, windows: SceneWindows, parts: list[Part], processes: PartialState | None) -> None:
-    """This process's share of the parts that are not there yet."""
+def _without_places(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {str(name): _without_places(value) for name, value in settings.items() if name not in PLACES}
+    return sorted(map(str, settings)) if isinstance(settings, set) else settings
+
+
+def _predict(
+    parts: Parts,
+    windows: SceneWindows,
+    blocks: list[Block],
+    finish: Callable[[Array], Array],
+    processes: PartialState | None,
+) -> None:
+    """This process's share of the blocks that are not there yet."""
     index, count = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
-    mine = [part for part in parts[index::count] if not spool.is_finished(part)]
-    total = sum(part.stop - part.first for part in mine) * len(windows.columns)
+    share = blocks[index::count]
+    missing = parts.missing(share)
+    if len(missing) < len(share):
+        logger.info("%s: %d of %d parts are finished and are kept", parts.folder, len(share) - len(missing), len(share))
     # one bar is enough, and none in a log file
+    total = sum(len(block.rows) * len(block.columns) for block in missing)
     with tqdm(total=total, unit="window", disable=None if index == 0 else True) as bar:
-        for part in mine:
-            with spool.open(part) as write, closing(windows.sums(part, bar.update, spool.folder)) as pieces:
-                for sums in pieces:
-                    write(sums.row, sums.column, sums.values.numpy())
+        for block in missing:
+            with closing(windows.logits(block, bar.update)) as pieces:
+                parts.write(block, (finish(piece.numpy()) for piece in pieces))
             give_back()
 
 
 def _assemble(
-    spool: Spool, parts: list[Part], layout: MapLayout, info: RasterInfo, target: Path, arguments: SceneArguments
+    parts: Parts, blocks: list[Block], layout: MapLayout, info: RasterInfo, target: Path, arguments: SceneArguments
 ) -> None:
     """Put the map together in the folder of the parts, then move it to its place and remove the folder."""
-    made = spool.folder / "map.tif"
+    made = parts.folder / "map.tif"
     seen = False
 
     def squares() -> Iterator[Square]:
         nonlocal seen
-        for square in spool.squares(parts):
+        for square in parts.squares(blocks):
             values = square.values
             seen = seen or not bool((np.isnan(values) if np.isnan(layout.nodata) else values == layout.nodata).all())
             yield square
 
     write_map(made, layout, info, squares(), cog=arguments.cog, final=target)
-    with spool.writing():
+    with parts.writing():
         if sidecar(made).exists():
             os.replace(sidecar(made), sidecar(target))
         else:
             sidecar(target).unlink(missing_ok=True)
         os.replace(made, target)
-    spool.remove()
+    parts.remove()
     if not seen:
         logger.warning("%s holds nodata alone: no pixel of %s is a measurement", target, info.path)
 

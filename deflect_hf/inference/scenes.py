@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,14 +19,21 @@ from deflect_hf.config.inference import SceneArguments
 from deflect_hf.data.contract import check_reflectance
 from deflect_hf.data.folder_reader import FolderReader, settle_reader
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import ConfigError
+from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.inference.tiling import Axis
 from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.methods import task_model
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.raster.georeference import pixel_areas
 from deflect_hf.raster.header import RasterInfo
-from deflect_hf.raster.read import OpenRaster, Raster, raster_info, read_raster
+from deflect_hf.raster.read import (
+    CACHE_BYTES,
+    STRIPS_CACHE_BYTES,
+    OpenRaster,
+    open_raster,
+    raster_info,
+    read_raster,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +103,7 @@ class Scene:
 
     def read(self, row: int, column: int, height: int, width: int) -> Tensor:
         """(C, height, width) reflectance; NaN where nothing was measured and beyond the last row and column."""
-        return self.convert(self.stored(row, column, height, width), slice(0, width), (height, width))
-
-    def stored(self, row: int, column: int, height: int, width: int) -> Raster:
-        """What the file holds there, short of what is beyond its last row and column."""
-        return read_raster(
+        stored = read_raster(
             self.file,
             self.reader.bands,
             needed=self.reader.needed_bands,
@@ -107,15 +112,44 @@ class Scene:
             window=(row, column, min(height, self.info.height - row), min(width, self.info.width - column)),
             quality=self.reader.quality,
         )
+        pixels = self.processor.convert(stored.values, stored.bands, stored.valid, self.info.path)
+        beyond = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
+        return F.pad(pixels, beyond, value=math.nan) if any(beyond) else pixels
 
-    def convert(self, stored: Raster, columns: slice, size: tuple[int, int]) -> Tensor:
-        """(C, *size) reflectance of some columns; NaN where nothing was measured and beyond what is stored."""
-        values, valid = stored.values[..., columns], stored.valid[..., columns]
-        pixels = self.processor.convert(values, stored.bands, valid, self.info.path)
-        height, width = pixels.shape[-2:]
-        if size == (height, width):
-            return pixels  # padding copies, by nothing too
-        return F.pad(pixels, (0, size[1] - width, 0, size[0] - height), value=math.nan)
+    @property
+    def in_strips(self) -> bool:
+        """Whether the blocks of the file are as wide as the image: whoever reads some columns reads all."""
+        return bool(self.file.source.block_shapes[0][1] >= self.info.width)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that the pixels of an image come from: itself, masks, sidecars, and those that a VRT refers to."""
+    found: set[Path] = set()
+    todo = [path]
+    while todo:
+        path = todo.pop()
+        if path not in found and path.is_file():
+            found.add(path)
+            with contextlib.suppress(DataError), open_raster(path) as file:  # a sidecar is no raster
+                todo += map(Path, file.source.files)
+    return sorted(found)
+
+
+def warn_of_large_blocks(scene: Scene, height: int) -> None:
+    """Say when GDAL must decode much more than a window of ``height`` pixel rows to read it."""
+    rows, columns = scene.file.source.block_shapes[0]
+    decoded = max(rows, height if scene.in_strips else 0) * columns * scene.info.count
+    size = decoded * np.dtype(scene.info.dtype).itemsize
+    if size > (STRIPS_CACHE_BYTES if scene.in_strips else CACHE_BYTES):
+        logger.warning(
+            "%s is stored in blocks of %d x %d pixels: GDAL decodes %d MiB of them for a window, and memory and time "
+            "grow with the scene. Store it in tiles: gdal_translate -co TILED=YES -co BIGTIFF=IF_SAFER %s TILED.tif",
+            scene.info.path,
+            rows,
+            columns,
+            size / 2**20,
+            shlex.quote(scene.info.path),
+        )
 
 
 def _warn_of_loose_georeference(file: OpenRaster) -> None:
@@ -145,8 +179,9 @@ def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
     Raises:
         ConfigError: no multiple of the patch size, or not known.
     """
-    config, processor = task_model(predictor.model).config, predictor.processor
-    pretraining = getattr(config.encoder_config, "image_size", None)
+    processor = predictor.processor
+    encoder = getattr(getattr(task_model(predictor.model), "config", None), "encoder_config", None)
+    pretraining = getattr(encoder, "image_size", None)
     if side is not None:
         height, width = side, side
     elif predictor.window is not None and processor.size is None:
@@ -163,7 +198,7 @@ def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
         )
     else:
         raise ConfigError("give --window, the side of the training images in pixels: the trained folder does not say.")
-    patch = config.patch_size
+    patch = patch_size(predictor)
     if processor.size is None and (height % patch[0] or width % patch[1]):
         near = max(1, round(height / patch[0])) * patch[0]
         raise ConfigError(
@@ -172,10 +207,16 @@ def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
     return height, width
 
 
+def patch_size(predictor: TrainedModel) -> tuple[int, int]:
+    """Height and width of the model's patches in pixels; 1 where it does not say."""
+    settings = getattr(task_model(predictor.model), "config", None)
+    return as_pair(getattr(settings, "patch_size", None) or 1)
+
+
 def cut(predictor: TrainedModel, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis]:
     """The windows along rows and columns. A scene smaller than a window is one, filled up to whole patches."""
     axes = []
-    sizes, patches = window_size(predictor, arguments.window), task_model(predictor.model).config.patch_size
+    sizes, patches = window_size(predictor, arguments.window), patch_size(predictor)
     for length, size, patch in zip((info.height, info.width), sizes, patches, strict=True):
         if predictor.processor.size is None:
             axes.append(Axis.cover(length, min(size, -(-length // patch) * patch), arguments.overlap, patch))

@@ -9,7 +9,9 @@ of one is the product of its weights along rows and columns.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +61,26 @@ class Axis:
     def ends(self) -> list[int]:
         """One past the last pixel that each window counts for."""
         return [offset + self.size - self.margin for offset in self.offsets[:-1]] + [self.length]
+
+    def split(self, most: int) -> list[tuple[int, int, range]]:
+        """Stretches of about equal length: first pixel, one past the last, and the windows that count there.
+
+        Args:
+            most: windows that begin to count in a stretch; those that reach into it from outside come on top.
+        """
+        count = -(-len(self) // most)
+        edges = [*(self.starts[len(self) * number // count] for number in range(count)), self.length]
+        return [
+            (low, high, range(bisect_right(self.ends, low), bisect_left(self.starts, high)))
+            for low, high in itertools.pairwise(edges)
+        ]
+
+    def share(self, number: int, low: int, high: int) -> tuple[slice, slice, Array]:
+        """The pixels from ``low`` to before ``high`` that a window counts for: there, in the window, their weights."""
+        start, stop = max(self.starts[number], low), min(self.ends[number], high)
+        offset, first = self.offsets[number], self.starts[number]
+        there, inside = slice(start - low, stop - low), slice(start - offset, stop - offset)
+        return there, inside, self.weights[number][start - first : stop - first]
 
     @functools.cached_property
     def weights(self) -> list[Array]:

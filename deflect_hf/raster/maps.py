@@ -111,7 +111,7 @@ def write_map(
             _compare(path, checksums)
         sidecar(path).unlink(missing_ok=True)
         if layout.categories:
-            sidecar(path).write_text(_categories(layout.categories), encoding="utf-8")
+            sidecar(path).write_text(category_names(layout.categories), encoding="utf-8")
     except BaseException:
         sidecar(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -184,7 +184,7 @@ def _compare(path: Path, checksums: list[tuple[Window, int]]) -> None:
                 raise OSError(f"row {window.row_off}, column {window.col_off}: it came back with other values")
 
 
-def _categories(names: tuple[str, ...]) -> str:
+def category_names(names: tuple[str, ...]) -> str:
     """GDAL's auxiliary file with the names of band 1's values, which QGIS shows in the legend."""
     root = ElementTree.Element("PAMDataset")
     listed = ElementTree.SubElement(ElementTree.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")

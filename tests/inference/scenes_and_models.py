@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -116,3 +117,9 @@ def map_of(predictor: Predictor, scene: Path, target: Path, **options: Any) -> P
     """The map of a scene; probabilities unless ``options`` say otherwise."""
     predictor.predict_raster(scene, target, **{"output": "probabilities", "window": 32, **options})
     return target
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of four rows and columns of windows, so that a small scene has several."""
+    for name, value in {"WINDOWS_PER_BLOCK": 1, "LEAST_WINDOWS": 4, "SUMS_BYTES": 1, "STRIPS_SUMS_BYTES": 1}.items():
+        monkeypatch.setattr(f"deflect_hf.inference.blocks.{name}", value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 import shutil
 import signal
@@ -18,7 +16,10 @@ from torch import Tensor
 
 from deflect_hf.errors import ConfigError, DataError, UnsupportedOperationError
 from deflect_hf.inference import mapping
+from deflect_hf.inference.blocks import Block
+from deflect_hf.inference.parts import Parts
 from deflect_hf.inference.predictor import Predictor
+from tests.inference.folders import encoder_folder, result_folder
 from tests.inference.scenes_and_models import (
     UTM,
     PerPatch,
@@ -26,11 +27,10 @@ from tests.inference.scenes_and_models import (
     map_of,
     predictor_of,
     probabilities_of,
+    small_blocks,
     stored,
     write_scene,
 )
-
-WINDOWS = 15 * 4  # rows and columns of windows in `scene`, overlapping by a quarter
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,6 @@ def scene(tmp_path: Path, values: np.ndarray) -> Path:
 @pytest.fixture
 def predictor() -> Predictor:
     return predictor_of(PerPatch())
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deflect_hf.inference.spool.WINDOWS_PER_PART", 1)
 
 
 def test_a_map_lies_where_its_image_lies(predictor: Predictor, scene: Path, tmp_path: Path) -> None:
@@ -201,56 +196,44 @@ class Stopping(PerPatch):
         return super().forward(pixel_values)
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_an_interrupted_run_goes_on_after_its_finished_parts(
-    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", logger="deflect_hf")
-    expected = rasterio.open(map_of(predictor_of(PerPatch()), scene, tmp_path / "whole.tif")).read()
+@pytest.fixture
+def interrupted(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A map of four parts that was stopped after the first."""
+    small_blocks(monkeypatch)
     with pytest.raises(Stopped):
         map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif")
     assert not (tmp_path / "out.tif").exists()
-    parts = sorted(path.name for path in (tmp_path / "out.tif.parts").iterdir())
-    assert parts == ["00000.part", "job.json"]
-    model = PerPatch()
-    found = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "out.tif")).read()
-    np.testing.assert_array_equal(found, expected)
-    assert sum(shape[0] for shape in model.seen) == WINDOWS - 16  # four rows were there
-    assert "out.tif.parts: 1 of 4 parts are finished and are kept" in caplog.text
-    assert not (tmp_path / "out.tif.parts").exists()
+    assert sorted(path.name for path in (tmp_path / "out.tif.parts").iterdir()) == ["00000.npy", "job.json"]
+    return tmp_path / "out.tif"
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_free_memory_is_given_back_after_each_part(
-    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_goes_on_after_its_finished_parts(
+    interrupted: Path, scene: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finished = []
-    parts = tmp_path / "out.tif.parts"
-    monkeypatch.setattr(
-        "deflect_hf.inference.mapping.give_back", lambda: finished.append(len(list(parts.glob("*.part"))))
-    )
-    map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
-    assert finished == [1, 2, 3, 4]
+    caplog.set_level("INFO", logger="deflect_hf")
+    returned = []
+    count = lambda: returned.append(len(list(interrupted.with_name("out.tif.parts").glob("*.npy"))))  # noqa: E731
+    monkeypatch.setattr("deflect_hf.inference.mapping.give_back", count)
+    model, whole = PerPatch(), PerPatch()
+    map_of(predictor_of(model), scene, interrupted)
+    assert returned == [2, 3, 4]  # memory goes back after each part
+    expected = map_of(predictor_of(whole), scene, interrupted.with_name("whole.tif"))
+    assert interrupted.read_bytes() == expected.read_bytes()
+    assert windows_seen(whole) - windows_seen(model) == 12  # of the first part
+    assert "out.tif.parts: 1 of 4 parts are finished and are kept" in caplog.text
+    assert not interrupted.with_name("out.tif.parts").exists()
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_a_fill_value_that_is_no_number_is_the_same_job(scene: Path, tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
-        map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif", nodata=[float("nan"), -9999.0])
-    model = PerPatch()
-    map_of(predictor_of(model), scene, tmp_path / "out.tif", nodata=[float("nan"), -9999.0])
-    assert sum(shape[0] for shape in model.seen) == WINDOWS - 16
+def windows_seen(model: Stub) -> int:
+    return sum(shape[0] for shape in model.seen)
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
-    ("change", "told"), [("model", "model"), ("overlap", "windows"), ("output", "output"), ("image", "image")]
+    ("change", "named"), [("model", "model"), ("overlap", "windows"), ("output", "output"), ("image", "image")]
 )
 def test_parts_of_another_job_are_neither_mixed_in_nor_thrown_away(
-    change: str, told: str, scene: Path, tmp_path: Path
+    change: str, named: str, interrupted: Path, scene: Path
 ) -> None:
-    with pytest.raises(Stopped):
-        map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif")
     model, options = PerPatch(), {}
     if change == "model":
         model.weight.data.neg_()
@@ -258,19 +241,38 @@ def test_parts_of_another_job_are_neither_mixed_in_nor_thrown_away(
         write_scene(scene, stored(352, 96, seed=5))
     else:
         options = {"overlap": {"overlap": 0.5}, "output": {"output": "classes"}}[change]
-    expected = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "whole.tif", **options)).read()
-    parts = sorted((tmp_path / "out.tif.parts").glob("*.part"))
-    with pytest.raises(ConfigError, match=rf"out\.tif\.parts holds .* another {told}: repeat that .* with --overwrite"):
-        map_of(predictor_of(model), scene, tmp_path / "out.tif", **options)
-    assert parts and sorted((tmp_path / "out.tif.parts").glob("*.part")) == parts
-    found = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "out.tif", overwrite=True, **options)).read()
-    np.testing.assert_array_equal(found, expected)
+    part = interrupted.with_name("out.tif.parts") / "00000.npy"
+    with pytest.raises(ConfigError, match=rf"out\.tif\.parts holds .* another {named}: .* --overwrite"):
+        map_of(predictor_of(model), scene, interrupted, **options)
+    assert part.exists()
+    expected = map_of(predictor_of(model), scene, interrupted.with_name("whole.tif"), **options)
+    map_of(predictor_of(model), scene, interrupted, overwrite=True, **options)
+    assert interrupted.read_bytes() == expected.read_bytes()
+
+
+def test_a_damaged_part_is_made_again_whichever_bit_is_wrong(interrupted: Path, scene: Path) -> None:
+    expected = map_of(predictor_of(PerPatch()), scene, interrupted.with_name("whole.tif")).read_bytes()
+    part = interrupted.with_name("out.tif.parts") / "00000.npy"
+    whole = part.read_bytes()
+    blocks = [Block(0, 0, np.load(part).shape[0], 0, 96, range(0), range(0))]
+    parts = Parts(part.parent, 2, np.dtype(np.float32))
+    assert parts.missing(blocks) == []
+    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 150):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << (bit % 8)
+        part.write_bytes(content)
+        assert parts.missing(blocks) == blocks
+    with pytest.raises(DataError, match=r"00000\.npy is damaged: repeat the command"):
+        list(parts.squares(blocks))
+    part.write_bytes(whole[:-40])
+    map_of(predictor_of(PerPatch()), scene, interrupted)
+    assert interrupted.read_bytes() == expected
 
 
 def test_a_map_that_is_finished_is_not_made_again(scene: Path, tmp_path: Path) -> None:
-    target = map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
+    target = map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif", nodata=[float("nan"), -9999.0])
     before, model = target.stat().st_mtime_ns, PerPatch()
-    map_of(predictor_of(model), scene, target)
+    map_of(predictor_of(model), scene, target, nodata=[float("nan"), -9999.0])
     assert target.stat().st_mtime_ns == before and not model.seen
     for other in ({"cog": True}, {"overlap": 0.5}):
         with pytest.raises(ConfigError, match=r"out\.tif is there already"):
@@ -280,16 +282,43 @@ def test_a_map_that_is_finished_is_not_made_again(scene: Path, tmp_path: Path) -
         map_of(predictor_of(model), scene, target)
 
 
-def test_two_commands_at_once_do_not_share_a_map(scene: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["source of a VRT", "mask of a source", "sidecar"])
+def test_a_finished_map_is_not_kept_when_a_file_of_its_image_changed(change: str, scene: Path, tmp_path: Path) -> None:
+    rasterio.shutil.copy(scene, tmp_path / "inner.vrt", driver="VRT")
+    outer = tmp_path / "outer.vrt"
+    rasterio.shutil.copy(tmp_path / "inner.vrt", outer, driver="VRT")
+    outer.write_text(outer.read_text().replace("in.tif", "inner.vrt"))
+    target = map_of(predictor_of(PerPatch()), outer, tmp_path / "out.tif")
+    map_of(predictor_of(PerPatch()), outer, target)
+    if change == "source of a VRT":
+        write_scene(scene, stored(352, 96, seed=7))
+    elif change == "mask of a source":
+        with rasterio.open(scene, "r+") as opened:
+            opened.write_mask(np.zeros((352, 96), dtype=bool))
+    else:
+        scene.with_name("in.tif.aux.xml").write_text("<PAMDataset></PAMDataset>")
+    with pytest.raises(ConfigError, match=r"out\.tif is there already"):
+        map_of(predictor_of(PerPatch()), outer, target)
+
+
+def test_a_sidecar_of_somebody_else_is_not_replaced(predictor: Predictor, scene: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.tif.aux.xml").write_text("three years")
+    with pytest.raises(ConfigError, match=r"out\.tif\.aux\.xml is there already"):
+        map_of(predictor, scene, tmp_path / "out.tif")
+    assert (tmp_path / "out.tif.aux.xml").read_text() == "three years"
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True, "overlap": 0.5}])
+def test_two_commands_at_once_do_not_share_a_map(options: dict[str, Any], scene: Path, tmp_path: Path) -> None:
     class Meanwhile(PerPatch):
         def predict(self, pixel_values: Tensor) -> Tensor:
             with pytest.raises(ConfigError, match=r"out\.tif\.parts: another command is making this map right now"):
-                map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
+                map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif", **options)
             return super().predict(pixel_values)
 
     target = map_of(predictor_of(Meanwhile()), scene, tmp_path / "out.tif")
-    expected = rasterio.open(map_of(predictor_of(PerPatch()), scene, tmp_path / "alone.tif")).read()
-    np.testing.assert_array_equal(rasterio.open(target).read(), expected)
+    expected = map_of(predictor_of(PerPatch()), scene, tmp_path / "alone.tif")
+    assert target.read_bytes() == expected.read_bytes()
     assert not (tmp_path / "out.tif.parts").exists()
 
 
@@ -299,19 +328,6 @@ def test_a_folder_in_the_way_is_left_alone(predictor: Predictor, scene: Path, tm
     with pytest.raises(DataError, match=r"out\.tif\.parts is in the way: .* move it\."):
         map_of(predictor, scene, tmp_path / "out.tif")
     assert (tmp_path / "out.tif.parts" / "thesis.txt").read_text() == "three years"
-
-
-@pytest.mark.usefixtures("small_parts")
-def test_a_damaged_part_is_named(scene: Path, tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
-        map_of(predictor_of(Stopping(after=20)), scene, tmp_path / "out.tif")
-    part = tmp_path / "out.tif.parts" / "00000.part"
-    part.write_bytes(part.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"00000\.part is damaged \(.*\): remove it, and repeat the command\."):
-        map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
-    assert sorted(path.suffix for path in part.parent.iterdir() if path.name != "lock") == [".json"] + [".part"] * 4
-    part.unlink()
-    map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif")
 
 
 @pytest.fixture
@@ -324,9 +340,11 @@ def full_disk() -> Any:
     signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("cog", [False, True])
-def test_a_full_disk_is_told_and_nothing_half_is_left(cog: bool, full_disk: Any, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_nothing_half_is_left(
+    cog: bool, full_disk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
     predictor = predictor_of(Stub())
     scene = write_scene(tmp_path / "in.tif", stored(352, 320))
     options = {"cog": cog, "overlap": 0.0}
@@ -338,8 +356,8 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(cog: bool, full_disk: Any,
     full_disk((tmp_path / "whole.tif").stat().st_size - 10_000)
     with pytest.raises(DataError, match=r"out\.tif cannot be written \(.*\): make room on the disk"):
         map_of(predictor, scene, tmp_path / "out.tif", **options)
-    left = {path.name for path in (tmp_path / "out.tif.parts").iterdir()}
-    assert left == {"job.json", "00000.part", "00001.part", "00002.part"} and not (tmp_path / "out.tif").exists()
+    left = {path.suffix for path in (tmp_path / "out.tif.parts").iterdir()}
+    assert left == {".json", ".npy"} and not (tmp_path / "out.tif").exists()
     full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     np.testing.assert_array_equal(
         rasterio.open(map_of(predictor, scene, tmp_path / "out.tif", **options)).read(), expected
@@ -359,18 +377,19 @@ def test_a_map_that_came_back_with_other_values_is_refused(
         map_of(predictor, scene, tmp_path / "out.tif", output="classes")
 
 
-def test_weights_that_do_not_predict_do_not_make_another_model(predictor: Predictor) -> None:
+def test_the_job_knows_weights_statistics_and_formulas_but_not_where_they_lie(tmp_path: Path) -> None:
+    encoder = encoder_folder(tmp_path / "encoder")
+    other = shutil.copytree(encoder, tmp_path / "copy")
+    ndvi, evi = ({"indices": [name], "aux_dim": 8, "rank": 2} for name in ("NDVI", "NDWI"))
+    folders = [
+        result_folder(tmp_path / "a", encoder, **ndvi),
+        result_folder(tmp_path / "b", other, **ndvi),
+        result_folder(tmp_path / "c", encoder, **evi),
+        result_folder(tmp_path / "d", encoder, **ndvi, statistics={"base_mean": [0.2] * 3, "base_std": [0.1] * 3}),
+    ]
+    same, moved, formula, statistics = (mapping.model_digest(Predictor.from_folder(one).model) for one in folders)
+    assert same == moved and len({same, formula, statistics}) == 3
     model = Stub()
-    before = mapping.weights_digest(model)
-    assert before == mapping.weights_digest(Stub())
+    before = mapping.model_digest(model)
     model.weight.data[0] += 1
-    assert mapping.weights_digest(model) != before
-
-
-def test_the_job_says_what_the_map_depends_on(scene: Path, tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
-        map_of(predictor_of(Stopping(after=3)), scene, tmp_path / "out.tif")
-    job = json.loads((tmp_path / "out.tif.parts" / "job.json").read_text())
-    assert job["windows"] == [32, 32, 0.25, 8] and job["output"] == ["probabilities", None]
-    shutil.rmtree(tmp_path / "out.tif.parts")
-    assert os.listdir(tmp_path) == ["in.tif"]
+    assert mapping.model_digest(model) != before

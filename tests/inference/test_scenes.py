@@ -28,6 +28,7 @@ from tests.inference.scenes_and_models import (
     map_of,
     predictor_of,
     probabilities_of,
+    small_blocks,
     stored,
     write_scene,
 )
@@ -50,7 +51,7 @@ def test_a_model_of_single_patches_gives_the_same_map_everywhere(overlap: float,
 def test_a_map_of_several_squares_and_parts_is_the_scene_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deflect_hf.inference.spool.WINDOWS_PER_PART", 1)
+    small_blocks(monkeypatch)
     values = stored(SQUARE + 88, 2 * SQUARE + 56)
     values[:, 500:530, 1000:1040] = -9999
     scene = write_scene(tmp_path / "in.tif", values)

@@ -1,0 +1,176 @@
+"""A map in independent blocks: each predicts every window that reaches into it, and blends them.
+
+A block needs nothing of its neighbours, so that blocks can be made in any order, by any process, and again after an
+interruption; the windows at their borders, 10 to 20 % of all, are predicted more than once. Memory depends on the size
+of windows and batches, not on the scene: pixel rows are given on as soon as no further window counts for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deflect_hf.data.processor import resize
+from deflect_hf.inference.scenes import Scene
+from deflect_hf.inference.tiling import Axis
+from deflect_hf.inference.trained import TrainedModel, refuse_overflow
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WINDOWS_PER_BLOCK = 256
+LEAST_WINDOWS = 8  # along each side of a block: with fewer, too much is predicted twice
+SUMS_BYTES = 2**23  # of logits that are added up at a time, which bounds the width of a block
+STRIPS_SUMS_BYTES = 2**26  # where the file holds whole pixel rows: a narrow block would read all of each of them
+
+
+class Block(NamedTuple):
+    """A rectangle of the map in pixels, and the rows and columns of windows that count for some of it."""
+
+    number: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    rows: range
+    columns: range
+
+
+class Batch(NamedTuple):
+    """Windows of one row, read.
+
+    Attributes:
+        pixel_values: (B, C, h, w) reflectance of the windows in which something was measured; resized, if training did.
+        columns: which these are along the row.
+        left: first pixel column of ``measured``.
+        measured: (height of a window, w) bool, where any band holds a measurement.
+    """
+
+    pixel_values: list[Tensor]
+    columns: list[int]
+    left: int
+    measured: Tensor
+
+
+@dataclass(frozen=True)
+class SceneWindows:
+    """The windows of a scene and the model that predicts them."""
+
+    scene: Scene
+    predictor: TrainedModel
+    rows: Axis
+    columns: Axis
+    batch_size: int
+
+    def blocks(self) -> list[Block]:
+        """The blocks of the map, row by row."""
+        limit = STRIPS_SUMS_BYTES if self.scene.in_strips else SUMS_BYTES
+        pixels = limit / (len(self.predictor.classes) * torch.float32.itemsize * self.rows.size)
+        wide = max(LEAST_WINDOWS, int(pixels * len(self.columns) / self.columns.length))
+        tall = max(LEAST_WINDOWS, -(-WINDOWS_PER_BLOCK // min(wide, len(self.columns))))
+        found: list[Block] = []
+        for top, bottom, rows in self.rows.split(tall):
+            for left, right, columns in self.columns.split(wide):
+                found.append(Block(len(found), top, bottom, left, right, rows, columns))
+        return found
+
+    def logits(self, block: Block, done: Callable[[int], object]) -> Generator[Tensor]:
+        """(K, h, W) logits of the block's pixel rows, from top to bottom, NaN where nothing was measured.
+
+        Close it before the image: it reads ahead.
+
+        Args:
+            done: called with how many windows were done since the last call.
+        """
+        groups = [
+            block.columns[first : first + self.batch_size] for first in range(0, len(block.columns), self.batch_size)
+        ]
+        size, width = self.rows.size, block.right - block.left
+        sums = torch.zeros(len(self.predictor.classes), size, width, device=self.predictor.device)
+        measured = torch.zeros(size, width, dtype=torch.bool)
+        top = block.top  # pixel row that `sums` begins with: those above have been given on
+        with closing(ahead(self._read, [(row, group) for row in block.rows for group in groups])) as batches:
+            for row in block.rows:
+                for group in groups:
+                    batch = next(batches)
+                    _place(batch.measured, batch.left - block.left, measured)
+                    self._add(sums, row, batch, (top, block.bottom, block.left, block.right))
+                    done(len(group))
+                end = block.bottom if row == block.rows[-1] else max(top, self.rows.starts[row + 1])
+                finished, first = end - top, top - self.rows.offsets[row]
+                if finished:
+                    yield sums[:, :finished].cpu().masked_fill(~measured[first : first + finished], torch.nan)
+                    sums[:, : size - finished] = sums[:, finished:].clone()
+                    sums[:, size - finished :] = 0
+                top = end
+
+    def _read(self, job: tuple[int, range]) -> Batch:
+        """The windows of a row that ``job`` numbers, read in one piece."""
+        row, group = job
+        left, side = self.columns.offsets[group[0]], self.columns.size
+        width = self.columns.offsets[group[-1]] + side - left
+        strip = self.scene.read(self.rows.offsets[row], left, self.rows.size, width)
+        measured = torch.isfinite(strip).any(dim=0)
+        starts = {column: self.columns.offsets[column] - left for column in group}
+        kept = [column for column in group if bool(measured[:, starts[column] : starts[column] + side].any())]
+        windows = [strip[..., starts[column] : starts[column] + side] for column in kept]
+        return Batch(
+            windows if self._size is None else [resize(one, self._size) for one in windows], kept, left, measured
+        )
+
+    def _add(self, sums: Tensor, row: int, batch: Batch, box: tuple[int, int, int, int]) -> None:
+        """Add the weighted logits of a batch to ``sums``, which are those of the pixels of ``box``."""
+        if not batch.columns:
+            return
+        top, bottom, left, right = box
+        there, inside, weights = self.rows.share(row, top, bottom)
+        down = torch.from_numpy(weights).to(sums.device)[:, None]
+        for column, logits in zip(batch.columns, self._predict(torch.stack(batch.pixel_values)), strict=True):
+            across, within, weights = self.columns.share(column, left, right)
+            sums[:, there, across].addcmul_(logits[:, inside, within], down * torch.from_numpy(weights).to(sums.device))
+
+    def _predict(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, h, w) reflectance, resized if the model wants it so -> (B, K, height, width) logits of the windows.
+
+        Raises:
+            DataError: values so large that the model's computation overflows.
+        """
+        logits = self.predictor.forward(pixel_values, None if self._size is None else self.predictor.window)
+        fix = "say which stored values are no measurement (--nodata, --qa_band)."
+        refuse_overflow(logits, pixel_values, self.scene.info.path, fix)
+        if self._size is None:
+            return logits
+        return F.interpolate(logits, size=(self.rows.size, self.columns.size), mode="bilinear", align_corners=False)
+
+    @property
+    def _size(self) -> tuple[int, int] | None:
+        """What the model's images are resized to."""
+        size = self.predictor.processor.size
+        return None if size is None else (size["height"], size["width"])
+
+
+def _place(piece: Tensor, column: int, whole: Tensor) -> None:
+    """Write (h, w) values into ``whole`` from a column on, which may lie outside, as may the last ones."""
+    low, high = max(column, 0), min(column + piece.shape[1], whole.shape[1])
+    if low < high:
+        whole[:, low:high] = piece[:, low - column : high - column]
+
+
+def ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
+    """``map(read, items)``, where one item is read in another thread while the one before it is worked on."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming: Future[Result] | None = None
+        for item in items:
+            following = pool.submit(read, item)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
