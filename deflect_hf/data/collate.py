@@ -32,3 +32,12 @@ def collate_examples(examples: Sequence[Example]) -> Example:
         batch["labels"] = torch.stack([example["labels"] for example in examples])
     batch["name"] = [example["name"] for example in examples]
     return batch
+
+
+def batches_of_one_size(examples: Sequence[Example]) -> list[Example]:
+    """Examples of any sizes -> batches, each of images of one size and labels of one size."""
+    groups: dict[tuple[torch.Size, ...], list[Example]] = {}
+    for example in examples:
+        sizes = tuple(value.shape for value in example.values() if isinstance(value, torch.Tensor))
+        groups.setdefault(sizes, []).append(example)
+    return [collate_examples(group) for group in groups.values()]

@@ -126,6 +126,7 @@ class ImageDataset(torch.utils.data.Dataset):
         gsd_m: float | None = None,
         seed: int = 0,
         transform: Transform | None = None,
+        resize_labels: bool = True,
     ) -> None:
         self.table = table
         self.reader = reader
@@ -134,6 +135,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.gsd_m = gsd_m
         self.seed = seed
         self.transform = transform
+        self.resize_labels = resize_labels
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
 
     @property
@@ -166,14 +168,20 @@ class ImageDataset(torch.utils.data.Dataset):
         """Ids of the examples, in order."""
         return list(self.table["name"])
 
-    def with_transform(self, transform: Transform | None) -> ImageDataset:
-        """The same examples, passed through ``transform(example, generator)``."""
-        return ImageDataset(self.table, self.reader, self.processor, self.labels, self.gsd_m, self.seed, transform)
+    def with_transform(self, transform: Transform | None, resize_labels: bool = True) -> ImageDataset:
+        """The same examples, passed through ``transform(example, generator)``.
+
+        Without ``resize_labels``, masks keep their stored size where ``image_size`` resizes the images: for scores.
+        """
+        return self._changed(transform=transform, resize_labels=resize_labels)
 
     def select(self, indices: Sequence[int]) -> ImageDataset:
         """The examples at ``indices``, in that order."""
-        table = self.table.select(list(indices))
-        return ImageDataset(table, self.reader, self.processor, self.labels, self.gsd_m, self.seed, self.transform)
+        return self._changed(table=self.table.select(list(indices)))
+
+    def _changed(self, **changes: Any) -> ImageDataset:
+        names = ("table", "reader", "processor", "labels", "gsd_m", "seed", "transform", "resize_labels")
+        return ImageDataset(**{**{name: getattr(self, name) for name in names}, **changes})
 
     def set_epoch(self, epoch: int) -> None:
         """Make the random transforms draw anew for this epoch, in the workers of a running loader as well."""
@@ -195,10 +203,13 @@ class ImageDataset(torch.utils.data.Dataset):
         example: Example = {"pixel_values": pixels, "name": row["name"]}
         if isinstance(stored.target, np.ndarray):
             labels = self._encoded(stored)
-            if labels.shape != pixels.shape[-2:]:
-                labels = resize_labels(labels, pixels.shape[-2], pixels.shape[-1])
-            unseen = ~np.isfinite(pixels.numpy()).any(axis=0)  # twenty times as fast as in torch
-            labels[torch.from_numpy(unseen)] = self.ignore_index
+            # numpy is twenty times as fast as torch
+            unseen = torch.from_numpy(~np.isfinite(pixels.numpy()).any(axis=0))
+            if labels.shape != unseen.shape and self.resize_labels:
+                labels = resize_labels(labels, *unseen.shape)
+            elif labels.shape != unseen.shape:
+                unseen = resize_labels(unseen, *labels.shape).bool()
+            labels[unseen] = self.ignore_index
             example["labels"] = labels
         elif stored.target is not None:
             example["labels"] = torch.tensor(stored.target, dtype=torch.int64)

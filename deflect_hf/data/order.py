@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from deflect_hf.data.collate import collate_examples
+from deflect_hf.data.collate import batches_of_one_size, collate_examples
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,19 +71,33 @@ def training_loader(
     return _loader(dataset, epoch_batches(len(dataset), batch_size, seed, epoch, rank)[skip:], workers)
 
 
-def evaluation_loader(dataset: Any, batch_size: int, workers: int, rank: Rank) -> DataLoader[dict[str, Any]]:
-    """Every image exactly once over all processes, in order; the last batches may be uneven or absent."""
+@dataclass(frozen=True)
+class EvaluationLoader:
+    """Batches of one size each, of images of any sizes; it can be gone through again."""
+
+    loader: DataLoader[list[dict[str, Any]]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batches in self.loader:
+            yield from batches
+
+
+def evaluation_loader(dataset: Any, batch_size: int, workers: int, rank: Rank) -> EvaluationLoader:
+    """Every image exactly once over all processes, in order; batches may be uneven, of several sizes, or absent."""
     share = list(range(rank.index, len(dataset), rank.count))
-    return _loader(dataset, [share[start : start + batch_size] for start in range(0, len(share), batch_size)], workers)
+    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    return EvaluationLoader(_loader(dataset, batches, workers, batches_of_one_size))
 
 
-def _loader(dataset: Any, batches: list[list[int]], workers: int) -> DataLoader[dict[str, Any]]:
+def _loader(
+    dataset: Any, batches: list[list[int]], workers: int, collate: Callable[[Any], Any] = collate_examples
+) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=min(workers, len(batches)),
         generator=_own_generator(),
-        collate_fn=collate_examples,
+        collate_fn=collate,
         worker_init_fn=ignore_preemption,
         pin_memory=torch.cuda.is_available(),
     )

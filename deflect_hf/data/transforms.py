@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from deflect_hf.config.data import AugmentationArguments
-from deflect_hf.data.dataset import Example, Transform
+from deflect_hf.data.dataset import Example, ImageDataset, Transform
 from deflect_hf.errors import DataError
 
 FOCUS_TRIALS = 20
@@ -35,6 +35,11 @@ def build_transform(args: AugmentationArguments, split: str) -> Transform | None
     elif args.center_crop is not None:
         steps.append(CenterCrop(args.center_crop[0], args.center_crop[1]))
     return Compose(steps) if steps else None
+
+
+def for_evaluation(images: ImageDataset, args: AugmentationArguments) -> ImageDataset:
+    """The same images with nothing random, and with masks of their stored size unless the middle is cut out."""
+    return images.with_transform(build_transform(args, "val"), resize_labels=args.center_crop is not None)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A model on a split: one confusion matrix, whole images or sliding windows."""
+"""A model on a split: one confusion matrix, whole images or sliding windows, at the resolution of the labels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
@@ -16,9 +17,12 @@ from deflect_hf.errors import DataError
 from deflect_hf.evaluation.bootstrap import Bootstrap
 from deflect_hf.evaluation.losses import label_weight
 from deflect_hf.evaluation.metrics import Confusion, Convention, scores
+from deflect_hf.methods import task_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from deflect_hf.data import ImageDataset
 
 WINDOW_BATCH = 8
 NAMED_IMAGES = 16
@@ -26,12 +30,25 @@ NAMED_IMAGES = 16
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model is evaluated: the classes, what is ignored, the sliding windows and the convention of the means."""
+    """How a model is evaluated.
+
+    Attributes:
+        window: side of the sliding windows; None for whole images.
+        convention: of the means over classes.
+        patch_size: height and width of the encoder's patches, to which images smaller than a window are filled up.
+    """
 
     classes: list[str]
     ignore_index: int
     window: int | None
     convention: Convention
+    patch_size: tuple[int, int] = (1, 1)
+
+    @classmethod
+    def of(cls, config: RunArguments, images: ImageDataset, model: nn.Module) -> Protocol:
+        """How a run's configuration has its model evaluated on these images."""
+        window, patch_size = evaluation_window(config, images.task), task_model(model).config.patch_size
+        return cls(images.classes, images.ignore_index, window, config.metrics, patch_size)
 
 
 class Interrupted(Exception):
@@ -57,31 +74,46 @@ def window_offsets(length: int, size: int) -> list[int]:
     return [round(k * (length - size) / (count - 1)) for k in range(count)]
 
 
-def sliding_logits(predict: Callable[[Tensor], Tensor], pixel_values: Tensor, size: int) -> Tensor:
+def sliding_logits(
+    predict: Callable[[Tensor], Tensor], pixel_values: Tensor, size: int, patch_size: tuple[int, int] = (1, 1)
+) -> Tensor:
     """(B, C, H, W) reflectance -> (B, K, H, W) logits, averaged where windows of ``size`` pixels overlap.
 
-    An image that is not larger than a window on one axis is taken whole along it.
+    An image that is smaller than a window on one axis is taken whole along it, and filled up to whole patches, on the
+    right or below, with NaN: pixels that were not measured. Maps of scenes are made the same way.
     """
-    height, width = pixel_values.shape[-2:]
-    side_h, side_w = min(size, height), min(size, width)
-    corners = [(top, left) for top in window_offsets(height, side_h) for left in window_offsets(width, side_w)]
-    images = pixel_values.shape[0]
+    images, (height, width) = pixel_values.shape[0], pixel_values.shape[-2:]
+    sides = zip((height, width), patch_size, strict=True)
+    filled = [side if side >= size else -(-side // step) * step for side, step in sides]
+    pixel_values = F.pad(pixel_values, (0, filled[1] - width, 0, filled[0] - height), value=torch.nan)
+    side_h, side_w = min(size, filled[0]), min(size, filled[1])
+    corners = [(top, left) for top in window_offsets(filled[0], side_h) for left in window_offsets(filled[1], side_w)]
     crops = torch.cat([pixel_values[..., top : top + side_h, left : left + side_w] for top, left in corners])
-    pieces = torch.cat([predict(batch).float() for batch in crops.split(WINDOW_BATCH)]).split(images)
-    total = pieces[0].new_zeros(images, pieces[0].shape[1], height, width)
-    hits = pieces[0].new_zeros(height, width)
+    batches = crops.split(max(images, WINDOW_BATCH))
+    pieces = torch.cat([predict(batch).float() for batch in batches]).split(images)
+    total = pieces[0].new_zeros(images, pieces[0].shape[1], *filled)
+    hits = pieces[0].new_zeros(filled)
     for (top, left), piece in zip(corners, pieces, strict=True):
         total[..., top : top + side_h, left : left + side_w] += piece
         hits[top : top + side_h, left : left + side_w] += 1
-    return total / hits
+    return (total / hits)[..., :height, :width]
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, pixel_values: Tensor, window: int | None) -> Tensor:
-    """(B, C, H, W) reflectance -> float32 logits, (B, K) or (B, K, H, W); larger images through sliding windows."""
-    if window is None or max(pixel_values.shape[-2:]) <= window:
+def predict_logits(
+    model: nn.Module, pixel_values: Tensor, window: int | None, patch_size: tuple[int, int] = (1, 1)
+) -> Tensor:
+    """(B, C, H, W) reflectance -> float32 logits, (B, K) or (B, K, H, W), of whole images or of sliding windows."""
+    if window is None:
         return model(pixel_values=pixel_values).logits.float()
-    return sliding_logits(lambda crops: model(pixel_values=crops).logits, pixel_values, window)
+    return sliding_logits(lambda crops: model(pixel_values=crops).logits, pixel_values, window, patch_size)
+
+
+def at_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B, K, h, w) logits, (B, H, W) labels -> (B, K, H, W): bilinear where images were resized, labels were not."""
+    if logits.shape[2:] == labels.shape[1:]:
+        return logits
+    return F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
@@ -111,7 +143,7 @@ def evaluate(
     confusion = Confusion(len(protocol.classes), protocol.ignore_index).to(accelerator.device)
     bootstrap = Bootstrap(len(protocol.classes), protocol.ignore_index, replicates) if replicates else None
     # sum of the losses, labelled pixels or images, processes that were asked to stop
-    told = torch.zeros(3, device=accelerator.device)
+    sums = torch.zeros(3, device=accelerator.device)
     losses: list[tuple[Tensor, Sequence[str]]] = []
     for batch in loader:
         if asked_to_stop():
@@ -120,17 +152,18 @@ def evaluate(
             raise DataError(f"{batch['name'][0]}: has no label, so there is nothing to evaluate against.")
         pixel_values, labels = batch["pixel_values"].to(accelerator.device), batch["labels"].to(accelerator.device)
         with accelerator.autocast():
-            logits = predict_logits(model, pixel_values, protocol.window)
+            logits = predict_logits(model, pixel_values, protocol.window, protocol.patch_size)
+        logits = at_labels(logits, labels)
         confusion.update(logits, labels)
         if bootstrap is not None:
             bootstrap.update(logits, labels, batch["name"])
         loss = nn.functional.cross_entropy(logits, labels, ignore_index=protocol.ignore_index, reduction="sum")
         losses.append((loss, batch["name"]))
-        told[:2] += torch.stack([loss, label_weight(labels, protocol.ignore_index, None)])
-    told[2] = float(asked_to_stop())
+        sums[:2] += torch.stack([loss, label_weight(labels, protocol.ignore_index, None)])
+    sums[2] = float(asked_to_stop())
     model.train(training)
     matrix = confusion.matrix(accelerator)
-    total, weight, asked = accelerator.reduce(told, reduction="sum").tolist()
+    total, weight, asked = accelerator.reduce(sums, reduction="sum").tolist()
     if asked:
         raise Interrupted
     if not math.isfinite(total):

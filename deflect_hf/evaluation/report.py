@@ -17,11 +17,12 @@ from deflect_hf.artifacts.processes import make_accelerator
 from deflect_hf.config.readers import keys_of_reader
 from deflect_hf.config.run import DatasetArguments, EvaluateArguments, RunArguments
 from deflect_hf.config.schema import check_types
-from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data import ImageDataset, load_dataset_splits
 from deflect_hf.data.order import Rank, evaluation_loader
+from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.evaluation.bootstrap import REPLICATES
-from deflect_hf.evaluation.evaluate import Protocol, evaluate, evaluation_window, predict_logits
+from deflect_hf.evaluation.evaluate import Protocol, at_labels, evaluate, predict_logits
 from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.evaluation.missing_bands import scores_without_bands
 from deflect_hf.figures import confusion_figure, prediction_panel
@@ -71,9 +72,9 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     splits = load_dataset_splits(config.dataset, processor)
     if arguments.split not in splits:
         raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
-    images = splits[arguments.split].with_transform(build_transform(config.augmentation, "val"))  # nothing random
+    images = for_evaluation(splits[arguments.split], config.augmentation)
     check_classes(model, images, folder)
-    protocol = Protocol(images.classes, images.ignore_index, evaluation_window(config, images.task), config.metrics)
+    protocol = Protocol.of(config, images, model)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, Rank.of(accelerator))
     scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
     if arguments.drop_bands:
@@ -129,13 +130,15 @@ def draw(
         example = images[index]
         pixel_values: torch.Tensor = example["pixel_values"]
         with accelerator.autocast():
-            logits = predict_logits(model, pixel_values[None].to(accelerator.device), protocol.window)
+            logits = predict_logits(
+                model, pixel_values[None].to(accelerator.device), protocol.window, protocol.patch_size
+            )
         prediction_panel(
             output / f"predictions_{number:02d}.png",
             pixel_values.numpy(),
             images.bands,
             images.classes,
-            logits.argmax(dim=1)[0].cpu().numpy(),
+            at_labels(logits, example["labels"][None]).argmax(dim=1)[0].cpu().numpy(),
             example["labels"].numpy(),
             str(example["name"]),
         )

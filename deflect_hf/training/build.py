@@ -20,6 +20,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.schema import check_types
 from deflect_hf.config.yaml import read_yaml
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
 from deflect_hf.evaluation.losses import balanced_weights
 from deflect_hf.files import CONFIG
@@ -92,7 +93,12 @@ def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, Imag
             f"{where}: no pixel of the {bare[0]} split has a label, all of its masks hold nothing but ignored values "
             "or nodata. Correct dataset.class_values and dataset.ignore_values, or the masks"
         )
-    splits = {name: split.with_transform(build_transform(config.augmentation, name)) for name, split in splits.items()}
+    splits = {
+        name: split.with_transform(build_transform(config.augmentation, name))
+        if name == "train"
+        else for_evaluation(split, config.augmentation)
+        for name, split in splits.items()
+    }
     for split in splits.values():
         split.seed = config.seed  # of the random transforms; which image is in which split hangs on dataset.seed
     return splits

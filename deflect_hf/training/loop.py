@@ -21,7 +21,7 @@ from tqdm import tqdm
 from deflect_hf.artifacts import saved_model
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.errors import DataError
-from deflect_hf.evaluation.evaluate import Interrupted, Protocol, evaluate, evaluation_window, named
+from deflect_hf.evaluation.evaluate import Interrupted, Protocol, evaluate, named
 from deflect_hf.evaluation.losses import label_weight, soft_dice
 from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.files import atomic_dir, temp_dir, write_json
@@ -71,9 +71,7 @@ class TrainingLoop:
         self.scheduler = build_scheduler(optimizer, config.segmentor.scheduler, self.total_steps)
         trained = trained_model(experiment.model, config, work_dir, accelerator)
         self.model, self.optimizer = prepared(trained, optimizer, accelerator)
-        self.protocol = Protocol(
-            train.classes, train.ignore_index, evaluation_window(config, train.task), config.metrics
-        )
+        self.protocol = Protocol.of(config, train, experiment.model)
         self.class_weights: list[float] | None = task_model(experiment.model).config.class_weights
         # on the device, since the last line of the log; and what the loss was of, since it was last looked at
         self.loss_sum, self.loss_steps = torch.zeros((), device=accelerator.device), 0

@@ -71,6 +71,19 @@ def test_overlaps_are_averaged_and_sizes_kept() -> None:
     assert set(sizes) == {(1, 4)}
 
 
+def test_what_is_smaller_than_a_window_is_filled_up_to_whole_patches_with_pixels_that_were_not_measured() -> None:
+    seen = []
+
+    def noting(images: Tensor) -> Tensor:
+        seen.append(images)
+        return images.nan_to_num(9.0)
+
+    image = torch.rand(2, 1, 5, 13)
+    torch.testing.assert_close(sliding_logits(noting, image, 8, patch_size=(4, 4)), image)
+    assert seen[0].shape == (4, 1, 8, 8)  # two windows of two images
+    assert bool(seen[0][:, :, 5:].isnan().all()) and bool(seen[0][:, :, :5].isfinite().all())
+
+
 class PerPixel(nn.Module):
     """Logits (B, 2, H, W) of the sign of the first channel, whatever the window; notes the sizes it sees."""
 
@@ -109,6 +122,15 @@ def test_every_labelled_pixel_is_scored_once_whatever_the_sizes(shapes: list[tup
     assert found["confusion_matrix"] == expected.tolist()
     assert max(max(size) for size in model.sizes) <= 8
     assert "intervals" not in found
+
+
+def test_scores_are_those_of_the_labels_size_where_images_were_shrunk() -> None:
+    pixels = torch.tensor([[-1.0, 1.0], [-1.0, 1.0]])[None, None]
+    labels = torch.tensor([[1, 1, 0, 0]] * 8)
+    labels[3, 1] = IGNORE
+    batch = {"pixel_values": pixels, "labels": labels[None], "name": ["x"]}
+    found = evaluate(PerPixel(), [batch], Accelerator(cpu=True), PROTOCOL, replicates=10)
+    assert found["confusion_matrix"] == [[16, 0], [0, 15]]
 
 
 def test_intervals_come_with_the_scores_when_asked_for() -> None:
