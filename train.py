@@ -52,15 +52,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with distributed_exit(), user_errors(words):
         config = parse_arguments(RunArguments, __doc__ + METHOD_OPTIONS, words, check=refuse_idle_keys)
         run_package()
-        from deflect_hf.hub.runs import Publication, finish
+        from deflect_hf.hub.push import Publication
         from deflect_hf.training.run import run
 
         show_log()
         publication = Publication.of(config)
-        results, work_dir, first = run(config, publication.publish if publication is not None else None)
+        results, work_dir, first = run(config, publication.publish)
         if first:
             print(results_text(results, work_dir))
-            url = finish(work_dir, publication)
+            url = publication.finish(work_dir)
             if url is not None:
                 print(f"It is on the Hub: {url}")
 

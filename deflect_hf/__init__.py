@@ -18,7 +18,7 @@ from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel
 if TYPE_CHECKING:
     from deflect_hf.data.processor import MultispectralImageProcessor
     from deflect_hf.errors import DeflectError
-    from deflect_hf.hub.load import load_adapter
+    from deflect_hf.hub.load import load_adapter, load_predictor
     from deflect_hf.inference.multi import MultiAdapterPredictor
     from deflect_hf.methods import adapt
     from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
@@ -40,6 +40,7 @@ _LAZY = {
     "fit_statistics": "tuners.statistics",
     "get_sensor": "spectral.selection",
     "load_adapter": "hub.load",
+    "load_predictor": "hub.load",
     "resolve_bands": "spectral.selection",
     "select_bands": "spectral.selection",
 }
@@ -63,6 +64,7 @@ __all__ = [
     "fit_statistics",
     "get_sensor",
     "load_adapter",
+    "load_predictor",
     "resolve_bands",
     "select_bands",
 ]

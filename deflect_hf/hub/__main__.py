@@ -58,7 +58,7 @@ def build_parser() -> Parser:
 
 def run_push(arguments: argparse.Namespace) -> None:
     """`push`."""
-    from deflect_hf.hub.publish import push
+    from deflect_hf.hub.push import push
 
     switches = {name: _switch(name, getattr(arguments, name)) for name in ("private", "picture")}
     url = push(
@@ -76,8 +76,7 @@ def run_push(arguments: argparse.Namespace) -> None:
 def run_card(arguments: argparse.Namespace) -> None:
     """`card`."""
     from deflect_hf.artifacts.saved_model import result_folder
-    from deflect_hf.hub.card import write_card
-    from deflect_hf.hub.picture import draw_prediction
+    from deflect_hf.hub.card import draw_prediction, write_card
 
     folder = result_folder(Path(arguments.folder))
     draw_prediction(folder)
@@ -87,8 +86,8 @@ def run_card(arguments: argparse.Namespace) -> None:
 def run_check(arguments: argparse.Namespace) -> None:
     """`check`."""
     from deflect_hf.artifacts.saved_model import result_folder
+    from deflect_hf.hub.check import check_folder
     from deflect_hf.hub.client import Hub
-    from deflect_hf.hub.contents import check_folder
     from deflect_hf.hub.load import pull
 
     if Path(arguments.folder).is_dir():
@@ -97,8 +96,7 @@ def run_check(arguments: argparse.Namespace) -> None:
         folder = result_folder(Path(arguments.folder))
         config = check_folder(folder, published=False)
     else:
-        snapshot, config = pull(Hub(), arguments.folder, arguments.revision)
-        folder = snapshot.folder
+        folder, config = pull(Hub(), arguments.folder, arguments.revision)
     encoder = config.encoder.name_or_path or "its own, random one"
     print(f"{folder}: whole and safe to load. --finetune {config.finetune}, encoder {encoder}")
 

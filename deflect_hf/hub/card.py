@@ -1,124 +1,252 @@
 """The model card of a trained model: written beside it when its run ends, and again, with its name, when it is pushed.
 
-PEFT writes a card of headings to fill in; this one takes its place and is complete.
+PEFT writes a card of headings to fill in; this one takes its place and is complete. Its text is in ``card.md.j2``.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.dataset import Example
+from deflect_hf.errors import DeflectError
+from deflect_hf.figures import prediction_panel
 from deflect_hf.files import write_text
-from deflect_hf.hub import card_sections as sections
-from deflect_hf.hub.facts import Facts, read_facts
-from deflect_hf.hub.scrub import CARD, ENCODER, PICTURE
+from deflect_hf.hub.metadata import Metadata, read_metadata
+from deflect_hf.hub.sanitize import CARD, PICTURE
+from deflect_hf.inference.predictor import Predictor
+from deflect_hf.models.encoders import chosen_gsd
+from deflect_hf.spectral.bands import SPECTRUM
+from deflect_hf.spectral.probe import bound_of
+from deflect_hf.spectral.sensors import get_sensor
 
-HUB = "https://huggingface.co"
+logger = logging.getLogger(__name__)
+
+TEMPLATE = Path(__file__).with_name("card.md.j2")
 # type of the Hub, name, key in results.json
 METRICS = (("accuracy", "accuracy", "accuracy"), ("mean_iou", "mIoU", "miou"), ("f1", "macro F1", "f1_macro"))
+METHODS = {
+    "deflect": "DEFLECT",
+    "lora": "LoRA",
+    "slr": "scaled low-rank adapters (SLR)",
+    "bitfit": "BitFit",
+    "norm": "norm tuning",
+    "frozen": "a frozen encoder under a trained head",
+    "full": "full fine-tuning",
+}
+EXAMPLE_VALUE = {"reflectance": 0.1, "8bit": 0.5}
+LOOKED_AT = 8  # images among which the one for the picture is chosen
 
 
 def write_card(
-    folder: Path, *, repo_id: str | None = None, revision: str | None = None, licence: str | None = None
+    folder: Path, *, repo_id: str | None = None, revision: str | None = None, license: str | None = None
 ) -> Path:
     """Write README.md into a result folder, whole or not at all; returns its path.
 
     Args:
         repo_id, revision: its name and branch on the Hub, for the program that loads it; None: the folder.
-        licence: of the base model, where the Hub has told it.
+        license: of the base model, where the Hub stated it.
 
     Raises:
         CheckpointError: the folder is no trained model.
     """
-    facts = read_facts(folder, repo_id or str(folder), revision, licence)
+    meta = read_metadata(folder, license)
+    name = repo_id or str(folder)
+    where = repr(name) if revision is None else f"{name!r}, revision={revision!r}"
+    title = name.rpartition("/")[2] + ("" if revision is None else f", {revision}")
+    scores = next((meta.results[split] for split in ("test", "val") if split in meta.results), None)
+    encoder = meta.config.encoder
+    values: dict[str, Any] = {
+        **{"meta": meta, "processor": meta.processor, "results": meta.results, "encoder": encoder, "scores": scores},
+        **{"where": where, "title": title, "finetune": meta.config.finetune, "full": meta.config.finetune == "full"},
+        "method": METHODS.get(meta.config.finetune, meta.config.finetune),
+        "picture": PICTURE if PICTURE in meta.files else None,
+        "split": "test" if "test" in meta.results else "val",
+        "intervals": scores.get("intervals") if scores else None,
+        "limited_label": meta.config.dataset.limited_label,
+        "on_the_hub": "/" in str(encoder.name_or_path) and not Path(str(encoder.name_or_path)).is_dir(),
+        "bands": band_rows(meta),
+        "indices": index_rows(meta),
+        "cost": cost_rows(meta),
+        "versions": ", ".join(
+            f"{name} {number}" for name, number in _environment(meta, "packages", {}).items() if number
+        ),
+        **program(meta),
+        **(score_rows(scores) if scores else {}),
+    }
+    card = ModelCard.from_template(card_data(meta, repo_id), template_path=str(TEMPLATE), **values)
     path = folder / CARD
-    write_text(path, f"---\n{metadata(facts, repo_id).to_yaml()}\n---\n\n{text(facts)}")
+    write_text(path, f"{card.content.rstrip()}\n")
     return path
 
 
-def metadata(facts: Facts, repo_id: str | None) -> ModelCardData:
-    """What the Hub reads of the card: library, base model, task, licence, scores."""
-    task = "image-segmentation" if facts.is_segmentation else "image-classification"
+def card_data(meta: Metadata, repo_id: str | None) -> ModelCardData:
+    """What the Hub reads of the card: library, base model, task, license, scores."""
+    finetune, task = meta.config.finetune, "image-segmentation" if meta.is_segmentation else "image-classification"
     fields: dict[str, Any] = {
-        "library_name": "peft"
-        if facts.adapter
-        else "transformers"
-        if facts.config.finetune == "full"
-        else "deflect_hf",
+        "library_name": "peft" if meta.adapter else "transformers" if finetune == "full" else "deflect_hf",
         "pipeline_tag": task,
-        "tags": sorted({facts.config.finetune.replace(":", "-"), "deflect_hf", "geospatial", "multispectral"}),
+        "tags": sorted({finetune.replace(":", "-"), "deflect_hf", "geospatial", "multispectral"}),
     }
-    base = facts.config.encoder.name_or_path
+    base = meta.config.encoder.name_or_path
     if base is not None and repo_id is not None and "/" in base:
-        fields["base_model"] = base
-        fields["base_model_relation"] = "adapter" if facts.adapter else "finetune"
-    if facts.licence is not None:
-        fields["license"] = facts.licence
-    split = next((name for name in ("test", "val") if name in facts.results), None)
+        fields |= {"base_model": base, "base_model_relation": "adapter" if meta.adapter else "finetune"}
+    if meta.license is not None:
+        fields["license"] = meta.license
+    split = next((name for name in ("test", "val") if name in meta.results), None)
     if split is not None:
-        fields["model_name"] = (repo_id or facts.config.finetune).rpartition("/")[2]
+        fields["model_name"] = (repo_id or finetune).rpartition("/")[2]
         fields["metrics"] = [kind for kind, _, _ in METRICS]
         fields["eval_results"] = [
             EvalResult(
                 task_type=task,
-                dataset_type=facts.config.dataset.name,
-                dataset_name=facts.data,
+                dataset_type=meta.config.dataset.name,
+                dataset_name=meta.data,
                 dataset_split="test" if split == "test" else "validation",
                 metric_type=kind,
                 metric_name=name,
-                metric_value=round(facts.results[split][key], 4),
+                metric_value=round(meta.results[split][key], 4),
             )
             for kind, name, key in METRICS
         ]
     return ModelCardData(**fields)
 
 
-def text(facts: Facts) -> str:
-    """The card below its metadata."""
-    title = (
-        facts.name.rpartition("/")[2] if facts.branch is None else f"{facts.name.rpartition('/')[2]}, {facts.branch}"
-    )
-    picture = f"![An image, its labels and the prediction]({PICTURE})" if PICTURE in facts.files else ""
-    parts = {
-        f"# {title}": f"{sections.summary(facts)}\n\n{picture}".rstrip(),
-        "## Use": sections.use(facts),
-        "## Base model and licence": base_model(facts),
-        "## Bands": sections.bands(facts),
-        "## Spectral indices": sections.indices(facts),
-        "## Training data": sections.training_data(facts),
-        "## Scores": sections.scores(facts),
-        "## Size and cost": sections.cost(facts),
-        "## Limits": sections.limits(facts),
-        "## Citation": f"```bibtex\n{sections.CITATION}\n```" if facts.config.finetune == "deflect" else "",
+def program(meta: Metadata) -> dict[str, Any]:
+    """What the programs on the card differ in."""
+    processor, encoder = meta.processor, meta.config.encoder
+    stored = list(processor.source_bands or processor.bands)
+    scale, offset = (value if isinstance(value, float) else value[0] for value in (processor.scale, processor.offset))
+    size = meta.map_size if meta.is_segmentation else ()
+    plain = None  # where the encoder is not what `AutoModel.from_pretrained` gives
+    if encoder.random is None and chosen_gsd(encoder, gsd_m=None) is None:
+        plain = repr(encoder.name_or_path) + (f", revision={encoder.revision!r}" if encoder.revision else "")
+    every = meta.adapter.get("bands") or meta.task.get("extra_bands")
+    return {
+        "stored_bands": stored,
+        "shape": (1, len(stored), *meta.image_size),
+        "value": (EXAMPLE_VALUE[processor.unit] - offset) / scale,
+        "output_shape": (1, len(meta.classes), *size),
+        "plain_encoder": plain,
+        "model_class": "EncoderForSemanticSegmentation" if meta.is_segmentation else "EncoderForImageClassification",
+        "seen": f"{len(processor.bands)} bands" if every else "the bands of its encoder",
     }
-    written = "\n\n".join(f"{heading}\n\n{body}" for heading, body in parts.items() if body)
-    versions = sections.versions(facts.results)
-    return f"{written}\n" + (f"\nMade with {versions}.\n" if versions else "")
 
 
-def base_model(facts: Facts) -> str:
-    """Which encoder, at which commit, and what its licence means for this model."""
-    encoder = facts.config.encoder
-    if encoder.random is not None:
-        kind = encoder.random["model_type"]
-        beside = " It is part of this model." if facts.config.finetune == "full" else f" It is in `{ENCODER}/`."
-        return f"A `{kind}` with random weights, which were never pretrained.{beside} It brings no licence of its own."
-    name = str(encoder.name_or_path)
-    told = f"[{name}]({HUB}/{name})" if "/" in name and not Path(name).is_dir() else f"`{name}`"
-    told += f" at commit `{encoder.revision}`." if encoder.revision is not None else "."
-    how = "Everything in it was trained further." if facts.config.finetune == "full" else "Its weights are unchanged."
-    return f"{told} {how} {licence_text(facts.licence)}"
+def band_rows(meta: Metadata) -> list[tuple[str, ...]]:
+    """What the images have to hold: code, name, wavelength, who reads it, whether it is needed."""
+    ranges = {code: (name, f"{low:g} to {high:g}") for code, name, low, high, _ in SPECTRUM}
+    centers: dict[str, float | None] = {}
+    if meta.config.dataset.sensor is not None:
+        try:
+            centers = {band.code: band.wavelength_nm for band in get_sensor(meta.config.dataset.sensor).bands}
+        except DeflectError:
+            centers = {}
+    rows = []
+    for code in meta.processor.bands:
+        name, span = ranges.get(code, (code, code.removeprefix("W")))
+        span = f"{centers[code]:g}" if centers.get(code) else span
+        roles = ["encoder"] if code in meta.encoder_bands else []
+        roles += ["radiometry"] if meta.adapter.get("bands") else []
+        needed = "yes" if code in meta.processor.needed_bands else "may be missing (NaN)"
+        rows.append((f"`{code}`", name, span, " and ".join(roles) or "not used", needed))
+    return rows
 
 
-def licence_text(licence: str | None) -> str:
-    """One sentence about the base model's licence."""
-    if licence is None:
-        return "For its licence, which holds for this model, too, see the base model."
-    if "-nc" in licence:
-        return (
-            f"Its licence, {licence}, allows **no commercial use**; that holds for this model, too, whatever the "
-            "licence of the code that made it."
-        )
-    return f"Its licence is {licence}; what it asks for holds for this model, too."
+def index_rows(meta: Metadata) -> list[tuple[str, ...]]:
+    """The spectral indices with their formulas and bounds; empty without any."""
+    formulas, bounds = meta.adapter.get("formulas") or {}, meta.adapter.get("index_bounds") or {}
+    return [(name, f"`{text}`", f"±{bounds.get(name, bound_of(text)):g}") for name, text in formulas.items()]
+
+
+def score_rows(scores: dict[str, Any]) -> dict[str, Any]:
+    """The rows of the tables of scores, with their intervals."""
+    intervals = scores.get("intervals") or {}
+    by_class = intervals.get("iou") or {}
+    return {
+        "means": [(name, with_interval(scores[key], intervals.get(key))) for _, name, key in METRICS],
+        "per_class": [
+            (
+                name,
+                with_interval(row["iou"], by_class.get(name)),
+                *(with_interval(row[key]) for key in ("f1", "precision", "recall")),
+                f"{row['support']:,}",
+            )
+            for name, row in scores["per_class"].items()
+        ],
+    }
+
+
+def with_interval(value: float | None, interval: Sequence[float | None] | None = None) -> str:
+    """``0.812 [0.790, 0.834]``."""
+    if value is None:
+        return "-"
+    if interval is None or None in interval:
+        return f"{value:.3f}"
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def cost_rows(meta: Metadata) -> list[tuple[str, str]]:
+    """Parameters, file size and time."""
+    results, rows = meta.results, []
+    counts = results.get("parameters")
+    if counts:
+        share = f"{counts['encoder_trainable_percent']:.3g} %"
+        rows.append(("trained parameters of the encoder", f"{counts['encoder_trainable']:,} ({share})"))
+        rows.append(("trained parameters of the head", f"{counts['head_trainable']:,}"))
+    weights = {name: size for name, size in meta.files.items() if name.endswith(".safetensors")}
+    rows += [(f"`{name}`", f"{size / 1000:,.0f} kB") for name, size in sorted(weights.items())]
+    if results.get("steps"):
+        each = 1000 * results["seconds"] / results["steps"]
+        device, processes = _environment(meta, "device", "an unknown device"), _environment(meta, "processes", 1)
+        images = meta.config.batch_size * meta.config.accumulate * processes
+        device += f", {processes} processes" if processes > 1 else ""
+        steps = f"{results['steps']:,} steps of {images} images, {each:,.0f} ms each"
+        rows.append(("training", f"{steps} with reading and validation, on {device}"))
+    return rows
+
+
+def _environment(meta: Metadata, key: str, default: Any) -> Any:
+    return meta.results.get("environment", {}).get(key, default)
+
+
+def draw_prediction(folder: Path, encoder: str | None = None) -> Path | None:
+    """Write ``prediction.png`` into a result folder: an image of the test split, its labels, and the prediction.
+
+    None, and a line in the log, where the data is not here any more.
+
+    Args:
+        encoder: folder of the base encoder, where it is not found as the run's configuration says.
+    """
+    config = checkpoints.read_config(folder)
+    try:
+        predictor = Predictor.from_folder(folder, encoder=encoder)
+        splits = load_dataset_splits(config.dataset, predictor.processor)
+        split = next(name for name in ("test", "val", "train") if name in splits)
+        example = varied_example(splits[split].with_transform(build_transform(config.augmentation, "val")))
+        pixel_values = example["pixel_values"]
+        prediction = predictor.logits(pixel_values[None]).argmax(dim=1)[0].cpu().numpy()
+    except (DeflectError, StopIteration) as error:
+        logger.warning("no picture of a prediction: %s", error)
+        return None
+    label = example["labels"].numpy() if "labels" in example else None
+    bands, title = predictor.processor.bands, f"{split} split"
+    return prediction_panel(folder / PICTURE, pixel_values.numpy(), bands, predictor.classes, prediction, label, title)
+
+
+def varied_example(images: ImageDataset) -> Example:
+    """Of a few examples spread over a split, the one that shows most classes."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)).tolist()
+
+    def classes(example: Example) -> int:
+        labels = example.get("labels")
+        return len(np.unique(labels[labels != images.ignore_index])) if labels is not None else 0
+
+    return max((images[index] for index in chosen), key=classes)

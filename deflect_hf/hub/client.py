@@ -1,12 +1,12 @@
 """The way to the Hub: whole files that are what was announced, and each failure as one sentence.
 
 `huggingface_hub` does the transfers and keeps the cache. Added here: files are compared with the hash that the Hub
-keeps of them, because the client compares sizes only, and one that differs leaves the cache at once.
+keeps of them, because the client compares sizes only, and one that differs leaves the cache at once. (Its
+`verify_repo_checksums` needs the network, and this has to work without as well.)
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,22 +27,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from deflect_hf.errors import DeflectError, HubError
 
 LOG_IN = "`hf auth login`, the variable HF_TOKEN, or the argument token"
 GIT_HASH, SHA256_HASH = 40, 64  # hexadecimal digits
-BLOCK_BYTES = 1 << 20
 
 Inspect = Callable[[Mapping[str, int]], None]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Files of one commit of a repository, in the local cache."""
-
-    folder: Path
-    commit: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Announced:
     commit: str
     sizes: Mapping[str, int]
     hashes: Mapping[str, str]
-    licence: str | None
+    license: str | None
 
 
 @dataclass(frozen=True)
@@ -74,12 +66,8 @@ class Hub:
         return self.local_files_only or constants.is_offline_mode()
 
     def announced(self, repo_id: str, revision: str | None) -> Announced:
-        """Files and commit of a revision, as the Hub tells them.
-
-        Raises:
-            HubError: it cannot be asked, or there is no such repository or revision.
-        """
-        with in_words(repo_id, revision):
+        """Files and commit of a revision (HubError: it cannot be asked, or there is no such thing)."""
+        with as_hub_error(repo_id, revision):
             info = self.api.model_info(repo_id, revision=revision, files_metadata=True)
         files = info.siblings or []
         return Announced(
@@ -89,8 +77,8 @@ class Hub:
             info.card_data.get("license") if info.card_data is not None else None,
         )
 
-    def fetch(self, repo_id: str, revision: str | None, patterns: Sequence[str], inspect: Inspect) -> Snapshot:
-        """The files that match ``patterns``, complete and checked, in the cache.
+    def fetch(self, repo_id: str, revision: str | None, patterns: Sequence[str], inspect: Inspect) -> Path:
+        """The folder of a commit in the cache, named after it, with all files that match ``patterns``, checked.
 
         Args:
             inspect: gets name and size of every file of the repository before any is downloaded, and raises to refuse.
@@ -101,7 +89,7 @@ class Hub:
         announced = None if self.offline else self.announced(repo_id, revision)
         if announced is not None:
             inspect(announced.sizes)
-        with in_words(repo_id, revision):
+        with as_hub_error(repo_id, revision):
             folder = Path(
                 snapshot_download(
                     repo_id,
@@ -123,7 +111,7 @@ class Hub:
             expected = announced.hashes[name] if announced is not None else stored_hash(folder / name)
             if expected is not None:
                 verify(folder / name, expected, f"{repo_id}: {name}")
-        return Snapshot(folder, folder.name)
+        return folder
 
 
 def stored_hash(path: Path) -> str | None:
@@ -132,43 +120,28 @@ def stored_hash(path: Path) -> str | None:
 
 
 def file_hash(path: Path, like: str) -> str:
-    """The hash of a file, git's name of its content or SHA-256, whichever ``like`` is.
-
-    Raises:
-        HubError: ``like`` is neither.
-    """
+    """The hash of a file, git's name of its content or SHA-256, whichever ``like`` is (HubError: it is neither)."""
     if len(like) not in (GIT_HASH, SHA256_HASH):
         raise HubError(f"{path.name}: the Hub gives {like!r} as its hash, which is neither git's nor SHA-256.")
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if len(like) == GIT_HASH else hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return git_hash(file.read()) if len(like) == GIT_HASH else sha_fileobj(file).hex()
 
 
-def verify(path: Path, expected: str, what: str) -> None:
-    """Compare a file of the cache with its hash, and remove it from the cache if it differs.
-
-    Raises:
-        HubError: it differs.
-    """
+def verify(path: Path, expected: str, name: str) -> None:
+    """Compare a file of the cache with its hash, and remove it from the cache if it differs (HubError)."""
     found = file_hash(path, expected)
     if found != expected:
         blob = path.resolve()
         path.unlink()
         blob.unlink(missing_ok=True)
         raise HubError(
-            f"{what} has another hash than the Hub announced ({found}, not {expected}): it was changed or broken on "
+            f"{name} has another hash than the Hub announced ({found}, not {expected}): it was changed or broken on "
             "its way, and was removed from the cache. Fetch it again."
         )
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse what cannot be the name of a repository.
-
-    Raises:
-        HubError: naming the form that is wanted.
-    """
+    """Refuse what cannot be the name of a repository (HubError)."""
     try:
         validate_repo_id(repo_id)
         valid = repo_id.count("/") == 1
@@ -179,67 +152,61 @@ def check_repo_id(repo_id: str) -> None:
 
 
 @contextmanager
-def in_words(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the client raises into a HubError that says what happened and what to do.
-
-    Raises:
-        HubError: for any failure of the network, the Hub, the access rights or the cache.
-    """
+def as_hub_error(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the client raises into a HubError that says what happened and what to do."""
     try:
         yield
     except DeflectError:
         raise
-    except LocalTokenNotFoundError as error:
-        raise HubError(f"{repo_id}: no token of the Hub was found. Give one: {LOG_IN}.") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise HubError(_not_cached(repo_id, revision, error)) from error
-    except GatedRepoError as error:
-        raise HubError(
-            f"{repo_id} is gated: accept its conditions on its page, and log in with that account ({LOG_IN})."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(
-            f"{repo_id} has no revision {revision!r}: give a branch, a tag or a commit of it ("
-            f"{constants.ENDPOINT}/{repo_id}/commits/main)."
-        ) from error
-    except EntryNotFoundError as error:
-        raise HubError(f"{repo_id} lacks a file that is needed: {_first_line(error)}") from error
-    except RepositoryNotFoundError as error:
-        raise HubError(
-            f"{repo_id}: there is no such model on {constants.ENDPOINT}, or this token may not read it"
-            + ("" if Path(repo_id).is_dir() else ", and no such folder here")
-            + f". Check the name; for a private one give a token that may: {LOG_IN}."
-        ) from error
-    except HfHubHTTPError as error:
-        raise HubError(_refused(repo_id, error)) from error
-    except HFValidationError as error:
-        raise HubError(f"{repo_id!r} is no name of a repository on the Hub: {_first_line(error)}") from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        told = _first_line(error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error)
-        raise HubError(
-            f"{repo_id}: the transfer from or to {constants.ENDPOINT} failed, and nothing of it was kept: {told} Try "
-            "again; what is complete in the cache is loaded with local_files_only=True, or HF_HUB_OFFLINE=1."
-        ) from error
+        raise HubError(_explain(repo_id, revision, error)) from error
 
 
-def _not_cached(repo_id: str, revision: str | None, error: Exception) -> str:
-    which = repo_id if revision is None else f"{repo_id} (revision {revision!r})"
+def _explain(repo_id: str, revision: str | None, error: Exception) -> str:
+    """One sentence on a failure of the network, the Hub, the access rights or the cache."""
+    endpoint, reason = constants.ENDPOINT, _first_line(error)
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    match error:
+        case LocalTokenNotFoundError():
+            return f"{repo_id}: no token of the Hub was found. Give one: {LOG_IN}."
+        case OfflineModeIsEnabled() | LocalEntryNotFoundError():
+            return _not_cached(repo_id if revision is None else f"{repo_id} (revision {revision!r})", repo_id, error)
+        case GatedRepoError():
+            return f"{repo_id} is gated: accept its conditions on its page, and log in with that account ({LOG_IN})."
+        case RevisionNotFoundError():
+            commits = f"{endpoint}/{repo_id}/commits/main"
+            return f"{repo_id} has no revision {revision!r}: give a branch, a tag or a commit of it ({commits})."
+        case EntryNotFoundError():
+            return f"{repo_id} lacks a file that is needed: {reason}"
+        case RepositoryNotFoundError():
+            folder = "" if Path(repo_id).is_dir() else ", and no such folder here"
+            return (
+                f"{repo_id}: there is no such model on {endpoint}, or this token may not read it{folder}. Check the "
+                f"name; for a private one give a token that may: {LOG_IN}."
+            )
+        case HfHubHTTPError() if status == 401:
+            return f"{repo_id}: the Hub does not know this token. Give a valid one: {LOG_IN}."
+        case HfHubHTTPError() if status == 403:
+            return f"{repo_id}: this token has no permission for that. Give one that may write there: {LOG_IN}."
+        case HfHubHTTPError():
+            return f"{repo_id}: the Hub answered with an error: {reason}"
+        case HFValidationError():
+            return f"{repo_id!r} is no name of a repository on the Hub: {reason}"
+        case RuntimeError() if error.__cause__ is not None:
+            reason = _first_line(error.__cause__)
+    return (
+        f"{repo_id}: the transfer from or to {endpoint} failed, and nothing of it was kept: {reason} Try again; what "
+        "is complete in the cache is loaded with local_files_only=True, or HF_HUB_OFFLINE=1."
+    )
+
+
+def _not_cached(which: str, repo_id: str, error: Exception) -> str:
     folder = "" if Path(repo_id).is_dir() else " There is no folder of that name here either."
     if constants.is_offline_mode():
         return f"{which} is not complete in the cache, and HF_HUB_OFFLINE forbids to fetch it: unset that once.{folder}"
-    cause = error.__cause__
-    if cause is None:
+    if error.__cause__ is None:
         return f"{which} is not complete in the cache, and only the cache may be read: allow the download once.{folder}"
-    return f"{which} is not in the cache, and {constants.ENDPOINT} cannot be reached: {_first_line(cause)}"
-
-
-def _refused(repo_id: str, error: HfHubHTTPError) -> str:
-    status = error.response.status_code
-    if status == 401:
-        return f"{repo_id}: the Hub does not know this token. Give a valid one: {LOG_IN}."
-    if status == 403:
-        return f"{repo_id}: this token has no permission for that. Give one that may write there: {LOG_IN}."
-    return f"{repo_id}: the Hub answered with an error: {_first_line(error)}"
+    return f"{which} is not in the cache, and {constants.ENDPOINT} cannot be reached: {_first_line(error.__cause__)}"
 
 
 def _first_line(error: BaseException) -> str:

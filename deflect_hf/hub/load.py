@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,8 +9,8 @@ import torch
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, HubError
-from deflect_hf.hub.client import Hub, Snapshot, check_repo_id
-from deflect_hf.hub.contents import check_configs, check_encoder, check_encoder_weights, check_folder
+from deflect_hf.hub.check import check_configs, check_encoder, check_encoder_weights, check_folder, check_weights
+from deflect_hf.hub.client import Hub, check_repo_id
 from deflect_hf.hub.safety import (
     CONFIGS,
     ENCODER,
@@ -24,7 +23,7 @@ from deflect_hf.hub.safety import (
 from deflect_hf.inference.predictor import Predictor
 
 
-def load_adapter(
+def load_predictor(
     name_or_path: str | Path,
     *,
     revision: str | None = None,
@@ -54,15 +53,17 @@ def load_adapter(
 
     Example:
         >>> import deflect_hf
-        >>> predict = deflect_hf.load_adapter("user/name")
+        >>> predict = deflect_hf.load_predictor("user/name")
         >>> probabilities = predict(images, source_bands=["B", "G", "R", "N"])
     """
     hub = Hub(token, cache_dir, local_files_only)
     published = not Path(name_or_path).is_dir()
     if published:
-        _refuse_path(str(name_or_path))
-        snapshot, config = pull(hub, str(name_or_path), revision)
-        folder = snapshot.folder
+        try:
+            check_repo_id(str(name_or_path))
+        except HubError as error:
+            raise HubError(f"There is no folder {str(name_or_path)!r} on this machine, and {error}") from None
+        folder, config = pull(hub, str(name_or_path), revision)
     else:
         if revision is not None:
             raise ConfigError(f"revision={revision!r} is for the Hub, but {name_or_path} is a folder on this machine.")
@@ -72,48 +73,37 @@ def load_adapter(
     return Predictor.from_folder(folder, encoder=source, device=device)
 
 
-def _refuse_path(name: str) -> None:
-    """Say that a folder is missing where what was given can be no name on the Hub (HubError)."""
-    try:
-        check_repo_id(name)
-    except HubError as error:
-        raise HubError(f"There is no folder {name!r} on this machine, and {error}") from None
+load_adapter = load_predictor  # its first name; PEFT's method of that name does something else
 
 
-def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Snapshot, RunArguments]:
-    """A trained model's files in the cache, checked; configurations before any weights are fetched.
+def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Path, RunArguments]:
+    """A trained model's files in the cache, checked, and its configuration; no weights before that is safe.
 
     Raises:
-        HubError, CheckpointError: see :func:`load_adapter`.
+        HubError, CheckpointError: see :func:`load_predictor`.
     """
     check_repo_id(repo_id)
-
-    def inspect(sizes: Mapping[str, int]) -> None:
-        check_trained_listing(repo_id, sizes)
-
+    first = TRAINED_FILES if hub.offline else [*CONFIGS, f"{ENCODER}/config.json"]
+    folder = hub.fetch(repo_id, revision, first, lambda sizes: check_trained_listing(repo_id, sizes))
+    config = check_configs(folder, published=True)
     if not hub.offline:
-        first = hub.fetch(repo_id, revision, [*CONFIGS, f"{ENCODER}/config.json"], inspect)
-        check_configs(first.folder, published=True)
-    snapshot = hub.fetch(repo_id, revision, TRAINED_FILES, inspect)
-    return snapshot, check_folder(snapshot.folder, published=True)
+        folder = hub.fetch(repo_id, folder.name, TRAINED_FILES, lambda sizes: check_trained_listing(repo_id, sizes))
+    check_weights(folder, config)
+    return folder, config
 
 
 def pull_encoder(hub: Hub, repo_id: str, revision: str | None) -> Path:
     """An encoder's files in the cache, checked like a trained model's.
 
     Raises:
-        HubError, CheckpointError: see :func:`load_adapter`.
+        HubError, CheckpointError: see :func:`load_predictor`.
     """
     check_repo_id(repo_id)
-
-    def inspect(sizes: Mapping[str, int]) -> None:
-        check_encoder_listing(repo_id, sizes)
-
-    if not hub.offline:
-        first = hub.fetch(repo_id, revision, ["config.json"], inspect)
-        check_encoder(first.folder / "config.json", read_json(first.folder / "config.json"))
-    folder = hub.fetch(repo_id, revision, ENCODER_FILES, inspect).folder
+    first = ENCODER_FILES if hub.offline else ["config.json"]
+    folder = hub.fetch(repo_id, revision, first, lambda sizes: check_encoder_listing(repo_id, sizes))
     check_encoder(folder / "config.json", read_json(folder / "config.json"))
+    if not hub.offline:
+        folder = hub.fetch(repo_id, folder.name, ENCODER_FILES, lambda sizes: check_encoder_listing(repo_id, sizes))
     check_encoder_weights(folder)
     return folder
 

@@ -1,7 +1,7 @@
 """Files that anybody may have written: which are accepted, how large, how deep, before anything is made of them.
 
 Weights come as safetensors only, which hold numbers and nothing else; configurations are read with limits that real
-ones stay far below. What the entries mean is checked in :mod:`deflect_hf.hub.contents`.
+ones stay far below. What the entries mean is checked in :mod:`deflect_hf.hub.check`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,17 @@ import yaml
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 
-from deflect_hf.errors import CheckpointError, listing
+from deflect_hf.errors import CheckpointError, listing, nearest
 
 CONFIGS = ("config.json", "config.yaml", "adapter_config.json", "preprocessor_config.json")
 ENCODER = "encoder"
 TRAINED = ("adapter_model.safetensors", "head.safetensors", "model.safetensors")
 MODEL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 # What is fetched of a trained model, and of an encoder.
-TRAINED_FILES = (
-    *CONFIGS,
-    *TRAINED,
-    *MODEL_WEIGHTS,
-    f"{ENCODER}/config.json",
-    *(f"{ENCODER}/{name}" for name in MODEL_WEIGHTS),
-)
 ENCODER_FILES = ("config.json", *MODEL_WEIGHTS)
+TRAINED_FILES = (*CONFIGS, *TRAINED, *MODEL_WEIGHTS, *(f"{ENCODER}/{name}" for name in ENCODER_FILES))
+# Entries through which a configuration makes transformers import or download something.
+CODE_KEYS = ("auto_map", "custom_pipelines", "quantization_config", "trust_remote_code")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 
 # The largest adapter_config.json of the catalogue (all indices of 13 bands) has 60 kB, a config.yaml 4 kB.
@@ -42,19 +38,21 @@ MAX_VALUES = 100_000
 MAX_CHARACTERS = 4_000
 MAX_INTEGER = 2**53
 
-ABSOLUTE = re.compile(r"\s*(?:/|\\|~|[A-Za-z]:[\\/]|file:)")
-CLIMBING = re.compile(r"(?:^|[\\/])\.\.(?:[\\/]|$)")
+PATH = re.compile(r"\s*(?:/|\\|~|[A-Za-z]:[\\/]|file:)|(?:.*[\\/])?\.\.(?:[\\/]|$)", re.DOTALL)
 
 
 def check_trained_listing(where: str, sizes: Mapping[str, int]) -> None:
     """Refuse a repository or folder that is no trained model, holds it as pickles, or has huge configurations.
+
+    Args:
+        sizes: names of its files, and how many bytes they have.
 
     Raises:
         CheckpointError: naming what is missing or too large.
     """
     _check_sizes(where, sizes)
     if not any(name in sizes for name in (*TRAINED, MODEL_WEIGHTS[1])):
-        raise CheckpointError(f"{where} holds no {_one_of(TRAINED)}{_pickles(sizes)}")
+        raise CheckpointError(f"{where} holds no {' or '.join(TRAINED)}{_pickles(sizes)}")
     missing = [name for name in ("config.json", "config.yaml", "preprocessor_config.json") if name not in sizes]
     if missing:
         raise CheckpointError(
@@ -65,16 +63,12 @@ def check_trained_listing(where: str, sizes: Mapping[str, int]) -> None:
 
 
 def check_encoder_listing(where: str, sizes: Mapping[str, int]) -> None:
-    """Refuse what is no encoder in safetensors.
-
-    Raises:
-        CheckpointError: naming what is missing or too large.
-    """
+    """The same for an encoder in safetensors."""
     _check_sizes(where, sizes)
     if "config.json" not in sizes:
         raise CheckpointError(f"{where} is no encoder of transformers: it has no config.json.")
     if not any(name in sizes for name in MODEL_WEIGHTS[:2]):
-        raise CheckpointError(f"{where} holds no {_one_of(MODEL_WEIGHTS[:2])}{_pickles(sizes)}")
+        raise CheckpointError(f"{where} holds no {' or '.join(MODEL_WEIGHTS[:2])}{_pickles(sizes)}")
 
 
 def _check_sizes(where: str, sizes: Mapping[str, int]) -> None:
@@ -84,10 +78,6 @@ def _check_sizes(where: str, sizes: Mapping[str, int]) -> None:
             raise CheckpointError(
                 f"{where}: {name} has {sizes[name]:,} bytes; a configuration has at most {MAX_CONFIG_BYTES:,}."
             )
-
-
-def _one_of(names: Iterable[str]) -> str:
-    return " or ".join(names)
 
 
 def _pickles(sizes: Mapping[str, int]) -> str:
@@ -121,16 +111,19 @@ def read_json(path: Path) -> dict[str, Any]:
     )
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected an object, found {type(content).__name__}.")
-    check_values(path, content)
+    for number, (key, value, depth) in enumerate(walk(content)):
+        if number > MAX_VALUES or depth > MAX_DEPTH:
+            raise CheckpointError(f"{path} holds more than {MAX_VALUES:,} values or {MAX_DEPTH} levels.")
+        texts = [text for text in (value if isinstance(value, dict) else [value]) if isinstance(text, str)]
+        if any(len(text) > MAX_CHARACTERS for text in texts):
+            raise CheckpointError(f"{path}: {key[:80]!r} is longer than {MAX_CHARACTERS} characters.")
+        if (isinstance(value, int) and abs(value) > MAX_INTEGER) or value in (math.inf, -math.inf):
+            raise CheckpointError(f"{path}: {key[:80]!r} is a number that no setting is.")
     return content
 
 
 def check_yaml(path: Path) -> None:
-    """Refuse a YAML file beyond the limits, or with aliases, which unfold to any size.
-
-    Raises:
-        CheckpointError: naming the file.
-    """
+    """Refuse a YAML file beyond the limits, or with aliases, which unfold to any size (CheckpointError)."""
 
     def parsed(text: str) -> None:
         depth = 0
@@ -158,40 +151,38 @@ def _read(path: Path, limit: int, parse: Callable[[str], Any]) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error}.") from error
 
 
-def walk(content: Any, key: str = "") -> Iterator[tuple[str, Any, int]]:
+def walk(content: Any) -> Iterator[tuple[str, Any, int]]:
     """Dotted key, value and depth of everything in a nested mapping, without recursion."""
-    waiting = [(key, content, 0)]
+    waiting = [("", content, 0)]
     while waiting:
         name, value, depth = waiting.pop()
         yield name, value, depth
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             waiting += [(f"{name}.{inner}".lstrip("."), item, depth + 1) for inner, item in value.items()]
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list):
             waiting += [(name, item, depth + 1) for item in value]
-
-
-def check_values(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse values that no configuration of ours holds: too many, too long, too large, or paths of a machine.
-
-    Raises:
-        CheckpointError: naming file and key.
-    """
-    for number, (key, value, depth) in enumerate(walk(content)):
-        if number > MAX_VALUES or depth > MAX_DEPTH:
-            raise CheckpointError(f"{path} holds more than {MAX_VALUES:,} values or {MAX_DEPTH} levels.")
-        words = list(value) if isinstance(value, Mapping) else [value]
-        for word in words:
-            if isinstance(word, str) and len(word) > MAX_CHARACTERS:
-                raise CheckpointError(f"{path}: {key[:80]!r} is longer than {MAX_CHARACTERS} characters.")
-        if (isinstance(value, int) and abs(value) > MAX_INTEGER) or (
-            isinstance(value, float) and not math.isfinite(value)
-        ):
-            raise CheckpointError(f"{path}: {key[:80]!r} is a number that no setting is.")
 
 
 def is_path(value: Any) -> bool:
     """Whether a text is a path on some machine: absolute, below a home, or climbing out of its folder."""
-    return isinstance(value, str) and bool(ABSOLUTE.match(value) or CLIMBING.search(value))
+    return isinstance(value, str) and PATH.match(value) is not None
+
+
+def check_keys(path: Path, entries: Mapping[str, Any], known: set[str], kind: str) -> None:
+    """Refuse entries that ``kind`` does not have, above all those that ask for code (CheckpointError)."""
+    for key in entries:
+        if key in CODE_KEYS:
+            raise CheckpointError(needs_code(path, key))
+        if key not in known:
+            raise CheckpointError(f"{path}: unknown entry {key!r:.80} for {kind}.{nearest(key, known)}")
+
+
+def needs_code(path: Path, key: str) -> str:
+    """The sentence about an entry that asks for foreign code."""
+    return (
+        f"{path}: {key!r} asks for code that is not part of transformers, PEFT or deflect_hf (trust_remote_code): it "
+        "is not run. Use a model that transformers builds by itself."
+    )
 
 
 def tensor_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:

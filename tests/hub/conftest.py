@@ -15,7 +15,7 @@ from huggingface_hub import constants, hf_api
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
-from deflect_hf.hub.scrub import Base, stage
+from deflect_hf.hub.sanitize import Base, stage
 from deflect_hf.training.run import run
 from tests.hub.server import Hub, running
 

@@ -14,10 +14,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from deflect_hf.config.readers import dataset_names
-from deflect_hf.hub.card import licence_text, write_card
-from deflect_hf.hub.facts import known_licence, public_dataset
-from deflect_hf.hub.picture import draw_prediction
-from deflect_hf.hub.publish import push
+from deflect_hf.hub.card import draw_prediction, write_card
+from deflect_hf.hub.metadata import known_license, public_dataset
+from deflect_hf.hub.push import push
 from deflect_hf.tuners.card import complete_card
 from tests.hub.conftest import train
 from tests.hub.server import Hub
@@ -106,27 +105,26 @@ def test_classification_has_a_card_too(tmp_path: Path, hub: Hub) -> None:
 def test_the_base_model_is_named_with_its_commit_and_licence(best: Path) -> None:
     edit(best / "config.yaml", lambda config: config["encoder"].update(random=None, name_or_path="bob/vit"))
     edit(best / "config.yaml", lambda config: config["encoder"].update(revision="0123abc"))
-    card, text = card_of(best, repo_id="alice/land", licence="cc-by-nc-4.0")
+    card, text = card_of(best, repo_id="alice/land", license="cc-by-nc-4.0")
     assert (card.data.base_model, card.data.license) == ("bob/vit", "cc-by-nc-4.0")
     assert "[bob/vit](https://huggingface.co/bob/vit) at commit `0123abc`." in text
-    assert "Its licence, cc-by-nc-4.0, allows **no commercial use**; that holds for this model, too" in text
+    assert "Its license, cc-by-nc-4.0, allows **no commercial use**; that holds for this model, too" in text
     card, text = card_of(best, repo_id="alice/land")
-    assert card.data.license is None and "For its licence, which holds for this model, too, see the base model." in text
+    assert card.data.license is None and "For its license, which holds for this model, too, see the base model." in text
 
 
 def test_licences_that_are_known() -> None:
-    assert known_licence("isaaccorley/vit_large_patch16_224_fmow_rgb_scalemae") == "cc-by-nc-4.0"
-    assert known_licence("ibm-nasa-geospatial/Prithvi-EO-2.0-300M") == "apache-2.0"
-    assert known_licence("bob/vit") is None and known_licence(None) is None
-    assert licence_text("apache-2.0") == "Its licence is apache-2.0; what it asks for holds for this model, too."
+    assert known_license("isaaccorley/vit_large_patch16_224_fmow_rgb_scalemae") == "cc-by-nc-4.0"
+    assert known_license("ibm-nasa-geospatial/Prithvi-EO-2.0-300M") == "apache-2.0"
+    assert known_license("bob/vit") is None and known_license(None) is None
 
 
 def test_the_licence_in_an_encoders_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# An encoder\n")
-    assert known_licence(str(tmp_path)) == "mit"
+    assert known_license(str(tmp_path)) == "mit"
     for text in ("# No card\n", "---\nlicense: [\n---\n", "---\n- a list\n---\n", "---\nlicense: {a: b}\n---\n"):
         (tmp_path / "README.md").write_text(text)
-        assert known_licence(str(tmp_path)) is None
+        assert known_license(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("name", sorted({*dataset_names()} - {"folder", "synthetic"}))
@@ -167,7 +165,7 @@ def test_a_checkpoint_without_scores_says_so(best: Path) -> None:
     card, text = card_of(best, repo_id="alice/land", revision="step-3")
     assert "This checkpoint was not evaluated." in text and card.data.eval_results is None
     assert "3 steps of 4 images, 500 ms each" in text
-    assert "load_adapter('alice/land', revision='step-3')" in text
+    assert "load_predictor('alice/land', revision='step-3')" in text
 
 
 def test_images_of_a_step_are_those_of_all_processes_and_batches(best: Path) -> None:

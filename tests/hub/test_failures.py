@@ -12,7 +12,7 @@ from huggingface_hub import constants, file_download
 
 import deflect_hf
 from deflect_hf.errors import CheckpointError, HubError
-from deflect_hf.hub.publish import push
+from deflect_hf.hub.push import push
 from tests.hub.server import Hub
 
 Runs = Callable[[str], Path]
@@ -45,23 +45,23 @@ def serving(hub: Hub, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def test_a_broken_download_is_refused_and_not_kept(how: str, message: str, serving: Hub) -> None:
     serving.break_file(WEIGHTS, how)
     with pytest.raises(HubError) as caught:
-        deflect_hf.load_adapter("alice/land")
+        deflect_hf.load_predictor("alice/land")
     assert str(caught.value).startswith(message.format(hub=serving.url)) and "\n" not in str(caught.value)
     assert not [path for path in Path(constants.HF_HUB_CACHE).rglob(WEIGHTS) if path.exists()]
     with pytest.raises(HubError, match="alice/land is not complete in the cache"):
-        deflect_hf.load_adapter("alice/land", local_files_only=True)
+        deflect_hf.load_predictor("alice/land", local_files_only=True)
     serving.broken.clear()
-    assert deflect_hf.load_adapter("alice/land")(IMAGES).shape == (1, 4, 16, 16)
+    assert deflect_hf.load_predictor("alice/land")(IMAGES).shape == (1, 4, 16, 16)
 
 
 def test_a_file_that_changed_in_the_cache_is_noticed(serving: Hub) -> None:
-    deflect_hf.load_adapter("alice/land")
+    deflect_hf.load_predictor("alice/land")
     (path,) = Path(constants.HF_HUB_CACHE).rglob(WEIGHTS)
     blob = path.resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"\1")
     with pytest.raises(HubError, match="has another hash than the Hub announced"):
-        deflect_hf.load_adapter("alice/land", local_files_only=True)
-    deflect_hf.load_adapter("alice/land")
+        deflect_hf.load_predictor("alice/land", local_files_only=True)
+    deflect_hf.load_predictor("alice/land")
 
 
 @pytest.mark.parametrize(
@@ -77,22 +77,22 @@ def test_a_file_that_changed_in_the_cache_is_noticed(serving: Hub) -> None:
 )
 def test_what_is_not_there_is_named(name: str, options: dict, message: str, serving: Hub) -> None:
     with pytest.raises(HubError) as caught:
-        deflect_hf.load_adapter(name, **options)
+        deflect_hf.load_predictor(name, **options)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 def test_a_hub_that_is_down_is_said_and_the_cache_suffices(serving: Hub) -> None:
-    expected = deflect_hf.load_adapter("alice/land")(IMAGES)
+    expected = deflect_hf.load_predictor("alice/land")(IMAGES)
     serving.down = True
     with pytest.raises(HubError, match=r"alice/land: the Hub answered with an error: Server error '503"):
-        deflect_hf.load_adapter("alice/land")
-    assert torch.equal(deflect_hf.load_adapter("alice/land", local_files_only=True)(IMAGES), expected)
+        deflect_hf.load_predictor("alice/land")
+    assert torch.equal(deflect_hf.load_predictor("alice/land", local_files_only=True)(IMAGES), expected)
 
 
 def test_a_repository_without_a_trained_model_is_refused_before_its_files_are_fetched(hub: Hub) -> None:
     hub.put("alice/old", {"adapter_model.bin": b"pickle", "config.json": b"{}"})
     with pytest.raises(CheckpointError) as caught:
-        deflect_hf.load_adapter("alice/old")
+        deflect_hf.load_predictor("alice/old")
     assert str(caught.value) == (
         "alice/old holds no adapter_model.safetensors or head.safetensors or model.safetensors, only "
         "'adapter_model.bin': such a file may run any program when it is opened, so it is not. Ask its author for "
@@ -106,7 +106,7 @@ def test_a_hub_that_cannot_be_reached_is_said(serving: Hub, monkeypatch: pytest.
     with pytest.raises(
         HubError, match=r"alice/land: the transfer from or to http://127\.0\.0\.1:9 failed, and nothing"
     ):
-        deflect_hf.load_adapter("alice/land")
+        deflect_hf.load_predictor("alice/land")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 import deflect_hf
 from deflect_hf.errors import CheckpointError, ConfigError, HubError
-from deflect_hf.hub.publish import push
+from deflect_hf.hub.push import push
 from deflect_hf.inference.predictor import Predictor
 from tests.hub.conftest import train
 from tests.hub.server import Hub
@@ -33,7 +33,7 @@ def test_a_model_comes_back_from_its_name_alone(hub: Hub, runs: Runs) -> None:
         *("README.md", "adapter_config.json", "adapter_model.safetensors", "config.json", "config.yaml"),
         *("preprocessor_config.json", "results.json", "encoder/config.json", "encoder/model.safetensors"),
     }
-    predict = deflect_hf.load_adapter("alice/land")
+    predict = deflect_hf.load_predictor("alice/land")
     assert torch.equal(predict(IMAGES), Predictor.from_folder(folder)(IMAGES))
     assert predict.classes == ("water", "vegetation", "bare", "wetland") and predict.task == "segmentation"
 
@@ -44,7 +44,7 @@ def test_every_method_comes_back(method: str, hub: Hub, runs: Runs) -> None:
     weights = {"frozen": "head", "full": "model"}.get(method, "adapter_model") + ".safetensors"
     beside = set() if method == "full" else {"encoder/model.safetensors"}
     assert {name for name in hub.files("alice/land") if name.endswith(".safetensors")} == {weights, *beside}
-    predict = deflect_hf.load_adapter("alice/land", device="cpu")
+    predict = deflect_hf.load_predictor("alice/land", device="cpu")
     assert torch.equal(predict(IMAGES), Predictor.from_folder(runs(method))(IMAGES))
 
 
@@ -94,13 +94,13 @@ def test_an_encoder_of_the_hub_is_pinned_to_its_commit(hub: Hub, runs: Runs, tmp
     # the encoder's page goes on, this adapter keeps to the commit it was made for
     hub.put("alice/encoder", {"model.safetensors": b"another one"})
     shutil.rmtree(constants.HF_HUB_CACHE)
-    assert torch.equal(deflect_hf.load_adapter("alice/land")(IMAGES), expected)
-    assert torch.equal(deflect_hf.load_adapter("alice/land", encoder=encoder)(IMAGES), expected)
+    assert torch.equal(deflect_hf.load_predictor("alice/land")(IMAGES), expected)
+    assert torch.equal(deflect_hf.load_predictor("alice/land", encoder=encoder)(IMAGES), expected)
 
-    # the program on the card that does without load_adapter
+    # the program on the card that does without load_predictor
     names: dict[str, Any] = {}
     exec(files["README.md"].decode().split("```python\n")[2].partition("```")[0], names)
-    predict = deflect_hf.load_adapter("alice/land")
+    predict = deflect_hf.load_predictor("alice/land")
     pixels = torch.stack([predict.processor.convert(image) for image in IMAGES])
     with torch.no_grad():
         logits = [model.eval()(pixel_values=pixels).logits for model in (names["model"], predict.model)]
@@ -114,7 +114,7 @@ def test_an_encoder_in_a_folder_must_be_on_the_hub(hub: Hub, runs: Runs, tmp_pat
         push(folder, "alice/land", picture=False)
     assert str(caught.value) == (
         f"the encoder {encoder} is a folder on this machine: nobody else could load what is pushed. Upload it, if its "
-        f"licence allows that (hf upload USER/ENCODER {encoder}), and say where it is: --hub_base_model_id "
+        f"license allows that (hf upload USER/ENCODER {encoder}), and say where it is: --hub_base_model_id "
         "USER/ENCODER, or --base_model_id where a folder is pushed."
     )
     assert "alice/land" not in hub.repositories
@@ -125,7 +125,7 @@ def test_an_encoder_in_a_folder_must_be_on_the_hub(hub: Hub, runs: Runs, tmp_pat
     commit = encoder_on_the_hub(hub, encoder)
     push(folder, "alice/land", base_model_id="alice/encoder", picture=False)
     assert json.loads(hub.files("alice/land")["adapter_config.json"])["revision"] == commit
-    predict = deflect_hf.load_adapter("alice/land")
+    predict = deflect_hf.load_predictor("alice/land")
     assert torch.equal(predict(IMAGES), Predictor.from_folder(folder)(IMAGES))
     with pytest.raises(ConfigError, match="is for an encoder that was loaded from a folder; this one is a random one"):
         push(runs("deflect"), "alice/land", base_model_id="alice/encoder", picture=False)
@@ -139,7 +139,7 @@ def test_a_second_push_replaces_the_first_and_leaves_other_files(hub: Hub, runs:
     assert "adapter_model.safetensors" not in files and "adapter_config.json" not in files
     assert files["notes.txt"] == b"mine" and "head.safetensors" in files
     assert hub.repositories["alice/land"].messages[-1] == "Head alone"
-    deflect_hf.load_adapter("alice/land")
+    deflect_hf.load_predictor("alice/land")
 
 
 def test_branches_and_commits_are_loaded_by_name(hub: Hub, runs: Runs) -> None:
@@ -149,37 +149,37 @@ def test_branches_and_commits_are_loaded_by_name(hub: Hub, runs: Runs) -> None:
     assert repository.branches.keys() == {"main", "step-7"}
     assert "revision='step-7'" in hub.files("alice/land", "step-7")["README.md"].decode()
     for revision, method in {None: "deflect", "step-7": "frozen", repository.branches["step-7"]: "frozen"}.items():
-        predict = deflect_hf.load_adapter("alice/land", revision=revision)
+        predict = deflect_hf.load_predictor("alice/land", revision=revision)
         assert torch.equal(predict(IMAGES), Predictor.from_folder(runs(method))(IMAGES))
 
 
 def test_a_private_model_needs_its_owners_token(hub: Hub, runs: Runs) -> None:
     push(runs("frozen"), "alice/secret", private=True, picture=False)
     assert hub.repositories["alice/secret"].private
-    deflect_hf.load_adapter("alice/secret")
+    deflect_hf.load_predictor("alice/secret")
     with pytest.raises(HubError, match=r"alice/secret: there is no such model on .*, or this token may not read it"):
-        deflect_hf.load_adapter("alice/secret", token="hf_bob", cache_dir=Path(constants.HF_HUB_CACHE) / "bob")
+        deflect_hf.load_predictor("alice/secret", token="hf_bob", cache_dir=Path(constants.HF_HUB_CACHE) / "bob")
 
 
 def test_the_cache_is_enough_offline(hub: Hub, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     push(runs("deflect"), "alice/land", picture=False)
     with pytest.raises(HubError, match="alice/land is not complete in the cache, and only the cache may be read"):
-        deflect_hf.load_adapter("alice/land", local_files_only=True)
-    expected = deflect_hf.load_adapter("alice/land")(IMAGES)
+        deflect_hf.load_predictor("alice/land", local_files_only=True)
+    expected = deflect_hf.load_predictor("alice/land")(IMAGES)
     hub.requests.clear()
-    assert torch.equal(deflect_hf.load_adapter("alice/land", local_files_only=True)(IMAGES), expected)
+    assert torch.equal(deflect_hf.load_predictor("alice/land", local_files_only=True)(IMAGES), expected)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert torch.equal(deflect_hf.load_adapter("alice/land")(IMAGES), expected)
+    assert torch.equal(deflect_hf.load_predictor("alice/land")(IMAGES), expected)
     assert hub.requests == []
 
 
 def test_a_folder_is_loaded_like_a_name(runs: Runs, hub: Hub) -> None:
-    predict = deflect_hf.load_adapter(runs("deflect"))
+    predict = deflect_hf.load_predictor(runs("deflect"))
     assert torch.equal(predict(IMAGES), Predictor.from_folder(runs("deflect"))(IMAGES))
     assert hub.requests == []
     with pytest.raises(ConfigError, match=r"revision='main' is for the Hub, but .* is a folder on this machine"):
-        deflect_hf.load_adapter(runs("deflect"), revision="main")
+        deflect_hf.load_predictor(runs("deflect"), revision="main")
     with pytest.raises(ConfigError, match="was trained with --finetune full, it holds its own"):
-        deflect_hf.load_adapter(runs("full"), encoder=runs("deflect") / "encoder")
+        deflect_hf.load_predictor(runs("full"), encoder=runs("deflect") / "encoder")
     with pytest.raises(CheckpointError, match="is no finished run"):
-        deflect_hf.load_adapter(runs("deflect").parent)
+        deflect_hf.load_predictor(runs("deflect").parent)

@@ -21,7 +21,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import CheckpointError, ConfigError, HubError
 from deflect_hf.hub import __main__ as command
-from deflect_hf.hub.runs import Publication, finish
+from deflect_hf.hub.push import Publication
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.training.run import run
 from tests.hub.conftest import CONF, environment
@@ -41,8 +41,8 @@ def train(folder: Path, *words: str) -> str | None:
     """What train.py does, in this process; returns the commit's address."""
     config = parsed("--work_dir", str(folder), *words)
     publication = Publication.of(config)
-    run(config, publication.publish if publication is not None else None)
-    return finish(folder, publication)
+    run(config, publication.publish)
+    return publication.finish(folder)
 
 
 def test_a_run_ends_on_the_hub(hub: Hub, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_run_ends_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     repository = hub.repositories["alice/land"]
     assert url == f"{hub.url}/alice/land/commit/{repository.branches['v1']}" and repository.private
     assert hub.files("alice/land") == {}  # main is as it was made
-    predict = deflect_hf.load_adapter("alice/land", revision="v1")
+    predict = deflect_hf.load_predictor("alice/land", revision="v1")
     assert torch.equal(predict(IMAGES), Predictor.from_folder(tmp_path / "run")(IMAGES))
 
 
@@ -60,7 +60,9 @@ def test_each_checkpoint_goes_to_a_branch_of_its_own(hub: Hub, tmp_path: Path) -
     branches = hub.repositories["alice/land"].branches.keys()
     assert branches == {"main", "step-1", "step-2", "step-3"} and states == {"step-2", "step-3"}
     assert "This checkpoint was not evaluated." in hub.files("alice/land", "step-1")["README.md"].decode()
-    first, last, best = (deflect_hf.load_adapter("alice/land", revision=name) for name in ("step-1", "step-3", "main"))
+    first, last, best = (
+        deflect_hf.load_predictor("alice/land", revision=name) for name in ("step-1", "step-3", "main")
+    )
     assert torch.equal(last(IMAGES), best(IMAGES)) and not torch.equal(first(IMAGES), last(IMAGES))
 
 
@@ -69,13 +71,12 @@ def test_a_checkpoint_that_cannot_be_pushed_does_not_stop_the_run(
 ) -> None:
     config = parsed("--work_dir", str(tmp_path / "run"), *PUSH, "--hub_strategy", "every_checkpoint")
     publication = Publication.of(config)
-    assert publication is not None
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with caplog.at_level(logging.WARNING):
         run(config, publication.publish)
     assert "the checkpoint of step 3 is not on the Hub, training goes on: alice/land: the Hub does not" in caplog.text
     with pytest.raises(HubError) as caught:
-        finish(tmp_path / "run", publication)
+        publication.finish(tmp_path / "run")
     best = tmp_path / "run" / "best"
     later = f"python -m deflect_hf.hub push {best} alice/land --picture false"
     assert str(caught.value) == (
@@ -84,7 +85,7 @@ def test_a_checkpoint_that_cannot_be_pushed_does_not_stop_the_run(
     )
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     command.main(shlex.split(later)[3:])
-    assert torch.equal(deflect_hf.load_adapter("alice/land")(IMAGES), Predictor.from_folder(best)(IMAGES))
+    assert torch.equal(deflect_hf.load_predictor("alice/land")(IMAGES), Predictor.from_folder(best)(IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,7 @@ def test_what_would_fail_at_the_end_fails_before_training(
 def test_a_run_that_is_not_published_asks_nothing_of_the_hub_and_gets_a_card(
     hub: Hub, runs: Callable[[str], Path]
 ) -> None:
-    assert Publication.of(parsed()) is None
-    assert finish(runs("deflect"), None) is None
+    assert Publication.of(parsed()).finish(runs("deflect")) is None
     card = (runs("deflect") / "best" / "README.md").read_text()
     assert "## Use" in card and "Model Card for Model ID" not in card
     assert hub.requests == []
@@ -149,7 +149,7 @@ def test_pefts_own_push_and_pull_work(hub: Hub) -> None:
     again = PeftModel.from_pretrained(plain_vit(), "alice/plain").eval()
     assert torch.equal(*(each(pixel_values=IMAGES[:, :4] / 1e4).last_hidden_state for each in (model, again)))
     with pytest.raises(CheckpointError, match=r"alice/plain lacks 'config.json', 'config.yaml', 'preprocessor_config"):
-        deflect_hf.load_adapter("alice/plain")
+        deflect_hf.load_predictor("alice/plain")
 
 
 WITH_PEFT = """

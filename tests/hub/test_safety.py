@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import save_file
 
 from deflect_hf.errors import DeflectError
-from deflect_hf.hub import contents
-from deflect_hf.hub.contents import check_folder
+from deflect_hf.hub import check
+from deflect_hf.hub.check import check_folder
 from deflect_hf.hub.safety import MAX_CONFIG_BYTES
 from deflect_hf.tuners.deflect import DeflectConfig
 from tests.hub.conftest import staged
@@ -46,7 +46,7 @@ def refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     def built(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("something was built of a hostile configuration")
 
-    monkeypatch.setattr(contents, "model_class", built)
+    monkeypatch.setattr(check, "model_class", built)
     with pytest.raises(DeflectError) as caught:
         check_folder(published, published=True)
     assert len(str(caught.value)) < 1000
@@ -160,10 +160,17 @@ def test_hostile_adapter_configs(
         (TASK, {"encoder_config.image_size": [10**9, 3]}, "encoder_config.image_size is [1000000000, 3]"),
         (TASK, {"encoder_config.hidden_size": "16"}, "encoder_config.hidden_size is '16'; a whole number"),
         (PROCESSOR, {"image_processor_type": "EvilProcessor"}, "describes a EvilProcessor, not a Multispectral"),
-        (PROCESSOR, {"auto_map": {"x": "y"}}, "Unknown entry 'auto_map' in preprocessor_config.json"),
-        (PROCESSOR, {"size": {"height": 10**9, "width": 1}}, "size is {'height': 1000000000, 'width': 1}; sides up"),
-        (PROCESSOR, {"trained_size": [16, 16, 16]}, "trained_size is [16, 16, 16]; [height, width] is meant"),
-        (PROCESSOR, {"bands": 7}, "preprocessor_config.json: the bands must be a list of names, not 7"),
+        (PROCESSOR, {"auto_map": {"x": "y"}}, "'auto_map' asks for code that is not part"),
+        (PROCESSOR, {"launch": 1}, "unknown entry 'launch' for preprocessor_config.json"),
+        (PROCESSOR, {"size": {"height": 10**9, "width": 1}}, "size is {'height': 1000000000, 'width': 1}: "),
+        (PROCESSOR, {"size": {"height": 8}}, "size is {'height': 8}: Field required"),
+        (PROCESSOR, {"trained_size": [16, 16, 16]}, "trained_size is [16, 16, 16]: List should have at most 2"),
+        (PROCESSOR, {"bands": 7}, "bands is 7: Input should be a valid list"),
+        (PROCESSOR, {"bands": ["R", 7]}, "bands is ['R', 7]: Input should be a valid string"),
+        (PROCESSOR, {"unit_check": "no"}, "unit_check is 'no': Input should be a valid boolean"),
+        (PROCESSOR, {"gsd_m": True}, "gsd_m is True: Input should be a valid number"),
+        (PROCESSOR, {"projection": 4326}, "projection is 4326: Input should be a valid string"),
+        (PROCESSOR, {"scale": "0.5"}, "scale is '0.5': Input should be a valid number"),
         (PROCESSOR, {"scale": 0.0}, "scale is 0, which would turn every value into the offset"),
         (CONFIG, {"launch": "rm"}, "unknown key 'launch'"),
         (CONFIG, {"finetune": "lora"}, "peft_type is 'DEFLECT', but config.yaml says --finetune lora"),

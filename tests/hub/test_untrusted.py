@@ -53,7 +53,7 @@ def test_a_name_from_the_hub_never_becomes_a_folder_of_this_machine(
     shutil.copytree(runs("deflect") / "encoder", tmp_path / "alice" / "encoder")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DeflectError, match="alice/encoder: there is no such model"):
-        deflect_hf.load_adapter("alice/land")
+        deflect_hf.load_predictor("alice/land")
 
 
 def test_programs_in_a_repository_are_not_even_fetched(hub: Hub, runs: Runs, published: Path) -> None:
@@ -61,6 +61,6 @@ def test_programs_in_a_repository_are_not_even_fetched(hub: Hub, runs: Runs, pub
     hub.put("alice/encoder", {**encoder, "modeling_evil.py": b"raise SystemExit", "pytorch_model.bin": b"pickle"})
     files = {path.name: path.read_bytes() for path in published.iterdir()}
     hub.put("alice/land", {**files, "setup.py": b"raise SystemExit", "optimizer.pt": b"pickle"})
-    assert deflect_hf.load_adapter("alice/land")(torch.full((1, 7, 16, 16), 900.0)).shape == (1, 4, 16, 16)
+    assert deflect_hf.load_predictor("alice/land")(torch.full((1, 7, 16, 16), 900.0)).shape == (1, 4, 16, 16)
     fetched = {request.rpartition("/")[2] for request in hub.requests if "/resolve/" in request}
     assert not [name for name in fetched if name.endswith((".py", ".bin", ".pt"))]

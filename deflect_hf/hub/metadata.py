@@ -19,43 +19,27 @@ from deflect_hf.data.public import PublicDataset
 from deflect_hf.evaluation.evaluate import evaluation_window
 from deflect_hf.models.geovit.sources import SOURCES
 
-METHODS = {
-    "deflect": "DEFLECT",
-    "lora": "LoRA",
-    "slr": "scaled low-rank adapters (SLR)",
-    "bitfit": "BitFit",
-    "norm": "norm tuning",
-    "frozen": "a frozen encoder under a trained head",
-    "full": "full fine-tuning",
-}
-
 
 @dataclass(frozen=True)
-class Facts:
-    """What a card is made of.
+class Metadata:
+    """What is known of a trained model.
 
     Attributes:
-        name: how the model is loaded: its name on the Hub, or its folder.
-        branch: of the Hub, None for main.
+        task, adapter: entries of ``config.json`` and ``adapter_config.json``, where there is one.
+        results: entries of ``results.json``.
         files: size of each file in bytes.
-        licence: of the base model; None where it is not known.
+        license: of the base model; None where it is not known.
+        public: the public data set that it was trained on, if it was one.
     """
 
-    name: str
-    branch: str | None
     config: RunArguments
     task: Mapping[str, Any]
     adapter: Mapping[str, Any]
     processor: MultispectralImageProcessor
     results: Mapping[str, Any]
     files: Mapping[str, int]
-    licence: str | None
+    license: str | None
     public: PublicDataset | None
-
-    @property
-    def method(self) -> str:
-        """The method's name for people."""
-        return METHODS.get(self.config.finetune, self.config.finetune)
 
     @property
     def classes(self) -> list[str]:
@@ -81,19 +65,14 @@ class Facts:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of an image that the model takes as it is, before it is resized if training did that."""
-        crop, window = (
-            self.config.augmentation.center_crop,
-            evaluation_window(self.config, "segmentation" if self.is_segmentation else "classification"),
-        )
-        trained = self.processor.trained_size
-        resized = self.processor.size is not None  # crop and window are then those of resized images
-        if crop is not None and not resized:
-            return crop[0], crop[1]
-        if window is not None and not resized:
-            return window, window
-        if trained:
-            return trained[0], trained[1]
-        size = self.task["encoder_config"]["image_size"]
+        task = "segmentation" if self.is_segmentation else "classification"
+        crop, window = self.config.augmentation.center_crop, evaluation_window(self.config, task)
+        if self.processor.size is None:  # else crop and window are those of resized images
+            if crop is not None:
+                return crop[0], crop[1]
+            if window is not None:
+                return window, window
+        size = self.processor.trained_size or self.task["encoder_config"]["image_size"]
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
@@ -103,21 +82,22 @@ class Facts:
         return self.image_size if size is None else (size["height"], size["width"])
 
 
-def read_facts(folder: Path, name: str, branch: str | None = None, licence: str | None = None) -> Facts:
-    """The facts of a result folder that is safe to read: made here, or checked.
+def read_metadata(folder: Path, license: str | None = None) -> Metadata:
+    """What a result folder says that is safe to read: made here, or checked.
+
+    Args:
+        license: of the base model, where the Hub stated it.
 
     Raises:
         CheckpointError: it is no result folder.
     """
     config = checkpoints.read_config(folder)
 
-    def stored(file: str) -> dict[str, Any]:
-        path = folder / file
+    def stored(name: str) -> dict[str, Any]:
+        path = folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    return Facts(
-        name=name,
-        branch=branch,
+    return Metadata(
         config=config,
         task=stored("config.json"),
         adapter=stored("adapter_config.json"),
@@ -126,27 +106,26 @@ def read_facts(folder: Path, name: str, branch: str | None = None, licence: str 
         files={
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         },
-        licence=licence if licence is not None else known_licence(config.encoder.name_or_path),
+        license=license or known_license(config.encoder.name_or_path),
         public=public_dataset(config.dataset.name),
     )
 
 
-def known_licence(encoder: str | None) -> str | None:
-    """The licence of a published encoder by its name on the Hub, or as the card in its folder states it."""
+def known_license(encoder: str | None) -> str | None:
+    """The license of a published encoder by its name on the Hub, or as the card in its folder states it."""
     if encoder is None:
         return None
-    by_name = {source.hub_id: source.licence for source in SOURCES.values() if source.hub_id is not None}
     card = Path(encoder) / "README.md"
-    if card.is_file():
-        try:
-            licence = ModelCard.load(card).data.get("license")
-        except (ValueError, yaml.YAMLError):  # somebody's text, no card
-            return None
-        return licence if isinstance(licence, str) else None
-    return by_name.get(encoder)
+    if not card.is_file():
+        return next((source.licence for source in SOURCES.values() if source.hub_id == encoder), None)
+    try:
+        stated = ModelCard.load(card).data.get("license")
+    except (ValueError, yaml.YAMLError):  # somebody's text, no card
+        return None
+    return stated if isinstance(stated, str) else None
 
 
 def public_dataset(name: str) -> PublicDataset | None:
-    """The facts of a public data set, None for one that is not public."""
+    """What is known of a public data set, None for one that is not public."""
     spec = dataset_spec(name)
     return spec if isinstance(spec, PublicDataset) else None

@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from deflect_hf.artifacts import saved_model as checkpoints
@@ -21,14 +22,17 @@ from deflect_hf.artifacts.saved_model import model_class
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, listing
-from deflect_hf.hub.adapters import CODE_KEYS, check_adapter, needs_code, refuse_unknown
+from deflect_hf.hub.adapters import check_adapter
 from deflect_hf.hub.client import check_repo_id
 from deflect_hf.hub.safety import (
+    CODE_KEYS,
     ENCODER,
     MODEL_WEIGHTS,
+    check_keys,
     check_trained_listing,
     check_yaml,
     is_path,
+    needs_code,
     read_json,
     tensor_shapes,
 )
@@ -39,11 +43,40 @@ ENCODERS = (
     "beit", "clip_vision_model", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "geovit",
     "ijepa", "siglip_vision_model", "vit", "vit_mae", "vit_msn",
 )  # fmt: skip
+REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]{0,199}")
 # The largest published vision transformer (22 B parameters) has 48 blocks of width 6144.
 LARGEST = {"num_hidden_layers": 128, "hidden_size": 16_384, "intermediate_size": 65_536, "image_size": 16_384}
 MAX_SIDE = 16_384
 MAX_CLASSES = 10_000
-REVISION = re.compile(r"[\w][\w./-]{0,199}")
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Size(BaseModel):
+    """Height and width in pixels."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    height: Side
+    width: Side
+
+
+class ProcessorEntries(BaseModel):
+    """The types of ``preprocessor_config.json``; what the values must be like says the processor."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    bands: list[str]
+    image_processor_type: str = ""
+    source_bands: list[str] | None = None
+    needed_bands: list[str] | None = None
+    scale: Number | list[Number] = 1.0
+    offset: Number | list[Number] = 0.0
+    nodata: list[Number] = []
+    unit: str = ""
+    unit_check: bool = True
+    size: Size | None = None
+    trained_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    gsd_m: Number | None = None
+    projection: str | None = None
 
 
 def check_folder(folder: Path, *, published: bool) -> RunArguments:
@@ -64,64 +97,50 @@ def check_folder(folder: Path, *, published: bool) -> RunArguments:
 
 def check_configs(folder: Path, *, published: bool) -> RunArguments:
     """The part of :func:`check_folder` that needs no weights."""
-    task = check_task(folder / "config.json")
+    width = check_task(folder / "config.json")
     check_processor(folder / "preprocessor_config.json")
     own_encoder, adapter = folder / ENCODER / "config.json", folder / "adapter_config.json"
     if own_encoder.is_file():
         check_encoder(own_encoder, read_json(own_encoder))
-    entries = check_adapter(adapter, int(task["encoder_config"]["hidden_size"])) if adapter.is_file() else None
+    entries = check_adapter(adapter, width) if adapter.is_file() else None
     check_yaml(folder / checkpoints.CONFIG)
     config = checkpoints.read_config(folder)
+    if published and config.finetune != "full" and config.encoder.name_or_path is not None:
+        _check_source(folder / checkpoints.CONFIG, "encoder.name_or_path", dataclasses.asdict(config.encoder))
+    if config.finetune in ("frozen", "full"):
+        return config
+    if entries is None:
+        raise CheckpointError(f"{adapter} is missing, but config.yaml says --finetune {config.finetune}.")
+    if (config.finetune == "deflect") != (entries["peft_type"] == "DEFLECT"):
+        raise CheckpointError(
+            f"{adapter}: peft_type is {entries['peft_type']!r}, but config.yaml says --finetune {config.finetune}."
+        )
     if published:
-        _check_origin(folder, config)
-    if config.finetune not in ("frozen", "full"):
-        if entries is None:
-            raise CheckpointError(f"{adapter} is missing, but config.yaml says --finetune {config.finetune}.")
-        if (config.finetune == "deflect") != (entries["peft_type"] == "DEFLECT"):
+        _check_source(adapter, "base_model_name_or_path", entries)
+        stated = entries.get("base_model_name_or_path") or None, entries.get("revision")
+        if stated != (config.encoder.name_or_path, config.encoder.revision):  # PEFT reads one, we the other
             raise CheckpointError(
-                f"{adapter}: peft_type is {entries['peft_type']!r}, but config.yaml says --finetune {config.finetune}."
+                f"{adapter} names the base {stated[0]!r} (revision {stated[1]!r}), config.yaml "
+                f"{config.encoder.name_or_path!r} (revision {config.encoder.revision!r}): they must be the same."
             )
-        if published:
-            _check_base(adapter, entries, config)
     return config
 
 
-def _check_origin(folder: Path, config: RunArguments) -> None:
-    path, source = folder / checkpoints.CONFIG, config.encoder.name_or_path
-    if config.finetune == "full" or source is None:
-        return
-    _check_hub_id(path, "encoder.name_or_path", source)
-    _check_revision(path, config.encoder.revision)
-
-
-def _check_base(path: Path, entries: Mapping[str, Any], config: RunArguments) -> None:
-    """The two places that name the encoder must agree: PEFT reads one, we the other."""
-    stated = entries.get("base_model_name_or_path") or None, entries.get("revision")
-    if stated[0] is not None:
-        _check_hub_id(path, "base_model_name_or_path", stated[0])
-    _check_revision(path, stated[1])
-    if stated != (config.encoder.name_or_path, config.encoder.revision):
-        raise CheckpointError(
-            f"{path} names the base {stated[0]!r} (revision {stated[1]!r}), config.yaml "
-            f"{config.encoder.name_or_path!r} (revision {config.encoder.revision!r}): they must be the same."
-        )
-
-
-def _check_hub_id(path: Path, key: str, value: Any) -> None:
+def _check_source(path: Path, key: str, entries: Mapping[str, Any]) -> None:
+    """Refuse a base model that is no repository of the Hub, or a revision that can be none."""
+    name, revision = entries.get(key.rpartition(".")[2]) or None, entries.get("revision")
     try:
-        if not isinstance(value, str) or is_path(value):
+        if name is not None and (not isinstance(name, str) or is_path(name)):
             raise CheckpointError("not a name")
-        check_repo_id(value)
+        if name is not None:
+            check_repo_id(name)
     except DeflectError:
         raise CheckpointError(
-            f"{path}: {key} is {value!r:.100}, which is no repository of the Hub (user/name): nothing is read from a "
+            f"{path}: {key} is {name!r:.100}, which is no repository of the Hub (user/name): nothing is read from a "
             "path that somebody else chose."
         ) from None
-
-
-def _check_revision(path: Path, value: Any) -> None:
-    if value is not None and not (isinstance(value, str) and REVISION.fullmatch(value) and ".." not in value):
-        raise CheckpointError(f"{path}: the revision {value!r:.100} is no branch, tag or commit.")
+    if revision is not None and not (isinstance(revision, str) and REVISION.fullmatch(revision)):
+        raise CheckpointError(f"{path}: the revision {revision!r:.100} is no branch, tag or commit.")
 
 
 def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> None:
@@ -144,9 +163,8 @@ def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> N
     for key in {*LARGEST, *(name for name, value in defaults.items() if type(value) is int)} & entries.keys():
         values = entries[key] if isinstance(entries[key], list) else [entries[key]]
         limit = LARGEST.get(key, max(LARGEST.values()))
-        if len(values) > 3 or not all(
-            value is None or (type(value) is int and 0 <= value <= limit) for value in values
-        ):
+        fits = all(value is None or (type(value) is int and 0 <= value <= limit) for value in values)
+        if len(values) > 3 or not fits:
             raise CheckpointError(
                 f"{path}: {prefix}{key} is {entries[key]!r:.80}; a whole number up to {limit} is meant."
             )
@@ -154,8 +172,8 @@ def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> N
         raise CheckpointError(f"{path}: {prefix}hidden_size and {prefix}num_hidden_layers must be whole numbers.")
 
 
-def check_task(path: Path) -> dict[str, Any]:
-    """The entries of a task model's ``config.json``.
+def check_task(path: Path) -> int:
+    """Check a task model's ``config.json``; returns the width of its encoder.
 
     Raises:
         CheckpointError: another kind of model, an unknown entry, or a size beyond any real one.
@@ -165,7 +183,7 @@ def check_task(path: Path) -> dict[str, Any]:
     if kind not in TASKS:
         raise CheckpointError(f"{path}: model_type is {kind!r:.80}; {listing(TASKS)} are loaded.")
     known = {item.name for item in dataclasses.fields(CONFIG_MAPPING[str(kind)])}
-    refuse_unknown(path, entries, {*known, "model_type", "transformers_version", "_name_or_path"}, "a task model")
+    check_keys(path, entries, {*known, "model_type", "transformers_version", "_name_or_path"}, "a task model")
     encoder = entries.get("encoder_config")
     if not isinstance(encoder, dict):
         raise CheckpointError(f"{path}: encoder_config must describe the encoder, not be {encoder!r:.80}.")
@@ -175,28 +193,25 @@ def check_task(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: id2label must name 1 to {MAX_CLASSES} classes.")
     if channels is not None and not (type(channels) is int and 0 < channels <= LARGEST["hidden_size"]):
         raise CheckpointError(f"{path}: head_channels is {channels!r:.80}; up to {LARGEST['hidden_size']} are meant.")
-    return entries
+    return int(encoder["hidden_size"])
 
 
 def check_processor(path: Path) -> None:
-    """Refuse a ``preprocessor_config.json`` that is another processor's or resizes beyond reason.
+    """Refuse a ``preprocessor_config.json`` that is another processor's, of other types, or resizes beyond reason.
 
     Raises:
-        DeflectError: as the processor says it; CheckpointError for a size.
+        DeflectError: as the processor says it; CheckpointError for a type or a size.
     """
     entries = read_json(path)
-    for key in ("size", "trained_size"):
-        sides = entries.get(key) or []
-        sides = list(sides.values()) if isinstance(sides, dict) else sides if isinstance(sides, list) else [sides]
-        if any(type(side) is not int or not 0 < side <= MAX_SIDE for side in sides):
-            raise CheckpointError(f"{path}: {key} is {entries[key]!r:.80}; sides up to {MAX_SIDE} pixels are meant.")
-    trained = entries.get("trained_size")
-    if trained is not None and not (isinstance(trained, list) and len(trained) == 2):
-        raise CheckpointError(f"{path}: trained_size is {trained!r:.80}; [height, width] is meant.")
+    check_keys(path, entries, {*ProcessorEntries.model_fields}, "preprocessor_config.json")
+    try:
+        ProcessorEntries.model_validate(entries)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise CheckpointError(f"{path}: {key} is {entries.get(key)!r:.80}: {first['msg']}.") from None
     try:
         MultispectralImageProcessor.from_dict(entries)
-    except (TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: an entry has the wrong type: {error}.") from error
     except DeflectError as error:
         raise type(error)(f"{path}: {error}") from error
 

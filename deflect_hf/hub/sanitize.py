@@ -36,16 +36,16 @@ class Base:
     Attributes:
         name, commit: on the Hub; None for an encoder that goes up beside the adapter, or is part of the model.
         folder: of an encoder that goes up beside the adapter.
-        licence: as the encoder's page on the Hub states it.
+        license: as the encoder's page on the Hub states it.
     """
 
     name: str | None = None
     commit: str | None = None
     folder: Path | None = None
-    licence: str | None = None
+    license: str | None = None
 
 
-def stage(folder: Path, target: Path, config: RunArguments, base: Base) -> None:
+def stage(folder: Path, target: Path, config: RunArguments, base: Base, *, picture: bool = False) -> None:
     """Write into ``target`` what is published of the result folder ``folder``; weights are linked, not copied.
 
     Raises:
@@ -61,7 +61,7 @@ def stage(folder: Path, target: Path, config: RunArguments, base: Base) -> None:
     weights = [path for name in (*TRAINED, *MODEL_WEIGHTS) for path in folder.glob(name)]
     for path in dict.fromkeys(weights):
         link(path, target / path.name)
-    if (folder / PICTURE).is_file() and config.hub_picture:
+    if picture and (folder / PICTURE).is_file():
         link(folder / PICTURE, target / PICTURE)
     if base.folder is not None:
         (target / ENCODER).mkdir()
