@@ -44,7 +44,7 @@ from transformers import AutoModel
 encoder = AutoModel.from_pretrained("FOLDER")
 ```
 
-Channels: {bands}. Pretrained on: {pixels}. {normalisation}
+Channels: {bands}. Pretrained on: {pixels}. {normalisation} {note}
 
 ## Left out
 
@@ -70,5 +70,6 @@ def model_card(source: Source, file: str, sha256: str, left_out: Mapping[str, in
         bands=", ".join(source.base_bands),
         pixels=source.pixels,
         normalisation=normalisation,
+        note=source.note,
         left_out="\n".join(f"- `{part}`: {count}" for part, count in left_out.items()) or "Nothing.",
     )

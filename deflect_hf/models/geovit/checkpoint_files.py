@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,6 +22,10 @@ from deflect_hf.models.geovit.sources import Source
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+# numpy 1 had the function that makes its numbers under another name
+SCALAR = np.float64(0).__reduce__()[0]
+SAFE: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
+SAFE += [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -94,8 +99,8 @@ def _from_hub(repository: str, source: Source, file: str | None, revision: str |
 def read_tensors(path: Path, source: Source) -> dict[str, Tensor]:
     """Tensors of a checkpoint by name, out of whatever dictionary they are wrapped in.
 
-    A pickle can run any code. Only tensors, plain containers and ``argparse.Namespace`` (the options of the training,
-    which most of these files carry) are let in.
+    A pickle can run any code. Only tensors, plain containers and what most of these files carry beside the weights are
+    let in: ``argparse.Namespace``, the options of the training, and numpy's numbers, rates in the optimizer's state.
 
     Raises:
         CheckpointError: the file is broken, holds other objects, or no weights where ``source`` has them.
@@ -129,7 +134,7 @@ def _load(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(SAFE):
         # Mapped files are read where they are used: optimizer states, twice the size of the weights, are not.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
@@ -139,7 +144,7 @@ def _what_was_refused(path: Path, error: Exception) -> str:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (ValueError, RuntimeError, pickle.UnpicklingError):  # files of before torch 1.6 name them in the error only
         names = set(re.findall(r"GLOBAL ([\w.]+)", str(error)))
-    names -= {"argparse.Namespace"}
+    names = {name for name in names if name != "argparse.Namespace" and not name.startswith("numpy.")}
     if not names:
         return "it is damaged, or no checkpoint at all."
     return (

@@ -26,8 +26,9 @@ class GeoViTConfig(BackboneConfigMixin, PreTrainedConfig):
         position_embedding: ``learned`` (a table, interpolated for other grids), ``sincos`` (fixed waves, computed for
             any grid), ``sincos_gsd`` (the same, stretched by ``gsd``) or ``sincos_3d`` (waves of column, row and frame;
             the patch embedding is then three-dimensional).
-        gsd: of ``sincos_gsd`` only: ground sampling distance in units of the pretraining's, 1.0 unless a call gives
-            another. Not simply the sensor's metres per pixel: those made frozen features worse in published tests.
+        gsd: of ``sincos_gsd`` only: the ground sampling distance that positions are stretched by, unless a call gives
+            another. Scale-MAE's authors evaluate with 1.0; its pretraining saw about 2.2 to 5.0. Not simply the
+            sensor's metres per pixel: those made frozen features worse in published tests.
         num_frames: of ``sincos_3d`` only: frames per image in the pretraining; any other number goes through as well.
         apply_layernorm: whether a backbone's feature maps pass the final norm.
     """

@@ -90,8 +90,8 @@ def find_layout(tensors: Mapping[str, Tensor], source: Source) -> tuple[str, Lay
     if any(name.startswith(f"{prefix}encoder.encoders.") for name in tensors):
         raise CheckpointError(
             "the checkpoint comes from the xFormers build of Cross-Scale MAE ('encoder.encoders.0...'), whose norms by "
-            "default stand behind the blocks, not before: a ViT would compute something else. Take the published file "
-            f"without xFormers, {source.download}"
+            "default stand behind the blocks, not before: a ViT would compute something else. It cannot be converted; "
+            "take a checkpoint of their code without xFormers."
         )
     for layout in LAYOUTS:
         if f"{prefix}{layout.blocks}.0.norm1.weight" in tensors:
@@ -122,6 +122,12 @@ def _check_names(tensors: Mapping[str, Tensor], source: Source, needed: set[str]
     if foreign:
         raise CheckpointError(
             f"the checkpoint has {_shown(foreign)}, which that of {source.title} has not: it is another encoder of the "
+            "same shapes. Choose its own --source."
+        )
+    lacking = [start for start in source.own if not any(name.startswith(prefix + start) for name in tensors)]
+    if lacking:
+        raise CheckpointError(
+            f"the checkpoint has no {_shown(lacking)}, which that of {source.title} has: it is another encoder of the "
             "same shapes. Choose its own --source."
         )
     own = tuple(prefix + part for part in (f"{layout.blocks}.", f"{layout.norm}.", "patch_embed.", "cls_token"))

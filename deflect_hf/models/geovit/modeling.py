@@ -105,7 +105,11 @@ class GeoViTModel(GeoViTPreTrainedModel):
 
 
 class GeoViTBackbone(BackboneMixin, GeoViTPreTrainedModel):
-    """The encoder as feature maps of the stages ``config.out_indices``: "stem", then one per block."""
+    """The encoder as feature maps of the stages ``config.out_indices``: "stem", then one per block.
+
+    All of them pass the final norm, or none does (``config.apply_layernorm``), and frames are averaged. Prithvi's
+    authors norm the last of four blocks alone and stack frames as channels.
+    """
 
     def __init__(self, config: GeoViTConfig) -> None:
         super().__init__(config)

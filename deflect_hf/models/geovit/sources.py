@@ -18,6 +18,7 @@ HLS_BANDS = ("B", "G", "R", "N2", "S1", "S2")
 # Values of HLS are reflectance times this.
 HLS_SCALE = 10000.0
 
+DATES_AND_PLACES = ("temporal_embed_enc.", "location_embed_enc.")
 NON_COMMERCIAL = "cc-by-nc-4.0"
 
 
@@ -28,7 +29,9 @@ class Source:
     Attributes:
         config: fields of ``GeoViTConfig``.
         wrappers: keys of the file's outer dictionary under which the weights may lie.
-        foreign: beginnings of names that a file of this source has not, but one of a source of the same shapes has.
+        foreign, own: beginnings of names that a file of this source has not, and has, other than a file of a source of
+            the same shapes.
+        note: what else a user of the features should know.
         pixels: what its pretraining fed it, in words.
         mean, std: normalisation of the base bands in reflectance; None where it saw 8-bit images.
     """
@@ -45,6 +48,8 @@ class Source:
     hub_id: str | None = None
     wrappers: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    note: str = ""
     base_bands: tuple[str, ...] = ("R", "G", "B")
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -67,6 +72,11 @@ SCALE_MAE = Source(
     files=("scalemae-vitlarge-800.pth", "vit_large_patch16_224_fmow_rgb_scalemae-98ed9821.pth"),
     hub_id="isaaccorley/vit_large_patch16_224_fmow_rgb_scalemae",
     wrappers=("model",),
+    foreign=("decoder_pred.",),  # of every other masked autoencoder
+    note=(
+        "The pretraining showed its positions ground sampling distances of about 2.2 to 5.0 (2.5 times what cropping "
+        "and resizing from 448 to 224 pixels made of them); 1.0, the value here, is what its authors evaluate with."
+    ),
 )
 DINO_MC = Source(
     name="dino-mc",
@@ -79,6 +89,7 @@ DINO_MC = Source(
     pixels="8-bit RGB of Sentinel-2 / 255, mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
     files=(),
     wrappers=("teacher",),
+    note="Its authors' linear probe reads the class tokens of the last four blocks, each after the final norm.",
 )
 SATMAE = Source(
     name="satmae",
@@ -107,6 +118,10 @@ def _cross_scale_mae(size: str, config: Mapping[str, Any], file_id: str) -> Sour
         pixels="8-bit RGB / 255, mean 0.4339 0.4358 0.4074, std 0.1983 0.1925 0.1945",
         files=(f"cross_scale_mae_{size}_pretrain.pth",),
         wrappers=("model",),
+        note=(
+            "Its authors' features lack the final norm, whose result their code does not assign: they are "
+            "`hidden_states[-1]` here. Their linear probe reads the normed tokens, `last_hidden_state`."
+        ),
     )
 
 
@@ -114,20 +129,28 @@ def _prithvi(
     name: str, repository: str, file: str, config: Mapping[str, Any], moments: tuple[tuple[float, ...], ...]
 ) -> Source:
     mean, std = (tuple(value / HLS_SCALE for value in values) for values in moments)
+    first, dated = "1.0" in repository, repository.endswith("-TL")
+    # IBM's pretraining code of version 1 has 1e-6. The code published with version 2 builds its norms with torch's
+    # default, as terratorch does for both since December 2024: tokens of version 1 differ by 1e-5.
+    eps = 1e-6 if first else 1e-5
     return Source(
         name=name,
         title=repository,
-        # The encoder's own code builds its norms with torch's default eps.
-        config={"num_channels": 6, "position_embedding": "sincos_3d", "layer_norm_eps": 1e-5, **config},
+        config={"num_channels": 6, "position_embedding": "sincos_3d", "layer_norm_eps": eps, **config},
         licence="apache-2.0",
         homepage=f"https://huggingface.co/ibm-nasa-geospatial/{repository}",
-        paper="arXiv 2310.18660" if "1.0" in repository else "arXiv 2412.02732",
+        paper="arXiv 2310.18660" if first else "arXiv 2412.02732",
         download=f"https://huggingface.co/ibm-nasa-geospatial/{repository}",
         pixels="HLS surface reflectance: blue, green, red, narrow near-infrared, SWIR 1, SWIR 2",
-        files=(file, "Prithvi_100M.pt") if "1.0" in repository else (file,),
+        files=(file, "Prithvi_100M.pt") if first else (file,),
         hub_id=f"ibm-nasa-geospatial/{repository}",
         # The TL variants were also shown dates and places, and were trained to do without: these are left out.
-        foreign=() if repository.endswith("-TL") else ("temporal_embed_enc.", "location_embed_enc."),
+        foreign=() if dated else DATES_AND_PLACES,
+        own=DATES_AND_PLACES if dated else (),
+        note=(
+            "For images of other sizes than 224 pixels the positions are computed anew, as for an encoder of that "
+            "size; terratorch resizes those of 224 pixels bicubically instead, which changes tokens by a tenth."
+        ),
         base_bands=HLS_BANDS,
         mean=mean,
         std=std,

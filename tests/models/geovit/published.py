@@ -133,20 +133,38 @@ PUBLISHED = {
         image=32,
         wrapper="model",
         around=TRAINING_STATE,
-        extra={**MAE_DECODER, "fpn.fpn1.0.weight": (16, 16, 2, 2), "fcn_high.proj.weight": (16, 16, 1, 1)},
+        extra={
+            **{name: shape for name, shape in MAE_DECODER.items() if not name.startswith("decoder_pred")},
+            "mask_token_decoder": (1, 1, 16),
+            "fpn.fpn1.0.weight": (16, 16, 2, 2),
+            "fcn_high.proj.weight": (16, 16, 1, 1),
+        },
     ),
     "dino-mc": Published(
         "dino-mc",
         patch=4,
         image=32,
         wrapper="teacher",
-        prefix="module.backbone.",
+        prefix="backbone.",
         kind="learned",
-        extra={"module.head.mlp.0.weight": (64, 32), "module.head.last_layer.weight_v": (50, 8)},
-        around={**TRAINING_STATE, "student": {"module.backbone.cls_token": torch.zeros(1, 1, 32)}},
+        extra={"head.mlp.0.weight": (64, 32), "head.last_layer.weight_v": (50, 8)},
+        around={
+            **TRAINING_STATE,
+            # rates come out of a schedule of numpy's
+            "optimizer": {"param_groups": [{"lr": np.float64(5e-4), "weight_decay": np.float64(0.04)}]},
+            "student": {"module.backbone.cls_token": torch.zeros(1, 1, 32)},
+        },
     ),
     "cross-scale-mae-base": Published(
-        "cross-scale-mae-base", patch=8, image=32, wrapper="model", around=TRAINING_STATE, extra=MAE_DECODER
+        "cross-scale-mae-base",
+        patch=8,
+        image=32,
+        wrapper="model",
+        blocks="encoder",
+        norm="encoder_norm",
+        positions="encoder_pos_embed",
+        around=TRAINING_STATE,
+        extra={"decoder.0.norm1.weight": (16,), "decoder_pred.weight": (192, 16), "mask_token": (1, 1, 16)},
     ),
     "cross-scale-mae-large": Published(
         "cross-scale-mae-large",
@@ -160,7 +178,7 @@ PUBLISHED = {
     ),
     "satmae": Published("satmae", patch=8, image=32, wrapper="model", around=TRAINING_STATE, extra=MAE_DECODER),
     "prithvi-eo-1": Published(
-        "prithvi-eo-1", patch=8, image=32, channels=6, frames=3, kind="volume", eps=1e-5, extra=MAE_DECODER
+        "prithvi-eo-1", patch=8, image=32, channels=6, frames=3, kind="volume", extra=MAE_DECODER
     ),
     "prithvi-eo-2-300m": Published(
         "prithvi-eo-2-300m",

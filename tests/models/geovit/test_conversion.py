@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -157,8 +158,8 @@ def test_a_deeper_encoder_is_refused(published, tmp_path):
 
 def test_layer_scale_is_refused_rather_than_dropped(tmp_path):
     published = PUBLISHED["dino-mc"]
-    tensors = published.tensors() | {"module.backbone.blocks.0.ls1.gamma": torch.ones(32)}
-    assert "'module.backbone.blocks.0.ls1.gamma'" in refusal(published, tmp_path, tensors)
+    tensors = published.tensors() | {"backbone.blocks.0.ls1.gamma": torch.ones(32)}
+    assert "'backbone.blocks.0.ls1.gamma'" in refusal(published, tmp_path, tensors)
 
 
 @pytest.mark.parametrize("published", WITH_A_USED_TABLE, ids=name_of)
@@ -172,12 +173,33 @@ def test_other_fixed_positions_are_refused(published, tmp_path):
 
 @pytest.mark.parametrize(
     ("taken_for", "name"),
-    [("satmae", "fcn_high.proj.weight"), ("prithvi-eo-2-300m", "encoder.temporal_embed_enc.scale")],
+    [
+        ("satmae", "fcn_high.proj.weight"),
+        ("scale-mae", "decoder_pred.weight"),
+        ("prithvi-eo-2-300m", "encoder.temporal_embed_enc.scale"),
+    ],
 )
 def test_another_encoder_of_the_same_shapes_is_refused(taken_for, name, tmp_path):
     published = PUBLISHED[taken_for]
     tensors = published.tensors() | {name: torch.ones(1)}
     assert f"has '{name}', which that of {SOURCES[taken_for].title} has not" in refusal(published, tmp_path, tensors)
+
+
+def test_a_prithvi_without_dates_and_places_is_not_taken_for_one_with_them(tmp_path):
+    published = PUBLISHED["prithvi-eo-2-600m-tl"]
+    tensors = {name: value for name, value in published.tensors().items() if "_embed_enc" not in name}
+    assert "has no 'temporal_embed_enc.', 'location_embed_enc.'" in refusal(published, tmp_path, tensors)
+
+
+def test_numbers_of_numpy_are_read_under_both_of_their_names(tmp_path):
+    published = PUBLISHED["dino-mc"]
+    file = published.save(tmp_path / "new.pth")
+    with zipfile.ZipFile(file) as packed, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for name in packed.namelist():
+            old.writestr(name, packed.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert b"numpy.core.multiarray" in zipfile.ZipFile(tmp_path / "old.pth").read("new/data.pkl")
+    for name in ("new", "old"):
+        convert(published.tiny_source(), tmp_path / f"{name}.pth", tmp_path / name)
 
 
 def test_nan_is_refused(tmp_path):
