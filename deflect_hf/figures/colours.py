@@ -58,7 +58,7 @@ def composite(pixel_values: Array, bands: Sequence[str], shown: Sequence[str]) -
 
 def composites_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """What is drawn of images with these bands: title -> three bands; the first band in grey if they allow nothing."""
-    found = {
+    found: dict[str, tuple[str, ...]] = {
         f"{kind} colour {'/'.join(shown)}": shown
         for kind, choices in (("true", (TRUE_COLOUR,)), ("false", FALSE_COLOURS))
         for shown in [choice for choice in choices if set(choice) <= set(bands)][:1]

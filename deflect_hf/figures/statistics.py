@@ -64,7 +64,7 @@ def statistics_figure(path: Path, images: ImageDataset, title: str, limit: int |
     pixels, counts, ignored = collect(images, chosen)
     height = max(4.0, 0.5 * len(images.bands) + 1.4, 0.3 * images.num_classes + 1.6)
     figure = new_figure(11, height)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.15, 1))[0]
     _histograms(left, pixels, images)
     _class_counts(right, counts, ignored, images)
     some = "all" if len(chosen) == len(images) else f"{len(chosen)} of"

@@ -117,7 +117,7 @@ def known_license(encoder: str | None) -> str | None:
         return None
     card = Path(encoder) / "README.md"
     if not card.is_file():
-        return next((source.licence for source in SOURCES.values() if source.hub_id == encoder), None)
+        return next((source.license for source in SOURCES.values() if source.hub_id == encoder), None)
     try:
         stated = ModelCard.load(card).data.get("license")
     except (ValueError, yaml.YAMLError):  # somebody's text, no card

@@ -119,13 +119,8 @@ class EncoderWithHead(PreTrainedModel):
                 )
             encoder = adopt_encoder(encoder)
         else:
-            encoder = load_encoder(
-                encoder,
-                revision=revision,
-                attn_implementation=attn_implementation,
-                local_files_only=local_files_only,
-                dtype=dtype,
-            )
+            where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+            encoder = load_encoder(encoder, attn_implementation=attn_implementation, dtype=dtype, **where)
         labels: dict[str, Any] = {"num_labels": num_labels}
         if id2label is not None:
             labels = {"id2label": dict(id2label), "label2id": {name: index for index, name in id2label.items()}}

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from deflect_hf.errors import ArchitectureError, DataError
 from deflect_hf.models.base import EncoderFeatures, EncoderWithHead
 from deflect_hf.models.configuration import EncoderForImageClassificationConfig
-from deflect_hf.models.heads import classification_head
+from deflect_hf.models.heads import TokenHead
 from deflect_hf.models.loss import binary_cross_entropy, cross_entropy
 
 
@@ -24,7 +24,7 @@ class EncoderForImageClassification(EncoderWithHead):
 
     def __init__(self, config: EncoderForImageClassificationConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config, encoder)
-        self.head = classification_head(config)
+        self.head = TokenHead(config)
         self.post_init()
 
     @can_return_tuple

@@ -15,11 +15,7 @@ from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.models.configuration import (
-    EncoderForImageClassificationConfig,
-    EncoderForSemanticSegmentationConfig,
-    EncoderWithHeadConfig,
-)
+from deflect_hf.models.configuration import EncoderForSemanticSegmentationConfig, EncoderWithHeadConfig
 
 AUXILIARY_LEVEL = 2
 AUXILIARY_CHANNELS = 256
@@ -91,9 +87,9 @@ class ConvSegmentationHead(nn.Module):
         if channels < 2**doublings:
             raise ConfigError(f"head_channels={channels} must be at least {2**doublings} for the conv head.")
         for _ in range(doublings):
-            stages += [nn.ConvTranspose2d(channels, channels // 2, 2, stride=2), nn.GroupNorm(1, channels // 2)]
-            stages += [nn.GELU()]
-            channels //= 2
+            half = channels // 2
+            stages += [nn.ConvTranspose2d(channels, half, 2, stride=2), nn.GroupNorm(1, half), nn.GELU()]
+            channels = half
         self.upsample = nn.Sequential(*stages)
         self.mix = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.GELU())
         self.classifier = nn.Sequential(nn.Dropout2d(config.dropout), nn.Conv2d(channels, config.num_labels, 1))
@@ -137,9 +133,7 @@ class UperNetSegmentationHead(nn.Module):
         super().__init__()
         size = config.encoder_config.hidden_size
         settings = UperNetConfig(
-            hidden_size=config.hidden_channels,
-            num_labels=config.num_labels,
-            auxiliary_channels=AUXILIARY_CHANNELS,
+            hidden_size=config.hidden_channels, num_labels=config.num_labels, auxiliary_channels=AUXILIARY_CHANNELS
         )
         self.pyramid = FeaturePyramid(size)
         self.decode = UperNetHead(settings, in_channels=[size] * len(config.feature_layers))
@@ -170,11 +164,6 @@ class UperNetSegmentationHead(nn.Module):
         pyramid = self.pyramid([values.permute(0, 3, 1, 2) for values in features])
         auxiliary = self.auxiliary(pyramid) if self.auxiliary is not None and self.training else None
         return SegmentationLogits(self.classifier(self.decode(pyramid)), auxiliary)
-
-
-def classification_head(config: EncoderForImageClassificationConfig) -> nn.Module:
-    """The head that ``config`` names: [(B, D)] * L -> (B, K)."""
-    return TokenHead(config)
 
 
 def segmentation_head(config: EncoderForSemanticSegmentationConfig) -> nn.Module:

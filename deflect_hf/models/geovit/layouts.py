@@ -39,14 +39,14 @@ class Layout(NamedTuple):
     positions: str
 
 
-LAYOUTS = (Layout("blocks", "norm", "pos_embed"), Layout("encoder", "encoder_norm", "encoder_pos_embed"))
-
-
 class Origin(NamedTuple):
     """Tensor of the file that a tensor of GeoViT is taken from; ``third`` of q, k, v stacked by rows."""
 
     name: str
-    third: int | None
+    third: int | None = None
+
+
+LAYOUTS = (Layout("blocks", "norm", "pos_embed"), Layout("encoder", "encoder_norm", "encoder_pos_embed"))
 
 
 def convert_tensors(
@@ -101,14 +101,14 @@ def find_layout(tensors: Mapping[str, Tensor], source: Source) -> tuple[str, Lay
 
 def _origin(target: str, prefix: str, layout: Layout) -> Origin:
     if target == "embeddings.cls_token":
-        return Origin(f"{prefix}cls_token", None)
+        return Origin(f"{prefix}cls_token")
     if target == "embeddings.position_embeddings":
-        return Origin(prefix + layout.positions, None)
+        return Origin(prefix + layout.positions)
     path, _, kind = target.rpartition(".")
     if path == "embeddings.patch_embeddings.projection":
-        return Origin(f"{prefix}patch_embed.proj.{kind}", None)
+        return Origin(f"{prefix}patch_embed.proj.{kind}")
     if path == "layernorm":
-        return Origin(f"{prefix}{layout.norm}.{kind}", None)
+        return Origin(f"{prefix}{layout.norm}.{kind}")
     _, index, part = path.split(".", 2)
     third = FUSED.index(part) if part in FUSED else None
     return Origin(f"{prefix}{layout.blocks}.{index}.{PARTS[part]}.{kind}", third)

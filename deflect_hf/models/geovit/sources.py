@@ -39,7 +39,7 @@ class Source:
     name: str
     title: str
     config: Mapping[str, Any]
-    licence: str
+    license: str
     homepage: str
     paper: str
     download: str
@@ -64,7 +64,7 @@ SCALE_MAE = Source(
     name="scale-mae",
     title="Scale-MAE ViT-L/16",
     config={**VIT_L, "position_embedding": "sincos_gsd"},
-    licence=NON_COMMERCIAL,
+    license=NON_COMMERCIAL,
     homepage="https://github.com/bair-climate-initiative/scale-mae",
     paper="arXiv 2212.14532",
     download="https://github.com/bair-climate-initiative/scale-mae/releases/download/base-800/scalemae-vitlarge-800.pth",
@@ -82,7 +82,7 @@ DINO_MC = Source(
     name="dino-mc",
     title="DINO-MC ViT-S/8",
     config={**VIT_S, "patch_size": 8, "position_embedding": "learned"},
-    licence="mit",
+    license="mit",
     homepage="https://github.com/WennyXY/DINO-MC",
     paper="arXiv 2303.06670",
     download="https://drive.google.com/file/d/18RqKqZYzigOjwbyNzLsys8bmwqxrNhyt",
@@ -95,7 +95,7 @@ SATMAE = Source(
     name="satmae",
     title="SatMAE ViT-L/16 (fMoW RGB)",
     config={**VIT_L, "position_embedding": "sincos"},
-    licence=NON_COMMERCIAL,
+    license=NON_COMMERCIAL,
     homepage="https://github.com/sustainlab-group/SatMAE",
     paper="arXiv 2207.08051",
     download="https://zenodo.org/record/7369797/files/fmow_pretrain.pth",
@@ -111,7 +111,7 @@ def _cross_scale_mae(size: str, config: Mapping[str, Any], file_id: str) -> Sour
         name=f"cross-scale-mae-{size}",
         title=f"Cross-Scale MAE ViT-{size[0].upper()}/16",
         config={**config, "image_size": 128, "position_embedding": "sincos"},
-        licence=NON_COMMERCIAL,
+        license=NON_COMMERCIAL,
         homepage="https://github.com/aicip/Cross-Scale-MAE",
         paper="arXiv 2401.15855",
         download=f"https://drive.google.com/file/d/{file_id}",
@@ -137,7 +137,7 @@ def _prithvi(
         name=name,
         title=repository,
         config={"num_channels": 6, "position_embedding": "sincos_3d", "layer_norm_eps": eps, **config},
-        licence="apache-2.0",
+        license="apache-2.0",
         homepage=f"https://huggingface.co/ibm-nasa-geospatial/{repository}",
         paper="arXiv 2310.18660" if first else "arXiv 2412.02732",
         download=f"https://huggingface.co/ibm-nasa-geospatial/{repository}",

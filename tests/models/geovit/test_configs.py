@@ -19,7 +19,7 @@ def test_every_encoder_has_a_file_that_says_where_it_is(name):
     assert arguments.name_or_path == f"./encoders/{name.replace('-', '_')}"
     assert text.startswith("# python train.py --config")
     assert source.download in text and source.paper in text and f"--source {name} " in text
-    assert {"cc-by-nc-4.0": "CC BY-NC 4.0", "mit": "MIT", "apache-2.0": "Apache-2.0"}[source.licence] in text
+    assert {"cc-by-nc-4.0": "CC BY-NC 4.0", "mit": "MIT", "apache-2.0": "Apache-2.0"}[source.license] in text
 
 
 def test_an_encoder_that_is_not_there_says_where_to_get_it(monkeypatch, tmp_path):

@@ -282,7 +282,7 @@ def test_command_line_converts(tmp_path, monkeypatch, capsys):
     published.save(tmp_path / "Prithvi_EO_V2_600M_TL.pt")
     main(["--source", published.source, "--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert f"-> {tmp_path / 'out'}" in printed and "licence of the weights: apache-2.0" in printed
+    assert f"-> {tmp_path / 'out'}" in printed and "license of the weights: apache-2.0" in printed
     assert "left out: encoder.temporal_embed_enc" in printed
     assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "geovit"
 
