@@ -19,6 +19,27 @@ MAX_SEED = 2**32 - 1
 RESAMPLINGS = ("nearest", "bilinear")
 
 
+QualityPreset = Literal["sentinel2_scl", "landsat_qa_pixel", "hls_fmask"]
+QualityClass = Literal["cloud", "cirrus", "shadow", "snow", "water"]
+
+
+def refuse_half_a_quality(args: Any) -> None:
+    """Refuse keys of a quality layer that do nothing without each other.
+
+    Raises:
+        ConfigError: The band is missing, or what it means.
+    """
+    if args.qa is None and (args.qa_band is None) != (not args.qa_values and not args.qa_bits):
+        raise ConfigError(
+            "qa_band and qa_values (or qa_bits) go together: the band, and its values (or bits) that are no "
+            "measurement; or name the product alone, qa."
+        )
+    if args.qa_classes is not None and args.qa is None:
+        raise ConfigError("qa_classes are those of a product: name it, qa.")
+    if any(not 0 <= bit < 32 for bit in args.qa_bits):
+        raise ConfigError(f"qa_bits={args.qa_bits}: bits are numbered from 0 to 31.")
+
+
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
@@ -90,6 +111,24 @@ class DatasetArguments:
     qa_values: list[int] = field(
         default_factory=list,
         metadata=_help("Values of qa_band at which nothing was measured, cloud for example; SCL: [0, 1, 3, 8, 9, 10]."),
+    )
+    qa_bits: list[int] = field(
+        default_factory=list, metadata=_help("Bits of qa_band, from 0, any of which says that nothing was measured.")
+    )
+    qa: QualityPreset | None = field(
+        default=None,
+        metadata=_help("Product whose quality band the files have: 'sentinel2_scl', 'landsat_qa_pixel', 'hls_fmask'."),
+    )
+    qa_classes: list[QualityClass] | None = field(
+        default=None,
+        metadata=_help("Classes of qa that are no measurement: cloud, cirrus, shadow, snow, water. None: the first 3."),
+    )
+    label_alignment: Literal["strict", "resample"] = field(
+        default="strict",
+        metadata=_help(
+            "A mask on another grid than its image: 'strict' refuses it, 'resample' takes the label at the middle of "
+            "each pixel of the image."
+        ),
     )
     unit_check: bool = field(
         default=True, metadata=_help("Refuse images whose values cannot be reflectance. Turn off only knowingly.")
@@ -183,8 +222,7 @@ class DatasetArguments:
         for key in ("bands", "source_bands"):
             if getattr(self, key) is not None and not getattr(self, key):
                 raise ConfigError(f"{key} is empty: name the bands, or leave it out.")
-        if (self.qa_band is None) != (not self.qa_values):
-            raise ConfigError("qa_band and qa_values go together: the band, and its values that are no measurement.")
+        refuse_half_a_quality(self)
         for key in ("scale", "offset", "gsd_m"):
             if not math.isfinite(getattr(self, key) or 0.0):
                 raise ConfigError(f"{key}={getattr(self, key)}: it must be finite.")

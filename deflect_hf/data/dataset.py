@@ -33,6 +33,7 @@ class Stored:
         target_valid: (H, W) bool, False where the mask itself says nodata; None: everywhere valid.
         where: File name of the image, for error messages.
         target_where: File name of the mask, for error messages.
+        target_nodata: The nodata tag of the mask.
     """
 
     values: np.ndarray
@@ -42,6 +43,7 @@ class Stored:
     valid: np.ndarray | None = None
     target_valid: np.ndarray | None = None
     target_where: str = ""
+    target_nodata: float | None = None
 
 
 class Reader(Protocol):
@@ -68,15 +70,16 @@ class Labels:
     ignore_values: tuple[int, ...] = ()
     ignore_index: int = -100
 
-    def encode(self, mask: np.ndarray, valid: np.ndarray | None, where: str) -> torch.Tensor:
+    def encode(
+        self, mask: np.ndarray, valid: np.ndarray | None, where: str, nodata: float | None = None
+    ) -> torch.Tensor:
         """``(H, W) stored mask values -> (H, W) int64 class ids``, ignore_index where ignored or invalid.
 
         Raises:
             DataError: The mask holds a value that is neither a class nor ignored, or a class that it tags as nodata.
         """
-        nodata = mask[:0] if valid is None else mask[~valid]
         for name, value in zip(self.classes, self.values, strict=True):
-            if nodata.size and value in nodata:
+            if value == nodata and value in mask:
                 raise DataError(
                     f"{where} tags {value} as nodata, which is the value of class {name!r}: remove the tag "
                     f"(gdal_edit.py -unsetnodata; save a PNG without transparency), or take the class out of `classes` "
@@ -218,7 +221,8 @@ class ImageDataset(torch.utils.data.Dataset):
         return example
 
     def _encoded(self, stored: Stored) -> torch.Tensor:
-        return self.labels.encode(np.asarray(stored.target), stored.target_valid, stored.target_where or stored.where)
+        where = stored.target_where or stored.where
+        return self.labels.encode(np.asarray(stored.target), stored.target_valid, where, stored.target_nodata)
 
 
 def make_datasets(

@@ -1,6 +1,7 @@
-"""A folder of GeoTIFFs as a data set.
+"""A folder of images as a data set.
 
 Segmentation: ``images/ID.tif`` with ``masks/ID.png`` (or .tif). Classification: one sub-folder of images per class.
+Images are GeoTIFFs, JPEG 2000 or virtual rasters; where there are none of these, PNG or JPEG.
 Splits come from ``train.txt``, ``val.txt`` and ``test.txt``, from sub-folders train/, val/ and test/ that repeat the
 layout, or are drawn at random (seeded, each class on its own).
 """
@@ -8,6 +9,7 @@ layout, or are drawn at random (seeded, each class on its own).
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,14 @@ from deflect_hf.data.splits import (
     refuse_idle_shares,
     split_indices,
 )
+from deflect_hf.data.survey import read_headers, survey, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
-from deflect_hf.raster.read import raster_info
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".tif", ".tiff")
-MASK_SUFFIXES = (".png", ".tif", ".tiff")
+RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")  # beside rasters, they are previews
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".vrt")
 Row = dict[str, Any]
 
 
@@ -56,8 +59,11 @@ def load_folder(
     splits = _splits(rows, root, args)
     if len(labels.classes) < 2:
         raise DataError(f"{root} has one class folder, {labels.classes[0]!r}: there is nothing to tell it apart from.")
-    info = raster_info(next(iter(splits.values()))[0]["image"])
+    everything = [row for members in splits.values() for row in members]
+    infos = read_headers(everything)
+    info = typical(infos)
     reader, processor = settle_reader(args, info, processor)
+    survey(args, everything, infos, info, reader, labels)
     gsd_m = processor.effective_gsd_m(info.height)
     return make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
 
@@ -72,8 +78,9 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
     folders = sorted({folder.name for base in bases.values() for folder in _class_folders(base)})
     if not folders:
         raise DataError(
-            f"{args.root} holds neither images/ and masks/ nor class folders with GeoTIFFs: put the images into one "
-            f"sub-folder per class, or into images/ with masks of the same name in masks/."
+            f"{args.root} holds neither images/ and masks/ nor class folders with GeoTIFFs"
+            f"{_holding(next(iter(bases.values())))}: put the images into one sub-folder per class, or into images/ "
+            f"with masks of the same name in masks/."
         )
     for key in ("class_values", "ignore_values"):
         if getattr(args, key):
@@ -94,8 +101,24 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
 
-def _class_folders(base: Path) -> list[Path]:
-    return [folder for folder in sorted(base.iterdir()) if folder.is_dir() and _files(folder, IMAGE_SUFFIXES)]
+def _images(folders: Sequence[Path]) -> dict[Path, list[Path]]:
+    """The images of each folder that has some: pictures only where none of them holds a raster."""
+    for suffixes in (RASTER_SUFFIXES, PICTURE_SUFFIXES):
+        found = {folder: files for folder in folders if (files := _files(folder, suffixes))}
+        if found:
+            return found
+    return {}
+
+
+def _holding(folder: Path) -> str:
+    """What a folder without images or masks holds instead, for the end of a sentence."""
+    endings = Counter(path.suffix for path in folder.iterdir() if path.is_file()) if folder.is_dir() else Counter()
+    found = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in endings.most_common(3))
+    return f"; it holds {found}" if found else ""
+
+
+def _class_folders(base: Path) -> dict[Path, list[Path]]:
+    return _images([folder for folder in sorted(base.iterdir()) if folder.is_dir() and folder.name[0] not in "._"])
 
 
 def _rows(base: Path, labels: Labels) -> list[Row]:
@@ -103,18 +126,23 @@ def _rows(base: Path, labels: Labels) -> list[Row]:
     if labels.task == "classification":
         return [
             {"name": f"{folder.name}/{name}", "image": str(path), "label": labels.classes.index(folder.name)}
-            for folder in _class_folders(base)
-            for name, path in _by_name(_files(folder, IMAGE_SUFFIXES), "images of the same name").items()
+            for folder, files in _class_folders(base).items()
+            for name, path in _by_name(files, "images of the same name").items()
         ]
-    images = _by_name(_files(base / "images", IMAGE_SUFFIXES), "images of the same name")
+    folder, masked = base / "images", base / "masks"
+    images = _by_name(_images([folder]).get(folder, []), "images of the same name")
     if not images:
-        raise DataError(f"{base / 'images'} holds no GeoTIFF ({listing(IMAGE_SUFFIXES)}): put the images there.")
-    masks = _by_name(_files(base / "masks", MASK_SUFFIXES), "masks of the same image")
+        raise DataError(
+            f"{folder} holds no GeoTIFF, nor another image ({listing((*RASTER_SUFFIXES, *PICTURE_SUFFIXES))})"
+            f"{_holding(folder)}: put the images there."
+        )
+    masks = _by_name(_files(masked, MASK_SUFFIXES), "masks of the same image")
     bare = [path for name, path in images.items() if name not in masks]
     if bare:
+        found = "" if masks else f" ({masked} holds no file of {listing(MASK_SUFFIXES)}{_holding(masked)})"
         raise DataError(
-            f"{bare[0]} has no mask ({len(bare)} of {len(images)} images have none): "
-            f"add {base / 'masks' / bare[0].stem}.png, or take the image away."
+            f"{bare[0]} has no mask ({len(bare)} of {len(images)} images have none){found}: "
+            f"add {masked / bare[0].stem}.png, or take the image away."
         )
     return [{"name": name, "image": str(path), "mask": str(masks[name])} for name, path in images.items()]
 

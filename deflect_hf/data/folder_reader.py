@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,16 @@ import numpy as np
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import BandError, DataError
+from deflect_hf.errors import BandError, DataError, listing
 from deflect_hf.raster.georeference import projection
-from deflect_hf.raster.header import Quality, RasterInfo, file_bands
+from deflect_hf.raster.header import SKIPPED, RasterInfo, file_bands, is_unnamed
+from deflect_hf.raster.quality import Quality, quality_layer
 from deflect_hf.raster.read import read_mask, read_raster
 from deflect_hf.spectral.selection import Sensor, match_bands, resolve_bands
 from deflect_hf.spectral.sensors import get_sensor
 
-Tags = Mapping[str, tuple[float, float]]  # band -> its GDAL scale and offset tags
-TAGS = ("scale", "offset")
+logger = logging.getLogger(__name__)
+
 Factor = float | list[float]
 
 
@@ -30,23 +32,21 @@ class FolderReader:
     Attributes:
         bands: Band codes to read, in order.
         needed_bands: Those that every file must have.
-        tags: GDAL tags of these bands; every file must repeat those of them in ``repeated``.
-        repeated: Of ``TAGS``, those that the config does not overrule.
+        resample: Bring masks on another grid to that of their images.
     """
 
     bands: tuple[str, ...]
     needed_bands: tuple[str, ...]
     source_bands: tuple[str, ...] | None
     sensor: Sensor | None
-    tags: Tags | None = None
-    repeated: tuple[str, ...] = TAGS
     quality: Quality | None = None
+    resample: bool = False
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the example of a row.
 
         Raises:
-            DataError: A file is damaged, the mask has another size, or the scale tags differ from the first file's.
+            DataError: A file is damaged, or the mask is no mask or not on the grid of the image.
             BandError: A band is missing, or the file has another number of bands than announced.
         """
         path = row["image"]
@@ -58,24 +58,19 @@ class FolderReader:
             sensor=self.sensor,
             quality=self.quality,
         )
-        for band, *tags in zip(raster.bands, raster.scales, raster.offsets, strict=True):
-            others = tags if self.tags is None else self.tags[band]
-            for name, tag, other in zip(TAGS, tags, others, strict=True):
-                if name in self.repeated and tag != other:
-                    raise DataError(
-                        f"{path} has the {name} tag {tag} for band {band!r}, unlike the other images ({other}): give "
-                        f"`{name}` in the config, or separate the images."
-                    )
         if row.get("mask") is None:
             return Stored(raster.values, raster.bands, row["label"], path, raster.valid)
-        mask = read_mask(row["mask"])
-        if mask.values.shape[-2:] != raster.values.shape[-2:]:
-            size, image_size = (f"{one.info.height} x {one.info.width}" for one in (mask, raster))
-            raise DataError(
-                f"{row['mask']} is {size} pixels, but its image {path} is {image_size}: "
-                f"make the mask on the grid of the image."
-            )
-        return Stored(raster.values, raster.bands, mask.values[0], path, raster.valid, mask.valid[0], row["mask"])
+        mask = read_mask(row["mask"], onto=raster.info, resample=self.resample)
+        return Stored(
+            raster.values,
+            raster.bands,
+            mask.values[0],
+            path,
+            raster.valid,
+            mask.valid[0],
+            row["mask"],
+            mask.info.nodata[0],
+        )
 
 
 def settle_reader(
@@ -84,9 +79,10 @@ def settle_reader(
     trained: MultispectralImageProcessor | None,
     height: int | None = None,
 ) -> tuple[FolderReader, MultispectralImageProcessor]:
-    """Settle bands, scale, offset, nodata and unit from the config, the first file's header and the sensor preset.
+    """Settle bands, scale, offset, nodata and unit from the config, a file's header and the sensor preset.
 
     Bands, unit and size of a ``trained`` model's processor stand; scale, offset and nodata values belong to the files.
+    Bands of the file that nobody will look at are logged.
 
     Args:
         height: pixels of what is resized to the processor's size, if anything is; None: of the whole file.
@@ -97,26 +93,39 @@ def settle_reader(
         UnitError: The sensor's unit is not that of the trained model.
     """
     sensor = get_sensor(args.sensor) if args.sensor is not None else None
+    quality = quality_layer(args.qa, args.qa_classes, args.qa_band, args.qa_values, args.qa_bits)
     names = file_bands(info, args.source_bands, sensor)
-    named = [name for name in names if " " not in name]  # file_bands writes "band 3" where there is no name
+    named = [name for name in names if not is_unnamed(name)]
+    unknown = _unknown(info, names, args.source_bands, quality)
     gsd_m = args.gsd_m if args.gsd_m is not None else info.gsd_m
     grid = projection(info)
     if trained is None:
         unit = sensor.unit if sensor is not None else "reflectance"
         bands = needed = resolve_bands(args.bands, sensor) if args.bands is not None else named
+        if unknown and args.bands is None:
+            logger.warning(
+                "%s: the model gets %s; left out are %s, which %s does not know (describe them in a `sensor` of your "
+                "own, under codes of your own, to use them; `source_bands` with %r in their place to leave them out "
+                "silently)",
+                info.path,
+                listing(bands),
+                listing(unknown),
+                "the catalogue of bands" if sensor is None else f"sensor {sensor.name!r}",
+                SKIPPED,
+            )
     else:
         unit, bands, needed = trained.unit, trained.bands, trained.needed_bands
         given = sensor.unit if sensor is not None else unit
-        trained.contract.compare(info.path, named, given, gsd_m, grid, info.height if height is None else height)
+        seen = info.height if height is None else height
+        trained.contract.compare(info.path, [*named, *unknown], given, gsd_m, grid, seen)
     try:
         positions = match_bands(names, bands, needed)
     except BandError as error:
         raise BandError(f"{info.path}: {error}") from error
     first = next(position for position in positions if position is not None)
-    # a band that the first file lacks is taken to be tagged as the others are
-    sources = {band: first if position is None else position for band, position in zip(bands, positions, strict=True)}
-    tags = {band: (info.scales[source], info.offsets[source]) for band, source in sources.items()}
-    scale, offset = _calibration(args, tags, sensor, trained, info)
+    # a band that this file lacks is taken to be tagged as the others are
+    sources = [first if position is None else position for position in positions]
+    scale, offset = _calibration(args, info, sources, sensor, trained)
     fills = sensor.nodata if sensor is not None else trained.nodata if trained is not None else []
     processor = MultispectralImageProcessor(
         bands=bands,
@@ -132,24 +141,39 @@ def settle_reader(
         projection=grid if grid is not None or trained is None else trained.projection,
     )
     source_bands = tuple(args.source_bands) if args.source_bands is not None else None
-    repeated = tuple(name for name in TAGS if getattr(args, name) is None)
-    quality = Quality(args.qa_band, tuple(args.qa_values)) if args.qa_band is not None else None
-    reader = FolderReader(tuple(bands), tuple(needed), source_bands, sensor, tags, repeated, quality)
-    return reader, processor
+    resample = args.label_alignment == "resample"
+    return FolderReader(tuple(bands), tuple(needed), source_bands, sensor, quality, resample), processor
+
+
+def _unknown(
+    info: RasterInfo, names: Sequence[str], source_bands: Sequence[str] | None, quality: Quality | None
+) -> list[str]:
+    """Bands of a file that have no name, by what the file calls them, without those that are meant to have none."""
+    meant = {info.alpha} if info.alpha is not None else set()
+    meant |= {position for position, name in enumerate(source_bands or ()) if name == SKIPPED}
+    quality_band = "" if quality is None else quality.band.casefold()
+    return [
+        text or name
+        for position, (name, text) in enumerate(zip(names, info.descriptions, strict=True))
+        if is_unnamed(name) and position not in meant and not (text and text.casefold() == quality_band)
+    ]
 
 
 def _calibration(
     args: DatasetArguments,
-    tags: Tags,
+    info: RasterInfo,
+    sources: Sequence[int],
     sensor: Sensor | None,
     trained: MultispectralImageProcessor | None,
-    info: RasterInfo,
 ) -> tuple[Factor, Factor]:
     """Scale and offset: the config's, else the file's tags, else the sensor's, else as in training.
 
     Tags and sensor must not disagree.
+
+    Args:
+        sources: Where the bands are in the file.
     """
-    scales, offsets = ([tag[part] for tag in tags.values()] for part in (0, 1))
+    scales, offsets = ([tags[source] for source in sources] for tags in (info.scales, info.offsets))
     tagged = set(scales) != {1.0} or set(offsets) != {0.0}
     explicit = args.scale is not None and args.offset is not None
     scale: Factor = scales[0] if len(set(scales)) == 1 else scales

@@ -1,60 +1,47 @@
-"""How large pixels are on the ground: from the coordinate reference system and the geotransform of a raster.
+"""Where pixels lie on the ground and how large they are there, from the reference system and the geotransform.
 
-Imports rasterio when it is asked, for what PROJ knows of the reference system.
+pyproj and rasterio are imported when they are asked.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from deflect_hf.raster.header import RasterInfo
+from deflect_hf.errors import DataError
+from deflect_hf.raster.header import RasterInfo
 
 Array = np.ndarray[Any, Any]
 
-# WGS 84, for projected systems; a geographic system is measured on its own ellipsoid.
-WGS84 = (6378137.0, 298.257223563)  # semi-major axis in metres, inverse flattening
 # A projection that shows areas more than this share too large or too small is corrected for it. UTM stays below.
 TOLERATED_DISTORTION = 0.01
 SAMPLED_ROWS = 65
 GEOGRAPHIC = "geographic"
+TOLERATED_SHIFT = 0.1  # pixels of the image
+CORNERS = np.array([(0, 0), (1, 0), (0, 1), (1, 1)], dtype=float).T  # columns and rows, in lengths of the sides
 
 
-@dataclass(frozen=True)
-class PixelAreas:
-    """Area of a pixel in each row of a raster.
+@functools.lru_cache(maxsize=64)  # a folder has few systems and many files
+def _system(wkt: str) -> Any:
+    from pyproj import CRS
 
-    Attributes:
-        rows_m2: (H,) square metres of a pixel of that row, None where they cannot be known.
-        method: one sentence for people: how the areas were found, or why there are none.
-    """
-
-    rows_m2: Array | None
-    method: str
+    return CRS.from_wkt(wkt)
 
 
-def pixel_areas(info: RasterInfo) -> PixelAreas:
-    """Square metres of a pixel in each row, from the pixel size of a projected system or by latitude.
+@functools.lru_cache(maxsize=64)
+def _between(source: str, target: str | None) -> Any:
+    """From one system to another, or to longitude and latitude in degrees; None where they are the same."""
+    from pyproj import Transformer
 
-    A projected system gives |a e - b d| of the geotransform in its linear unit; where the projection shows areas more
-    than 1 % wrong (Web Mercator away from the equator), they are brought to the ellipsoid row by row. In a geographic
-    system a pixel is a zone of the system's ellipsoid between two latitudes, cut by two longitudes.
-    """
-    if info.crs is None:
-        return PixelAreas(None, "The file has no georeference: areas are in pixels.")
-    from rasterio.crs import CRS
-
-    crs = CRS.from_wkt(info.crs)
-    if crs.is_projected:
-        return _projected(info, crs)
-    if crs.is_geographic:
-        return _geographic(info, crs)
-    return PixelAreas(None, f"{crs_name(info)} is neither projected nor geographic: areas are in pixels.")
+    if target is not None and (source == target or _system(source) == _system(target)):
+        return None
+    return Transformer.from_crs(_system(source), _system(target) if target else "EPSG:4326", always_xy=True)
 
 
 def crs_name(info: RasterInfo) -> str:
@@ -83,91 +70,202 @@ def projection(info: RasterInfo) -> str | None:
     return GEOGRAPHIC if re.search(r"\bGEO(?:GCS|GCRS|DCRS)\[", info.crs) else None
 
 
-def _projected(info: RasterInfo, crs: Any) -> PixelAreas:
-    a, b, _, d, e, _ = info.transform
-    metres = crs.linear_units_factor[1]
+@dataclass(frozen=True)
+class PixelAreas:
+    """Area of a pixel in each row of a raster.
+
+    Attributes:
+        rows_m2: (H,) square metres of a pixel of that row, None where they cannot be known.
+        method: one sentence for people: how the areas were found, or why there are none.
+    """
+
+    rows_m2: Array | None
+    method: str
+
+
+def pixel_areas(info: RasterInfo) -> PixelAreas:
+    """Square metres of a pixel in each row, from the pixel size of a projected system or by latitude.
+
+    A projected system gives |a e - b d| of the geotransform in its linear unit; where the projection shows areas more
+    than 1 % wrong (Web Mercator away from the equator), and in a geographic system, they are those of the pixel's
+    corners on the system's ellipsoid, row by row.
+    """
+    if info.crs is None:
+        return PixelAreas(None, "The file has no georeference: areas are in pixels.")
+    name, crs = crs_name(info), _system(info.crs)
+    a, b, _, d, e, f = info.transform
+    if crs.is_geographic:
+        if b or d:
+            return PixelAreas(None, f"The grid is rotated in {name}, in degrees: areas are in pixels.")
+        if max(abs(f), abs(f + e * info.height)) * _unit(crs) > math.pi / 2 + 1e-9:
+            return PixelAreas(None, f"The latitudes of the file leave -90 to 90 degrees ({name}): areas are in pixels.")
+        areas = _ground_m2(info, crs, np.arange(info.height) + 0.5)
+        shape = "ellipsoid" if crs.ellipsoid.inverse_flattening else "sphere"
+        return PixelAreas(
+            areas, f"Areas by latitude on the {shape} of {name}: {areas.min():.6g} to {areas.max():.6g} m2 a pixel."
+        )
+    if not crs.is_projected:
+        return PixelAreas(None, f"{name} is neither projected nor geographic: areas are in pixels.")
+    metres = _unit(crs)
     plane = abs(a * e - b * d) * metres**2
     width, height = math.hypot(a, d) * metres, math.hypot(b, e) * metres
     size = f"{width:.6g} m" if math.isclose(width, height) else f"{width:.6g} m x {height:.6g} m"
-    ground = _ground_m2(info, crs)
-    if ground is None or np.abs(plane / ground - 1).max() <= TOLERATED_DISTORTION:
+    rows = np.linspace(0.5, info.height - 0.5, SAMPLED_ROWS)
+    ground = _ground_m2(info, crs, rows)
+    known = np.isfinite(ground).all() and (ground > 0).all()
+    if not known or np.abs(plane / ground - 1).max() <= TOLERATED_DISTORTION:
         areas = np.full(info.height, plane)
-        return PixelAreas(areas, f"Areas are those of the map: pixels of {size} in {crs_name(info)}.")
+        return PixelAreas(areas, f"Areas are those of the map: pixels of {size} in {name}.")
     scales = sorted({f"{plane / ground.max():.3g}", f"{plane / ground.min():.3g}"}, key=float)
     return PixelAreas(
-        ground,
-        f"Pixels are {size} in {crs_name(info)}, which shows areas here {' to '.join(scales)} times as large as they "
+        np.interp(np.arange(info.height) + 0.5, rows, ground),
+        f"Pixels are {size} in {name}, which shows areas here {' to '.join(scales)} times as large as they "
         "are: areas are those on the ellipsoid, corrected row by row.",
     )
 
 
-def _ground_m2(info: RasterInfo, crs: Any) -> Array | None:
-    """(H,) square metres of a pixel of the middle column on the ellipsoid; None where PROJ cannot say."""
-    from rasterio.errors import RasterioError
-    from rasterio.warp import transform
+def _unit(crs: Any) -> float:
+    """Metres, or radians, of one unit of the horizontal axes."""
+    return float(crs.axis_info[0].unit_conversion_factor)
 
+
+def _ground_m2(info: RasterInfo, crs: Any, rows: Array) -> Array:
+    """(n,) square metres on the ellipsoid of the pixels of the middle column that are centred on these rows."""
+    from pyproj import Transformer
+
+    across, down = np.array([-0.5, 0.5, 0.5, -0.5]), np.array([-0.5, -0.5, 0.5, 0.5])
+    x, y = _on_the_map(info, info.width / 2 + np.tile(across, (len(rows), 1)), rows[:, None] + down)
+    longitude, latitude = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)
+    degrees = math.degrees(_unit(crs.geodetic_crs))
+    geod = crs.get_geod()
+    return np.array(
+        [
+            abs(geod.polygon_area_perimeter(lon, lat)[0])
+            for lon, lat in zip(longitude * degrees, latitude * degrees, strict=True)
+        ]
+    )
+
+
+def _on_the_map(info: RasterInfo, columns: Array, rows: Array) -> tuple[Array, Array]:
+    """Coordinates of points of a grid; the corners of its pixels are the whole numbers."""
     a, b, c, d, e, f = info.transform
-    rows = np.linspace(0, info.height, SAMPLED_ROWS)
-    # half a pixel right and left of the middle of these rows, and half a pixel below and above
-    columns = info.width / 2 + np.repeat([0.5, -0.5, 0.0, 0.0], SAMPLED_ROWS)
-    lines = np.tile(rows, 4) + np.repeat([0.0, 0.0, 0.5, -0.5], SAMPLED_ROWS)
-    try:
-        found = transform(
-            crs, "EPSG:4326", (c + a * columns + b * lines).tolist(), (f + d * columns + e * lines).tolist()
-        )
-    except RasterioError:
-        return None
-    longitude, latitude = np.radians(np.asarray(found[:2], dtype=np.float64)).reshape(2, 4, SAMPLED_ROWS)
-    # differences of longitude across the antimeridian are small, too
-    along, down = (
-        ((longitude[i] - longitude[i + 1] + math.pi) % (2 * math.pi) - math.pi, latitude[i] - latitude[i + 1])
-        for i in (0, 2)
-    )
-    middle = latitude.mean(axis=0)
-    axis_m, shrink = WGS84[0], (1 - 1 / WGS84[1]) ** 2
-    squared = 1 - (1 - shrink) * np.sin(middle) ** 2
-    # radii of curvature along the parallel (times cosine) and along the meridian
-    parallel, meridian = axis_m / np.sqrt(squared) * np.cos(middle), axis_m * shrink / squared**1.5
-    ground = np.abs(along[0] * down[1] - along[1] * down[0]) * parallel * meridian
-    if not (np.isfinite(ground).all() and (ground > 0).all()):
-        return None
-    return np.interp(np.arange(info.height) + 0.5, rows, ground)
+    return a * columns + b * rows + c, d * columns + e * rows + f
 
 
-def _geographic(info: RasterInfo, crs: Any) -> PixelAreas:
-    a, b, _, d, e, f = info.transform
-    if b or d:
-        return PixelAreas(None, f"The grid is rotated in {crs_name(info)}, in degrees: areas are in pixels.")
-    radians = crs.units_factor[1]
-    edges = (f + e * np.arange(info.height + 1)) * radians
-    if np.abs(edges).max() > math.pi / 2 + 1e-9:
-        return PixelAreas(
-            None, f"The latitudes of the file leave -90 to 90 degrees ({crs_name(info)}): areas are in pixels."
-        )
-    axis_m, inverse = _ellipsoid(info.crs or "")
-    zones = np.abs(np.diff(_zone(np.sin(edges), axis_m, inverse)))
-    areas = zones * abs(a) * radians
-    shape = "sphere" if inverse == 0 else "ellipsoid"
-    return PixelAreas(
-        areas,
-        f"Areas by latitude on the {shape} of {crs_name(info)}: {areas.min():.6g} to {areas.max():.6g} m2 a pixel.",
-    )
+def _in_grid(info: RasterInfo, x: Array, y: Array) -> tuple[Array, Array]:
+    """Columns and rows of points on the map."""
+    a, b, c, d, e, f = info.transform
+    area = a * e - b * d
+    return (e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area
 
 
-def _ellipsoid(wkt: str) -> tuple[float, float]:
-    """Semi-major axis in metres and inverse flattening (0: a sphere) that the reference system names."""
-    named = re.search(r'(?:SPHEROID|ELLIPSOID)\["[^"]*",\s*([0-9.eE+]+),\s*([0-9.eE+]+)', wkt)
-    return (float(named[1]), float(named[2])) if named else WGS84
+def _across(source: RasterInfo, target: RasterInfo, columns: Array, rows: Array) -> tuple[Array, Array]:
+    """Where points of one grid are in another. A system that one of the files does not name is the other's."""
+    x, y = _on_the_map(source, columns, rows)
+    if source.crs is not None and target.crs is not None:
+        between = _between(source.crs, target.crs)
+        if between is not None:
+            x, y = between.transform(x, y)
+    return _in_grid(target, x, y)
 
 
-def _zone(sine: Array, axis_m: float, inverse_flattening: float) -> Array:
-    """Sine of a latitude -> square metres between the equator and it, per radian of longitude.
+@dataclass(frozen=True)
+class Placement:
+    """How a label raster lies on the grid of its image.
 
-    Source: the authalic latitude's q (Snyder, Map Projections: A Working Manual, 1987, equation 3-12).
+    Attributes:
+        swapped, upside_down, mirrored: Its stored rows are the image's columns, run upwards, run to the left.
+        shift: (2,) pixels of the image by which the corner that is farthest off misses that of the image.
     """
-    if inverse_flattening == 0:
-        return axis_m**2 * sine
-    flattening = 1 / inverse_flattening
-    eccentricity = math.sqrt(flattening * (2 - flattening))
-    scaled = eccentricity * sine
-    return axis_m**2 * (1 - eccentricity**2) * (sine / (1 - scaled**2) + np.arctanh(scaled) / eccentricity) / 2
+
+    swapped: bool
+    upside_down: bool
+    mirrored: bool
+    shift: Array
+
+    def turn(self, values: Array) -> Array:
+        """(..., h, w) as stored -> (..., H, W) in the order of the image's rows and columns."""
+        turned = values[..., :: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
+        return np.ascontiguousarray(turned.swapaxes(-1, -2) if self.swapped else turned)
+
+
+AS_STORED = Placement(False, False, False, np.zeros(2))
+
+
+def place(label: RasterInfo, image: RasterInfo) -> Placement:
+    """How a label lies on its image: as stored where one of them has no georeference, else by their georeferences.
+
+    Stored from the south, from the east or with rows for columns, a label lies on the same pixels all the same.
+    """
+    if not (label.georeferenced and image.georeferenced):
+        return AS_STORED
+    if (label.transform, label.crs) == (image.transform, image.crs):
+        return AS_STORED
+    columns, rows = CORNERS * [[label.width], [label.height]]
+    found = np.stack(_across(label, image, columns, rows))
+    best = None
+    for swapped, upside_down, mirrored in itertools.product((False, True), repeat=3):
+        flipped = np.abs(np.array([[mirrored], [upside_down]]) - CORNERS)
+        off = found - (flipped[::-1] if swapped else flipped) * [[image.width], [image.height]]
+        worst = off[:, np.abs(off).max(axis=0).argmax()]
+        if best is None or np.abs(worst).max() < np.abs(best.shift).max():
+            best = Placement(swapped, upside_down, mirrored, worst)
+    assert best is not None
+    return best
+
+
+def agrees(label: RasterInfo, image: RasterInfo, placement: Placement) -> bool:
+    """Whether the label has the image's pixels, to a tenth of one."""
+    size = (label.width, label.height) if placement.swapped else (label.height, label.width)
+    return size == (image.height, image.width) and bool(np.abs(placement.shift).max() <= TOLERATED_SHIFT)
+
+
+def refuse_misplaced(label: RasterInfo, image: RasterInfo) -> Placement:
+    """How a label lies on its image.
+
+    Raises:
+        DataError: It lies elsewhere, or on other pixels.
+    """
+    placement = place(label, image)
+    if agrees(label, image, placement):
+        return placement
+    if placement is AS_STORED:
+        raise DataError(
+            f"{label.path} is {label.height} x {label.width} pixels, but its image {image.path} is {image.height} x "
+            f"{image.width}: make the mask on the grid of the image."
+        )
+    pixels = math.hypot(*placement.shift)
+    metres = _metres(image, placement.shift)
+    found = [f"it lies {pixels:.4g} pixels{'' if metres is None else f' ({metres:.4g} m)'} off the image"]
+    if (label.height, label.width) != (image.height, image.width):
+        found.append(f"it has {label.height} x {label.width} pixels, the image {image.height} x {image.width}")
+    if label.gsd_m is not None and image.gsd_m is not None and not math.isclose(label.gsd_m, image.gsd_m, rel_tol=1e-3):
+        found.append(f"its pixels are {label.gsd_m:g} m, the image's {image.gsd_m:g} m")
+    names = crs_name(label), crs_name(image)
+    if names[0] != names[1]:
+        found.append(f"it is in {names[0]}, the image in {names[1]}")
+    raise DataError(
+        f"{label.path} is not on the grid of its image {image.path}: {'; '.join(found)}. Make the mask on the grid of "
+        "the image, or set `label_alignment: resample` to take for each pixel the label at its middle."
+    )
+
+
+def _metres(image: RasterInfo, shift: Array) -> float | None:
+    """Length on the ground of a shift in pixels from the middle of an image."""
+    if image.crs is None or _system(image.crs).is_engineering:
+        return None
+    columns, rows = image.width / 2 + np.array([0, shift[0]]), image.height / 2 + np.array([0, shift[1]])
+    crs = _system(image.crs)
+    longitude, latitude = _between(image.crs, None).transform(*_on_the_map(image, columns, rows))
+    metres = crs.get_geod().inv(longitude[0], latitude[0], longitude[1], latitude[1])[2]
+    return float(metres) if math.isfinite(metres) else None
+
+
+def nearest_pixels(label: RasterInfo, image: RasterInfo) -> tuple[Array, Array]:
+    """Row and column, (H, W) each, of the label's pixel at the middle of each pixel of the image; -1 outside of it."""
+    rows, columns = np.mgrid[: image.height, : image.width] + 0.5
+    column, row = _across(image, label, columns, rows)
+    # where middles fall on the border of two pixels, rounding does not choose
+    row, column = (np.floor(np.nan_to_num(at, nan=-1, posinf=-1, neginf=-1) + 1e-6) for at in (row, column))
+    outside = (row < 0) | (row >= label.height) | (column < 0) | (column >= label.width)
+    return np.where(outside, -1, row).astype(np.int64), np.where(outside, -1, column).astype(np.int64)

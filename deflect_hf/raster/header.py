@@ -9,9 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deflect_hf.errors import BandError, listing
+from deflect_hf.spectral.bands import fold
 from deflect_hf.spectral.selection import Sensor, resolve_bands
 
 PathLike = str | os.PathLike[str]
+SKIPPED = "_"  # in `source_bands`: a layer that is no band of the model
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the geotransform of files that have none
+
+# Presets that name the bands of both HLS products, whose numbers contradict each other: B05 of S30 is a red edge, B11
+# of L30 is thermal.
+_TWO_NUMBERINGS = ("hls", "hls_burn_scars")
+_OF_S30, _OF_L30 = {"b8", "b8a", "b12"}, {"b5", "b6", "b7"}
 
 
 @dataclass(frozen=True)
@@ -19,12 +27,16 @@ class RasterInfo:
     """What the header of a raster file says, without its pixels.
 
     Attributes:
+        dtype: One that holds the values of all bands.
         descriptions: One band description per band, ``""`` where the file has none.
         scales: GDAL scale tag per band (1.0 where there is none); physical = stored * scale + offset.
         nodata: GDAL nodata tag per band, None where there is none.
         crs: Coordinate reference system as WKT, None when the file has no georeference.
         transform: Affine geotransform, six numbers in rasterio order.
         gsd_m: Pixel height on the ground in metres; None without a projected CRS.
+        alpha: Position of a band that only says where the others are valid, None without one.
+        lossy: How the values are stored where they come back changed (``"JPEG"``), else ``""``.
+        colors: Color of each value of a band with a palette.
     """
 
     path: str
@@ -39,31 +51,26 @@ class RasterInfo:
     crs: str | None
     transform: tuple[float, ...]
     gsd_m: float | None
+    alpha: int | None = None
+    lossy: str = ""
+    colors: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def georeferenced(self) -> bool:
+        """Whether the file says where it lies."""
+        return self.transform != IDENTITY
 
-@dataclass(frozen=True)
-class Quality:
-    """A layer of classes in the file itself, such as Sentinel-2's SCL, some of which are no measurement of the ground.
-
-    Attributes:
-        band: Its band description in the file, whatever the case.
-        invalid: Stored values at which no band of the file is valid.
-    """
-
-    band: str
-    invalid: tuple[int, ...]
-
-    def position(self, info: RasterInfo) -> int:
-        """Where the layer is in a file, counted from 0.
+    def position(self, description: str) -> int:
+        """Where the band of that description is, whatever its case, counted from 0.
 
         Raises:
-            BandError: No band, or more than one, is described by that name.
+            BandError: No band, or more than one, is described so.
         """
-        found = [k for k, text in enumerate(info.descriptions) if text.casefold() == self.band.casefold()]
+        found = [k for k, text in enumerate(self.descriptions) if text.casefold() == description.casefold()]
         if len(found) != 1:
             raise BandError(
-                f"{info.path}: {len(found)} bands are described as {self.band!r}, the quality layer; the descriptions "
-                f"are {listing(text for text in info.descriptions if text)}: correct `qa_band`."
+                f"{self.path}: {len(found)} bands are described as {description!r}, the quality layer; the "
+                f"descriptions are {listing(text for text in self.descriptions if text)}: correct `qa_band`."
             )
         return found[0]
 
@@ -71,55 +78,69 @@ class Quality:
 def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sensor | None = None) -> list[str]:
     """Name the bands of a file: by its own descriptions, else by ``source_bands``, else by the sensor's order.
 
-    A band whose description is not a band name becomes ``"band 3 quality"``: it is left alone rather than guessed.
-    Descriptions that only count the bands (``Band 1``, ``Band 2``, ...) are none: they are no numbers of a sensor.
+    A band that is called ``_``, or whose description is not a band name, becomes ``"band 3 quality"``: it is left alone
+    rather than guessed. Descriptions that only count the bands (``Band 1``, ``Band 2``, ...) are none: they are no
+    numbers of a sensor.
 
     Raises:
         BandError: The number of bands does not fit the given list, the list contradicts the file's own
             descriptions, or nothing names the bands.
     """
-    counted = _only_counts(info)
-    own = [None if counted else _resolved(text, sensor) for text in info.descriptions]
-    named = any(own)
-    given = resolve_bands(source_bands, sensor) if source_bands is not None else None
-    if given is None and not named and sensor is not None:
-        given = list(sensor.codes)
-    if given is None and not named:
+    unnamed = [f"band {number} {text}".strip() for number, text in enumerate(info.descriptions, start=1)]
+    own = _described(info.descriptions, sensor)
+    given: list[str | None] | None = None
+    if source_bands is not None:
+        named = iter(resolve_bands([name for name in source_bands if name != SKIPPED], sensor))
+        given = [None if name == SKIPPED else next(named) for name in source_bands]
+    elif not any(own) and sensor is not None:
+        given = [*sensor.codes]
+    if given is None and not any(own):
         texts = [text for text in info.descriptions if text]
         hint = f" ({listing(texts)} say nothing without a sensor)" if texts else ""
         raise BandError(
             f"{info.path} does not name its {info.count} band(s){hint}: give `source_bands`, the band codes in file "
             f"order, or a `sensor` whose bands are stored in its standard order."
         )
-    if given is not None and len(given) != info.count:
-        raise BandError(
-            f"{info.path} has {info.count} band(s), but {len(given)} were announced ({listing(given)}): "
-            f"correct `source_bands` (or `sensor`) to the bands of this file, in file order."
-        )
     if given is None:
-        return [code or f"band {i + 1} {info.descriptions[i]}".strip() for i, code in enumerate(own)]
+        return [code or name for code, name in zip(own, unnamed, strict=True)]
+    if info.alpha is not None and len(given) == info.count - 1:
+        given.insert(info.alpha, None)
+    if len(given) != info.count:
+        raise BandError(
+            f"{info.path} has {info.count} band(s), but {len(given)} were announced "
+            f"({listing(name or SKIPPED for name in given)}): correct `source_bands` (or `sensor`) to the bands of "
+            f"this file, in file order, with {SKIPPED!r} for a layer to be left out."
+        )
     for position, (code, stated) in enumerate(zip(own, given, strict=True), start=1):
-        if code is not None and code != stated:
+        if code is not None and stated is not None and code != stated:
             raise BandError(
                 f"{info.path}: band {position} is described as {info.descriptions[position - 1]!r} (= {code}) in the "
                 f"file, but `source_bands` calls it {stated!r}: remove `source_bands` to trust the file, or correct it."
             )
-    return given
+    return [stated or name for stated, name in zip(given, unnamed, strict=True)]
 
 
-def _only_counts(info: RasterInfo) -> bool:
-    return all(
-        re.fullmatch(rf"band[\s_-]*0*{number}", text.strip(), re.IGNORECASE)
-        for number, text in enumerate(info.descriptions, start=1)
-    )
+def is_unnamed(band: str) -> bool:
+    """Whether :func:`file_bands` found no name for a band."""
+    return " " in band
 
 
 @functools.lru_cache(maxsize=1024)  # the same few words in every file of a folder
-def _resolved(text: str, sensor: Sensor | None) -> str | None:
-    """The band code of a description, or None when it names no known band."""
-    if not text:
-        return None
-    try:
-        return resolve_bands([text], sensor)[0]
-    except BandError:
-        return None
+def _described(descriptions: tuple[str, ...], sensor: Sensor | None) -> tuple[str | None, ...]:
+    """The band codes of descriptions, None for one that names no known band."""
+    if all(re.fullmatch(rf"band[\s_-]*0*{k}", text.strip(), re.IGNORECASE) for k, text in enumerate(descriptions, 1)):
+        return (None,) * len(descriptions)
+    foreign: set[str] = set()
+    if sensor is not None and sensor.name in _TWO_NUMBERINGS:
+        numbers = {fold(text) for text in descriptions}
+        if numbers & _OF_S30:
+            foreign = _OF_L30
+        elif "b11" in numbers and numbers & _OF_L30:  # with B10, the other thermal band, it is of L30
+            foreign = {"b11"} if "b10" in numbers else {"b11", *_OF_L30}
+    codes: list[str | None] = []
+    for text in descriptions:
+        try:
+            codes.append(resolve_bands([text], sensor)[0] if text and fold(text) not in foreign else None)
+        except BandError:
+            codes.append(None)
+    return tuple(codes)

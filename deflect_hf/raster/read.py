@@ -1,35 +1,39 @@
-"""GeoTIFF and PNG files in and out: bands by name, windows, validity, georeference.
+"""Rasters in: bands by name, windows, validity. Images and masks are read alike.
 
-Nothing else reads pixels through rasterio. Values leave it as they are stored (digital numbers); turning them into
-reflectance belongs to :mod:`deflect_hf.data.processor` alone.
+Values leave this file as they are stored (digital numbers); turning them into reflectance belongs to
+:mod:`deflect_hf.data.processor` alone.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.enums import MaskFlags, Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from deflect_hf.errors import BandError, DataError
-from deflect_hf.raster.header import PathLike, Quality, RasterInfo, file_bands
+from deflect_hf.errors import BandError, DataError, brief
+from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
+from deflect_hf.raster.header import PathLike, RasterInfo, file_bands
+from deflect_hf.raster.local import DRIVERS, OFFLINE, refuse_remote
+from deflect_hf.raster.quality import Quality
 from deflect_hf.spectral.selection import Sensor, match_bands
 
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # row, column, height, width
 
 # GDAL would take 5 % of the machine's memory for decoded blocks.
 CACHE_BYTES = 24_000_000
 LARGEST_READ_BYTES = 2**32  # stored values of one read; reflectance and validity take several times as much
 STRIPS_CACHE_BYTES = 96_000_000  # where a block is as wide as the image, neighbouring windows share all of theirs
+HUGE = 1e30  # a nodata tag beyond it is the lowest or highest number of a type, rounded by whoever wrote it
 
 
 @dataclass(frozen=True)
@@ -79,22 +83,23 @@ def open_raster(path: PathLike) -> Iterator[OpenRaster]:
 @contextmanager
 def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[Any]:
     """Open ``path`` for reading; whatever GDAL complains about becomes a DataError naming the file."""
-    if isinstance(path, OpenRaster):
-        with _reading(path, window):
-            yield path.source
-        return
-    if not Path(path).is_file():
-        raise DataError(f"{path} is not there: check the path, and the data folder it should lie in.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips without a georeference are common
-            source = rasterio.open(path)
-    except RasterioError as error:
-        raise DataError(
-            f"{path} cannot be opened as a raster ({error}): it must be a GeoTIFF or PNG file; copy it again."
-        ) from error
-    with source, _reading(path, window):
-        yield source
+    with rasterio.Env(**OFFLINE):
+        if isinstance(path, OpenRaster):
+            with _reading(path, window):
+                yield path.source
+            return
+        refuse_remote(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips without a georeference are common
+                source = rasterio.io.DatasetReader(str(path), driver=list(DRIVERS))
+        except RasterioError as error:
+            raise DataError(
+                f"{path} cannot be opened as a raster ({brief(error)}): it must be a GeoTIFF or PNG file; copy it "
+                "again."
+            ) from error
+        with source, _reading(path, window):
+            yield source
 
 
 @contextmanager
@@ -103,7 +108,7 @@ def _reading(path: PathLike | OpenRaster, window: Box | None) -> Iterator[None]:
         yield
     except (RasterioError, MemoryError) as error:
         where = "" if window is None else " in the window (row {}, column {}, {} x {})".format(*window)
-        reason = error.__cause__ or error
+        reason = brief(error.__cause__ or error)
         raise DataError(f"{path} is truncated or damaged{where} ({reason}): copy it again or remove it.") from error
 
 
@@ -117,12 +122,13 @@ def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
     transform = source.transform
     # in a rotated grid both count
     gsd_m = math.hypot(transform.b, transform.e) * source.crs.linear_units_factor[1] if projected else None
+    kinds = source.colorinterp
     return RasterInfo(
         path=str(path),
         count=source.count,
         height=source.height,
         width=source.width,
-        dtype=source.dtypes[0],
+        dtype=str(np.result_type(*source.dtypes)),
         descriptions=tuple(text or "" for text in source.descriptions),
         scales=tuple(source.scales),
         offsets=tuple(source.offsets),
@@ -130,7 +136,20 @@ def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
         crs=source.crs.to_wkt() if source.crs is not None else None,
         transform=tuple(transform)[:6],
         gsd_m=gsd_m,
+        alpha=kinds.index(ColorInterp.alpha) if ColorInterp.alpha in kinds and source.count > 1 else None,
+        lossy=_lossy(source),
+        colors=tuple(source.colormap(1).values()) if kinds[0] == ColorInterp.palette else (),
     )
+
+
+def _lossy(source: Any) -> str:
+    """What changes the values of a file as it stores them, ``""`` if nothing does."""
+    tags = source.tags(ns="IMAGE_STRUCTURE")
+    compression = tags.get("COMPRESSION", source.driver)
+    if source.driver == "JPEG" or "JPEG" in compression.replace("JPEG2000", ""):
+        return "JPEG"
+    changed = tags.get("COMPRESSION_REVERSIBILITY") == "LOSSY" or float(tags.get("MAX_Z_ERROR", 0)) >= 1
+    return f"lossy {compression}" if changed else ""
 
 
 def raster_info(path: PathLike | OpenRaster) -> RasterInfo:
@@ -183,18 +202,10 @@ def read_raster(
                 raise BandError(f"{path}: {error}") from error
             positions = [position for position in found if position is not None]
             names = [band for band, position in zip(bands, found, strict=True) if position is not None]
-        indexes = [position + 1 for position in positions]
-        area = _window(info, window)
-        _refuse_huge(info, len(indexes), area, size)
-        shrink = _shrinking(size, len(indexes), Resampling.average)
-        values = source.read(indexes, window=area, **shrink)
-        valid = _valid(values, [info.nodata[position] for position in positions], nodata)
-        flags = source.mask_flag_enums  # asks GDAL for every band each time
-        if any(MaskFlags.per_dataset in flags[position] for position in positions):
-            valid &= source.read_masks(indexes, window=area, **_shrinking(size, len(indexes), Resampling.nearest)) > 0
+        values, valid = _read(source, info, positions, window, size, Resampling.average, nodata)
         if quality is not None:
-            layer = source.read(quality.position(info) + 1, window=area, **_shrinking(size, 0, Resampling.mode))
-            valid &= ~np.isin(layer, quality.invalid)
+            layer, _ = _read(source, info, [info.position(quality.band)], window, size, Resampling.mode)
+            valid &= ~quality.flags(layer)
     return Raster(
         values=values,
         valid=valid,
@@ -205,20 +216,63 @@ def read_raster(
     )
 
 
-def _refuse_huge(info: RasterInfo, count: int, window: Window | None, size: tuple[int, int] | None) -> None:
-    """A damaged header can announce more pixels than there is memory for."""
-    height, width = size or ((info.height, info.width) if window is None else (window.height, window.width))
-    wanted = count * height * width * np.dtype(info.dtype).itemsize
-    if wanted > LARGEST_READ_BYTES:
+def _read(
+    source: Any,
+    info: RasterInfo,
+    positions: Sequence[int],
+    window: Box | None,
+    size: tuple[int, int] | None,
+    resampling: Resampling,
+    nodata: Sequence[float] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """(C, H, W) stored values and whether they are valid: by tags, ``nodata``, NaN, masks in and beside the file."""
+    height, width = size or (window[2:] if window is not None else (info.height, info.width))
+    wanted = len(positions) * height * width * np.dtype(info.dtype).itemsize
+    if wanted > LARGEST_READ_BYTES:  # a damaged header can announce more pixels than there is memory for
         raise DataError(
             f"{info.path}: its header announces {height} x {width} pixels, {wanted / 2**30:,.0f} GiB: it "
             "is damaged, copy it again; or it is a scene, cut it into images."
         )
+    area = _window(info, window)
+    shrunk = {} if size is None else {"out_shape": size}
+    read = functools.partial(source.read, window=area, resampling=resampling)
+    if len({source.dtypes[position] for position in positions}) == 1:
+        shape = {"out_shape": (len(positions), *size)} if size is not None else {}
+        bands = values = read([position + 1 for position in positions], **shape)
+    else:  # a virtual raster may have bands of several types
+        bands = [read(position + 1, **shrunk) for position in positions]
+        values = np.stack(bands)
+    valid = np.stack([_measured(band, {info.nodata[k], *nodata}) for band, k in zip(bands, positions, strict=True)])
+    flags = source.mask_flag_enums  # asks GDAL for every band each time
+    masked = {position for position in positions if MaskFlags.per_dataset in flags[position]}
+    if masked and info.alpha not in positions:  # an alpha band that is read as a band says nothing about the others
+        valid &= source.read_masks(min(masked) + 1, window=area, resampling=Resampling.nearest, **shrunk) > 0
+    return values, valid
 
 
-def _shrinking(size: tuple[int, int] | None, count: int, resampling: Resampling) -> dict[str, Any]:
-    """How rasterio is told to read ``count`` bands (0: one, without an axis of bands) at another size."""
-    return {} if size is None else {"out_shape": (count, *size) if count else size, "resampling": resampling}
+def _measured(band: np.ndarray, fills: set[float | None]) -> np.ndarray:
+    """(H, W) stored values -> (H, W) bool: neither NaN nor any of the nodata values."""
+    floating = np.issubdtype(band.dtype, np.floating)
+    valid = np.isfinite(band) if floating else np.ones(band.shape, dtype=bool)
+    for fill in fills:
+        if fill is None or math.isnan(fill):
+            continue
+        if floating and abs(fill) > HUGE:
+            valid &= band * math.copysign(1.0, fill) < HUGE
+        else:
+            valid &= band != float(fill)
+    return valid
+
+
+def read_quality(path: PathLike, quality: Quality) -> np.ndarray:
+    """(1, H, W) stored values of a quality layer.
+
+    Raises:
+        DataError, BandError: As :func:`read_raster`.
+    """
+    with _opened(path) as source:
+        info = _info(source, path)
+        return _read(source, info, [info.position(quality.band)], None, None, Resampling.nearest)[0]
 
 
 def overview_size(info: RasterInfo, side: int) -> tuple[int, int]:
@@ -239,35 +293,67 @@ def _window(info: RasterInfo, window: Box | None) -> Window | None:
     return Window(column, row, width, height)
 
 
-def _valid(values: np.ndarray, tags: Sequence[float | None], extra: Sequence[float]) -> np.ndarray:
-    """(C, H, W) stored values -> (C, H, W) bool: measured, that is neither NaN nor any of the nodata values."""
-    valid = np.isfinite(values) if np.issubdtype(values.dtype, np.floating) else np.ones(values.shape, dtype=bool)
-    for channel, tag in enumerate(tags):
-        for fill in {*extra, *([] if tag is None else [tag])}:
-            if not math.isnan(fill):
-                valid[channel] &= values[channel] != float(fill)
-    return valid
-
-
-def read_mask(path: PathLike | OpenRaster, *, window: Box | None = None, size: tuple[int, int] | None = None) -> Raster:
-    """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False at nodata.
+def read_mask(
+    path: PathLike | OpenRaster,
+    *,
+    window: Box | None = None,
+    size: tuple[int, int] | None = None,
+    onto: RasterInfo | None = None,
+    resample: bool = False,
+) -> Raster:
+    """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False where it has no label.
 
     ``window`` and ``size`` are those of :func:`read_raster`; a shrunk pixel has the most frequent value of its area.
 
+    Args:
+        onto: The image whose pixels the whole mask is wanted on: turned to its rows and columns where it is stored in
+            another order.
+        resample: Take the label at the middle of each pixel of ``onto``, none outside of the mask, where it is on
+            another grid.
+
     Raises:
-        DataError: As :func:`read_raster`, or the file has several bands or fractional values.
+        DataError: As :func:`read_raster`; the file has several bands, fractional values or values that its compression
+            has changed; or it is not on the grid of ``onto``.
     """
     with _opened(path) as source:
         info = _info(source, path)
-        if info.count != 1:
-            raise DataError(
-                f"{path} has {info.count} bands, but a mask has one: store class values, not colours "
-                f"(a palette PNG or a single-band GeoTIFF)."
-            )
-        area = _window(info, window)
-        _refuse_huge(info, 1, area, size)
-        values = source.read(window=area, **_shrinking(size, 1, Resampling.mode))
-        valid = _valid(values, info.nodata, ())
+        positions = [position for position in range(info.count) if position != info.alpha]
+        refuse_no_mask(info)
+        if onto is None:
+            values, valid = _read(source, info, positions, window, size, Resampling.mode)
+        elif resample and info.georeferenced and onto.georeferenced:
+            rows, columns = nearest_pixels(info, onto)
+            inside = rows >= 0
+            values, valid = np.zeros((1, *rows.shape), info.dtype), np.zeros((1, *rows.shape), dtype=bool)
+            if inside.any():
+                rows, columns = rows[inside], columns[inside]
+                top, left = int(rows.min()), int(columns.min())
+                box = (top, left, int(rows.max()) - top + 1, int(columns.max()) - left + 1)
+                stored, labelled = _read(source, info, positions, box, None, Resampling.nearest)
+                values[:, inside] = stored[:, rows - top, columns - left]
+                valid[:, inside] = labelled[:, rows - top, columns - left]
+        else:
+            turn = refuse_misplaced(info, onto).turn
+            values, valid = map(turn, _read(source, info, positions, None, None, Resampling.nearest))
     if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values[valid], np.round(values[valid])):
         raise DataError(f"{path} holds fractional values: a mask stores one whole class value per pixel.")
     return Raster(values, valid, ("mask",), info.scales, info.offsets, info)
+
+
+def refuse_no_mask(info: RasterInfo) -> None:
+    """Refuse what cannot be a mask, by its header.
+
+    Raises:
+        DataError: It has several bands, or its compression changes values.
+    """
+    bands = info.count - (info.alpha is not None)
+    if bands != 1:
+        raise DataError(
+            f"{info.path} has {bands} bands, but a mask has one: store class values, not colours "
+            f"(a palette PNG or a single-band GeoTIFF)."
+        )
+    if info.lossy:
+        raise DataError(
+            f"{info.path} is stored as {info.lossy}, which changes class values at the borders of areas: make the "
+            "mask again as PNG or GeoTIFF without loss (converting this file does not bring the values back)."
+        )

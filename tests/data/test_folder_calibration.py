@@ -33,12 +33,11 @@ def test_the_files_scale_tags_are_used_unless_told_otherwise(segmentation_folder
     torch.testing.assert_close(tagged[0]["pixel_values"], 2 * told[0]["pixel_values"])
     with pytest.raises(DataError, match=r"is tagged scale 0.0002, offset 0.0, but sensor 'hls' has scale 0.0001"):
         load_dataset_splits(segments(segmentation_folder, scale=None, sensor="hls"))
-    tag(f"{tagged.names[0]}.tif", 1e-4)
+    tag(f"{tagged.names[0]}.tif", 1e-4)  # one of ten: the others say what is usual
     with pytest.raises(
         DataError, match=r"has the scale tag 0\.0001 for band 'B', unlike the other images \(0\.0002\): give `sc"
     ):
-        for index in range(len(tagged)):
-            tagged[index]
+        load_dataset_splits(segments(segmentation_folder, scale=None))
 
 
 def test_offset_tags_still_count_where_only_the_scale_is_given(segmentation_folder: Path) -> None:
@@ -46,7 +45,7 @@ def test_offset_tags_still_count_where_only_the_scale_is_given(segmentation_fold
     with rasterio.open(segmentation_folder / "images" / f"{train.names[-1]}.tif", "r+") as sink:
         sink.scales, sink.offsets = (1e-4,) * 4, (-0.1,) * 4
     with pytest.raises(DataError, match=r"has the offset tag -0\.1 for band 'B', unlike the other images \(0\.0\)"):
-        train[len(train) - 1]
+        load_dataset_splits(segments(segmentation_folder, scale=1e-4))
     told = load_dataset_splits(segments(segmentation_folder, scale=1e-4, offset=-0.1))["train"]
     assert told[len(told) - 1]["pixel_values"].isfinite().all()
 
@@ -166,5 +165,5 @@ def test_clouds_of_the_quality_layer_are_no_measurement_and_carry_no_label(segme
     assert example["pixel_values"].shape[0] == len(BANDS)
     assert torch.isnan(example["pixel_values"]).all(dim=1).all(dim=0).tolist() == [True] * 3 + [False] * 5
     assert (example["labels"][:, :3] == -100).all() and (example["labels"][:, 3:] != -100).any()
-    with pytest.raises(ConfigError, match="qa_band and qa_values go together"):
+    with pytest.raises(ConfigError, match=r"qa_band and qa_values .* go together"):
         segments(segmentation_folder, qa_band="SCL")

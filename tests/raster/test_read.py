@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deflect_hf.errors import BandError, DataError
-from deflect_hf.raster.header import Quality
+from deflect_hf.raster.quality import Quality
 from deflect_hf.raster.read import overview_size, raster_info, read_mask, read_raster
 from deflect_hf.raster.write import create_raster, write_raster
 from deflect_hf.spectral.sensors import get_sensor

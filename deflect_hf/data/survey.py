@@ -1,0 +1,188 @@
+"""All headers of a folder's files, read once: what differs from file to file is logged, or refused file by file."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data.contract import GSD_RATIO
+from deflect_hf.data.dataset import Labels
+from deflect_hf.data.folder_reader import FolderReader
+from deflect_hf.errors import BandError, DataError
+from deflect_hf.raster.georeference import projection, refuse_misplaced
+from deflect_hf.raster.header import RasterInfo, file_bands
+from deflect_hf.raster.read import raster_info, read_quality, refuse_no_mask
+from deflect_hf.spectral.selection import match_bands
+
+logger = logging.getLogger(__name__)
+
+NAMED = 5  # files that a message names one by one
+TAGS = ("scale", "offset")
+
+
+def read_headers(rows: Sequence[Mapping[str, Any]]) -> list[RasterInfo]:
+    """The headers of the images of all rows.
+
+    Raises:
+        DataError: A file is missing or no raster.
+    """
+    return [raster_info(row["image"]) for row in rows]
+
+
+def typical(infos: Sequence[RasterInfo]) -> RasterInfo:
+    """The first image with the tags, the pixel size and the kind of reference system that most of them have."""
+    kinds = [(info.gsd_m and round(info.gsd_m, 3), projection(info), info.scales, info.offsets) for info in infos]
+    return infos[kinds.index(Counter(kinds).most_common(1)[0][0])]
+
+
+def report_grids(root: str, infos: Sequence[RasterInfo], info: RasterInfo) -> None:
+    """Log which images have pixels of another size, or a coordinate reference system of another kind, than ``info``."""
+    sizes: dict[float, list[str]] = defaultdict(list)
+    systems: dict[str, list[str]] = defaultdict(list)
+    own_gsd, own_system = info.gsd_m, projection(info)
+    for other in infos:
+        gsd, system = other.gsd_m, projection(other)
+        if gsd is not None and own_gsd is not None and not 1 / GSD_RATIO <= gsd / own_gsd <= GSD_RATIO:
+            sizes[round(gsd, 3)].append(other.path)
+        if system != own_system:
+            systems[system or "not known"].append(other.path)
+    for gsd, paths in sizes.items():
+        logger.warning(
+            "%s: pixels of %g m in %d of %d images, unlike the %g m that the model is told of all: %s (bring them to "
+            "one pixel size: gdalwarp -tr)",
+            root, gsd, len(paths), len(infos), own_gsd, _named(paths),
+        )  # fmt: skip
+    for system, paths in systems.items():
+        logger.warning(
+            "%s: the coordinate reference system is %s in %d of %d images, unlike %s in the others: %s (bring them to "
+            "one: gdalwarp -t_srs)",
+            root, system, len(paths), len(infos), own_system or "not known", _named(paths),
+        )  # fmt: skip
+
+
+def refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: FolderReader, args: Any) -> None:
+    """Refuse images that lack a needed band, or whose scale or offset tags are not those of ``info``.
+
+    Raises:
+        BandError: A band is missing, or cannot be named.
+        DataError: The tags differ, and the config does not say what they are.
+    """
+    expected = _tags(info, reader)
+    problems = []
+    for other in infos:
+        differing = [
+            f"{other.path} has the {name} tag {tag} for band {band!r}, unlike the other images ({usual}): "
+            f"give `{name}` in the config, or separate the images"
+            for band, tags in _tags(other, reader).items()
+            for name, tag, usual in zip(TAGS, tags, expected.get(band, tags), strict=True)
+            if tag != usual and getattr(args, name) is None
+        ]
+        problems += differing[:1]
+    _refuse(problems)
+
+
+def _tags(info: RasterInfo, reader: FolderReader) -> dict[str, tuple[float, float]]:
+    names = file_bands(info, reader.source_bands, reader.sensor)
+    try:
+        positions = match_bands(names, reader.bands, reader.needed_bands)
+    except BandError as error:
+        raise BandError(f"{info.path}: {error}") from error
+    return {
+        band: (info.scales[position], info.offsets[position])
+        for band, position in zip(reader.bands, positions, strict=True)
+        if position is not None
+    }
+
+
+def refuse_other_masks(
+    rows: Sequence[Mapping[str, Any]], infos: Sequence[RasterInfo], labels: Labels, resample: bool
+) -> None:
+    """Refuse masks that are none, lie on another grid than their images, or whose palettes disagree about a class.
+
+    Raises:
+        DataError: Naming the files.
+    """
+    problems = []
+    colors: dict[int, tuple[tuple[int, ...], str]] = {}
+    for row, image in zip(rows, infos, strict=True):
+        mask = raster_info(row["mask"])
+        try:
+            refuse_no_mask(mask)
+            if not (resample and mask.georeferenced and image.georeferenced):
+                refuse_misplaced(mask, image)
+        except DataError as error:
+            problems.append(str(error).removesuffix("."))
+        for name, value in zip(labels.classes, labels.values, strict=True):
+            if 0 <= value < len(mask.colors):
+                color, where = colors.setdefault(value, (mask.colors[value], mask.path))
+                if color != mask.colors[value]:
+                    problems.append(
+                        f"{mask.path} paints {value}, the value of class {name!r}, in color {mask.colors[value][:3]}, "
+                        f"but {where} in {color[:3]}: palettes were made anew for each file, so that values mean "
+                        "another class; write class numbers, or one palette for all"
+                    )
+    _refuse(problems)
+
+
+def report_quality(root: str, rows: Sequence[Mapping[str, Any]], reader: FolderReader) -> None:
+    """Log that no pixel of the images is one of those that the quality layer is to take out."""
+    quality = reader.quality
+    if quality is None:
+        return
+    found: set[int] = set()
+    for row in rows:
+        layer = read_quality(row["image"], quality)
+        if quality.flags(layer).any():
+            return
+        if len(found) <= NAMED:
+            found |= set(np.unique(layer).tolist())
+    asked = [f"the value(s) {list(quality.invalid)}"] if quality.invalid else []
+    asked += [f"bit(s) {list(quality.bits)} set"] if quality.bits else []
+    logger.warning(
+        "%s: nothing is left out by the quality layer %r: none of the %d images has a pixel with %s; it holds %s%s (a "
+        "layer of bit fields, such as QA_PIXEL or Fmask, needs `qa_bits` or a preset, `qa`)",
+        root,
+        quality.band,
+        len(rows),
+        " or ".join(asked),
+        ", ".join(f"{value:g}" for value in sorted(found)[:NAMED]),
+        ", ..." if len(found) > NAMED else "",
+    )
+
+
+def survey(
+    args: DatasetArguments,
+    rows: Sequence[Mapping[str, Any]],
+    infos: Sequence[RasterInfo],
+    info: RasterInfo,
+    reader: FolderReader,
+    labels: Labels,
+) -> None:
+    """Log or refuse what differs in the files of ``rows`` from the image ``info``.
+
+    Raises:
+        DataError, BandError: Files that cannot be read together.
+    """
+    root = str(args.root)
+    refuse_other_bands(infos, info, reader, args)
+    if labels.task == "segmentation":
+        refuse_other_masks(rows, infos, labels, reader.resample)
+    report_grids(root, infos, info)
+    report_quality(root, rows, reader)
+
+
+def _named(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(Path(path).name for path in paths[:NAMED]) + more
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        more = f" (and {len(problems) - NAMED} more)" if len(problems) > NAMED else ""
+        raise DataError(f"{'; '.join(problems[:NAMED])}{more}.")

@@ -1,0 +1,87 @@
+"""Rasters are files on this machine: nothing that a file names is fetched from elsewhere."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from deflect_hf.errors import DataError, brief
+from deflect_hf.raster.header import PathLike
+
+# Formats that hold pixels, and virtual ones whose sources are looked at here. GDAL has many more that are addresses.
+DRIVERS = ("GTiff", "VRT", "PNG", "JPEG", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "ENVI", "HFA", "EHdr", "BMP", "GIF",
+           "WEBP", "AAIGrid", "netCDF")  # fmt: skip
+# What is left after that, an overview's address in an .aux.xml for example, finds no way out.
+OFFLINE: Mapping[str, str] = MappingProxyType(
+    {
+        "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+        "GDAL_HTTP_PROXY": "127.0.0.1:9",
+        "GDAL_HTTP_CONNECTTIMEOUT": "1",
+        "GDAL_HTTP_MAX_RETRY": "0",
+        "GDAL_VRT_ENABLE_PYTHON": "NO",
+    }
+)
+_ADDRESS = re.compile(r"^([a-z][\w+.-]+):/{1,2}(?=[^/])", re.IGNORECASE)
+# of what a virtual raster names: URLs, file systems of GDAL that are servers, connections and descriptions of services
+_REMOTE = re.compile(
+    r"^[a-z][\w+.-]+://|/vsi(?!zip|tar|gzip|7z|rar|mem|subfile|sparse)|^(?!NETCDF|HDF|GTIFF_DIR)[a-z]\w+:|^[<{]",
+    re.IGNORECASE,
+)
+
+
+def refuse_remote(path: PathLike) -> None:
+    """Refuse what is no file on this machine, and virtual rasters of what is none.
+
+    Raises:
+        DataError: It is an address, in an archive, a folder, missing, or names a source that is elsewhere.
+    """
+    text = str(path)
+    address = _ADDRESS.match(text)
+    if (address is not None and address[1].lower() in ("zip", "tar", "gzip", "file")) or text.startswith("/vsi"):
+        shown = text if address is None else f"{address[1]}://{text[address.end() :]}"
+        raise DataError(f"{shown}: only files on disk are read; unpack the archive and give the file in it.")
+    if address is not None:
+        raise DataError(
+            f"{address[1]}://{text[address.end() :]}: only files on disk are read; download it and give the file."
+        )
+    if Path(path).is_dir():
+        raise DataError(
+            f"{path} is a folder, not a raster: give one file that holds all bands. Bands in files of their own are "
+            "stacked by: gdalbuildvrt -separate STACK.vrt BAND_FILES (all of one resolution, in the order of "
+            "`source_bands`)."
+        )
+    if not Path(path).is_file():
+        raise DataError(f"{path} is not there: check the path, and the data folder it should lie in.")
+    _refuse_remote_sources(Path(path), set())
+
+
+def _refuse_remote_sources(path: Path, seen: set[Path]) -> None:
+    seen.add(path)
+    with path.open("rb") as file:
+        head = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head.startswith((b"<", b"{")):
+        return
+    if len(seen) > 1 and b"<VRTDataset" not in head:
+        raise DataError(f"{path} describes a raster that is elsewhere: only files on disk are read; download it.")
+    if b"<VRTDataset" not in head:
+        return  # GDAL says that it is no raster
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DataError(f"{path} is no valid virtual raster ({brief(error)}): make it again.") from error
+    for element in root.iter():
+        text = (element.text or "").strip()
+        if not text or not re.search(r"(filename|dataset|file|url)$", element.tag, re.IGNORECASE):
+            continue
+        if _REMOTE.search(text):
+            raise DataError(
+                f"{path} names the source {brief(ValueError(text))}, which is no file on this machine: only files on "
+                "disk are read; download it and name the file."
+            )
+        relative = {key.lower(): value for key, value in element.attrib.items()}.get("relativetovrt") == "1"
+        source = path.parent / text if relative else Path(text)
+        if source not in seen and source.is_file():
+            _refuse_remote_sources(source, seen)

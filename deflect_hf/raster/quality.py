@@ -1,0 +1,101 @@
+"""Quality layers: classes or bit fields of each pixel, some of which say that the ground was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from deflect_hf.config.data import QualityClass, QualityPreset
+from deflect_hf.errors import DataError
+
+DEFAULT_CLASSES: tuple[QualityClass, ...] = ("cloud", "cirrus", "shadow")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A layer of the file that says where its bands are no measurement.
+
+    Attributes:
+        band: Its band description in the file, whatever the case.
+        invalid: Stored values at which no band of the file is valid.
+        bits: Numbers of the bits, from 0, any of which says so.
+    """
+
+    band: str
+    invalid: tuple[int, ...] = ()
+    bits: tuple[int, ...] = ()
+
+    def flags(self, layer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Stored values of the layer -> bool: the ground was not measured there.
+
+        Raises:
+            DataError: Bits are asked for, but the layer holds no whole numbers.
+        """
+        found = np.isin(layer, self.invalid)
+        if self.bits:
+            if not np.issubdtype(layer.dtype, np.integer):
+                raise DataError(f"band {self.band!r} holds no bit fields but {layer.dtype}: give `qa_values`.")
+            found |= (layer.astype(np.int64) & sum(1 << bit for bit in self.bits)) != 0
+        return found
+
+
+@dataclass(frozen=True)
+class _Preset:
+    """What a product's layer holds: values or bits of each class, and what no pixel of the ground has."""
+
+    band: str
+    classes: Mapping[QualityClass, tuple[int, ...]]
+    nothing: Quality
+    fields: bool = True  # bits, not values
+
+
+# Sources: Sentinel-2 L2A product specification (scene classification); USGS Landsat Collection 2 Level 2 science
+# product guide (QA_PIXEL); HLS v2 user guide (Fmask, whose bit 2 is "adjacent to cloud or shadow").
+PRESETS: Mapping[QualityPreset, _Preset] = MappingProxyType(
+    {
+        "sentinel2_scl": _Preset(
+            "SCL",
+            {"cloud": (8, 9), "cirrus": (10,), "shadow": (3,), "snow": (11,), "water": (6,)},
+            Quality("SCL", (0, 1)),
+            fields=False,
+        ),
+        "landsat_qa_pixel": _Preset(
+            "QA_PIXEL",
+            {"cloud": (1, 3), "cirrus": (2,), "shadow": (4,), "snow": (5,), "water": (7,)},
+            Quality("QA_PIXEL", bits=(0,)),
+        ),
+        "hls_fmask": _Preset(
+            "Fmask",
+            {"cloud": (1, 2), "cirrus": (0,), "shadow": (3,), "snow": (4,), "water": (5,)},
+            Quality("Fmask", (255,)),
+        ),
+    }
+)
+
+
+def quality_layer(
+    preset: QualityPreset | None,
+    classes: Sequence[QualityClass] | None,
+    band: str | None,
+    values: Sequence[int],
+    bits: Sequence[int],
+) -> Quality | None:
+    """The layer that is described by a preset, by values and bits of a band, or by both; None without either.
+
+    Args:
+        classes: Those of the preset that count as not measured, besides pixels without data; None: DEFAULT_CLASSES.
+        band: Its description in the file; None: as the preset's product calls it.
+    """
+    if preset is None:
+        return None if band is None else Quality(band, tuple(values), tuple(bits))
+    known = PRESETS[preset]
+    chosen = [number for name in (DEFAULT_CLASSES if classes is None else classes) for number in known.classes[name]]
+    return Quality(
+        band or known.band,
+        (*known.nothing.invalid, *values, *([] if known.fields else chosen)),
+        (*known.nothing.bits, *bits, *(chosen if known.fields else [])),
+    )
