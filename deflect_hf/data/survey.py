@@ -16,8 +16,8 @@ from deflect_hf.data.dataset import Labels
 from deflect_hf.data.folder_reader import FolderReader
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster.georeference import projection, refuse_misplaced
-from deflect_hf.raster.header import RasterInfo, file_bands
-from deflect_hf.raster.read import raster_info, read_quality, refuse_no_mask
+from deflect_hf.raster.header import RasterInfo, file_bands, refuse_no_mask
+from deflect_hf.raster.read import raster_info, read_quality
 from deflect_hf.spectral.selection import match_bands
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deflect_hf.errors import BandError, listing
+from deflect_hf.errors import BandError, DataError, listing
 from deflect_hf.spectral.bands import fold
 from deflect_hf.spectral.selection import Sensor, resolve_bands
 
@@ -73,6 +73,25 @@ class RasterInfo:
                 f"descriptions are {listing(text for text in self.descriptions if text)}: correct `qa_band`."
             )
         return found[0]
+
+
+def refuse_no_mask(info: RasterInfo) -> None:
+    """Refuse what cannot be a mask, by its header.
+
+    Raises:
+        DataError: It has several bands, or its compression changes values.
+    """
+    bands = info.count - (info.alpha is not None)
+    if bands != 1:
+        raise DataError(
+            f"{info.path} has {bands} bands, but a mask has one: store class values, not colours "
+            f"(a palette PNG or a single-band GeoTIFF)."
+        )
+    if info.lossy:
+        raise DataError(
+            f"{info.path} is stored as {info.lossy}, which changes class values at the borders of areas: make the "
+            "mask again as PNG or GeoTIFF without loss (converting this file does not bring the values back)."
+        )
 
 
 def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sensor | None = None) -> list[str]:

@@ -22,7 +22,7 @@ from rasterio.windows import Window
 
 from deflect_hf.errors import BandError, DataError, brief
 from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
-from deflect_hf.raster.header import PathLike, RasterInfo, file_bands
+from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, refuse_no_mask
 from deflect_hf.raster.local import DRIVERS, OFFLINE, refuse_remote
 from deflect_hf.raster.quality import Quality
 from deflect_hf.spectral.selection import Sensor, match_bands
@@ -338,22 +338,3 @@ def read_mask(
     if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values[valid], np.round(values[valid])):
         raise DataError(f"{path} holds fractional values: a mask stores one whole class value per pixel.")
     return Raster(values, valid, ("mask",), info.scales, info.offsets, info)
-
-
-def refuse_no_mask(info: RasterInfo) -> None:
-    """Refuse what cannot be a mask, by its header.
-
-    Raises:
-        DataError: It has several bands, or its compression changes values.
-    """
-    bands = info.count - (info.alpha is not None)
-    if bands != 1:
-        raise DataError(
-            f"{info.path} has {bands} bands, but a mask has one: store class values, not colours "
-            f"(a palette PNG or a single-band GeoTIFF)."
-        )
-    if info.lossy:
-        raise DataError(
-            f"{info.path} is stored as {info.lossy}, which changes class values at the borders of areas: make the "
-            "mask again as PNG or GeoTIFF without loss (converting this file does not bring the values back)."
-        )

@@ -11,11 +11,22 @@ DATASET = DatasetSpec(
     task=None,
     keys=frozenset(
         {
-            *("root", "task", "sensor", "source_bands", "scale", "offset", "nodata", "qa_band", "qa_values",
-            "qa_bits",
-            "qa",
-            "qa_classes",
-            "label_alignment", "gsd_m"),
+            *(
+                "root",
+                "task",
+                "sensor",
+                "source_bands",
+                "scale",
+                "offset",
+                "nodata",
+                "qa_band",
+                "qa_values",
+                "qa_bits",
+                "qa",
+                "qa_classes",
+                "label_alignment",
+                "gsd_m",
+            ),
             *("classes", "class_values", "ignore_values", "ignore_index"),
             *(*SPLIT_FILES, "val_fraction", "test_fraction", "num_folds", "fold"),
         }
