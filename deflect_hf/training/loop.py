@@ -20,17 +20,17 @@ from tqdm import tqdm
 
 from deflect_hf.artifacts import saved_model
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
-from deflect_hf.errors import DataError
+from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.evaluate import Interrupted, Protocol, evaluate, named
 from deflect_hf.evaluation.losses import label_weight, soft_dice
 from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.files import atomic_dir, temp_dir, write_json
 from deflect_hf.methods import task_model
+from deflect_hf.training import prefix
 from deflect_hf.training.build import Experiment
 from deflect_hf.training.checkpoint import BEST, FOLDER, Checkpoints, Progress, kept_best, list_checkpoints
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
 from deflect_hf.training.preemption import Preemption
-from deflect_hf.training.prefix import trained_model
 from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded
 from deflect_hf.training.trackers import RunLog
 
@@ -69,7 +69,11 @@ class TrainingLoop:
         self.total_steps = steps_of(len(train), config.batch_size, config.accumulate, self.rank) * config.epochs
         # not prepared: accelerate would step it once per process; it counts optimizer steps of the whole run
         self.scheduler = build_scheduler(optimizer, config.segmentor.scheduler, self.total_steps)
-        trained = trained_model(experiment.model, config, work_dir, accelerator)
+        trained = self.plain
+        if config.cache_prefix:
+            if is_sharded(trained):
+                raise ConfigError("cache_prefix needs whole parameters in each process, without FSDP: use DDP.")
+            trained = prefix.with_stored_prefix(trained, config.augmentation, work_dir / prefix.FOLDER)
         self.model, self.optimizer = prepared(trained, optimizer, accelerator)
         self.protocol = Protocol.of(config, train, experiment.model)
         self.class_weights: list[float] | None = task_model(experiment.model).config.class_weights
