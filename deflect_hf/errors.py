@@ -74,6 +74,15 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
             raise
         print(f"error: {error.filename}: {error.strerror}. Correct the path, or its rights.", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
+    except RuntimeError as error:
+        if "--debug" in argv or not str(error).startswith("DataLoader worker (pid"):
+            raise
+        print(
+            "error: a process that reads images was killed from outside, most often because the memory was full. Fix: "
+            "lower --num_workers or --batch_size; a training goes on with --resume_from last.",
+            file=sys.stderr,
+        )
+        raise SystemExit(USER_ERROR) from None
 
 
 def show_log() -> None:

@@ -2,26 +2,27 @@
 
 ``adapter_config.json`` and ``adapter_model.safetensors`` (adapter and head; only ``head.safetensors`` for ``frozen``,
 ``model.safetensors`` for ``full``), ``config.json`` of the task model, ``preprocessor_config.json`` and
-``config.yaml``. What resuming needs is in *state* folders, see ``states``.
+``config.yaml``. What resuming needs is in checkpoints, which are the training's own.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deflect_hf.artifacts.stored import load_adapter, reading, refuse_unfit
 from deflect_hf.config.compose import load_config, to_yaml
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import CheckpointError, brief, listing
+from deflect_hf.errors import CheckpointError, DeflectError, brief, listing
 from deflect_hf.files import CONFIG as CONFIG
 from deflect_hf.files import REPLACED
 from deflect_hf.files import write_json as write_json
@@ -34,8 +35,13 @@ from deflect_hf.models.loading import refuse_broken_weights, refuse_new_weights
 logger = logging.getLogger(__name__)
 
 RESULTS = "results.json"
+ADAPTER = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 PATCH_EMBEDDING = "patch_embedding."
+ATTEMPTS = 20
+
+Read = TypeVar("Read")
 
 
 def save_model(
@@ -93,6 +99,28 @@ def result_folder(folder: Path) -> Path:
     )
 
 
+def while_whole(folder: Path, load: Callable[[Path], Read]) -> Read:
+    """``load(result_folder(folder))``; once more where a run put a better model there in the meantime.
+
+    Raises:
+        CheckpointError: there is no result folder, or whatever ``load`` raises for one that nobody replaced.
+    """
+    for attempt in range(ATTEMPTS):
+        before = None
+        try:
+            found = result_folder(folder)
+            before = found.stat().st_ino
+            loaded = load(found)
+            if found.stat().st_ino == before:
+                return loaded
+        except (DeflectError, OSError):
+            same = before is not None and found.is_dir() and found.stat().st_ino == before
+            if same or attempt == ATTEMPTS - 1 or not (folder.name == "best" or any(folder.glob("best*"))):
+                raise
+        time.sleep(0.01)
+    raise CheckpointError(f"{folder}: a run replaces its best model each time it is read: try again")
+
+
 def read_config(folder: Path) -> RunArguments:
     """The resolved configuration of a result folder."""
     return load_config(RunArguments, folder / CONFIG)
@@ -146,10 +174,10 @@ def load_model(folder: Path, config: RunArguments, encoder: str | PreTrainedMode
         parts = _frozen_parts(model, config)
         reading(folder / HEAD, lambda: _load_parts(load_file(folder / HEAD), parts))
         refuse_unfit(
-            [folder / HEAD], {prefix + k: v for prefix, part in parts.items() for k, v in part.state_dict().items()}
+            folder / HEAD, {prefix + k: v for prefix, part in parts.items() for k, v in part.state_dict().items()}
         )
         return model.eval()
-    return load_adapter(model, folder).eval()
+    return _load_adapter(model, folder).eval()
 
 
 def _frozen_parts(model: EncoderWithHead, config: RunArguments) -> dict[str, nn.Module]:
@@ -195,3 +223,62 @@ def _task(folder: Path) -> str:
     if kind not in ("deflect_image_classification", "deflect_semantic_segmentation"):
         raise CheckpointError(f"{folder / 'config.json'}: describes a {kind!r}, not a model that was trained here")
     return "classification" if kind == "deflect_image_classification" else "segmentation"
+
+
+def reading(path: Path, load: Callable[[], Read]) -> Read:
+    """Run ``load``; whatever the libraries raise for a missing, truncated or foreign file becomes a CheckpointError."""
+    try:
+        return load()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, DeflectError) else brief(error)
+        raise CheckpointError(f"{path}: cannot be loaded: {reason}") from error
+
+
+def refuse_unfit(path: Path, expected: Mapping[str, Tensor]) -> None:
+    """Refuse stored tensors that are not those of the model: what is missing or left over is passed by silently.
+
+    Args:
+        expected: the model's tensors by their names in the file.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, of another shape or dtype, or not finite.
+    """
+    stored = load_file(path)
+    for name, tensor in stored.items():
+        own = expected.get(name)
+        if own is None:
+            raise CheckpointError(f"{path} holds {name!r}, which the model has no place for: it is of another model")
+        if tensor.shape != own.shape or tensor.is_floating_point() != own.is_floating_point() or tensor.is_complex():
+            raise CheckpointError(
+                f"{path}: {name!r} is {tensor.dtype} {list(tensor.shape)}, in the model {own.dtype} {list(own.shape)}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path}: {name!r} holds NaN or infinity: copy the file again, or train again")
+    missing = sorted(expected.keys() - stored.keys())
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors of the model, first {listing(missing[:2])}: copy the file again"
+        )
+
+
+def _load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+    """``model`` with the adapter in ``folder``, whole.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or does not fit; the message names it.
+    """
+    settings = reading(folder / ADAPTER, lambda: PeftConfig.from_pretrained(str(folder)))
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder / WEIGHTS} is missing: copy the folder again")
+
+    def load() -> PeftModel:
+        try:
+            return PeftModel.from_pretrained(model, str(folder), config=settings)
+        except DeflectError as error:
+            raise CheckpointError(f"{folder / ADAPTER}: does not fit the model: {error}") from error
+
+    adapted = reading(folder / WEIGHTS, load)
+    refuse_unfit(folder / WEIGHTS, get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    return adapted

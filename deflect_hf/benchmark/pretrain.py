@@ -30,7 +30,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
-from deflect_hf.artifacts.stored import reading
+from deflect_hf.artifacts.saved_model import reading
 from deflect_hf.benchmark.chips import BASE_BANDS, RGBChips, load_chips
 from deflect_hf.benchmark.masked_autoencoder import build_masked_autoencoder, random_views, to_vit_encoder
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, user_errors

@@ -277,7 +277,7 @@ class AugmentationArguments:
     )
     keep_smaller: bool = field(
         default=False,
-        metadata=_help("random_crop takes an image whole along an axis where it is smaller, instead of refusing it."),
+        metadata=_help("random_crop takes an image whole along an axis where it is smaller, instead of filling it up."),
     )
     focus_crop: bool = field(
         default=False, metadata=_help("Prefer random crops with at least one labelled pixel (sparse labels).")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from deflect_hf.errors import DataError, listing
 
@@ -32,6 +33,24 @@ def collate_examples(examples: Sequence[Example]) -> Example:
         batch["labels"] = torch.stack([example["labels"] for example in examples])
     batch["name"] = [example["name"] for example in examples]
     return batch
+
+
+def fill_up(example: Example, height: int, width: int, ignore_index: int = -100) -> Example:
+    """An image, or a batch of them, not smaller than this: what is added, right and below, was not measured."""
+    have_height, have_width = example["pixel_values"].shape[-2:]
+    margins = (0, max(width - have_width, 0), 0, max(height - have_height, 0))
+    if not any(margins):
+        return example
+    filled = {**example, "pixel_values": F.pad(example["pixel_values"], margins, value=torch.nan)}
+    if "labels" in example and example["labels"].ndim > 1:
+        filled["labels"] = F.pad(example["labels"], margins, value=ignore_index)
+    return filled
+
+
+def collate_filled_up(examples: Sequence[Example]) -> Example:
+    """As :func:`collate_examples`, smaller images filled up to the largest of them."""
+    height, width = (max(example["pixel_values"].shape[axis] for example in examples) for axis in (-2, -1))
+    return collate_examples([fill_up(example, height, width) for example in examples])
 
 
 def batches_of_one_size(examples: Sequence[Example]) -> list[Example]:

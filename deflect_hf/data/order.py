@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from deflect_hf.data.collate import batches_of_one_size, collate_examples
+from deflect_hf.data.collate import batches_of_one_size, collate_filled_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,7 +68,8 @@ def training_loader(
 ) -> DataLoader[dict[str, Any]]:
     """The batches of one epoch for this process, without the first ``skip``."""
     dataset.set_epoch(epoch)
-    return _loader(dataset, epoch_batches(len(dataset), batch_size, seed, epoch, rank)[skip:], workers)
+    batches = epoch_batches(len(dataset), batch_size, seed, epoch, rank)[skip:]
+    return _loader(dataset, batches, workers, collate_filled_up)
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,7 @@ def evaluation_loader(dataset: Any, batch_size: int, workers: int, rank: Rank) -
     return EvaluationLoader(_loader(dataset, batches, workers, batches_of_one_size))
 
 
-def _loader(
-    dataset: Any, batches: list[list[int]], workers: int, collate: Callable[[Any], Any] = collate_examples
-) -> DataLoader[Any]:
+def _loader(dataset: Any, batches: list[list[int]], workers: int, collate: Callable[[Any], Any]) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from deflect_hf.config.data import AugmentationArguments
+from deflect_hf.data.collate import fill_up
 from deflect_hf.data.dataset import Example, ImageDataset, Transform
 from deflect_hf.errors import DataError
 
@@ -60,11 +61,8 @@ class RandomCrop:
     """A random window; with ``focus``, drawn again (at most FOCUS_TRIALS times) until it holds a labelled pixel.
 
     Where sparse labels make that fail, a window around a random labelled pixel is taken; an image without any keeps
-    its last draw. With ``keep_smaller`` an image that is smaller along an axis is taken whole along it, as evaluation's
-    sliding windows do.
-
-    Raises:
-        DataError: The image is smaller than the window.
+    its last draw. A smaller image is filled up with pixels that were not measured; with ``keep_smaller`` it is taken
+    whole along an axis that it is smaller along, as evaluation's sliding windows do.
     """
 
     height: int
@@ -78,6 +76,7 @@ class RandomCrop:
             height, width = example["pixel_values"].shape[-2:]
             fitting = RandomCrop(min(self.height, height), min(self.width, width), self.focus)
             return fitting(example, generator)
+        example = fill_up(example, self.height, self.width)
         rows, columns = _room(example, self.height, self.width)
         labelled = example["labels"] >= 0 if self.focus and _has_mask(example) else None
         top, left = _draw(rows, generator), _draw(columns, generator)

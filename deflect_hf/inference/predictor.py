@@ -49,8 +49,10 @@ class Predictor(TrainedModel):
             CheckpointError: the folder is no trained run, or a file is missing, broken or does not fit.
             UnsupportedOperationError: the model predicts something other than one class per image or pixel.
         """
-        found = checkpoints.result_folder(Path(folder))
-        return cls.from_result(found, checkpoints.read_config(found), encoder=encoder, device=device)
+        return checkpoints.while_whole(
+            Path(folder),
+            lambda found: cls.from_result(found, checkpoints.read_config(found), encoder=encoder, device=device),
+        )
 
     @classmethod
     def from_result(

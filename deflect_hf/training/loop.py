@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from tqdm import tqdm
 
 from deflect_hf.artifacts import saved_model
+from deflect_hf.data.collate import fill_up
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.evaluate import Interrupted, Protocol, evaluate, named
@@ -222,6 +223,9 @@ class TrainingLoop:
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self.accelerator.device
+        if self.protocol.window is not None:  # smaller images, in training as in evaluation
+            sides = zip(batch["pixel_values"].shape[-2:], self.protocol.patch_size, strict=True)
+            batch = fill_up(batch, *(-(-side // step) * step for side, step in sides))
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True)
         with self.accelerator.autocast():

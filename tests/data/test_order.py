@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from deflect_hf.config.data import AugmentationArguments, DatasetArguments
 from deflect_hf.data import build_transform, load_dataset_splits
+from deflect_hf.data.collate import collate_filled_up
 from deflect_hf.data.order import Rank, epoch_batches, evaluation_loader, grouped, steps_of, training_loader
+from deflect_hf.errors import user_errors
 
 
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 3), st.integers(0, 5), st.integers(0, 5))
@@ -98,3 +100,21 @@ def test_a_worker_obeys_sigterm_of_its_own_process_alone() -> None:
     child.terminate()
     child.join(20)
     assert child.exitcode == 0
+
+
+def test_a_killed_worker_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), user_errors([]):
+        batches = iter(evaluation_loader(Numbers(), 1, 1, Rank()))
+        subprocess.run(["kill", "-KILL", str(int(next(batches)["pixel_values"]))], check=True)
+        list(batches)
+    assert capsys.readouterr().err.startswith("error: a process that reads images was killed from outside")
+
+
+def test_batches_of_several_sizes() -> None:
+    sizes = [(4, 6), (8, 2), (4, 6)]
+    examples = [{"pixel_values": torch.ones(1, *size), "labels": torch.ones(size), "name": "x"} for size in sizes]
+    assert [len(batch["name"]) for batch in evaluation_loader(examples, 3, 0, Rank())] == [2, 1]
+    batch = collate_filled_up(examples)
+    assert batch["pixel_values"].shape == (3, 1, 8, 6) and batch["labels"].shape == (3, 8, 6)
+    for image, labels, (height, width) in zip(batch["pixel_values"], batch["labels"], sizes, strict=True):
+        assert image.nansum() == height * width and (labels == -100).sum() == 48 - height * width
