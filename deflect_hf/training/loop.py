@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from tqdm import tqdm
 
 from deflect_hf.artifacts import saved_model
@@ -32,7 +31,7 @@ from deflect_hf.training.build import Experiment
 from deflect_hf.training.checkpoint import BEST, FOLDER, Checkpoints, Progress, kept_best, list_checkpoints
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
 from deflect_hf.training.preemption import Preemption
-from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded
+from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded, whole_weights
 from deflect_hf.training.trackers import RunLog
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,8 @@ class TrainingLoop:
         self.loss_sum, self.loss_steps = torch.zeros((), device=accelerator.device), 0
         self.unread: list[tuple[int, list[str], Tensor]] = []
         self.stop_flag: tuple[Tensor, Any] | None = None
-        settings = config.segmentor.optimizer
+        settings = {f"segmentor.optimizer.{name}": value for name, value in vars(config.segmentor.optimizer).items()}
+        del settings["segmentor.optimizer.max_grad_norm"]
         fixed = {
             "seed": config.seed,
             "batch_size": config.batch_size,
@@ -90,15 +90,10 @@ class TrainingLoop:
             "processes": self.rank.count,
             "images": len(train),
             "total_steps": self.total_steps,
-            **{
-                f"segmentor.optimizer.{name}": getattr(settings, name)
-                for name in ("lr", "betas", "weight_decay", "decay_vectors")
-            },
+            **settings,
         }
-        also = {"statistics": experiment.statistics.state()}
-        self.checkpoints = Checkpoints(
-            accelerator, work_dir, self.plain, optimizer, self.scheduler, fixed, config.ckpt_keep, also
-        )
+        also, keep = {"statistics": experiment.statistics.state()}, config.ckpt_keep
+        self.checkpoints = Checkpoints(accelerator, work_dir, self.plain, optimizer, self.scheduler, fixed, keep, also)
 
     def train(self) -> bool:
         """Run from where ``progress`` stands to the end.
@@ -294,28 +289,20 @@ class TrainingLoop:
         if not best:
             return
         progress.best_score, progress.best_epoch = score, progress.epoch
-        weights = self._weights()
+        weights = whole_weights(self.plain)
         if self.accelerator.is_main_process:
             with atomic_dir(self.work_dir / BEST) as folder:
                 saved_model.save_model(folder, self.plain, self.config, self.splits["train"].processor, weights)
                 write_json(folder / saved_model.RESULTS, {"best_epoch": progress.epoch, "val": scores})
         self.accelerator.wait_for_everyone()
 
-    def _weights(self) -> dict[str, Tensor] | None:
-        """The whole model by name where each process holds a share of it; every process has to call it."""
-        if not is_sharded(self.plain):
-            return None
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_model_state_dict(self.plain, options=options)
-
     def save_state(self) -> None:
         """Write ``checkpoints/step-N``, and publish the model as it is now where that was asked for."""
         self._read_losses()
-        own = {"loss_sum": self.loss_sum.cpu(), "loss_steps": self.loss_steps}
-        self.checkpoints.save(self.progress, own)
+        self.checkpoints.save(self.progress, {"loss_sum": self.loss_sum.cpu(), "loss_steps": self.loss_steps})
         if self.publish is None:
             return
-        weights = self._weights()
+        weights = whole_weights(self.plain)
         if self.accelerator.is_main_process:
             step = self.progress.step
             with temp_dir(self.work_dir / FOLDER / f"step-{step}.model") as folder:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.optim import Optimizer
 
 
@@ -48,6 +49,13 @@ def prepared(
 def is_sharded(model: nn.Module) -> bool:
     """Whether the processes hold shares of this model's parameters."""
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """The weights by name where each process holds a share of them, else None; every process has to call it."""
+    if not is_sharded(model):
+        return None
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 @contextmanager
