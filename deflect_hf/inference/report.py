@@ -1,33 +1,34 @@
 """A class map of a scene as one HTML file: picture, map, legend, areas, and what they were made with.
 
 The file is complete in itself: its images are data URIs, it loads nothing, and its content security policy lets the
-browser run no script but the page's own, whatever a class or a file is called.
+browser run no script but the page's own, whatever a class or a file is called. The page is ``report.html.j2``.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import datetime
+import functools
+import hashlib
 import io
 import itertools
-import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from peft import PeftModel
 
 from deflect_hf.artifacts.environment import PACKAGES, version
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.errors import DataError
 from deflect_hf.figures.colours import IGNORED, class_colours, composite, composites_of
+from deflect_hf.files import write_text
 from deflect_hf.inference.predictor import Predictor
-from deflect_hf.inference.report_page import ClassRow, Facts, Page, Picture, as_html
 from deflect_hf.methods import task_model
 from deflect_hf.raster.georeference import crs_name, pixel_areas
 from deflect_hf.raster.header import RasterInfo, file_bands
@@ -36,9 +37,9 @@ from deflect_hf.raster.read import open_raster, overview_size, raster_info, read
 from deflect_hf.spectral.sensors import get_sensor
 
 Array = np.ndarray[Any, Any]
+Facts = Sequence[tuple[str, str]]
 
 OVERVIEW_SIDE = 1024  # longest side of the pictures in pixels
-NO_DATA = -1
 JPEG_QUALITY = 88
 
 
@@ -76,30 +77,40 @@ def write_report(
             f"{scene.width}: give the scene that the map was predicted from."
         )
     areas = measure(prediction, classes)
-    shown, picture = _quick_look(source, scene, reading)
-    page = Page(
+    title, picture = _quick_look(source, scene, reading)
+    pages = Environment(loader=PackageLoader("deflect_hf", "inference"), autoescape=True, undefined=StrictUndefined)
+    pages.filters |= {"sha256": _source_hash, "area": functools.partial(_area, areas.square_metres is None)}
+    page = pages.get_template("report.html.j2").render(
         title=source.name,
         picture=picture,
         overlay=_class_picture(prediction, mapped, len(classes)),
         rows=_rows(areas, classes),
-        unit="pixels" if areas.rows_m2 is None else "ha",
-        measured_by=areas.method,
+        unit="pixels" if areas.square_metres is None else "ha",
+        method=areas.method,
         scale_bar=_scale_bar(mapped, areas.rows_m2),
-        facts=(*facts, *_file_facts(prediction, source, mapped, shown)),
+        facts=[*facts, *_file_facts(prediction, source, mapped, title)],
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(as_html(page), encoding="utf-8")
-        os.replace(partial, path)
+        # the words of a command line need not be text
+        write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
     except OSError as error:
         raise DataError(
             f"{path} cannot be written ({error}): make room on the disk, or choose a writable folder."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
+
+
+def _source_hash(script: str) -> str:
+    """By what a content security policy lets a script run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _area(in_pixels: bool, size: float) -> str:
+    """Sizes with thousands apart; small areas keep three digits."""
+    if in_pixels:
+        return f"{size:,.0f}"
+    return f"{size:,.2f}" if size >= 1 or size == 0 else f"{size:.3g}"
 
 
 def report_prediction(
@@ -121,14 +132,11 @@ def report_prediction(
     Raises:
         DataError: as [`write_report`].
     """
-    # not settled as for the map, which has told all that is odd about the scene
+    # not settled as for the map, which has logged all that is odd about the scene
     sensor = get_sensor(arguments.sensor) if arguments.sensor is not None else None
     fills = sensor.nodata if sensor is not None else predictor.processor.nodata
-    reading = {
-        "source_bands": arguments.source_bands,
-        "sensor": sensor,
-        "nodata": arguments.nodata if arguments.nodata is not None else fills,
-    }
+    nodata = arguments.nodata if arguments.nodata is not None else fills
+    reading = {"source_bands": arguments.source_bands, "sensor": sensor, "nodata": nodata}
     facts = model_facts(predictor, adapter, command)
     return write_report(path, prediction, source, predictor.classes, facts=facts, reading=reading)
 
@@ -136,19 +144,20 @@ def report_prediction(
 def model_facts(predictor: Predictor, adapter: str, command: Sequence[str] = ()) -> Facts:
     """What a report says of the model: method, adapter, the encoder that it adapts, bands, command line."""
     model, processor = predictor.model, predictor.processor
-    method, encoder, revision = "no adapter", task_model(model).encoder.name_or_path, None
+    encoder = getattr(getattr(task_model(model), "encoder", None), "name_or_path", None)
+    method, revision = "no adapter", None
     if isinstance(model, PeftModel):
         saved = model.active_peft_config
         # what the adapter was trained on; it may have been loaded from another place
         method, encoder, revision = saved.peft_type.value, saved.base_model_name_or_path, saved.revision
-    rows = [
+    return [
         ("Task", f"{predictor.task}, {len(predictor.classes)} classes"),
         ("Model", adapter),
         ("Method", method),
         ("Base encoder", (encoder or "unnamed") + (f", revision {revision}" if revision else "")),
         ("Bands", f"{', '.join(processor.bands)}, in {processor.unit}"),
+        *([("Command line", shlex.join(command))] if command else []),
     ]
-    return (*rows, ("Command line", shlex.join(command))) if command else tuple(rows)
 
 
 @dataclass(frozen=True)
@@ -179,47 +188,41 @@ def measure(prediction: Path, classes: Sequence[str]) -> MapAreas:
     count = len(classes)
     pixels = np.zeros(count + 1, dtype=np.int64)
     square_metres = np.zeros(count + 1)
-    for row, values in _squares(prediction, info):
-        wrong = np.unique(values[(values < NO_DATA) | (values >= count)])
-        if wrong.size:
-            raise DataError(
-                f"{prediction} holds the value {wrong[0]}, but the model has {count} classes, 0 to {count - 1}: "
-                "give the map that this model predicted, in classes."
-            )
-        # one histogram per row, because the area of a pixel may change from row to row
-        height = len(values)
-        flat = (np.where(values == NO_DATA, count, values) + np.arange(height)[:, None] * (count + 1)).ravel()
-        histogram = np.bincount(flat, minlength=height * (count + 1)).reshape(height, count + 1)
-        pixels += histogram.sum(axis=0)
-        if ground.rows_m2 is not None:
-            square_metres += ground.rows_m2[row : row + height] @ histogram
-    return MapAreas(pixels, None if ground.rows_m2 is None else square_metres, ground.rows_m2, ground.method)
-
-
-def _squares(prediction: Path, info: RasterInfo) -> Iterator[tuple[int, Array]]:
-    """First row and (h, w) int64 class numbers of each square, NO_DATA where the map has none."""
     corners = itertools.product(range(0, info.height, SQUARE), range(0, info.width, SQUARE))
     with open_raster(prediction) as opened:
         for row, column in corners:
             size = min(SQUARE, info.height - row), min(SQUARE, info.width - column)
             square = read_mask(opened, window=(row, column, *size))
-            yield row, np.where(square.valid[0], square.values[0].astype(np.int64), NO_DATA)
+            values = np.where(square.valid[0], square.values[0].astype(np.int64), count)
+            wrong = values[square.valid[0] & ((values < 0) | (values >= count))]
+            if wrong.size:
+                raise DataError(
+                    f"{prediction} holds the value {wrong.min()}, but the model has {count} classes, 0 to {count - 1}: "
+                    "give the map that this model predicted, in classes."
+                )
+            # one histogram per row, because the area of a pixel may change from row to row
+            flat = (values + np.arange(len(values))[:, None] * (count + 1)).ravel()
+            histogram = np.bincount(flat, minlength=len(values) * (count + 1)).reshape(-1, count + 1)
+            pixels += histogram.sum(axis=0)
+            if ground.rows_m2 is not None:
+                square_metres += ground.rows_m2[row : row + len(values)] @ histogram
+    return MapAreas(pixels, None if ground.rows_m2 is None else square_metres, ground.rows_m2, ground.method)
 
 
-def _rows(areas: MapAreas, classes: Sequence[str]) -> tuple[ClassRow, ...]:
-    """The table: one row per class and one for what has none."""
+def _rows(areas: MapAreas, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The table: one row per class and one, without a color, for what has none."""
+    from matplotlib.colors import to_hex
+
     sizes = areas.pixels if areas.square_metres is None else areas.square_metres / 1e4
-    total = sizes.sum()
-    mapped = total - sizes[-1]
-    colours = [_hex(colour) for colour in class_colours(len(classes))]
+    mapped = sizes[:-1].sum()
     rows = [
-        ClassRow(name, colour, float(size), float(size / mapped) if mapped else 0.0)
-        for name, colour, size in zip(classes, colours, sizes[:-1], strict=True)
+        {"name": name, "color": to_hex(color), "size": float(size), "share": float(size / mapped) if mapped else 0.0}
+        for name, color, size in zip(classes, class_colours(len(classes)), sizes[:-1], strict=True)
     ]
-    return (*rows, ClassRow("no data", None, float(sizes[-1]), float(sizes[-1] / total)))
+    return [*rows, {"name": "no data", "color": None, "size": float(sizes[-1]), "share": sizes[-1] / sizes.sum()}]
 
 
-def _quick_look(source: Path, info: RasterInfo, reading: Mapping[str, Any]) -> tuple[str, Picture]:
+def _quick_look(source: Path, info: RasterInfo, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Which bands of the scene are shown, and the picture."""
     names = file_bands(info, reading.get("source_bands"), reading.get("sensor"))
     said, shown = next(iter(composites_of(names).items()))
@@ -230,7 +233,7 @@ def _quick_look(source: Path, info: RasterInfo, reading: Mapping[str, Any]) -> t
     return said, _picture(colours, "JPEG", f"{source.name}, {said}", quality=JPEG_QUALITY)
 
 
-def _class_picture(prediction: Path, info: RasterInfo, count: int) -> Picture:
+def _class_picture(prediction: Path, info: RasterInfo, count: int) -> dict[str, Any]:
     """The map with a palette, transparent where it has no data."""
     with open_raster(prediction) as opened:
         mask = read_mask(opened, size=overview_size(info, OVERVIEW_SIDE))
@@ -240,8 +243,8 @@ def _class_picture(prediction: Path, info: RasterInfo, count: int) -> Picture:
     return _picture(numbers, "PNG", text, palette=palette, transparency=count, optimize=True)
 
 
-def _picture(values: Array, kind: str, text: str, palette: bytes | None = None, **options: Any) -> Picture:
-    """(H, W) numbers of a palette or (H, W, 3) colours, uint8 -> the picture as a data URI."""
+def _picture(values: Array, kind: str, text: str, palette: bytes | None = None, **options: Any) -> dict[str, Any]:
+    """(H, W) numbers of a palette or (H, W, 3) colours, uint8 -> a data URI, a text instead of it, and width over height."""
     from PIL import Image
 
     image = Image.fromarray(values)
@@ -250,14 +253,11 @@ def _picture(values: Array, kind: str, text: str, palette: bytes | None = None, 
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(f"data:image/{kind.lower()};base64,{encoded}", text, image.width / image.height)
+    uri = f"data:image/{kind.lower()};base64,{encoded}"
+    return {"uri": uri, "text": text, "aspect": image.width / image.height}
 
 
-def _hex(colour: Array) -> str:
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colour)
-
-
-def _scale_bar(info: RasterInfo, rows_m2: Array | None) -> tuple[str, float] | None:
+def _scale_bar(info: RasterInfo, rows_m2: Array | None) -> dict[str, Any] | None:
     """Length of a scale bar, in words and as a share of the map's width; None without square pixels on the ground."""
     a, b, _, d, e, _ = info.transform
     if info.gsd_m is None or rows_m2 is None or not np.isclose(np.hypot(a, d), np.hypot(b, e)):
@@ -265,21 +265,19 @@ def _scale_bar(info: RasterInfo, rows_m2: Array | None) -> tuple[str, float] | N
     width_m = info.width * float(np.sqrt(rows_m2[len(rows_m2) // 2]))
     power = 10.0 ** np.floor(np.log10(width_m / 4))
     length_m = power * max(step for step in (1, 2, 5) if step * power <= width_m / 4)
-    return f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m", length_m / width_m
+    length = f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m"
+    return {"length": length, "share": length_m / width_m}
 
 
 def _file_facts(prediction: Path, source: Path, info: RasterInfo, shown: str) -> Facts:
-    left, top = info.transform[2], info.transform[5]
     now = datetime.datetime.now(datetime.UTC)
+    corner = "" if info.crs is None else f", upper left {info.transform[2]:.10g}, {info.transform[5]:.10g}"
     packages = [f"{package} {version(package)}" for package in PACKAGES if version(package) is not None]
     return (
         ("Scene", str(source)),
         ("Map", str(prediction)),
         ("Size", f"{info.height} x {info.width} pixels (height x width)"),
-        (
-            "Reference system",
-            crs_name(info) if info.crs is None else f"{crs_name(info)}, upper left {left:.10g}, {top:.10g}",
-        ),
+        ("Reference system", crs_name(info) + corner),
         ("Picture", f"{shown}, stretched from the 2nd to the 98th percentile"),
         ("Date", now.strftime("%Y-%m-%d %H:%M UTC")),
         ("Versions", f"Python {platform.python_version()}, {', '.join(packages)}"),
