@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deflect_hf.data.sets.eurosat import CLASSES, IMAGES
 from deflect_hf.raster.write import write_raster
 
 # pixel size in metres -> wavelengths in the file names, in nm
@@ -127,6 +128,28 @@ def write_sen1floods11(
             write_lines(hand / "S1Hand" / f"{name}_S1Hand.tif", ["no image"])
         rows = [f"{name}_S1Hand.tif,{name}_LabelHand.tif" for name in names]
         write_lines(root / "splits" / "flood_handlabeled" / f"flood_{split}_data.csv", rows)
+    return root
+
+
+# mean digital number of each band of EuroSAT in the order of the files, B8A last
+EUROSAT_LEVELS = (1354, 1118, 1043, 948, 1199, 2000, 2369, 2297, 732, 12, 1819, 1119, 2594)
+
+
+def eurosat_image(label: int, number: int) -> np.ndarray:
+    """(13, 16, 16) digital numbers of an image of EuroSAT."""
+    noise = np.random.default_rng(100 * label + number).uniform(0.6, 1.4, (13, 16, 16))
+    return (np.reshape(EUROSAT_LEVELS, (13, 1, 1)) * noise).astype(np.uint16)
+
+
+def write_eurosat(root: Path, *, order: Sequence[int] = range(13)) -> Path:
+    """EuroSAT with images of 16 pixels (published: 64), four per class: two to train, then to validate and to test."""
+    lists: dict[str, list[str]] = {split: [] for split in ("train", "val", "test")}
+    for label, name in enumerate(CLASSES):
+        for number, split in enumerate(("train", "train", "val", "test"), start=1):
+            write_raster(root / IMAGES / name / f"{name}_{number}.tif", eurosat_image(label, number)[[*order]])
+            lists[split].append(f"{name}_{number}.jpg")
+    for split, names in lists.items():
+        write_lines(root / f"eurosat-{split}.txt", names)
     return root
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
+import json
 import logging
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,8 @@ import h5py
 import numpy as np
 import pytest
 
-from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import DatasetArguments
-from deflect_hf.config.run import RunArguments
 from deflect_hf.data import load_dataset_splits
-from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError
 from tests.data.geobench_replica import (
     ALL_13,
@@ -33,7 +31,6 @@ from tests.data.geobench_replica import (
 
 SCALE = {"m-so2sat": 1.0, "m-brick-kiln": 1e-4, "m-forestnet": 1 / 255, "m-eurosat": 1e-4}
 SETS = tuple(SIDE)
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def load(root: Path, name: str, **options: Any) -> dict[str, Any]:
@@ -107,15 +104,6 @@ def test_every_band_is_what_its_name_says_down_to_the_pixel(replica: Callable[[s
         np.testing.assert_allclose(plane, truth[code] * SCALE[name], rtol=1e-6, err_msg=code)
     assert images.processor.unit == ("8bit" if name == "m-forestnet" else "reflectance")
     assert images.gsd_m == (15.0 if name == "m-forestnet" else 10.0)
-
-
-def test_bands_are_chosen_by_any_of_their_names_and_in_any_order(replica: Callable[[str], Path]) -> None:
-    images = load(replica("m-brick-kiln"), "m-brick-kiln", bands=["B12", "nir", "RE3"], image_size=[16, 16])["train"]
-    assert images.bands == ["S2", "N", "RE3"] and images[0]["pixel_values"].shape == (3, 16, 16)
-    assert images.gsd_m == 40.0
-    truth = kiln_stack(0, 0)
-    means = images[0]["pixel_values"].mean(dim=(1, 2)).numpy()
-    np.testing.assert_allclose(means, [truth[code].mean() * 1e-4 for code in images.bands], rtol=0.02)
 
 
 def test_the_nominal_order_takes_the_names_of_the_files_and_warns(
@@ -208,20 +196,101 @@ def test_partitions_and_counts(replica: Callable[[str], Path], caplog: pytest.Lo
         DatasetArguments(name="eurosat", root="x", partition="0.01x_train")
 
 
-def test_a_trained_model_gets_its_bands_and_refuses_another_unit(replica: Callable[[str], Path]) -> None:
-    trained = MultispectralImageProcessor(["N", "R"], gsd_m=10.0)
-    splits = load_dataset_splits(DatasetArguments(name="m-so2sat", root=str(replica("m-so2sat"))), trained)
-    assert splits["train"].bands == ["N", "R"]
-    with pytest.raises(ValueError, match=r"the model was trained on reflectance .* but the images hold 8-bit values"):
-        load_dataset_splits(DatasetArguments(name="m-forestnet", root=str(replica("m-forestnet"))), trained)
+def rename_band(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.move("08 - NIR", "NIR")
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_the_configuration_of_the_set_is_complete(replica: Callable[[str], Path], name: str) -> None:
-    words = ["--config", "configs/run/default.yaml", "--dataset_config", f"configs/datasets/{name}.yaml"]
-    words += ["--encoder_config", "tests/conf/tiny_vit.yaml", "--dataset.root", str(replica(name))]
-    words = [str(REPOSITORY / word) if word.endswith(".yaml") else word for word in words]
-    args = parse_arguments(RunArguments, "test", words).dataset
-    assert args.band_order == "true" and args.partition == "default"  # YAML reads `true` as no text
-    images = load_dataset_splits(dataclasses.replace(args, image_size=[16, 16]))["train"]
-    assert images[1]["pixel_values"].shape == (len(images.bands), 16, 16)
+def shrink_band(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["04 - Red"]
+        file.create_dataset("04 - Red", data=np.zeros((32, 31), np.float32))
+
+
+def repeat_band(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        for date in ("2015-01-01", "2016-01-01"):
+            file.create_dataset(f"04 - Red_{date}", data=file["04 - Red"][:])
+
+
+def edit_json(path: Path, change: Callable[[dict[str, list[str]]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda root: (root / "id_0003.hdf5").unlink(), "id_0003.hdf5 is missing"),
+        (lambda root: (root / "id_0003.hdf5").write_bytes(b""), "id_0003.hdf5 is empty"),
+        (
+            lambda root: (root / "id_0003.hdf5").write_bytes((root / "id_0003.hdf5").read_bytes()[:5000]),
+            "id_0003.hdf5 is cut off or no HDF5 file (",
+        ),
+        (lambda root: (root / "id_0003.hdf5").write_bytes(b"<html>"), "id_0003.hdf5 is cut off or no HDF5 file ("),
+        (lambda root: rename_band(root / "id_0003.hdf5"), "id_0003.hdf5 has no band '08 - NIR', only '01 - VH.Real', "),
+        (
+            lambda root: shrink_band(root / "id_0003.hdf5"),
+            "id_0003.hdf5 has '04 - Red' in the shape (32, 31), but (32, 32) is published",
+        ),
+        (lambda root: repeat_band(root / "id_0003.hdf5"), "id_0003.hdf5 has band '04 - Red' of several dates ("),
+        (
+            lambda root: edit_json(root / "label_map.json", lambda labels: labels.pop("3")),
+            "'id_0003' has no label in label_map.json",
+        ),
+        (
+            lambda root: edit_json(root / "label_map.json", lambda labels: labels["2"].append("id_0003")),
+            "label_map.json lists 'id_0003' twice",
+        ),
+        (
+            lambda root: edit_json(root / "label_map.json", lambda labels: labels.update({"17": []})),
+            "label_map.json has a class '17', but the classes are 0 to 16",
+        ),
+        (
+            lambda root: edit_json(root / "default_partition.json", lambda ids: ids["test"].append("id_0003")),
+            "default_partition.json lists 'id_0003' 2 times",
+        ),
+        (
+            lambda root: edit_json(root / "default_partition.json", lambda ids: ids.update(extra=[])),
+            "default_partition.json has a split 'extra'",
+        ),
+    ],
+)
+def test_what_is_broken_is_named(tmp_path: Path, damage: Callable[[Path], object], text: str) -> None:
+    root = write_geobench(tmp_path / "m-so2sat", "m-so2sat")
+    damage(root)
+    with pytest.raises(DataError) as caught:
+        load(root, "m-so2sat")
+    assert str(caught.value).startswith(f"{root} is not m-so2sat as published, 1 problem(s): ")
+    assert text in str(caught.value)
+
+
+def test_all_that_is_broken_is_named_together_and_later_damage_when_read(tmp_path: Path) -> None:
+    root = write_geobench(tmp_path / "m-so2sat", "m-so2sat")
+    images = load(root, "m-so2sat")["train"]
+    for number in (0, 3):
+        (root / f"id_000{number}.hdf5").unlink()
+    with pytest.raises(
+        DataError, match=r"2 problem\(s\): m-so2sat/id_0000.hdf5 is missing; .*0003.hdf5 is missing\. Copy"
+    ):
+        load(root, "m-so2sat")
+    with pytest.raises(DataError, match=r"id_0003\.hdf5 is missing"):
+        images[3]
+    (root / "label_map.json").write_text("{")
+    with pytest.raises(DataError, match=r"label_map.json is damaged \(.*\): copy it again"):
+        load(root, "m-so2sat")
+    (root / "label_map.json").write_text('["0"]')
+    with pytest.raises(DataError, match=r"label_map.json does not hold lists of ids"):
+        load(root, "m-so2sat")
+    (root / "label_map.json").unlink()
+    with pytest.raises(DataError, match=r"label_map.json is missing"):
+        load(root, "m-so2sat")
+
+
+def test_without_h5py_the_error_says_what_to_install(
+    replica: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(DataError, match="is an HDF5 file, and h5py is not installed: pip install h5py"):
+        load(replica("m-so2sat"), "m-so2sat")
