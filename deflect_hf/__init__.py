@@ -22,23 +22,25 @@ if TYPE_CHECKING:
     from deflect_hf.inference.multi import MultiAdapterPredictor
     from deflect_hf.methods import adapt
     from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
-    from deflect_hf.spectral.selection import SENSORS, Band, Sensor, get_sensor, resolve_bands, select_bands
+    from deflect_hf.spectral.bands import Band, Sensor
+    from deflect_hf.spectral.selection import resolve_bands, select_bands
+    from deflect_hf.spectral.sensors import SENSORS, get_sensor
     from deflect_hf.tuners.statistics import fit_statistics
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "SENSORS": "spectral.selection",
-    "Band": "spectral.selection",
+    "SENSORS": "spectral.sensors",
+    "Band": "spectral.bands",
     "DeflectError": "errors",
     "EncoderForImageClassification": "models",
     "EncoderForSemanticSegmentation": "models",
     "MultiAdapterPredictor": "inference.multi",
     "MultispectralImageProcessor": "data.processor",
-    "Sensor": "spectral.selection",
+    "Sensor": "spectral.bands",
     "adapt": "methods",
     "fit_statistics": "tuners.statistics",
-    "get_sensor": "spectral.selection",
+    "get_sensor": "spectral.sensors",
     "load_adapter": "hub.load",
     "load_predictor": "hub.load",
     "resolve_bands": "spectral.selection",

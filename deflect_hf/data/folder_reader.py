@@ -17,7 +17,8 @@ from deflect_hf.raster.georeference import projection
 from deflect_hf.raster.header import SKIPPED, RasterInfo, file_bands, is_unnamed
 from deflect_hf.raster.quality import Quality, quality_layer
 from deflect_hf.raster.read import read_mask, read_raster
-from deflect_hf.spectral.selection import Sensor, match_bands, resolve_bands
+from deflect_hf.spectral.bands import Sensor
+from deflect_hf.spectral.selection import match_bands, resolve_bands
 from deflect_hf.spectral.sensors import get_sensor
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deflect_hf.errors import BandError, DataError, listing
-from deflect_hf.spectral.bands import fold
-from deflect_hf.spectral.selection import Sensor, resolve_bands
+from deflect_hf.spectral.bands import Sensor, fold
+from deflect_hf.spectral.selection import resolve_bands
 
 PathLike = str | os.PathLike[str]
 SKIPPED = "_"  # in `source_bands`: a layer that is no band of the model

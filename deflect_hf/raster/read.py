@@ -25,7 +25,8 @@ from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
 from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, refuse_no_mask
 from deflect_hf.raster.local import DRIVERS, OFFLINE, refuse_remote
 from deflect_hf.raster.quality import Quality
-from deflect_hf.spectral.selection import Sensor, match_bands
+from deflect_hf.spectral.bands import Sensor
+from deflect_hf.spectral.selection import match_bands
 
 Box = tuple[int, int, int, int]  # row, column, height, width
 

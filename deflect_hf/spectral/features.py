@@ -18,10 +18,7 @@ from torch import Tensor, nn
 
 from deflect_hf.errors import BandError, ConfigError, DataError, listing
 from deflect_hf.spectral.formulas import compile_program
-from deflect_hf.spectral.moments import RunningMoments
 from deflect_hf.spectral.probe import bound_of
-
-__all__ = ["RunningMoments", "SpectralFeatures"]
 
 
 class SpectralFeatures(nn.Module):
@@ -99,11 +96,8 @@ class SpectralFeatures(nn.Module):
                 f"{len(means)} means and {len(stds)} standard deviations were given for {size} statistics of the "
                 f"features {listing(self.feature_names)}: fit them again for these bands and indices."
             )
-        bad = [
-            n
-            for n, m, s in zip(self.statistic_names, means, stds, strict=True)
-            if not (math.isfinite(m) and 0 <= s < math.inf)
-        ]
+        usable = [math.isfinite(m) and 0 <= s < math.inf for m, s in zip(means, stds, strict=True)]
+        bad = [name for name, fine in zip(self.statistic_names, usable, strict=True) if not fine]
         if bad:
             raise ConfigError(f"no usable statistics for {listing(bad)}: was the band valid anywhere in the images?")
         self._statistics = (tuple(means), tuple(value or 1.0 for value in stds))

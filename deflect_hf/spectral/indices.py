@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
@@ -71,43 +72,25 @@ class IndexSelection:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class CatalogueEntry:
-    """An index of the catalogue; ``symbols`` are the bands and constants of its formula."""
-
-    formula: str
-    symbols: tuple[str, ...]
-    domain: str
-
-
 @functools.cache
-def catalogue() -> Mapping[str, CatalogueEntry]:
-    """Return the indices of the installed spyndex by name."""
+def catalogue() -> Mapping[str, Any]:
+    """The indices of the installed spyndex by name, each with ``formula``, ``bands`` and ``application_domain``."""
     import spyndex
 
-    return MappingProxyType(
-        {
-            name: CatalogueEntry(index.formula, tuple(index.bands), index.application_domain)
-            for name, index in spyndex.indices.items()
-        }
-    )
+    return MappingProxyType(dict(spyndex.indices))
 
 
 @functools.cache
 def _constants() -> Mapping[str, float | None]:
     import spyndex
 
-    return MappingProxyType(
-        {
-            name: None if constant.default is None else float(constant.default)
-            for name, constant in spyndex.constants.items()
-        }
-    )
+    defaults = {name: constant.default for name, constant in spyndex.constants.items()}
+    return MappingProxyType({name: None if value is None else float(value) for name, value in defaults.items()})
 
 
 def domains() -> list[str]:
     """Return the application domains of the catalogue: each selects its indices."""
-    return sorted({entry.domain for entry in catalogue().values()})
+    return sorted({entry.application_domain for entry in catalogue().values()})
 
 
 def compile_formula(formula: str, names: Collection[str]) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -187,7 +170,7 @@ def _expand(spec: str | Sequence[str] | None) -> list[str]:
         elif entry == "all":
             names.update(dict.fromkeys(everything))
         elif entry in domains():
-            names.update(dict.fromkeys(name for name in everything if catalogue()[name].domain == entry))
+            names.update(dict.fromkeys(name for name in everything if catalogue()[name].application_domain == entry))
         else:
             groups = ["default", "all", *domains()]
             raise IndexFormulaError(
@@ -206,7 +189,7 @@ def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]
     entry = catalogue()[name]
     replacements: dict[str, ast.expr] = {}
     missing = []
-    for symbol in entry.symbols:
+    for symbol in entry.bands:
         constant, other_nir = _constants().get(symbol), single_nir(symbol, bands)
         if constant is not None:  # also where somebody calls a band L
             replacements[symbol] = ast.Constant(constant)

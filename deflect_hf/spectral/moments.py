@@ -39,14 +39,6 @@ class RunningMoments:
         squares = torch.where(valid, rows - mean, 0.0).square().sum(0)
         self._merge(torch.stack([count, mean, squares]))
 
-    def merge(self, other: RunningMoments) -> None:
-        """Add what another instance has seen."""
-        if other._state.shape != self._state.shape:
-            raise ConfigError(
-                f"statistics of {self._state.shape[1]} and of {other._state.shape[1]} features cannot be merged."
-            )
-        self._merge(other._state)
-
     def _merge(self, other: Tensor) -> None:
         count = self._state[0] + other[0]
         share = other[0] / count.clamp(min=1)

@@ -1,7 +1,4 @@
-"""Channels are picked by band name, never by position: resolve, select, and normalise the base bands.
-
-`Band` and `Sensor` come from `spectral.bands`, the presets from `spectral.sensors`.
-"""
+"""Channels are picked by band name, never by position: resolve, select, and normalise the base bands."""
 
 from __future__ import annotations
 
@@ -17,30 +14,13 @@ from deflect_hf.errors import BandError, ConfigError, listing, nearest
 from deflect_hf.spectral.bands import (
     BAND_CODES,
     SINGLE_NIR,
-    Band,
     Sensor,
-    Unit,
     is_band_number,
     refuse_duplicates,
     refuse_numbers,
     resolve_among,
     standard_band,
 )
-from deflect_hf.spectral.sensors import SENSORS, get_sensor
-
-__all__ = [
-    "BAND_CODES",
-    "SENSORS",
-    "Band",
-    "Sensor",
-    "Unit",
-    "get_sensor",
-    "match_bands",
-    "normalise_base_bands",
-    "resolve_bands",
-    "select_bands",
-    "single_nir",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +34,9 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None) -> list[st
     Raises:
         BandError: a name is unknown (the message gives the nearest one), or a band is given twice.
     """
-    if isinstance(names, str):
-        raise BandError(f"the bands must be a list of names, not the single string {names!r}.")
-    if not isinstance(names, Iterable):
-        raise BandError(f"the bands must be a list of names, not {names!r:.80}.")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        single = "the single string " if isinstance(names, str) else ""
+        raise BandError(f"the bands must be a list of names, not {single}{names!r:.80}.")
     names = list(names)  # read more than once
     refuse_numbers(names)
     if sensor is not None:
@@ -69,14 +48,10 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None) -> list[st
     for name in names:
         if is_band_number(name):
             raise BandError(f"band number {name!r} needs a sensor: it is another band on another sensor.")
-        codes.append(name if is_own_code(name) else resolve_among(name, known, "the spyndex catalogue").code)
+        own = re.fullmatch(r"W\d{3,5}", name)  # made from a wavelength: W1034 for a band at 1034 nm
+        codes.append(name if own else resolve_among(name, known, "the spyndex catalogue").code)
     refuse_duplicates(codes, "bands", names)
     return codes
-
-
-def is_own_code(name: str) -> bool:
-    """Whether ``name`` is a code made from a wavelength, such as ``W1034`` for a band at 1034 nm."""
-    return re.fullmatch(r"W\d{3,5}", name) is not None
 
 
 @functools.cache  # once per pair and process, as transformers' warning_once
@@ -118,13 +93,7 @@ def match_bands(available: Sequence[str], wanted: Sequence[str], needed: Sequenc
 
 
 def select_bands(available: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Return the position in ``available`` of each band of ``wanted``; both are band codes.
-
-    Where the images have a single near-infrared band (N or N2), it also answers to the other code, once.
-
-    Raises:
-        BandError: a wanted band is missing, or a band is given twice in either list.
-    """
+    """As :func:`match_bands`, with every wanted band needed."""
     return [position for position in match_bands(available, wanted, needed=wanted) if position is not None]
 
 

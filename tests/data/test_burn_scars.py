@@ -114,9 +114,7 @@ def test_a_part_without_files_and_files_of_another_kind_are_named(copy: Path) ->
     split = load_dataset_splits(arguments(copy))["test"]
     content = image.read_bytes()
     write_raster(image, np.zeros((3, 24, 24), dtype=np.float32))
-    with pytest.raises(
-        DataError, match=r"merged\.tif does not have the 6 bands of HLS Burn Scars, 'B', .* again\."
-    ):
+    with pytest.raises(DataError, match=r"merged\.tif does not have the 6 bands of HLS Burn Scars, 'B', .* again\."):
         split[0]
     image.write_bytes(content)
     write_raster(mask, np.full((1, 24, 24), 7, dtype=np.int16))

@@ -203,9 +203,7 @@ def test_a_band_of_another_grid_is_named_when_it_is_read(copy: Path) -> None:
     split = load_dataset_splits(arguments(copy))["train"]
     file = copy / "Scene_0" / "20" / "Scene_0_L2R_rhorc_865_1.tif"
     write_raster(file, np.zeros((1, 24, 24), dtype=np.float32))
-    with pytest.raises(
-        DataError, match=r"865_1\.tif is 24 x 24 pixels: .* 2 times that must be the 24 x 24 of"
-    ):
+    with pytest.raises(DataError, match=r"865_1\.tif is 24 x 24 pixels: .* 2 times that must be the 24 x 24 of"):
         split[0]
     write_raster(file, np.zeros((2, 12, 12), dtype=np.float32))
     with pytest.raises(DataError, match=rf"{re.escape(str(file))} is not the single band 'N2': copy the file again"):

@@ -21,7 +21,7 @@ from deflect_hf.spectral.probe import bound_of
 SENTINEL2 = ["A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "WV", "S1", "S2"]
 SIX = ["B", "G", "R", "N", "S1", "S2"]
 CONSTANTS = {name: item.default for name, item in spyndex.constants.items() if item.default is not None}
-COMPUTABLE = [name for name, entry in catalogue().items() if set(entry.symbols) <= {*SENTINEL2, *CONSTANTS}]
+COMPUTABLE = [name for name, entry in catalogue().items() if set(entry.bands) <= {*SENTINEL2, *CONSTANTS}]
 
 
 def spectra() -> dict[str, np.ndarray]:
@@ -56,7 +56,7 @@ def test_the_default_set_covers_all_domains_without_duplicates():
     assert tuple(selection.formulas) == DEFAULT_INDICES
     assert 16 <= len(DEFAULT_INDICES) <= 24
     assert {"vegetation", "water", "burn", "urban", "soil", "snow"} <= {
-        catalogue()[name].domain for name in DEFAULT_INDICES
+        catalogue()[name].application_domain for name in DEFAULT_INDICES
     }
     assert selection.left_out == {}
 
@@ -126,7 +126,7 @@ def test_8bit_values_get_no_index_with_additive_constants():
 def test_selection_by_domain_and_none():
     water = select_indices(SENTINEL2, "water").formulas
     assert {"NDWI", "MNDWI", "AWEIsh"} <= set(water)
-    assert all(catalogue()[name].domain == "water" for name in water)
+    assert all(catalogue()[name].application_domain == "water" for name in water)
     assert select_indices(SENTINEL2, None) == select_indices(SENTINEL2, []) == IndexSelection()
     assert set(select_indices(SENTINEL2, ["snow", "NDVI"]).formulas) >= {"NDSI", "S3", "NDVI"}
     assert "snow" in domains()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deflect_hf.errors import ConfigError
-from deflect_hf.spectral.features import RunningMoments
+from deflect_hf.spectral.moments import RunningMoments
 
 
 def sample(rows: int = 300) -> torch.Tensor:
@@ -44,14 +44,13 @@ def test_any_leading_shape_and_low_precision_input():
     assert flat.mean.dtype == torch.float64
 
 
-def test_merging_and_saving_continue_where_they_stopped():
+def test_saving_continues_where_it_stopped():
     values = sample()
-    whole, first, second = RunningMoments(4), RunningMoments(4), RunningMoments(4)
+    whole, first = RunningMoments(4), RunningMoments(4)
     whole.update(values)
     first.update(values[:17])
-    second.update(values[17:])
     first = RunningMoments.from_state(first.state())
-    first.merge(second)
+    first.update(values[17:])
     torch.testing.assert_close(first.std, whole.std, equal_nan=True)
     torch.testing.assert_close(first.count, whole.count)
 
@@ -74,5 +73,3 @@ def test_reducing_over_processes_equals_one_process():
 def test_other_sizes_are_refused():
     with pytest.raises(ConfigError, match="statistics of 4 features cannot take values of 3 features"):
         RunningMoments(4).update(torch.zeros(2, 3))
-    with pytest.raises(ConfigError, match="statistics of 4 and of 3 features cannot be merged"):
-        RunningMoments(4).merge(RunningMoments(3))

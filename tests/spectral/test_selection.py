@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deflect_hf.errors import BandError, ConfigError
-from deflect_hf.spectral.selection import SENSORS, match_bands, normalise_base_bands, resolve_bands, select_bands
+from deflect_hf.spectral.selection import match_bands, normalise_base_bands, resolve_bands, select_bands
+from deflect_hf.spectral.sensors import SENSORS
 
 
 def test_names_of_one_band_lead_to_its_code():

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from deflect_hf.errors import BandError, ConfigError
-from deflect_hf.spectral.selection import SENSORS, get_sensor
+from deflect_hf.spectral.sensors import SENSORS, get_sensor
 
 S2 = ["A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "WV", "CIRRUS", "S1", "S2"]
 
