@@ -27,17 +27,17 @@ from typing import Any
 
 from filelock import FileLock
 
-from deflect_hf.benchmark.ablation import variants
 from deflect_hf.benchmark.figures import metric_over_parameters, metric_over_time
 from deflect_hf.benchmark.flags import flag_parser
-from deflect_hf.benchmark.resources import Monitor
-from deflect_hf.benchmark.results import RunFiles, read, store, write
-from deflect_hf.benchmark.rows import Row
-from deflect_hf.benchmark.summary import Design, as_markdown, score, summarise
-from deflect_hf.benchmark.trials import Trial, cross_validation, refuse_fixed_split
+from deflect_hf.benchmark.rivals import RIVALS, rival_config
+from deflect_hf.benchmark.runs import MemoryMonitor, Row, RunFiles, file_name, read, store, write
+from deflect_hf.benchmark.summary import Design, Trial, as_markdown, cross_validation, score, summarise
 from deflect_hf.config.combinations import refuse_idle_keys
 from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.readers import dataset_spec
 from deflect_hf.config.run import RunArguments
+from deflect_hf.data.splits import SPLITS
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.files import write_json, write_text
@@ -156,7 +156,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
         folds=own.folds,
         metric=own.report,
         output=own.output,
-        rows=tuple(Row.parse(text, variants=True) for text in own.rows),
+        rows=tuple(Row.parse(text) for text in own.rows),
         tuning=own.lr_folds or 1,
         learning_rates=tuple(own.lr),
         base=dataclasses.replace(base, overwrite=False, resume_from=None),
@@ -192,6 +192,28 @@ def read_trials(own: argparse.Namespace, base: RunArguments) -> tuple[Trial, ...
     return cross_validation(own.folds, repeats)
 
 
+def refuse_fixed_split(dataset: DatasetArguments) -> None:
+    """Refuse folds where the data says itself what is for training and what for the test.
+
+    Raises:
+        ConfigError: naming the files, or the data set.
+    """
+    if "num_folds" not in dataset_spec(dataset.name).keys:
+        raise ConfigError(
+            f"--folds: the data set {dataset.name!r} has a published split, which is the one to report on: "
+            "leave --folds out and repeat with --seeds."
+        )
+    if dataset.name != "folder":
+        return
+    names = [getattr(dataset, f"{split}_split") or f"{split}.txt" for split in SPLITS]
+    found = [name for name in names if (Path(str(dataset.root)) / name).is_file()]
+    if found:
+        raise ConfigError(
+            f"--folds: {dataset.root} has split files ({listing(found)}), which random folds would mix, and with them "
+            "perhaps images of one place: leave --folds out, or move the files away if any image may be in any fold."
+        )
+
+
 def read_ratios(path: Path, rows: Sequence[str]) -> dict[str, float]:
     """Fastest step times in a `cost.json`, as ratios to that of the first of ``rows``.
 
@@ -216,36 +238,36 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
         ConfigError: a file of that run was made by another configuration.
         Unfinished: there is no such file, and nothing is to be trained.
     """
-    name = f"{row.slug}-lr{lr:g}-{trial.name}"
-    segmentor = plan.base.segmentor
-    config = dataclasses.replace(
-        trial.settings(plan.base),
-        finetune=row.method,
-        method=dict(row.options),
-        segmentor=dataclasses.replace(segmentor, optimizer=dataclasses.replace(segmentor.optimizer, lr=lr)),
-    )
+    name = f"{file_name(row.text)}-lr{lr:g}-{trial.name}"
+    segmentor, config = plan.base.segmentor, trial.settings(plan.base)
+    segmentor = dataclasses.replace(segmentor, optimizer=dataclasses.replace(segmentor.optimizer, lr=lr))
+    config = dataclasses.replace(config, segmentor=segmentor)
+    if row.method in RIVALS:
+        config = rival_config(config, row.method, row.options)
+    else:
+        config = dataclasses.replace(config, finetune=row.method, method=dict(row.options))
     files = RunFiles(plan.output, name)
-    found = finished(plan, files, row, config)
+    found = finished(plan, files, config)
     if found is not None:
         return found
     if plan.only_finished:
         raise Unfinished(name)
     files.lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
-        found = finished(plan, files, row, config)  # by another process, which had the lock before
+        found = finished(plan, files, config)  # by another process, which had the lock before
         if found is not None:
             return found
         logger.info("%s", name)
-        monitor = Monitor()
-        with variants(row.variant), monitor:
+        monitor = MemoryMonitor()
+        with monitor:
             results, _, _ = run(dataclasses.replace(config, work_dir=str(files.folder), overwrite=True))
-        return write(files, row, config, {**results, **monitor.result()})
+        return write(files, row, config, {**results, "memory": monitor.result()})
 
 
-def finished(plan: Plan, files: RunFiles, row: Row, config: RunArguments) -> dict[str, Any] | None:
+def finished(plan: Plan, files: RunFiles, config: RunArguments) -> dict[str, Any] | None:
     """The results of a finished run; of one in an output to reuse, the file is taken over."""
     for output in (plan.output, *plan.reuse):
-        found = read(dataclasses.replace(files, output=output), row, config)
+        found = read(dataclasses.replace(files, output=output), config)
         if found is not None:
             if output != plan.output:
                 store(files, found)

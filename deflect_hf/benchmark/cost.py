@@ -2,11 +2,10 @@
 
 Rows are measured in turns, round after round, so that a change of the machine's load falls on all of them alike; the
 fastest round is printed, as whatever else a machine does only adds to a time. On one CPU thread, times are those of the
-processor, else of the wall clock. The memory of a training step is what the model, the optimizer and the batch hold and
-what the step allocates beside it: its peak, and its mean over the step; saved activations are what autograd keeps of it
-for the backward pass. Of the spectral input (indices and pixel sets), the time is given as a share of an inference, and
-the most memory that it holds at once as a multiple of the images'. Files are written at the end: a JSON per row in
-`rows/`, all of them in `cost.json`.
+processor, else of the wall clock. The peak memory of a training step is what the model, the optimizer and the batch
+hold and the most that the step allocates beside it; saved activations are what autograd keeps of it for the backward
+pass. Of the spectral input (indices and pixel sets), the time is given as a share of an inference, and the most memory
+that it holds at once as a multiple of the images'. A JSON per row is written in `rows/`, all of them in `cost.json`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from deflect_hf.benchmark.meters import (
     spectral_peak,
     timed,
 )
-from deflect_hf.benchmark.rows import Row, file_name
+from deflect_hf.benchmark.runs import Row, file_name
 from deflect_hf.config.data import AugmentationArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.files import write_json
@@ -49,7 +48,7 @@ BANDS = ("A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "WV", "S1", "S2")
 # width, blocks, heads of ViT models
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 COLUMNS = (
-    *("method", "encoder parameters", "step time", "inference time", "peak memory", "mean memory"),
+    *("method", "encoder parameters", "step time", "inference time", "peak memory"),
     *("saved activations", "file", "spectral input / inference", "its peak memory / images"),
 )
 # Graphs that torch.compile may keep of one function: two of each row, for training and for inference.
@@ -70,7 +69,6 @@ class Cost:
     file_bytes: int = 0
     input_bytes: int | None = None
     peak_bytes: int | None = None
-    mean_bytes: int | None = None
 
 
 class Subject:
@@ -110,10 +108,10 @@ class Subject:
         cost.file_bytes = file_bytes(model)
         self.step()
         gc.collect()
-        peak, mean = allocated(self.step, self.pixels.is_cuda)
+        peak = allocated(self.step, self.pixels.is_cuda)
         states = [t for state in self.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
         held = bytes_of([*model.parameters(), *model.buffers(), *states, self.pixels])
-        cost.peak_bytes, cost.mean_bytes = held + peak, held + mean
+        cost.peak_bytes = held + peak
 
     def measure_times(self) -> None:
         """One round."""
@@ -171,7 +169,7 @@ def subjects_of(text: str, own: argparse.Namespace, pixels: torch.Tensor, folder
         subject.measure_memory()
     if own.compile:
         compiled = Subject(f"{text}, compiled", model, pixels)
-        compiled.cost = dataclasses.replace(subjects[0].cost, row=compiled.cost.row, peak_bytes=None, mean_bytes=None)
+        compiled.cost = dataclasses.replace(subjects[0].cost, row=compiled.cost.row, peak_bytes=None)
         for name in ("step_seconds", "inference_seconds", "input_seconds"):
             setattr(compiled.cost, name, [])
         compiled.model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
@@ -257,8 +255,8 @@ def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.de
         f"float32, {device.type}, {threads} thread(s), {clock}, fastest of {len(reference.step_seconds)} rounds. "
         f"Ratios to {reference.row}: step {min(reference.step_seconds) * 1e3:.0f} ms, inference "
         f"{min(reference.inference_seconds) * 1e3:.0f} ms, peak memory of a step "
-        f"{(reference.peak_bytes or 0) / 1e6:.0f} MB, mean {(reference.mean_bytes or 0) / 1e6:.0f} MB, saved "
-        f"activations {reference.saved_bytes / 1e6:.1f} MB."
+        f"{(reference.peak_bytes or 0) / 1e6:.0f} MB, saved activations "
+        f"{reference.saved_bytes / 1e6:.1f} MB."
     )
     return "\n".join(lines) + "\n"
 
@@ -278,7 +276,6 @@ def _cells(cost: Cost, reference: Cost, images: int) -> list[str]:
         ratio(cost.step_seconds, reference.step_seconds),
         ratio(cost.inference_seconds, reference.inference_seconds),
         of(cost.peak_bytes, reference.peak_bytes),
-        of(cost.mean_bytes, reference.mean_bytes),
         of(cost.saved_bytes, reference.saved_bytes),
         f"{cost.file_bytes / 1e6:.2f} MB",
         share,

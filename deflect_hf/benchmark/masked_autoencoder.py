@@ -13,18 +13,8 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 from deflect_hf.models.geovit.positions import plane_positions
 
 # What an encoder's configuration shares between ViTMAEConfig and ViTConfig: all that its forward depends on.
-_SHARED = (
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "qkv_bias",
-)
+_SHARED = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads",
+           "intermediate_size", "hidden_act", "layer_norm_eps", "qkv_bias")  # fmt: skip
 
 
 def fixed_positions(side: int, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -40,8 +41,8 @@ def file_bytes(model: nn.Module) -> int:
     return len(save({name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}))
 
 
-def allocated(call: Callable[[], object], cuda: bool) -> tuple[int, int]:
-    """Most bytes that ``call`` takes at once beyond what was there before, and its mean over the time of the call.
+def allocated(call: Callable[[], object], cuda: bool) -> int:
+    """Most bytes that ``call`` takes at once beyond what was there before.
 
     What the allocator hands out and takes back, in order: all intermediate results, also those inside an operator, but
     neither the caches of libraries nor what the allocator itself keeps in reserve.
@@ -56,20 +57,9 @@ def allocated(call: Callable[[], object], cuda: bool) -> tuple[int, int]:
     assert recorded.profiler is not None
     results: Any = recorded.profiler.kineto_results
     device = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    changes = sorted(
-        (event.start_ns(), event.nbytes())
-        for event in results.events()
-        if event.name() == "[memory]" and event.device_type() == device
-    )
-    held = peak = 0
-    area = 0.0
-    for position, (moment, change) in enumerate(changes):
-        held += change
-        peak = max(peak, held)
-        if position + 1 < len(changes):
-            area += held * (changes[position + 1][0] - moment)
-    span = changes[-1][0] - changes[0][0] if changes else 0
-    return peak, round(area / span) if span else 0
+    memory = [event for event in results.events() if event.name() == "[memory]" and event.device_type() == device]
+    changes = [event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes), default=0)
 
 
 def saved_for_backward(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> int:
@@ -106,4 +96,4 @@ def spectral_peak(model: nn.Module, pixels: torch.Tensor) -> int | None:
     if not features:
         return None
     model.eval()
-    return allocated(lambda: features[0](pixels), pixels.is_cuda)[0]
+    return allocated(lambda: features[0](pixels), pixels.is_cuda)

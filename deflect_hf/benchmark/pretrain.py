@@ -19,6 +19,7 @@ import os
 import shutil
 import sys
 import time
+import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -27,16 +28,17 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import HfArgumentParser, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
 from deflect_hf.artifacts.saved_model import reading
-from deflect_hf.benchmark.chips import BASE_BANDS, RGBChips, load_chips
 from deflect_hf.benchmark.masked_autoencoder import build_masked_autoencoder, random_views, to_vit_encoder
-from deflect_hf.errors import CheckpointError, ConfigError, DataError, user_errors
+from deflect_hf.errors import CheckpointError, ConfigError, DataError, brief, listing, user_errors
+from deflect_hf.files import temp_dir, write_json
 
 logger = logging.getLogger(__name__)
 
+BASE_BANDS = ("R", "G", "B")
 # What does not change the numbers: a resumed run may differ in it, and an encoder that is passed on need not tell it.
 _NOT_IN_RECIPE = {"images", "output", "resume", "save_every_epochs"}
 
@@ -111,6 +113,73 @@ class PretrainArguments:
         )
 
 
+class RGBChips(Dataset):
+    """Unlabelled RGB chips held as digital numbers; an item is a standardised float32 tensor (3, H, W).
+
+    Attributes:
+        mean: mean reflectance of R, G, B over the set.
+        std: standard deviation of R, G, B over the set, in reflectance.
+    """
+
+    def __init__(self, digital_numbers: np.ndarray, scale: float) -> None:
+        self.digital_numbers = digital_numbers
+        self.scale = scale
+        # Chip by chip: a float64 copy of the whole set would take four times its memory.
+        means = np.stack([chip.mean(axis=(0, 1), dtype=np.float64) for chip in digital_numbers])
+        squares = np.stack([np.square(chip, dtype=np.float64).mean(axis=(0, 1)) for chip in digital_numbers])
+        mean = means.mean(axis=0)
+        self.mean = (mean * scale).tolist()
+        self.std = (np.sqrt(squares.mean(axis=0) - mean**2) * scale).tolist()
+        if min(self.std) <= 0:
+            raise DataError(
+                f"A band of {listing(BASE_BANDS)} is constant over all chips: standard deviations {self.std}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.digital_numbers)
+
+    def __getitem__(self, item: int) -> torch.Tensor:
+        reflectance = self.digital_numbers[item].astype(np.float32) * np.float32(self.scale)
+        values = (reflectance - np.float32(self.mean)) / np.float32(self.std)
+        return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+
+def read_chips(file: Path) -> np.ndarray:
+    """The array ``rgb`` of a .npz file (DataError: there is none)."""
+    try:
+        with np.load(file) as archive:
+            if "rgb" in archive.files:
+                stack: np.ndarray = archive["rgb"]
+                return stack
+            known = archive.files
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: cannot be read as a .npz file of numbers: {brief(error)}") from error
+    raise DataError(f"{file}: no array 'rgb'; it holds {listing(known)}.")
+
+
+def load_chips(path: str | Path) -> np.ndarray:
+    """Read chips (N, H, W, 3) of digital numbers, order R, G, B, from a .npz file or a folder of them.
+
+    Raises:
+        DataError: nothing there, the key ``rgb`` is missing, or the array is no stack of integer RGB chips.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise DataError(f"{path}: no .npz file here; give a file or a folder of files with the key 'rgb'.")
+    stacks: list[np.ndarray] = []
+    for file in files:
+        stack = read_chips(file)
+        if stack.ndim != 4 or stack.shape[-1] != 3 or not len(stack):
+            raise DataError(f"{file}: 'rgb' has shape {stack.shape}; expected (N, H, W, 3), order R, G, B.")
+        if not np.issubdtype(stack.dtype, np.integer):
+            raise DataError(f"{file}: 'rgb' is {stack.dtype}; expected integers (reflectance / --scale).")
+        if stack.shape[1:] != (stacks or [stack])[0].shape[1:]:
+            raise DataError(f"{file}: chips of {stack.shape[1:3]}, but {files[0]} has {stacks[0].shape[1:3]} pixels.")
+        stacks.append(stack)
+    return np.concatenate(stacks)
+
+
 def recipe(args: PretrainArguments) -> dict:
     """Return the options that determine the weights."""
     return {key: value for key, value in asdict(args).items() if key not in _NOT_IN_RECIPE}
@@ -158,16 +227,14 @@ def train_epoch(accelerator: Accelerator, training: tuple, args: PretrainArgumen
 
 def save_encoder(model: ViTMAEForPreTraining, chips: RGBChips, record: dict, folder: Path) -> None:
     """Write the encoder, ``normalisation.json`` and ``pretraining.json``; ``folder`` never holds half of a file."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    to_vit_encoder(model).save_pretrained(partial)
-    normalisation = {"bands": BASE_BANDS, "unit": "reflectance", "mean": chips.mean, "std": chips.std}
-    (partial / "normalisation.json").write_text(json.dumps(normalisation, indent=2) + "\n")
-    (partial / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(partial.iterdir()):
-        os.replace(file, folder / file.name)
-    partial.rmdir()
+    with temp_dir(folder.with_name(folder.name + ".partial")) as partial:
+        to_vit_encoder(model).save_pretrained(partial)
+        normalisation = {"bands": BASE_BANDS, "unit": "reflectance", "mean": chips.mean, "std": chips.std}
+        write_json(partial / "normalisation.json", normalisation)
+        write_json(partial / "pretraining.json", record)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(partial.iterdir()):
+            os.replace(file, folder / file.name)
 
 
 def save_checkpoint(accelerator: Accelerator, record: dict, output: Path) -> None:
@@ -202,8 +269,8 @@ def load_checkpoint(accelerator: Accelerator, args: PretrainArguments) -> dict |
         return None
     if not found:
         raise CheckpointError(f"{output} holds no checkpoint: leave out --resume, or correct --output.")
-    told = found[-1] / "pretraining.json"
-    record: dict = reading(told, lambda: json.loads(told.read_text(encoding="utf-8")))
+    path = found[-1] / "pretraining.json"
+    record: dict = reading(path, lambda: json.loads(path.read_text(encoding="utf-8")))
     current = recipe(args)
     changed = [key for key in current if record["arguments"].get(key) != current[key]]
     if changed:

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.stats import t as student
 
-from deflect_hf.benchmark.rows import Row
-from deflect_hf.benchmark.trials import Trial, half_interval
+from deflect_hf.benchmark.runs import Row
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.evaluation.metrics import scores
 
 BUDGET_RATIO = 10  # the first row is compared with rows of up to this many times its encoder parameters
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a row: a seed, and with folds which fold is the test set of which repeat (its dataset.seed)."""
+
+    seed: int
+    fold: int | None = None
+    folds: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As in file names."""
+        return f"seed{self.seed}" if self.fold is None else f"repeat{self.seed}-fold{self.fold}"
+
+    def settings(self, base: RunArguments) -> RunArguments:
+        """The configuration of this trial's run."""
+        if self.fold is None:
+            return dataclasses.replace(base, seed=self.seed)
+        dataset = dataclasses.replace(base.dataset, num_folds=self.folds, fold=self.fold, seed=self.seed)
+        return dataclasses.replace(base, seed=self.seed, dataset=dataset)
+
+
+def cross_validation(folds: int, repeats: int) -> tuple[Trial, ...]:
+    """Every fold of every repeat, one repeat after the other."""
+    return tuple(Trial(repeat, fold, folds) for repeat in range(repeats) for fold in range(folds))
 
 
 @dataclass(frozen=True)
@@ -74,7 +103,7 @@ def summarise(
         "row": row.text,
         "method": row.method,
         "bands": results[0]["bands"],
-        "trains_patch_embedding": row.method == "full" or row.options.get("patch_embed", "frozen") != "frozen",
+        "trains_patch_embedding": results[0]["parameters"]["patch_embedding_trainable"] > 0,
         "lr": lr,
         "trials": [trial.name for trial in design.trials],
         "scores": found,
@@ -83,10 +112,8 @@ def summarise(
         "bytes": results[0]["bytes"],
         "seconds_per_step": statistics.median(one["seconds_per_step"] for one in results),
         "memory": memory([one["memory"] for one in results]),
-        "energy_joules": energy([one["energy_joules"] for one in results]),
         **results[0]["parameters"],
-        "config_sha256": [one["config_sha256"] for one in results],
-        **{name: told(results, name) for name in ("packages", "git_revision", "device")},
+        **{name: distinct(results, name) for name in ("packages", "git_revision", "device")},
     }
     if design.folds is not None:
         tests = [one["test"] for one in results]
@@ -95,13 +122,30 @@ def summarise(
     return {**summary, **compared(summary, first, design.folds)} if first is not None else summary
 
 
-def told(results: Sequence[dict[str, Any]], name: str) -> list[Any]:
+def distinct(results: Sequence[dict[str, Any]], name: str) -> list[Any]:
     """What the environments of the runs say, each thing once."""
     found: list[Any] = []
     for one in results:
         value = one["environment"][name]
         found += [] if value in found else [value]
     return found
+
+
+def half_interval(scores: Sequence[float], folds: int | None = None) -> float | None:
+    """Half the 95 % interval of the mean of ``scores`` over trials; None for a single one.
+
+    With ``folds``, the variance is the corrected resampled one: training sets that overlap give scores that are not
+    independent, so that s²/J becomes (1/J + test/training) s² with J scores and the sizes of a fold and of its rest.
+
+    Source: C. Nadeau and Y. Bengio, "Inference for the generalization error", Machine Learning 52 (2003); R. Bouckaert
+    and E. Frank, "Evaluating the replicability of significance tests", PAKDD 2004, for repeated cross-validation.
+    """
+    if len(scores) < 2:
+        return None
+    overlap = 0.0 if folds is None else 1 / (folds - 1)
+    return float(student.ppf(0.975, len(scores) - 1)) * math.sqrt(
+        (1 / len(scores) + overlap) * statistics.variance(scores)
+    )
 
 
 def memory(measured: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -111,12 +155,6 @@ def memory(measured: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
         return None
     peak, mean = max(one["peak_bytes"] for one in known), statistics.fmean(one["mean_bytes"] for one in known)
     return {"of": known[0]["of"], "peak_bytes": peak, "mean_bytes": round(mean)}
-
-
-def energy(measured: Sequence[float | None]) -> float | None:
-    """Mean of the runs; None if it was not measured in all of them."""
-    known = [one for one in measured if one is not None]
-    return statistics.fmean(known) if len(known) == len(measured) else None
 
 
 def compared(one: dict[str, Any], first: dict[str, Any], folds: int | None) -> dict[str, Any]:
@@ -202,20 +240,20 @@ def footnote(summary: Sequence[dict[str, Any]], design: Design) -> str:
     """What the means are over, which interval is given, and what the ratios are of."""
     trials = design.trials
     if design.folds is None:
-        told = f"{len(trials)} seed(s): {', '.join(str(trial.seed) for trial in trials)}. Gain: seed by seed."
+        note = f"{len(trials)} seed(s): {', '.join(str(trial.seed) for trial in trials)}. Gain: seed by seed."
     else:
-        told = (
+        note = (
             f"{len(trials) // design.folds} x {design.folds}-fold cross-validation: mean over the folds, 95 % interval "
             "by the corrected resampled variance (Nadeau & Bengio 2003). Pooled: of each repeat's test images "
             "together, mean over the repeats. Gain: fold by fold."
         )
-    told += (
+    note += (
         " Step time: median in training, loading included, ratio to the first row; it depends on the machine's load."
     )
     if all(one["memory"] is not None for one in summary):
         place = "the GPU's" if summary[0]["memory"]["of"] == "gpu" else "this process, Python and libraries included"
-        told += f" Peak memory: {place}, ratio to the first row."
+        note += f" Peak memory: {place}, ratio to the first row."
     devices = list(dict.fromkeys(device for one in summary for device in one["device"]))
     if len(devices) > 1:
-        told += f" The runs were on different devices ({', '.join(devices)}): times and memory do not compare."
-    return told
+        note += f" The runs were on different devices ({', '.join(devices)}): times and memory do not compare."
+    return note

@@ -9,14 +9,13 @@ from transformers import ViTMAEConfig, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from deflect_hf.benchmark import pretrain as pretraining
-from deflect_hf.benchmark.chips import RGBChips, load_chips
 from deflect_hf.benchmark.masked_autoencoder import (
     build_masked_autoencoder,
     fixed_positions,
     random_views,
     to_vit_encoder,
 )
-from deflect_hf.benchmark.pretrain import PretrainArguments, main, pretrain
+from deflect_hf.benchmark.pretrain import PretrainArguments, RGBChips, load_chips, main, pretrain
 from deflect_hf.errors import CheckpointError, ConfigError, DataError
 
 SMALL = {

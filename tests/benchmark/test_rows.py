@@ -1,10 +1,14 @@
-"""How a benchmark's rows are written."""
+"""How a benchmark's rows are written, and what is read from the folder of a run."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
-from deflect_hf.benchmark.rows import Row
+import pytest
+import yaml
+
+from deflect_hf.benchmark.runs import Row, file_name, seen_bands, step_seconds
 from deflect_hf.errors import ConfigError
 from deflect_hf.models import EncoderForImageClassification
 from tests.tuners.tiny import BANDS, make_encoder
@@ -43,7 +47,7 @@ from tests.tuners.tiny import BANDS, make_encoder
 )
 def test_rows(text, method, options, slug):
     row = Row.parse(text)
-    assert (row.method, row.options, row.slug) == (method, options, slug)
+    assert (row.method, row.options, file_name(text)) == (method, options, slug)
 
 
 @pytest.mark.parametrize("text", ["deflect", "norm", "bitfit:patch_embed=repeat", "full:patch_embed=rgb+random"])
@@ -69,3 +73,29 @@ def test_a_row_makes_a_model_for_timing(text, reflectance):
 def test_bad_rows(text, message):
     with pytest.raises(ConfigError, match=message):
         Row.parse(text)
+
+
+def test_the_time_of_a_step_leaves_validations_out(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    lines = [{"step": 10 * k, "lr": 1, "seconds": 2.0 * k + 100 * (k > 2)} for k in range(1, 6)]
+    lines.insert(2, {"step": 20, "val": {}, "seconds": 104.0})
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert step_seconds(log) == pytest.approx(0.2)
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
+    assert step_seconds(log) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "base", "expected"),
+    [
+        ("deflect", "RGB", "all 4"),
+        ("lora", "RGB", "RGB"),
+        ("lora:patch_embed=repeat", "RGB", "all 4"),
+        ("frozen", "BN", "2 of 4"),
+        ("full", "BGRN", "all 4"),
+    ],
+)
+def test_bands_that_a_method_looks_at(row: str, base: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"encoder": {"base_bands": list(base)}}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"bands": list("BGRN")}))
+    assert seen_bands(tmp_path, Row.parse(row)) == expected

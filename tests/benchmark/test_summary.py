@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.text import Text
+import pytest
 
-from deflect_hf.benchmark.figures import Label, metric_over_parameters, metric_over_time, short, write_labels
-from deflect_hf.benchmark.summary import Design, as_markdown, compared, memory
-from deflect_hf.benchmark.trials import Trial
-from deflect_hf.figures.canvas import new_figure
+from deflect_hf.benchmark.figures import metric_over_parameters, metric_over_time, short
+from deflect_hf.benchmark.summary import Design, Trial, as_markdown, compared, memory, score
+from deflect_hf.errors import ConfigError
 
 DESIGN = Design((Trial(0), Trial(1), Trial(2)), None, "iou:water")
 
@@ -77,17 +76,16 @@ def test_plots(tmp_path: Path) -> None:
     assert short("peft:VeraConfig:r=64,patch_embed=repeat") == "VeraConfig r=64 repeat"
 
 
-def test_labels_keep_clear_of_each_other_and_of_the_points() -> None:
-    figure = new_figure(8, 5)
-    axes = figure.subplots()
-    points = [(0.5, 0.5), (0.52, 0.5), (0.5, 0.53), (0.97, 0.5)]
-    for x, y in points:
-        axes.plot(x, y, marker="o")
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    figure.draw_without_rendering()
-    write_labels(axes, [Label(f"a long label {k}", x, y, 0.01, "black") for k, (x, y) in enumerate(points)], 1.0)
-    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to the point
-    assert len(boxes) == 4
-    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
-    assert not any(box.contains(*axes.transData.transform(point)) for box in boxes for point in points)
-    assert all(box.x1 <= axes.get_window_extent().x1 for box in boxes)
+def test_reported_score_must_exist() -> None:
+    test = {"accuracy": 0.5, "miou": 0.25, "per_class": {"water": {"iou": 0.75, "recall": None}}}
+    assert score(test, "iou:water") == 0.75
+    with pytest.raises(ConfigError, match="the data set has no test images to report on"):
+        score({}, "miou")
+    with pytest.raises(ConfigError, match=r"no mean.*Did you mean 'miou'"):
+        score(test, "miuo")
+    with pytest.raises(ConfigError, match="no class 'ice'; there are 'water'"):
+        score(test, "iou:ice")
+    with pytest.raises(ConfigError, match="no score 'iuo' of a class; there are 'iou', 'recall'"):
+        score(test, "iuo:water")
+    with pytest.raises(ConfigError, match="test images of a run have no 'water' in label or prediction"):
+        score(test, "recall:water")

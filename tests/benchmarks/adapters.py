@@ -22,7 +22,7 @@ from deflect_hf.artifacts.saved_model import save_model
 from deflect_hf.benchmark.cost import BANDS, SIZES, make_vit
 from deflect_hf.benchmark.flags import flag_parser, refuse_cut_patches, refuse_less, report
 from deflect_hf.benchmark.meters import bytes_of, timed
-from deflect_hf.benchmark.rows import Row
+from deflect_hf.benchmark.runs import Row
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.data.processor import MultispectralImageProcessor

@@ -1,0 +1,148 @@
+"""The cost benchmark end to end, tiny, its meters, and what all benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from deflect_hf.benchmark import cost, runs
+from deflect_hf.benchmark.__main__ import COMMANDS, main
+from deflect_hf.benchmark.flags import refuse_less, report
+from deflect_hf.benchmark.runs import MemoryMonitor, Row
+from deflect_hf.errors import ConfigError
+from tests.benchmarks import encoders
+
+
+@pytest.mark.parametrize("flag", ["--rounds", "--batch_size", "--patch_size"])
+def test_costs_of_nothing_are_refused(flag, tmp_path):
+    with pytest.raises(ConfigError, match=f"{flag} 0: give at least 1"):
+        cost.parse(["--output", str(tmp_path), flag, "0"])
+
+
+def test_cost_prints_ratios_to_the_reference(tmp_path, capsys):
+    late = "deflect:layers_to_transform=[11]"
+    rows = ["--rows", "frozen", "deflect", late, "full", "--reference", "deflect"]
+    flags = ["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1", "--rounds", "2"]
+    cost.main([*flags, *rows, "--cache_prefix"])
+    table = capsys.readouterr().out
+    (line,) = [line for line in table.splitlines() if line.startswith("| deflect | ")]
+    assert line.split(" | ")[2:6] == ["1.00"] * 4 and table.count("prefix kept on disk") == 1
+    frozen, everywhere, start, stored, full = json.loads((tmp_path / "cost.json").read_text())
+    assert frozen["saved_bytes"] < start["saved_bytes"] < 0.5 * everywhere["saved_bytes"]
+    assert frozen["input_bytes"] is None and everywhere["input_bytes"] == start["input_bytes"]
+    assert stored["row"] == f"{late}, prefix kept on disk" and stored["encoder_total"] == start["encoder_total"]
+    for one in (frozen, everywhere, start, stored, full):
+        assert len(one["step_seconds"]) == 2 and one["peak_bytes"] > 0
+        assert json.loads((tmp_path / "rows" / f"{cost.file_name(one['row'])}.json").read_text()) == one
+    # weights, and in training their gradients and the optimizer's two states
+    weights = 4 * full["encoder_total"]
+    assert weights <= full["file_bytes"] < 1.1 * weights and everywhere["file_bytes"] < 0.1 * weights
+    assert full["peak_bytes"] > 4 * weights and weights < everywhere["peak_bytes"] < 2 * weights
+    with pytest.raises(ConfigError, match="multiple of --patch_size 16"):
+        cost.main(["--output", str(tmp_path), "--image_size", "40", *rows])
+    with pytest.raises(ConfigError, match="--reference lora is none of the rows frozen"):
+        cost.main(["--output", str(tmp_path), "--rows", "frozen", "--reference", "lora"])
+
+
+@pytest.mark.parametrize("indices", ["null", "default", "all"])
+def test_the_spectral_input_takes_at_most_twice_the_memory_of_the_images(indices):
+    own = cost.parse(["--output", "unused", "--size", "tiny"])
+    model = cost.build(Row.parse(f"deflect:indices={indices}"), own)
+    pixels = torch.rand(1, len(cost.BANDS), 224, 224) * 0.4
+    peak = cost.spectral_peak(model, pixels)
+    # the planes of all bands without NaN, and where they are measured, a quarter of that
+    assert peak is not None and 1.25 <= peak / (pixels.numel() * 4) <= 2.0
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    class Twice(torch.nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            for _ in range(3):
+                values = (values + 1.0) * 2.0  # the sum goes when the product is there
+            return values
+
+    model = torch.nn.ModuleDict({"deflect_input": torch.nn.ModuleDict({"default": Twice()})})
+    values = torch.zeros(1000, 100)
+    # the values of the round before, the sum and the product
+    assert cost.spectral_peak(model, values) == pytest.approx(3 * values.numel() * 4, rel=0.01)
+    assert cost.spectral_peak(torch.nn.Identity(), values) is None
+
+
+def test_encoders_of_full_size(tmp_path, capsys):
+    flags = ["--encoders", "dino-mc", "--image_size", "16", "--rounds", "1"]
+    encoders.main(["--output", str(tmp_path), *flags])
+    (one,) = json.loads((tmp_path / "encoders.json").read_text())
+    assert (one["total"], one["encoder"]) == (21_670_272, "dino-mc")
+    assert 0 < one["trainable"] < 0.004 * one["total"]
+    assert min(one["frozen_ms"], one["deflected_ms"], one["training_ms"]) > 0
+    assert "| dino-mc | 21,670,272 |" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="dino-mc"):
+        encoders.main(["--output", str(tmp_path), "--encoders", "dino-mk"])
+    with pytest.raises(ConfigError, match="--image_size 24: scale-mae has patches of 16 pixels; give a multiple"):
+        encoders.main(["--output", str(tmp_path), "--encoders", "dino-mc", "scale-mae", "--image_size", "24"])
+    with pytest.raises(ConfigError, match="--rounds 0: give at least 1"):
+        encoders.main(["--output", str(tmp_path), "--rounds", "0"])
+
+
+def test_results_are_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(tmp_path / "new", "cost", {"a": 1}, "| a |\n")
+    assert (tmp_path / "new" / "cost.json").read_text() == '{\n  "a": 1\n}\n'
+    assert (tmp_path / "new" / "cost.md").read_text() == "| a |\n" and capsys.readouterr().out == "| a |\n\n"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        report(tmp_path / "new", "cost", {"a": 2}, "| b |\n")
+    assert '"a": 1' in (tmp_path / "new" / "cost.json").read_text()
+
+
+def test_the_first_number_that_is_too_small_is_named() -> None:
+    own = argparse.Namespace(rounds=1, sides=[8, 0])
+    refuse_less(own, {"rounds": 1})
+    with pytest.raises(ConfigError, match=r"^--sides 0: give at least 1\.$"):
+        refuse_less(own, {"rounds": 1, "sides": 1})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_flag_is_told_in_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert importlib.import_module(f"deflect_hf.benchmark.{command}").__doc__
+    with pytest.raises(SystemExit) as stopped:
+        main([command])
+    told = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2
+    assert told.startswith("error: the command line: the following arguments are required: --output")
+    assert "\n" not in told
+
+
+@pytest.mark.skipif(not runs.STATM.is_file(), reason="the system does not tell the memory of a process")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory of the GPU is measured there")
+def test_the_peak_is_what_was_held_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "INTERVAL_SECONDS", 0.01)
+    with MemoryMonitor() as monitor:
+        time.sleep(0.1)
+        held = torch.ones(50_000_000)
+        time.sleep(0.1)
+        del held
+        time.sleep(0.1)
+    memory = monitor.result()
+    assert memory["of"] == "process"
+    assert memory["peak_bytes"] - memory["mean_bytes"] > 20e6
+    assert memory["peak_bytes"] > 200e6
+
+
+def test_an_error_inside_is_passed_on_and_the_thread_ends() -> None:
+    monitor = MemoryMonitor()
+    with pytest.raises(ValueError, match="inside"), monitor:
+        raise ValueError("inside")
+    assert not monitor._thread.is_alive()
