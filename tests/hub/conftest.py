@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -15,32 +17,56 @@ from huggingface_hub import constants, hf_api
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
+from deflect_hf.hub.push import push
 from deflect_hf.hub.sanitize import Base, stage
 from deflect_hf.training.run import run
 from tests.hub.server import Hub, running
+from tests.hub.store import Repository
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+@contextmanager
+def connected(cache: Path) -> Iterator[Hub]:
     """An empty Hub; the client in this process is alice's, with an empty cache, and knows no other Hub."""
-    with running() as server:
+    with running() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "ENDPOINT": server.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+            "HF_HUB_CACHE": str(cache),
+            "HF_TOKEN_PATH": str(cache / "no-token"),
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
         }.items():
-            monkeypatch.setattr(constants, name, value)
+            patch.setattr(constants, name, value)
         # clients that are made once per process, with their endpoint
-        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        patch.setattr(hf_api.api, "endpoint", server.url)
+        patch.setattr(transformers.utils.hub, "_hf_api", None)
+        patch.setenv("HF_TOKEN", "hf_alice")
         yield server
         huggingface_hub.close_session()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """An empty Hub that this process talks to."""
+    with connected(tmp_path / "cache") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pushed(runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Repository]:
+    """What a push makes of a run, by its method: to be put among the repositories of another Hub."""
+    made: dict[str, Repository] = {}
+
+    def get(method: str) -> Repository:
+        if method not in made:
+            with connected(tmp_path_factory.mktemp("cache")) as server:
+                push(runs(method), "alice/land", picture=False)
+                made[method] = server.repositories["alice/land"]
+        return copy.deepcopy(made[method])
+
+    return get
 
 
 def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:

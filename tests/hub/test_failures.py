@@ -14,6 +14,7 @@ import deflect_hf
 from deflect_hf.errors import CheckpointError, HubError
 from deflect_hf.hub.push import push
 from tests.hub.server import Hub
+from tests.hub.store import Repository
 
 Runs = Callable[[str], Path]
 IMAGES = torch.full((1, 7, 16, 16), 900.0)
@@ -21,9 +22,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def serving(hub: Hub, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def serving(hub: Hub, pushed: Callable[[str], Repository], monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A Hub with alice/land; the client waits no seconds between its attempts."""
-    push(runs("deflect"), "alice/land", picture=False)
+    hub.repositories["alice/land"] = pushed("deflect")
     monkeypatch.setattr(file_download, "time", types.SimpleNamespace(sleep=lambda seconds: None))
     return hub
 

@@ -17,8 +17,8 @@ import deflect_hf
 from deflect_hf.errors import CheckpointError, ConfigError, HubError
 from deflect_hf.hub.push import push
 from deflect_hf.inference.predictor import Predictor
-from tests.hub.conftest import train
 from tests.hub.server import Hub
+from tests.hub.store import Repository
 
 Runs = Callable[[str], Path]
 IMAGES = torch.rand(2, 7, 24, 24, generator=torch.Generator().manual_seed(0)) * 3000
@@ -80,11 +80,19 @@ def encoder_on_the_hub(hub: Hub, folder: Path, name: str = "alice/encoder") -> s
     return hub.put(name, {path.name: path.read_bytes() for path in folder.iterdir()})
 
 
+def with_encoder(run: Path, folder: Path, name: str) -> Path:
+    """A copy of a run, as if its encoder had been loaded from ``name``."""
+    path = shutil.copytree(run, folder) / "best" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["encoder"] |= {"random": None, "name_or_path": name}
+    path.write_text(yaml.safe_dump(config))
+    return folder
+
+
 def test_an_encoder_of_the_hub_is_pinned_to_its_commit(hub: Hub, runs: Runs, tmp_path: Path) -> None:
     encoder = runs("deflect") / "encoder"
     commit = encoder_on_the_hub(hub, encoder)
-    words = ("--encoder.name_or_path", "alice/encoder", "--encoder.random", "null")
-    push(train(tmp_path / "run", *words), "alice/land", picture=False)
+    push(with_encoder(runs("deflect"), tmp_path / "run", "alice/encoder"), "alice/land", picture=False)
     files = hub.files("alice/land")
     adapter, config = json.loads(files["adapter_config.json"]), yaml.safe_load(files["config.yaml"])
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("alice/encoder", commit)
@@ -109,7 +117,7 @@ def test_an_encoder_of_the_hub_is_pinned_to_its_commit(hub: Hub, runs: Runs, tmp
 
 def test_an_encoder_in_a_folder_must_be_on_the_hub(hub: Hub, runs: Runs, tmp_path: Path) -> None:
     encoder = runs("deflect") / "encoder"
-    folder = train(tmp_path / "run", "--encoder.name_or_path", str(encoder), "--encoder.random", "null")
+    folder = with_encoder(runs("deflect"), tmp_path / "run", str(encoder))
     with pytest.raises(HubError) as caught:
         push(folder, "alice/land", picture=False)
     assert str(caught.value) == (
@@ -131,8 +139,10 @@ def test_an_encoder_in_a_folder_must_be_on_the_hub(hub: Hub, runs: Runs, tmp_pat
         push(runs("deflect"), "alice/land", base_model_id="alice/encoder", picture=False)
 
 
-def test_a_second_push_replaces_the_first_and_leaves_other_files(hub: Hub, runs: Runs) -> None:
-    push(runs("deflect"), "alice/land", picture=False)
+def test_a_second_push_replaces_the_first_and_leaves_other_files(
+    hub: Hub, runs: Runs, pushed: Callable[[str], Repository]
+) -> None:
+    hub.repositories["alice/land"] = pushed("deflect")
     hub.put("alice/land", {**hub.files("alice/land"), "notes.txt": b"mine"})
     push(runs("frozen"), "alice/land", picture=False, commit_message="Head alone")
     files = hub.files("alice/land")
@@ -142,8 +152,8 @@ def test_a_second_push_replaces_the_first_and_leaves_other_files(hub: Hub, runs:
     deflect_hf.load_predictor("alice/land")
 
 
-def test_branches_and_commits_are_loaded_by_name(hub: Hub, runs: Runs) -> None:
-    push(runs("deflect"), "alice/land", picture=False)
+def test_branches_and_commits_are_loaded_by_name(hub: Hub, runs: Runs, pushed: Callable[[str], Repository]) -> None:
+    hub.repositories["alice/land"] = pushed("deflect")
     push(runs("frozen"), "alice/land", revision="step-7", picture=False)
     repository = hub.repositories["alice/land"]
     assert repository.branches.keys() == {"main", "step-7"}
@@ -161,8 +171,10 @@ def test_a_private_model_needs_its_owners_token(hub: Hub, runs: Runs) -> None:
         deflect_hf.load_predictor("alice/secret", token="hf_bob", cache_dir=Path(constants.HF_HUB_CACHE) / "bob")
 
 
-def test_the_cache_is_enough_offline(hub: Hub, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    push(runs("deflect"), "alice/land", picture=False)
+def test_the_cache_is_enough_offline(
+    hub: Hub, pushed: Callable[[str], Repository], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories["alice/land"] = pushed("deflect")
     with pytest.raises(HubError, match="alice/land is not complete in the cache, and only the cache may be read"):
         deflect_hf.load_predictor("alice/land", local_files_only=True)
     expected = deflect_hf.load_predictor("alice/land")(IMAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import subprocess
 import sys
@@ -45,44 +46,32 @@ def train(folder: Path, *words: str) -> str | None:
     return publication.finish(folder)
 
 
-def test_a_run_ends_on_the_hub(hub: Hub, tmp_path: Path) -> None:
-    url = train(tmp_path / "run", *PUSH, "--hub_private", "true", "--hub_revision", "v1")
+def test_a_run_ends_on_the_hub_and_each_checkpoint_on_a_branch_of_its_own(hub: Hub, tmp_path: Path) -> None:
+    where = ("--hub_private", "true", "--hub_revision", "v1", "--hub_strategy", "every_checkpoint")
+    url = train(tmp_path / "run", *PUSH, *where, "--ckpt_steps", "1", "--batch_size", "4")
     repository = hub.repositories["alice/land"]
     assert url == f"{hub.url}/alice/land/commit/{repository.branches['v1']}" and repository.private
+    assert repository.branches.keys() == {"main", "v1", "step-1", "step-2", "step-3"}
     assert hub.files("alice/land") == {}  # main is as it was made
-    predict = deflect_hf.load_predictor("alice/land", revision="v1")
-    assert torch.equal(predict(IMAGES), Predictor.from_folder(tmp_path / "run")(IMAGES))
-
-
-def test_each_checkpoint_goes_to_a_branch_of_its_own(hub: Hub, tmp_path: Path) -> None:
-    train(tmp_path / "run", *PUSH, "--hub_strategy", "every_checkpoint", "--ckpt_steps", "1", "--batch_size", "4")
-    states = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    branches = hub.repositories["alice/land"].branches.keys()
-    assert branches == {"main", "step-1", "step-2", "step-3"} and states == {"step-2", "step-3"}
     assert "This checkpoint was not evaluated." in hub.files("alice/land", "step-1")["README.md"].decode()
-    first, last, best = (
-        deflect_hf.load_predictor("alice/land", revision=name) for name in ("step-1", "step-3", "main")
-    )
+    first, last, best = (deflect_hf.load_predictor("alice/land", revision=name) for name in ("step-1", "step-3", "v1"))
+    assert torch.equal(best(IMAGES), Predictor.from_folder(tmp_path / "run")(IMAGES))
     assert torch.equal(last(IMAGES), best(IMAGES)) and not torch.equal(first(IMAGES), last(IMAGES))
 
 
-def test_a_checkpoint_that_cannot_be_pushed_does_not_stop_the_run(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_cannot_be_pushed_stops_no_run_and_is_pushed_later(
+    hub: Hub, runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = parsed("--work_dir", str(tmp_path / "run"), *PUSH, "--hub_strategy", "every_checkpoint")
-    publication = Publication.of(config)
+    publication = Publication.of(parsed(*PUSH, "--hub_strategy", "every_checkpoint"))
+    best = runs("frozen") / "best"
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert publication.publish is not None
     with caplog.at_level(logging.WARNING):
-        run(config, publication.publish)
+        publication.publish(best, 3)
     assert "the checkpoint of step 3 is not on the Hub, training goes on: alice/land: the Hub does not" in caplog.text
-    with pytest.raises(HubError) as caught:
-        publication.finish(tmp_path / "run")
-    best = tmp_path / "run" / "best"
     later = f"python -m deflect_hf.hub push {best} alice/land --picture false"
-    assert str(caught.value) == (
-        "alice/land: the Hub does not know this token. Give a valid one: `hf auth login`, the variable HF_TOKEN, or "
-        f"the argument token. The run is complete, its model is in {best}. Push it later: {later}"
-    )
+    with pytest.raises(HubError, match=re.escape(f"its model is in {best}. Push it later: {later}")):
+        publication.finish(best.parent)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     command.main(shlex.split(later)[3:])
     assert torch.equal(deflect_hf.load_predictor("alice/land")(IMAGES), Predictor.from_folder(best)(IMAGES))
