@@ -48,7 +48,7 @@ def _of_head(heads: tuple[str, ...], *keys: str) -> Rule:
 RULES = (
     _of_task("classification", "segmentor.pooling"),
     _of_task("segmentation", "segmentor.auxiliary_loss", "segmentor.window", "augmentation.focus_crop"),
-    _of_head(("mlp", "conv", "upernet"), "segmentor.channels"),
+    _of_head(("mlp", "conv", "upernet", "pixel"), "segmentor.channels"),
     _of_head(("upernet",), "segmentor.auxiliary_loss"),
     Rule(
         ("segmentor.loss.class_weights", "segmentor.loss.label_smoothing", "segmentor.auxiliary_loss"),

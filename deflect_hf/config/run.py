@@ -154,13 +154,16 @@ class SchedulerArguments:
 class SegmentorArguments:
     """The task head and how it is trained (also for classification; the name is the official code's)."""
 
-    head: Literal["linear", "mlp", "conv", "upernet"] = field(
-        default="linear", metadata={"help": "the head on the encoder's tokens; conv and upernet are for segmentation"}
+    head: Literal["linear", "mlp", "conv", "upernet", "pixel"] = field(
+        default="linear",
+        metadata={"help": "the head on the encoder's tokens; conv, upernet and pixel are for segmentation"},
     )
     output_layers: list[int] | None = field(
         default=None, metadata={"help": "blocks the head reads; null: the last one, four for upernet"}
     )
-    channels: Width | None = field(default=None, metadata={"help": "hidden width; null: 256, 512 for upernet"})
+    channels: Width | None = field(
+        default=None, metadata={"help": "hidden width; null: 256, 512 for upernet, 64 for pixel"}
+    )
     dropout: Probability | None = field(
         default=None, metadata={"help": "before the classifier; null: 0, 0.1 for upernet"}
     )

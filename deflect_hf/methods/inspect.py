@@ -31,8 +31,12 @@ def deflect_config(model: nn.Module) -> DeflectConfig | None:
 def needed_bands(model: nn.Module) -> list[str]:
     """Bands without which an adapted model cannot work, by the images' names; the others may be all NaN.
 
-    All of them, if a DEFLECT adapter was not trained with band dropout; else those that the encoder sees.
+    All of them for a head that reads them, or if a DEFLECT adapter was not trained with band dropout; else those that
+    the encoder sees.
     """
+    read_by_head = getattr(task_model(model).config, "pixel_bands", None)
+    if read_by_head:
+        return list(read_by_head)
     config = deflect_config(model)
     if config is not None:
         return _named(config.bands, config.base_bands if config.band_dropout else config.bands)

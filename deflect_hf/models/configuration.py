@@ -41,7 +41,8 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         head: name of the head, one of ``head_choices``.
         output_layers: blocks whose output the head reads, counted from 0, negative ones from the end; the last block
             is read after the encoder's final norm. Default: the last one; four evenly spaced ones for ``upernet``.
-        head_channels: hidden width of the head (not of ``linear``); default 256, 512 for ``upernet``.
+        head_channels: hidden width of the head (not of ``linear``); default 256, 512 for
+            ``upernet``, 64 for ``pixel``.
         head_dropout: dropout before the classifier; default 0, 0.1 for ``upernet``.
         bands: band codes of the channels of ``pixel_values``, in order. If set, the model picks ``base_bands`` by name
             and normalises them; if None, ``pixel_values`` reach the encoder untouched.
@@ -126,7 +127,7 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         """Hidden width of the head."""
         if self.head_channels is not None:
             return self.head_channels
-        return 512 if self.head == "upernet" else 256
+        return {"upernet": 512, "pixel": 64}.get(self.head, 256)
 
     @property
     def dropout(self) -> float:
@@ -248,17 +249,23 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
     Args:
         auxiliary_loss_weight: weight of the loss of an auxiliary FCN head on the third output layer, used in training
             only (``upernet``); 0 means that there is no such head.
+        pixel_bands, pixel_mean, pixel_std: of the ``pixel`` head: codes of all channels of ``pixel_values``, in order,
+            and what is subtracted from and divides each of them, in reflectance.
         problem_type: ``single_label_classification`` (default) or ``regression`` (one value per pixel, num_labels=1).
     """
 
     model_type = "deflect_semantic_segmentation"
-    head_choices: ClassVar[tuple[str, ...]] = ("linear", "mlp", "conv", "upernet")
+    head_choices: ClassVar[tuple[str, ...]] = ("linear", "mlp", "conv", "upernet", "pixel")
     problem_types: ClassVar[tuple[str, ...]] = ("single_label_classification", "regression")
 
     auxiliary_loss_weight: float | int = 0.0
+    pixel_bands: list[str] | None = None
+    pixel_mean: list[float | int] | None = None
+    pixel_std: list[float | int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        self._check_pixel_bands()
         if self.auxiliary_loss_weight < 0 or (self.auxiliary_loss_weight and self.head != "upernet"):
             raise ConfigError(
                 f"auxiliary_loss_weight={self.auxiliary_loss_weight} with head={self.head!r}: it must be >= 0, and "
@@ -266,3 +273,17 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
             )
         if self.problem_type == "regression" and self.num_labels != 1:
             raise ConfigError(f"problem_type='regression' predicts one value per pixel: num_labels={self.num_labels}.")
+
+    def _check_pixel_bands(self) -> None:
+        fields = [self.pixel_bands, self.pixel_mean, self.pixel_std]
+        sizes = {len(values or ()) for values in fields}
+        if self.head != "pixel":
+            if any(values is not None for values in fields):
+                raise ConfigError(f"pixel_bands, pixel_mean and pixel_std are for head='pixel', not {self.head!r}.")
+        elif len(sizes) > 1 or not self.pixel_bands or not self.pixel_std or min(self.pixel_std) <= 0:
+            raise ConfigError(
+                f"head='pixel' reads all bands: give pixel_bands, and as many pixel_mean and pixel_std above 0, not "
+                f"{self.pixel_bands}, {self.pixel_mean}, {self.pixel_std}."
+            )
+        elif self.bands is not None and self.bands != self.pixel_bands:
+            raise ConfigError(f"pixel_bands={self.pixel_bands} are the bands of pixel_values, like bands={self.bands}.")

@@ -10,16 +10,18 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
-from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.errors import BandError, ConfigError, DataError, listing
 from deflect_hf.models.configuration import EncoderForSemanticSegmentationConfig, EncoderWithHeadConfig
 
 AUXILIARY_LEVEL = 2
 AUXILIARY_CHANNELS = 256
 MAX_UPSAMPLING_STAGES = 2
+TOKEN_CHANNELS = 48
 
 
 class SegmentationLogits(NamedTuple):
@@ -166,7 +168,50 @@ class UperNetSegmentationHead(nn.Module):
         return SegmentationLogits(self.classifier(self.decode(pyramid)), auxiliary)
 
 
+class PixelSegmentationHead(nn.Module):
+    """``pixel``: upsampled tokens, the standardised bands and which of them were measured, in an MLP of each pixel.
+
+    A patch token says what is around a pixel, and its own spectrum what it is: detail below the patch size at a tenth
+    of the parameters of ``conv``. The statistics of the bands are in the configuration, and saved with it.
+    """
+
+    def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
+        super().__init__()
+        self.bands, self.mean, self.std = config.pixel_bands or [], config.pixel_mean or [], config.pixel_std or []
+        self.layers = ConcatenatedLayers(config)
+        self.reduce = nn.Linear(self.layers.out_features, TOKEN_CHANNELS)
+        width = config.hidden_channels
+        self.mlp = nn.Sequential(
+            nn.Conv2d(TOKEN_CHANNELS + 2 * len(self.bands), width, 1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 1),
+            nn.GELU(),
+            nn.Dropout2d(config.dropout),
+            nn.Conv2d(width, config.num_labels, 1),
+        )
+
+    def forward(self, features: list[Tensor], pixel_values: Tensor) -> SegmentationLogits:
+        """[(B, h, w, D)] * L, (B, C, H, W) reflectance, NaN where not measured -> (B, K, H, W)
+
+        Raises:
+            BandError: the images have other channels than the bands of the training.
+        """
+        if pixel_values.shape[1] != len(self.bands):
+            raise BandError(
+                f"pixel_values has {pixel_values.shape[1]} channels, but the pixel head reads {len(self.bands)} bands: "
+                f"{listing(self.bands)}."
+            )
+        tokens = self.reduce(self.layers(features)).permute(0, 3, 1, 2)
+        tokens = F.interpolate(tokens, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+        # channel by channel with plain numbers: no copy of a list to the device at each step
+        planes = [(pixel_values[:, k].float() - self.mean[k]) / self.std[k] for k in range(len(self.bands))]
+        values = torch.stack(planes, dim=1)
+        valid = values.isfinite()
+        pixels = torch.cat([torch.where(valid, values, 0.0), valid.float()], dim=1).to(tokens.dtype)
+        return SegmentationLogits(self.mlp(torch.cat([tokens, pixels], dim=1)))
+
+
 def segmentation_head(config: EncoderForSemanticSegmentationConfig) -> nn.Module:
-    """The head that ``config`` names: [(B, h, w, D)] * L -> ``SegmentationLogits``."""
-    classes = {"conv": ConvSegmentationHead, "upernet": UperNetSegmentationHead}
+    """The head that ``config`` names: [(B, h, w, D)] * L, for ``pixel`` the images too -> ``SegmentationLogits``."""
+    classes = {"conv": ConvSegmentationHead, "upernet": UperNetSegmentationHead, "pixel": PixelSegmentationHead}
     return classes.get(config.head, TokenSegmentationHead)(config)

@@ -18,7 +18,7 @@ from deflect_hf.models.loss import cross_entropy, squared_error
 
 
 class EncoderForSemanticSegmentation(EncoderWithHead):
-    """A vision transformer with a ``linear``, ``mlp``, ``conv`` or ``upernet`` head on its patch tokens."""
+    """A vision transformer with a ``linear``, ``mlp``, ``conv``, ``upernet`` or ``pixel`` head."""
 
     config_class = EncoderForSemanticSegmentationConfig
     config: EncoderForSemanticSegmentationConfig
@@ -43,7 +43,8 @@ class EncoderForSemanticSegmentation(EncoderWithHead):
         """
         size = pixel_values.shape[-2:]
         features = self.encode(pixel_values, **kwargs)
-        coarse = self.head(features.patch_maps())
+        seen = (pixel_values,) if self.config.head == "pixel" else ()
+        coarse = self.head(features.patch_maps(), *seen)
         logits = F.interpolate(coarse.logits, size=size, mode="bilinear", align_corners=False)
         loss = None
         if labels is not None:

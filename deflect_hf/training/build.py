@@ -123,7 +123,7 @@ def extra_statistics(
     return statistics.of_bands(bands, where, "leave them out (dataset.bands), or keep --method.patch_embed frozen")
 
 
-def head_options(config: RunArguments, task: str) -> dict[str, Any]:
+def head_options(config: RunArguments, task: str, statistics: Statistics, where: str) -> dict[str, Any]:
     """The fields of the model's configuration that the segmentor group sets."""
     segmentor = config.segmentor
     options: dict[str, Any] = {
@@ -135,6 +135,9 @@ def head_options(config: RunArguments, task: str) -> dict[str, Any]:
     }
     if task == "segmentation":
         options["auxiliary_loss_weight"] = segmentor.auxiliary_loss
+        if segmentor.head == "pixel":
+            mean, std = statistics.of_bands(statistics.bands, where, "leave them out (dataset.bands)")
+            options |= {"pixel_bands": statistics.bands, "pixel_mean": mean, "pixel_std": std}
     elif segmentor.pooling is not None:
         options["pooling"] = segmentor.pooling
     return options
@@ -228,7 +231,7 @@ def build(
         id2label=dict(enumerate(train.classes)),
         ignore_index=train.ignore_index,
         class_weights=weights,
-        **head_options(config, train.task),
+        **head_options(config, train.task, statistics, where),
     )
     adapted = adapt(
         model,
