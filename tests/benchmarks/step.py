@@ -1,0 +1,173 @@
+"""What the training loop costs beside a bare PyTorch loop: time of an optimizer step, reductions and waits.
+
+A random vision transformer with DEFLECT learns from embedded images that lie in memory. Both loops run the same model,
+batches and kind of optimizer, epoch by epoch in turns; processor time is taken, with one thread, so that other work on
+the machine hardly counts. Reductions are calls of `Accelerator.reduce`, waits are values that are read back from the
+device in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
+from deflect_hf.benchmark.meters import processor_seconds
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import RunArguments
+from deflect_hf.data.order import Rank, training_loader
+from deflect_hf.training.build import build
+from deflect_hf.training.loop import TrainingLoop
+from deflect_hf.training.optimization import build_optimizer
+
+SIDE, PATCH = 64, 8
+
+
+class InMemory(torch.utils.data.Dataset):
+    """The examples of a split, read once; all else is the split's."""
+
+    def __init__(self, split: Any) -> None:
+        self.split = split
+        self.examples = [split[index] for index in range(len(split))]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.split, name)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.examples[index]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure and print a Markdown table; the numbers go to `step.json`."""
+    own = parse_flags(argv)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = make_loop(own, Path(folder))
+        steps = len(loop.splits["train"]) // own.batch_size
+        bare_epoch(loop), our_epoch(loop)  # warm up
+        rounds = [
+            (processor_seconds(lambda: our_epoch(loop)) / steps, processor_seconds(lambda: bare_epoch(loop)) / steps)
+            for _ in range(own.rounds)
+        ]
+        with counted() as calls:
+            our_epoch(loop)
+        with counted() as plain:
+            bare_epoch(loop)
+    ours, bare = (statistics.median(times) for times in zip(*rounds, strict=True))
+    ratio = statistics.median(one / other for one, other in rounds)
+    numbers = {
+        "rounds": rounds,
+        "ours_ms": 1000 * ours,
+        "bare_ms": 1000 * bare,
+        "ratio": ratio,
+        "reductions": calls["reduce"] / steps,
+        "waits": (calls["item"] - plain["item"]) / steps,  # the optimizer reads its own counters, which lie on the CPU
+        "steps": steps,
+        "log_interval": loop.config.log_interval,
+    }
+    table = (
+        "| loop | processor time of a step (ms) | reductions | waits |\n| --- | --- | --- | --- |\n"
+        f"| training loop | {numbers['ours_ms']:.2f} | {numbers['reductions']:.2f} | {numbers['waits']:.2f} |\n"
+        f"| bare | {numbers['bare_ms']:.2f} | 0 | 0 |\n\n"
+        f"Ratio, median of {own.rounds} rounds of {steps} steps: {ratio:.3f}. A line of the log every "
+        f"{loop.config.log_interval} steps.\n"
+    )
+    report(own.output, "step", numbers, table)
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags.
+
+    Raises:
+        ConfigError: a number that makes no sense.
+    """
+    parser = flag_parser("step", __doc__)
+    parser.add_argument("--images", type=int, default=160, help="of the training split")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per batch")
+    parser.add_argument("--width", type=int, default=192, help="of the vision transformer")
+    parser.add_argument("--blocks", type=int, default=6, help="of the vision transformer")
+    parser.add_argument("--rounds", type=int, default=7, help="epochs of each loop")
+    own = parser.parse_args(argv)
+    refuse_less(own, {"images": 2 * own.batch_size, "batch_size": 1, "width": 16, "blocks": 1, "rounds": 1})
+    return own
+
+
+def make_loop(own: argparse.Namespace, folder: Path) -> TrainingLoop:
+    """The loop of a run, before its first step."""
+    encoder = {
+        "model_type": "vit",
+        "image_size": SIDE,
+        "patch_size": PATCH,
+        "hidden_size": own.width,
+        "num_hidden_layers": own.blocks,
+        "num_attention_heads": own.width // 16,
+        "intermediate_size": 4 * own.width,
+    }
+    words = [
+        "--encoder.random",
+        json.dumps(encoder),
+        "--dataset.name",
+        "synthetic",
+        "--batch_size",
+        str(own.batch_size),
+    ]
+    words += ["--dataset.num_samples", str(own.images), "--dataset.image_size", str(SIDE), str(SIDE)]
+    words += ["--segmentor.pooling", "mean", "--dataset.test_fraction", "0", "--num_workers", "0", "--epochs", "1000"]
+    config = parse_arguments(RunArguments, "", words)
+    accelerator = Accelerator()
+    experiment = build(config, folder, accelerator)
+    experiment.model.to(accelerator.device)
+    experiment.splits["train"] = InMemory(experiment.splits["train"])
+    return TrainingLoop(experiment, accelerator, folder)
+
+
+def our_epoch(loop: TrainingLoop) -> None:
+    """An epoch of the training loop, without validation and checkpoint."""
+    with tqdm(disable=True) as bar:
+        loop._train_epoch(bar, time.monotonic())
+    loop.progress.batch = 0
+
+
+def bare_epoch(loop: TrainingLoop) -> None:
+    """The same as short as PyTorch allows."""
+    optimizer = build_optimizer(loop.plain, loop.config.segmentor.optimizer)
+    device = loop.accelerator.device
+    loop.plain.train()
+    for batch in training_loader(loop.splits["train"], loop.config.batch_size, 0, 0, 0, Rank()):
+        loss = loop.plain(pixel_values=batch["pixel_values"].to(device), labels=batch["labels"].to(device)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """How often values are reduced over the processes, and read back from the device."""
+    calls = {"reduce": 0, "item": 0}
+
+    def counting(owner: type, name: str) -> Any:
+        plain = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return plain(*arguments, **options)
+
+        return mock.patch.object(owner, name, call)
+
+    with counting(Accelerator, "reduce"), counting(torch.Tensor, "item"):
+        yield calls
