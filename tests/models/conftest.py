@@ -21,12 +21,15 @@ from transformers import (
     ViTModel,
 )
 
+from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "vit": lambda: ViTModel(ViTConfig(**SIZES, intermediate_size=64)),
     "vit_mae": lambda: ViTMAEModel(ViTMAEConfig(**SIZES, intermediate_size=64)),
     "dinov2": lambda: Dinov2Model(Dinov2Config(**SIZES, mlp_ratio=2)),
     "dinov2_with_registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SIZES, mlp_ratio=2)),
+    "geovit": lambda: GeoViTModel(GeoViTConfig(**SIZES, intermediate_size=64, position_embedding="sincos_gsd")),
     "dinov3_vit": lambda: DINOv3ViTModel(DINOv3ViTConfig(**SIZES, intermediate_size=64, num_register_tokens=2)),
 }
 

@@ -32,23 +32,19 @@ def spectra() -> dict[str, np.ndarray]:
     return {band: np.concatenate([values, generator.uniform(-0.03, 1.6, 1000)]) for band, values in samples.items()}
 
 
-def test_the_catalogue_is_large():
+def test_every_index_equals_the_catalogue_inside_its_bound():
     assert len(COMPUTABLE) >= 198
-
-
-@pytest.mark.parametrize("name", COMPUTABLE)
-def test_every_index_equals_the_catalogue_inside_its_bound(name):
     samples = spectra()
-    with np.errstate(all="ignore"):
-        expected = np.asarray(spyndex.computeIndex(name, params={**samples, **CONSTANTS}), dtype=np.float64)
-    selection = select_indices(SENTINEL2, name)
-    formula = selection.formulas[name]
-    computed = compile_formula(formula, SENTINEL2)({band: torch.from_numpy(values) for band, values in samples.items()})
-    inside = np.isfinite(expected) & (np.abs(expected) <= bound_of(formula))
-    assert inside.mean() > 0.5
-    np.testing.assert_allclose(computed.numpy()[inside], expected[inside], rtol=1e-6, atol=1e-6)
-    assert bool(computed.isfinite().all())
-    assert computed.abs().max().item() <= bound_of(formula)
+    tensors = {band: torch.from_numpy(values) for band, values in samples.items()}
+    for name in COMPUTABLE:
+        with np.errstate(all="ignore"):
+            expected = np.asarray(spyndex.computeIndex(name, params={**samples, **CONSTANTS}), dtype=np.float64)
+        formula = select_indices(SENTINEL2, name).formulas[name]
+        computed = compile_formula(formula, SENTINEL2)(tensors).numpy()
+        inside = np.isfinite(expected) & (np.abs(expected) <= bound_of(formula))
+        assert inside.mean() > 0.5, name
+        np.testing.assert_allclose(computed[inside], expected[inside], rtol=1e-6, atol=1e-6, err_msg=name)
+        assert np.abs(computed).max() <= bound_of(formula), name  # false for NaN
 
 
 def test_the_default_set_covers_all_domains_without_duplicates():

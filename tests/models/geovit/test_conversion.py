@@ -14,12 +14,11 @@ from transformers import AutoConfig, AutoModel
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.models.geovit import GeoViTBackbone, GeoViTModel
 from deflect_hf.models.geovit.conversion import convert, main
-from deflect_hf.models.geovit.sources import SOURCES, get_source
+from deflect_hf.models.geovit.sources import SCALE_MAE, SOURCES, get_source
 from tests.models.geovit.published import PUBLISHED, plane, reference_forward, volume, with_class_token
 
-WITH_FIXED_POSITIONS = [item for item in PUBLISHED.values() if item.kind != "learned"]
 # Scale-MAE's authors compute their positions in every forward and leave the stored table unused.
-WITH_A_USED_TABLE = [item for item in WITH_FIXED_POSITIONS if item.source != "scale-mae"]
+WITH_A_USED_TABLE = [item for item in PUBLISHED.values() if item.kind != "learned" and item.source != "scale-mae"]
 
 
 def name_of(published):
@@ -36,10 +35,18 @@ def refusal(published, tmp_path, tensors):
     return str(caught.value)
 
 
-def test_converted_encoder_computes_what_the_authors_does(published, checkpoint, tmp_path):
-    convert(published.tiny_source(), checkpoint, tmp_path / "out")
-    encoder = AutoModel.from_pretrained(tmp_path / "out").eval()
-    assert type(encoder) is GeoViTModel
+@pytest.fixture(scope="module", params=list(PUBLISHED))
+def converted(request, tmp_path_factory):
+    """A published checkpoint, what its conversion says, and the folder it wrote."""
+    published, folder = PUBLISHED[request.param], tmp_path_factory.mktemp("converted")
+    conversion = convert(published.tiny_source(), published.save(folder / "published.pth"), folder / "out")
+    return published, conversion, folder / "out"
+
+
+def test_converted_encoder_computes_what_the_authors_does(converted):
+    published, conversion, folder = converted
+    encoder = AutoModel.from_pretrained(folder).eval()
+    assert type(encoder) is GeoViTModel and conversion.parameters == encoder.num_parameters()
     tensors = published.tensors()
     shape = (published.channels, *([published.frames] if published.frames else []), published.image, published.image)
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2))
@@ -47,48 +54,39 @@ def test_converted_encoder_computes_what_the_authors_does(published, checkpoint,
     with torch.no_grad():
         expected = reference_forward(published, tensors, x, positions)
         torch.testing.assert_close(encoder(x).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("published", WITH_FIXED_POSITIONS, ids=name_of)
-def test_other_grids_too(published, checkpoint, tmp_path):
-    convert(published.tiny_source(), checkpoint, tmp_path / "out")
-    encoder = AutoModel.from_pretrained(tmp_path / "out").eval()
+    if published.kind == "learned":
+        return
     rows, columns = 3, 5
     x = torch.randn(2, published.channels, rows * published.patch, columns * published.patch)
     table = volume(1, rows, columns, 32) if published.frames else plane(rows, columns, 32)
     series = x.unsqueeze(2) if published.frames else x
     with torch.no_grad():
-        expected = reference_forward(published, published.tensors(), series, with_class_token(table))
+        expected = reference_forward(published, tensors, series, with_class_token(table))
         torch.testing.assert_close(encoder(x).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_queries_keys_and_values_are_the_thirds_of_the_fused_matrix(published, checkpoint, tmp_path):
-    convert(published.tiny_source(), checkpoint, tmp_path / "out")
-    state = GeoViTModel.from_pretrained(tmp_path / "out").state_dict()
-    for kind in ("weight", "bias"):
-        parts = [state[f"layers.1.attention.{name}_proj.{kind}"] for name in "qkv"]
-        fused = published.tensors()[f"{published.prefix}{published.blocks}.1.attn.qkv.{kind}"]
-        assert torch.equal(torch.cat(parts), fused)
-
-
-def test_everything_left_out_is_listed(published, checkpoint, tmp_path):
-    conversion = convert(published.tiny_source(), checkpoint, tmp_path / "out")
-    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+def test_everything_left_out_is_listed_and_the_card_carries_the_license_of_the_weights(converted):
+    published, conversion, folder = converted
+    record = json.loads((folder / "conversion.json").read_text())
     unused = {published.prefix + published.positions} if published.kind != "learned" else set()
     assert set(record["left_out"]) == set(published.extra) | unused == set(conversion.left_out)
     assert record["file"] == "published.pth" and len(record["sha256"]) == 64
-    assert conversion.parameters == sum(p.numel() for p in GeoViTModel.from_pretrained(tmp_path / "out").parameters())
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (folder / "README.md").read_text()
     assert all(f"`{part}`: {count}" in card for part, count in conversion.left_out_by_part().items())
+    licenses = {"scale": "cc-by-nc-4.0", "cross": "cc-by-nc-4.0", "satmae": "cc-by-nc-4.0", "dino": "mit"}
+    license = licenses.get(published.source.split("-")[0], "apache-2.0")
+    assert f"\nlicense: {license}\n" in card and SOURCES[published.source].note in card
+    assert ("No commercial use" in card.replace("\n", " ")) == (license == "cc-by-nc-4.0")
 
 
-def test_card_carries_the_licence_of_the_weights(published, checkpoint, tmp_path):
-    licences = {"scale": "cc-by-nc-4.0", "cross": "cc-by-nc-4.0", "satmae": "cc-by-nc-4.0", "dino": "mit"}
-    licence = licences.get(published.source.split("-")[0], "apache-2.0")
-    convert(published.tiny_source(), checkpoint, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"\nlicense: {licence}\n" in card
-    assert ("No commercial use" in card.replace("\n", " ")) == (licence == "cc-by-nc-4.0")
+def test_saved_again_it_is_the_same(converted, tmp_path):
+    encoder = AutoModel.from_pretrained(converted[2])
+    encoder.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in encoder.state_dict().items())
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == encoder.config.to_diff_dict()
+    backbone = GeoViTBackbone.from_pretrained(tmp_path, out_indices=[1, 2])
+    assert all(torch.equal(backbone.state_dict()[name], value) for name, value in encoder.state_dict().items())
 
 
 def test_normalisation_is_written_in_reflectance_where_the_encoder_saw_reflectance(tmp_path):
@@ -101,17 +99,6 @@ def test_normalisation_is_written_in_reflectance_where_the_encoder_saw_reflectan
     published = PUBLISHED["satmae"]
     convert(published.tiny_source(), published.save(tmp_path / "b.pth"), tmp_path / "rgb")
     assert not (tmp_path / "rgb" / "normalisation.json").exists()
-
-
-def test_saved_again_it_is_the_same(published, checkpoint, tmp_path):
-    convert(published.tiny_source(), checkpoint, tmp_path / "out")
-    encoder = AutoModel.from_pretrained(tmp_path / "out")
-    encoder.save_pretrained(tmp_path / "again")
-    again = AutoModel.from_pretrained(tmp_path / "again")
-    assert all(torch.equal(again.state_dict()[name], value) for name, value in encoder.state_dict().items())
-    assert AutoConfig.from_pretrained(tmp_path / "again").to_diff_dict() == encoder.config.to_diff_dict()
-    backbone = GeoViTBackbone.from_pretrained(tmp_path / "again", out_indices=[1, 2])
-    assert all(torch.equal(backbone.state_dict()[name], value) for name, value in encoder.state_dict().items())
 
 
 def test_flat_and_safe_files_are_read_as_well(tmp_path):
@@ -132,28 +119,20 @@ def test_half_precision_files_become_float32(tmp_path):
     assert {p.dtype for p in AutoModel.from_pretrained(tmp_path / "out").parameters()} == {torch.float32}
 
 
-def test_a_missing_tensor_is_refused(published, tmp_path):
-    tensors = published.tensors()
-    name = f"{published.prefix}{published.blocks}.1.mlp.fc2.bias"
-    del tensors[name]
-    assert f"lacks 1 tensors: '{name}'" in refusal(published, tmp_path, tensors)
-
-
-def test_another_shape_is_refused(published, tmp_path):
-    tensors = published.tensors()
-    name = f"{published.prefix}patch_embed.proj.weight"
-    tensors[name] = tensors[name][..., :2]
-    message = refusal(published, tmp_path, tensors)
-    assert name in message and str(tuple(tensors[name].shape)) in message
-
-
-def test_a_deeper_encoder_is_refused(published, tmp_path):
-    tensors = published.tensors()
-    name = f"{published.prefix}{published.blocks}.2.norm1.weight"
-    tensors[name] = torch.ones(32)
-    assert f"has 1 encoder tensors that {SOURCES[published.source].title} has not: '{name}'" in refusal(
-        published, tmp_path, tensors
+def test_what_a_file_lacks_or_has_too_much_is_refused(published, tmp_path):
+    tensors, prefix = published.tensors(), published.prefix
+    lost, first, extra = (
+        f"{prefix}{published.blocks}.1.mlp.fc2.bias",
+        f"{prefix}patch_embed.proj.weight",
+        f"{prefix}{published.blocks}.2.norm1.weight",
     )
+    without = {name: value for name, value in tensors.items() if name != lost}
+    assert f"lacks 1 tensors: '{lost}'" in refusal(published, tmp_path, without)
+    cut = tensors | {first: tensors[first][..., :2]}
+    message = refusal(published, tmp_path, cut)
+    assert first in message and str(tuple(cut[first].shape)) in message
+    deeper = refusal(published, tmp_path, tensors | {extra: torch.ones(32)})
+    assert f"has 1 encoder tensors that {SOURCES[published.source].title} has not: '{extra}'" in deeper
 
 
 def test_layer_scale_is_refused_rather_than_dropped(tmp_path):
@@ -241,8 +220,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     assert "code from a checkpoint was run" not in capsys.readouterr().out
 
 
-def test_allowing_namespaces_does_not_outlive_the_conversion(checkpoint, published, tmp_path):
-    convert(published.tiny_source(), checkpoint, tmp_path / "out")
+def test_what_is_let_in_does_not_outlive_the_conversion(converted):
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
@@ -298,14 +276,8 @@ def test_user_errors_end_with_status_2_and_one_line(tmp_path, capsys):
         assert run(*case) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
-
-
-def test_a_missing_file_says_where_to_get_it(tmp_path, capsys):
-    run("--source", "scale-mae", "--checkpoint", tmp_path / "none.pth", "--output", tmp_path / "out")
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path / 'none.pth'}: no such file or folder. The checkpoint of Scale-MAE ViT-L/16 is at "
-        "https://github.com/bair-climate-initiative/scale-mae/releases/download/base-800/scalemae-vitlarge-800.pth.\n"
-    )
+        if "none.pth" in str(case):
+            assert f"no such file or folder. The checkpoint of Scale-MAE ViT-L/16 is at {SCALE_MAE.download}." in error
 
 
 def test_a_folder_with_several_files_asks_which(tmp_path, capsys):
