@@ -153,13 +153,17 @@ def evaluate(
         pixel_values, labels = batch["pixel_values"].to(accelerator.device), batch["labels"].to(accelerator.device)
         with accelerator.autocast():
             logits = predict_logits(model, pixel_values, protocol.window, protocol.patch_size)
-        logits = at_labels(logits, labels)
-        confusion.update(logits, labels)
-        if bootstrap is not None:
-            bootstrap.update(logits, labels, batch["name"])
-        loss = nn.functional.cross_entropy(logits, labels, ignore_index=protocol.ignore_index, reduction="sum")
-        losses.append((loss, batch["name"]))
-        sums[:2] += torch.stack([loss, label_weight(labels, protocol.ignore_index, None)])
+        # masks larger than the images are scored one by one: their logits together might not fit the memory
+        step = len(labels) if logits.shape[2:] == labels.shape[1:] else 1
+        for first in range(0, len(labels), step):
+            some, names = slice(first, first + step), batch["name"][first : first + step]
+            scored = at_labels(logits[some], labels[some])
+            confusion.update(scored, labels[some])
+            if bootstrap is not None:
+                bootstrap.update(scored, labels[some], names)
+            loss = F.cross_entropy(scored, labels[some], ignore_index=protocol.ignore_index, reduction="sum")
+            losses.append((loss, names))
+            sums[:2] += torch.stack([loss, label_weight(labels[some], protocol.ignore_index, None)])
     sums[2] = float(asked_to_stop())
     model.train(training)
     matrix = confusion.matrix(accelerator)

@@ -15,6 +15,7 @@ from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.methods import task_model
+from deflect_hf.models.configuration import as_pair
 
 
 class TrainedModel:
@@ -66,6 +67,7 @@ class TrainedModel:
         self.task = task
         self.classes = tuple(names[number] for number in range(len(names)))
         self.window = window
+        self.patch_size = as_pair(getattr(settings, "patch_size", None) or 1)
         self.precision = precision
         self.class_values = None if class_values is None else tuple(class_values)
 
@@ -73,7 +75,12 @@ class TrainedModel:
     def forward(self, pixel_values: Tensor, window: int | None) -> Tensor:
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``, larger images in windows."""
         with self.autocast():
-            return predict_logits(self._outputs, pixel_values.to(self.device), window)  # type: ignore[arg-type]
+            return predict_logits(
+                self._outputs,  # type: ignore[arg-type]
+                pixel_values.to(self.device),
+                window,
+                self.patch_size,
+            )
 
     def logits(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``.
