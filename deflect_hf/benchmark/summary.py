@@ -17,8 +17,6 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.evaluation.metrics import scores
 
-BUDGET_RATIO = 10  # the first row is compared with rows of up to this many times its encoder parameters
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -119,7 +117,10 @@ def summarise(
         tests = [one["test"] for one in results]
         starts = range(0, len(tests), design.folds)
         summary["pooled"] = [score(pooled(tests[start : start + design.folds]), design.metric) for start in starts]
-    return {**summary, **compared(summary, first, design.folds)} if first is not None else summary
+    if first is not None:
+        gains = [ours - theirs for ours, theirs in zip(first["scores"], found, strict=True)]
+        summary |= {"gain_of_first": statistics.fmean(gains), "gain_half_interval": half_interval(gains, design.folds)}
+    return summary
 
 
 def distinct(results: Sequence[dict[str, Any]], name: str) -> list[Any]:
@@ -157,17 +158,6 @@ def memory(measured: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     return {"of": known[0]["of"], "peak_bytes": peak, "mean_bytes": round(mean)}
 
 
-def compared(one: dict[str, Any], first: dict[str, Any], folds: int | None) -> dict[str, Any]:
-    """Gain of the ``first`` row over ``one``, trial by trial, and whether their encoder parameters are comparable."""
-    gains = [ours - theirs for ours, theirs in zip(first["scores"], one["scores"], strict=True)]
-    return {
-        "gain_of_first": statistics.fmean(gains),
-        "gain_half_interval": half_interval(gains, folds),
-        "first_is_as_good": first["mean"] >= one["mean"],
-        "within_budget": one["encoder_trainable"] <= BUDGET_RATIO * first["encoder_trainable"],
-    }
-
-
 def pooled(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The scores of the images of several tests taken together."""
     matrix = torch.tensor([one["confusion_matrix"] for one in tests]).sum(dim=0)
@@ -175,7 +165,7 @@ def pooled(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def as_markdown(summary: Sequence[dict[str, Any]], design: Design) -> str:
-    """One line per row, times and memory as ratios to the first row, and what the comparison with it comes to."""
+    """One line per row, times and memory as ratios to the first row."""
     first = summary[0]
     columns = {
         "method": lambda one: one["row"],
@@ -196,7 +186,7 @@ def as_markdown(summary: Sequence[dict[str, Any]], design: Design) -> str:
     shown = {name: cell for name, cell in columns.items() if not idle.get(name, False)}
     lines = [f"| {' | '.join(shown)} |", "|" + "---|" * len(shown)]
     lines += [f"| {' | '.join(cell(one) for cell in shown.values())} |" for one in summary]
-    return "\n".join([*lines, "", *verdict(summary), footnote(summary, design)]) + "\n"
+    return "\n".join([*lines, "", footnote(summary, design)]) + "\n"
 
 
 def gain(one: dict[str, Any]) -> str:
@@ -207,33 +197,6 @@ def gain(one: dict[str, Any]) -> str:
 def plus_minus(half: float | None) -> str:
     """An interval's half, where there is one."""
     return "" if half is None else f" ± {half:.3f}"
-
-
-def verdict(summary: Sequence[dict[str, Any]]) -> list[str]:
-    """How the first row compares with the others, and with those of comparable size; nothing without others."""
-    first, *others = summary
-    if not others:
-        return []
-    trained = first["encoder_trainable"]
-    lines = [f"{first['row']} against all rows: {counted(others)}"]
-    if trained:
-        small = [one for one in others if one["within_budget"]]
-        size = f"at most {BUDGET_RATIO} times its {trained:,} encoder parameters"
-        lines.append(f"Against rows with {size}: {counted(small) if small else 'there are none.'}")
-    return [*lines, ""]
-
-
-def counted(others: Sequence[dict[str, Any]]) -> str:
-    """In how many the first row is at least as good, and in which the interval of the gain lies on one side of 0."""
-    reached = [one for one in others if one["first_is_as_good"]]
-    parts = [f"its mean is at least as high as that of {len(reached)} of {len(others)}"]
-    missed = [one["row"] for one in others if not one["first_is_as_good"]]
-    parts += [f"not as that of {', '.join(missed)}"] if missed else []
-    for word, sign in (("above", 1), ("below", -1)):
-        sure = [one["row"] for one in others if one["gain_half_interval"] is not None
-                and sign * one["gain_of_first"] > one["gain_half_interval"]]  # fmt: skip
-        parts += [f"{word} it with the whole interval of the gain: {', '.join(sure)}"] if sure else []
-    return "; ".join(parts) + "."
 
 
 def footnote(summary: Sequence[dict[str, Any]], design: Design) -> str:
