@@ -42,15 +42,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         runpy.run_path(str(Path(__file__).with_name("evaluate.py")), run_name="evaluate")["main"](words)
         return
     run_package = postponed_package("deflect_hf")
-    from deflect_hf.config.combinations import refuse_idle_keys
     from deflect_hf.config.compose import parse_arguments
+    from deflect_hf.config.methods import METHOD_OPTIONS
     from deflect_hf.config.run import RunArguments
     from deflect_hf.errors import show_log, user_errors
-    from deflect_hf.evaluation.tables import METHOD_OPTIONS, results_text
+    from deflect_hf.evaluation.tables import results_text
     from deflect_hf.training.distributed_exit import distributed_exit
 
     with distributed_exit(), user_errors(words):
-        config = parse_arguments(RunArguments, __doc__ + METHOD_OPTIONS, words, check=refuse_idle_keys)
+        config = parse_arguments(RunArguments, __doc__ + METHOD_OPTIONS, words)
         run_package()
         from deflect_hf.hub.push import Publication
         from deflect_hf.training.run import run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from datetime import timedelta
 from typing import Any
@@ -54,7 +53,7 @@ def launcher_precision(config: RunArguments) -> RunArguments:
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     own = "fp16" if config.fp16 else "bf16" if config.bf16 else told
     if told == "no" or own == told in ("fp16", "bf16"):
-        return dataclasses.replace(config, fp16=own == "fp16", bf16=own == "bf16")
+        return config.replace(fp16=own == "fp16", bf16=own == "bf16")
     raise ConfigError(
         f"accelerate launch says --mixed_precision {told}, and the run --{own}: give the run --fp16 or --bf16, and the "
         "launcher no"

@@ -32,7 +32,6 @@ from deflect_hf.benchmark.flags import flag_parser
 from deflect_hf.benchmark.rivals import RIVALS, rival_config
 from deflect_hf.benchmark.runs import MemoryMonitor, Row, RunFiles, file_name, read, store, write
 from deflect_hf.benchmark.summary import Design, Trial, as_markdown, cross_validation, score, summarise
-from deflect_hf.config.combinations import refuse_idle_keys
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import dataset_spec
@@ -148,7 +147,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
     options = sorted(name for name in given if name == "--method" or name.startswith("--method."))
     if options:
         raise ConfigError(f"{options[0]}: options of a method stand in its row, as in lora:rank=8; leave it out.")
-    base = parse_arguments(RunArguments, __doc__ or "", rest, check=refuse_idle_keys)
+    base = parse_arguments(RunArguments, __doc__ or "", rest)
     if base.push_to_hub:
         raise ConfigError("push_to_hub: a benchmark publishes nothing; leave it out, and train the one to publish.")
     return Plan(
@@ -159,7 +158,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
         rows=tuple(Row.parse(text) for text in own.rows),
         tuning=own.lr_folds or 1,
         learning_rates=tuple(own.lr),
-        base=dataclasses.replace(base, overwrite=False, resume_from=None),
+        base=base.replace(overwrite=False, resume_from=None),
         reuse=tuple(own.reuse),
         only_finished=own.only_finished,
         ratios=read_ratios(own.cost, own.rows) if own.cost is not None else None,
@@ -240,12 +239,12 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
     """
     name = f"{file_name(row.text)}-lr{lr:g}-{trial.name}"
     segmentor, config = plan.base.segmentor, trial.settings(plan.base)
-    segmentor = dataclasses.replace(segmentor, optimizer=dataclasses.replace(segmentor.optimizer, lr=lr))
-    config = dataclasses.replace(config, segmentor=segmentor)
+    segmentor = segmentor.replace(optimizer=segmentor.optimizer.replace(lr=lr))
+    config = config.replace(segmentor=segmentor)
     if row.method in RIVALS:
         config = rival_config(config, row.method, row.options)
     else:
-        config = dataclasses.replace(config, finetune=row.method, method=dict(row.options))
+        config = config.replace(finetune=row.method, method=dict(row.options))
     files = RunFiles(plan.output, name)
     found = finished(plan, files, config)
     if found is not None:
@@ -260,7 +259,7 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
         logger.info("%s", name)
         monitor = MemoryMonitor()
         with monitor:
-            results, _, _ = run(dataclasses.replace(config, work_dir=str(files.folder), overwrite=True))
+            results, _, _ = run(config.replace(work_dir=str(files.folder), overwrite=True))
         return write(files, row, config, {**results, "memory": monitor.result()})
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,4 +56,4 @@ def rival_config(config: RunArguments, method: str, options: Mapping[str, Any]) 
         optimizer=former.optimizer,
         scheduler=former.scheduler,
     )
-    return dataclasses.replace(config, finetune="full", method={}, encoder=encoder, segmentor=segmentor)
+    return config.replace(finetune="full", method={}, encoder=encoder, segmentor=segmentor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -34,9 +33,9 @@ class Trial:
     def settings(self, base: RunArguments) -> RunArguments:
         """The configuration of this trial's run."""
         if self.fold is None:
-            return dataclasses.replace(base, seed=self.seed)
-        dataset = dataclasses.replace(base.dataset, num_folds=self.folds, fold=self.fold, seed=self.seed)
-        return dataclasses.replace(base, seed=self.seed, dataset=dataset)
+            return base.replace(seed=self.seed)
+        dataset = base.dataset.replace(num_folds=self.folds, fold=self.fold, seed=self.seed)
+        return base.replace(seed=self.seed, dataset=dataset)
 
 
 def cross_validation(folds: int, repeats: int) -> tuple[Trial, ...]:

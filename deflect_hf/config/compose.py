@@ -1,42 +1,44 @@
 """YAML files and command line -> one typed configuration.
 
-Precedence, lowest first: the defaults of the dataclasses, the group files that the run's YAML names, the run's YAML,
-the group files on the command line, the flags typed.
-Every value remembers where it came from, so that an error names the file. pydantic checks the types; it was chosen
-over jsonargparse and OmegaConf because it reports each error with its path, which lets us say it in plain words.
+Precedence, lowest first: the defaults, the group files that the run's YAML names, the run's YAML, the group files on
+the command line, the flags typed. Every value remembers where it came from, so that an error names the file.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from deflect_hf.config.official import ALIASES, refuse_official_key
-from deflect_hf.config.schema import check_types, leaves, parse_text
+from deflect_hf.config.schema import Arguments, keys_of, unknown_key
 from deflect_hf.config.yaml import TYPED, read_yaml, yaml_text, yaml_value
-from deflect_hf.errors import ConfigError, listing, nearest
+from deflect_hf.errors import ConfigError, nearest
 
 GROUPS = ("encoder", "dataset", "segmentor", "augmentation")
-MOST_LISTED = 12  # keys in a message; --help has them all
 EXPONENTIAL = re.compile(r"-(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
+# Names of the official command line (run.py of pangaea-bench, 20 August to 16 September 2024) that are spelt otherwise
+# here: the key, its value for a value of theirs, and the help.
+ALIASES: Mapping[str, tuple[str, Callable[[Any], Any], str]] = {
+    "limited_label": (
+        "dataset.limited_label",
+        lambda value: 1.0 if value == -1 else value,
+        "short for --dataset.limited_label; -1: all labels",
+    ),
+    "use_wandb": (
+        "tracker",
+        lambda value: value if not isinstance(value, bool) else ["wandb"] * value,
+        "short for --tracker wandb",
+    ),
+}
+LAUNCHER = ("rank", "local_rank", "world_size", "local_world_size")
 
-Config = TypeVar("Config")
-
-
-@dataclass(frozen=True)
-class Composed:
-    """The merged values as nested mappings, and for each dotted key the file or command line that set it."""
-
-    values: dict[str, Any]
-    origins: dict[str, str]
+Config = TypeVar("Config", bound=Arguments)
+Layers = list[tuple[str, Any, str]]  # dotted key, value, and the file or command line that set it
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,166 +58,174 @@ def _without_exponent(word: str) -> str:
     return f"{Decimal(word):f}" if EXPONENTIAL.fullmatch(word) and math.isfinite(float(word)) else word
 
 
-def flatten(values: Mapping[str, Any], schema: type, origin: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def refuse_official_key(key: str, origin: str) -> None:
+    """Say of a key of the official code that has no counterpart in a configuration what to do instead.
+
+    Raises:
+        ConfigError: ``key`` is one of these.
+    """
+    if key == "eval_dir":
+        raise ConfigError(f"{origin}: 'eval_dir' evaluates a run that is trained: give it alone, without 'config'")
+    if key in LAUNCHER:
+        rank = " (the rank of an adapter is --method.rank)" if key == "rank" else ""
+        raise ConfigError(
+            f"{origin}: {key!r} is set by accelerate, leave it out: "
+            f"accelerate launch --num_processes N train.py ...{rank}"
+        )
+
+
+def flatten(values: Mapping[str, Any], schema: type[Arguments], origin: str, prefix: str = "") -> Layers:
     """Dotted leaf keys and values of a nested mapping; a key the schema does not have is refused.
 
     Raises:
         ConfigError: naming ``origin``, the key and the nearest valid one.
     """
-    known = {leaf.key: leaf for leaf in leaves(schema)}
+    known, found = keys_of(schema), []
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if dotted in ALIASES and ALIASES[dotted].key in known:
-            yield ALIASES[dotted].key, ALIASES[dotted].value(value)
+        if dotted in ALIASES and ALIASES[dotted][0] in known:
+            found.append((ALIASES[dotted][0], ALIASES[dotted][1](value), origin))
         elif dotted in known:
-            yield dotted, value
+            found.append((dotted, value, origin))
         elif any(name.startswith(f"{dotted}.") for name in known):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{origin}: {dotted!r} holds several keys, not the single value {value!r:.80}")
-            yield from flatten(value, schema, origin, prefix=f"{dotted}.")
+            found += flatten(value, schema, origin, prefix=f"{dotted}.")
         else:
             refuse_official_key(dotted, origin)
-            depth = dotted.count(".") + 1
-            siblings = dict.fromkeys(".".join(name.split(".")[:depth]) for name in known if name.startswith(prefix))
-            valid = f" Valid keys: {listing(sorted(siblings))}" if len(siblings) <= MOST_LISTED else " All: --help"
-            raise ConfigError(f"{origin}: unknown key {dotted!r}.{nearest(dotted, siblings)}{valid}")
+            raise ConfigError(f"{origin}: {unknown_key(dotted, schema)}")
+    return found
 
 
-def groups_of(schema: type) -> list[str]:
+def groups_of(schema: type[Arguments]) -> list[str]:
     """The groups of keys that a schema has and that files may hold."""
-    beginnings = {leaf.key.partition(".")[0] for leaf in leaves(schema) if "." in leaf.key}
-    return [group for group in GROUPS if group in beginnings]
+    return [group for group in GROUPS if any(key.startswith(f"{group}.") for key in keys_of(schema))]
 
 
-def file_flags(schema: type) -> list[str]:
-    """The flags that name YAML files: none for a schema without groups."""
-    groups = groups_of(schema)
-    return ["config", *(f"{group}_config" for group in groups)] if groups else []
-
-
-def build_parser(schema: type, description: str) -> Parser:
+def build_parser(schema: type[Arguments], description: str) -> Parser:
     """A parser with one flag per leaf of ``schema`` plus the ones that name files."""
     parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("configuration files (typed files win over --config, typed flags over all)")
-    if "config" in file_flags(schema):
+    if groups_of(schema):
         files.add_argument("--config", metavar="YAML", help="the run: any key below, and the files of the groups")
-        for group in groups_of(schema):
-            files.add_argument(f"--{group}_config", metavar="YAML", help=f"keys of the group '{group}'")
+    for group in groups_of(schema):
+        files.add_argument(f"--{group}_config", metavar="YAML", help=f"keys of the group '{group}'")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    known = {leaf.key: leaf for leaf in leaves(schema)}
-    for name, alias in ALIASES.items():
-        if alias.key in known:
-            switch: dict[str, Any] = {"nargs": "?", "const": "true"} if known[alias.key].is_list else {}
-            parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=alias.help, **switch)
+    known = keys_of(schema)
+    for name, (key, _, text) in ALIASES.items():
+        if key in known:
+            switch: dict[str, Any] = {"nargs": "?", "const": "true"} if known[key].lists else {}
+            parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=text, **switch)
     sections: dict[str, Any] = {}
-    for leaf in known.values():
-        section = leaf.key.rpartition(".")[0] or "run"
+    for key, leaf in known.items():
+        section = key.rpartition(".")[0] or "run"
         if section not in sections:
             sections[section] = parser.add_argument_group(section)
-        boolean: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.is_flag else {}
-        boolean = {"nargs": "+"} if leaf.is_list else boolean
+        switch = {"nargs": "?", "const": "true"} if bool in leaf.members else {}
         sections[section].add_argument(
-            f"--{leaf.key}", default=argparse.SUPPRESS, metavar=leaf.metavar, help=leaf.help_text, **boolean
+            f"--{key}",
+            default=argparse.SUPPRESS,
+            metavar=key.rpartition(".")[2].upper(),
+            help=f"{leaf.help} [{leaf.default_text}]".replace("%", "%%"),
+            **({"nargs": "+"} if leaf.lists else switch),
         )
     return parser
 
 
-def typed_flags(arguments: Mapping[str, Any], rest: Sequence[str], schema: type) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of what was typed; ``rest`` may reach into mappings: ``--method.rank 8``."""
-    known = {leaf.key: leaf for leaf in leaves(schema)}
-    for key, text in arguments.items():
+def typed_flags(flags: Mapping[str, Any], rest: Sequence[str], parser: Parser, schema: type[Arguments]) -> Layers:
+    """Keys and values of what was typed; ``rest`` may reach into mappings: ``--method.rank 8``."""
+    return [(key, value, TYPED) for key, value in _typed(flags, list(rest), parser, schema)]
+
+
+def _typed(
+    flags: Mapping[str, Any], words: list[str], parser: Parser, schema: type[Arguments]
+) -> Iterator[tuple[str, Any]]:
+    known = keys_of(schema)
+    for key, text in flags.items():
         if key in ALIASES:
-            yield ALIASES[key].key, ALIASES[key].value(yaml_value(text, f"--{key}"))
+            yield ALIASES[key][0], ALIASES[key][1](yaml_value(text, f"--{key}"))
         else:
-            yield key, parse_text(text, known[key])
-    words = list(rest)
+            yield key, known[key].parse(text)
     while words:
         flag, equals, text = words.pop(0).partition("=")
         key = flag.removeprefix("--")
-        owner = next((leaf for leaf in known.values() if leaf.is_mapping and key.startswith(f"{leaf.key}.")), None)
-        if not flag.startswith("--") or owner is None:
+        if not flag.startswith("--") or not any(
+            leaf.is_mapping and key.startswith(f"{leaf.key}.") for leaf in known.values()
+        ):
             refuse_official_key(key, TYPED)
-            options = [*known, *ALIASES, *file_flags(schema), "print_config", "debug"]
-            near = nearest(flag, [f"--{option}" for option in options])
-            raise ConfigError(f"{TYPED}: unknown option {flag!r}.{near} All of them: --help")
+            near = nearest(flag, parser._option_string_actions)
+            raise ConfigError(f"{TYPED}: unknown option {flag!r:.80}.{near} All of them: --help")
         collected = [text] if equals else []
         while words and not equals and not words[0].startswith("--"):
             collected.append(words.pop(0))
         if not collected:
             raise ConfigError(f"{TYPED}: {flag} needs a value")
-        yield key, yaml_value(collected[0], flag) if len(collected) == 1 else [yaml_value(t, flag) for t in collected]
+        values = [yaml_value(word, flag) for word in collected]
+        yield key, values[0] if len(values) == 1 else values
 
 
-def compose(schema: type, typed: Mapping[str, Any], rest: Sequence[str]) -> Composed:
-    """Merge run file, group files and flags; a later layer replaces single keys of the earlier ones.
+def file_layers(schema: type[Arguments], paths: Mapping[str, str]) -> Layers:
+    """What the run's file and the files of the groups hold, later ones winning.
 
     A group's file that the run's file names comes before the run's own keys, which refine it; one that was typed
     comes after them.
     """
-    flags = {key: value for key, value in typed.items() if key not in ("print_config", "debug")}
-    paths = {name: flags.pop(name, None) for name in file_flags(schema)}
-    layers: list[tuple[str, Any, str]] = []
-    run, run_file = {}, Path()
-    if paths.get("config") is not None:
-        run_file = Path(paths["config"])
-        run = read_yaml(run_file)
+    run_file = Path(paths.get("config", ""))
+    run = read_yaml(run_file) if "config" in paths else {}
+    before: Layers = []
+    after: Layers = []
     for group in groups_of(schema):
-        named, typed_file = run.pop(f"{group}_config", None), paths[f"{group}_config"]
+        named, typed = run.pop(f"{group}_config", None), paths.get(f"{group}_config")
         if named is not None and not isinstance(named, str):
             raise ConfigError(f"{run_file}: '{group}_config' must be the name of a file, not {named!r:.80}")
-        if named is not None and typed_file is None:
-            layers += read_group(group, run_file.parent / named, schema)
-    layers += [(key, value, str(run_file)) for key, value in flatten(run, schema, str(run_file))]
-    for group in groups_of(schema):
-        if paths[f"{group}_config"] is not None:
-            layers += read_group(group, Path(paths[f"{group}_config"]), schema)
-    layers += [(key, value, TYPED) for key, value in typed_flags(flags, rest, schema)]
-    return merge(layers)
+        if typed is not None:
+            after += flatten({group: read_yaml(Path(typed))}, schema, typed)
+        elif named is not None:
+            path = run_file.parent / named
+            before += flatten({group: read_yaml(path)}, schema, str(path))
+    return [*before, *flatten(run, schema, str(run_file)), *after]
 
 
-def read_group(group: str, path: Path, schema: type) -> list[tuple[str, Any, str]]:
-    """Dotted key, value and origin of each key in a group's file."""
-    return [(key, value, str(path)) for key, value in flatten({group: read_yaml(path)}, schema, str(path))]
+def merge(schema: type[Config], layers: Layers) -> Config:
+    """The configuration of all layers, later ones winning.
 
-
-def merge(layers: Sequence[tuple[str, Any, str]]) -> Composed:
-    """Nested values and origins of ``(dotted key, value, origin)`` triples, later ones winning."""
-    composed = Composed({}, {})
+    Raises:
+        ConfigError: naming the file, the key and what its value has to be.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for key, value, origin in layers:
         *parents, last = key.split(".")
-        target = composed.values
+        target = merged
         for parent in parents:
             if not isinstance(target.get(parent), dict):
                 target[parent] = {}
             target = target[parent]
         target[last] = dict(value) if isinstance(value, Mapping) else value
-        composed.origins[key] = origin
-    return composed
+        origins[key] = origin
+    return schema.from_values(merged, origins)
 
 
-def parse_arguments(
-    schema: type[Config],
-    description: str,
-    argv: Sequence[str] | None = None,
-    check: Callable[[Config], None] | None = None,
-) -> Config:
-    """The configuration that the command line asks for, of type ``schema``.
-
-    Args:
-        check: refuses values that do not go together; what it lets pass is printed or returned.
+def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
+    """The configuration that the command line asks for; its first word may be the run's YAML file.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type, a missing or broken file.
         SystemExit: after ``--help`` and ``--print_config``.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].endswith((".yaml", ".yml")) and groups_of(schema):
+        words.insert(0, "--config")
     parser = build_parser(schema, description)
-    namespace, rest = parser.parse_known_args(argv)
-    composed = compose(schema, {key: value for key, value in vars(namespace).items() if value is not None}, rest)
-    config = check_types(schema, composed.values, composed.origins)
-    if check is not None:
-        check(config)
-    if namespace.print_config:
+    namespace, rest = parser.parse_known_args(words)
+    flags = {key: value for key, value in vars(namespace).items() if value is not None}
+    printed = flags.pop("print_config")
+    del flags["debug"]
+    names = ["config", *(f"{group}_config" for group in GROUPS)]
+    paths = {name: flags.pop(name) for name in names if name in flags}
+    config = merge(schema, [*file_layers(schema, paths), *typed_flags(flags, rest, parser, schema)])
+    if printed:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
@@ -227,26 +237,17 @@ def load_config(schema: type[Config], path: Path) -> Config:
     Raises:
         ConfigError: naming the file.
     """
-    composed = merge([(key, value, str(path)) for key, value in flatten(read_yaml(path), schema, str(path))])
     try:
-        return check_types(schema, composed.values, composed.origins)
+        return merge(schema, flatten(read_yaml(path), schema, str(path)))
     except ConfigError as error:
         raise error if str(path) in str(error) else ConfigError(f"{path}: {error}") from error
 
 
-def to_yaml(config: Any) -> str:
-    """All keys of a configuration as YAML, defaults included, in the order of the dataclasses."""
+def to_yaml(config: Arguments) -> str:
+    """All keys of a configuration as YAML, defaults included, in their order."""
     return yaml_text(plain(config))
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """All keys and values of a configuration as a YAML file has them, in the order of the dataclasses."""
-    values: dict[str, Any] = _lists(dataclasses.asdict(config))
-    return values
-
-
-def _lists(value: Any) -> Any:
-    """Tuples as lists, which YAML can spell."""
-    if isinstance(value, Mapping):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+def plain(config: Arguments) -> dict[str, Any]:
+    """All keys and values of a configuration as a YAML file has them, in their order."""
+    return config.model_dump(mode="json")

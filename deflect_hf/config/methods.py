@@ -1,56 +1,34 @@
-"""What can be chosen of each method: `--method.NAME VALUE`.
-
-Importing this file needs neither torch nor PEFT.
-"""
+"""The methods of `--finetune`, and what can be chosen of each: `--method.NAME VALUE`."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from deflect_hf.errors import ConfigError, listing
+from pydantic import AfterValidator, Field, PositiveFloat
 
+from deflect_hf.config.schema import Arguments, option
+from deflect_hf.errors import ConfigError, listing, nearest
+
+PREFIX = "peft:"
 PatchEmbed = Literal["frozen", "repeat", "rgb+random"]
 Target = Literal["qv", "qkvo", "all-linear"]
-Biases = Literal["all", "query+mlp"]
+Rank = Annotated[int, Field(ge=1, le=2**16)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of the choices (ConfigError)."""
-    if value not in choices:
-        raise ConfigError(f"method.{name}={value!r} is unknown; choose from {listing(choices)}.")
-
-
-def above_zero(name: str, value: float) -> None:
-    """Refuse a size or factor of 0, below, or without end (ConfigError)."""
-    if not 0 < value < math.inf:
-        raise ConfigError(f"method.{name}={value!r} must be a number above 0.")
-
-
-@dataclass(frozen=True)
-class DeflectOptions:
+class DeflectOptions(Arguments):
     """Fields of [`DeflectConfig`] that are a choice of the user."""
 
-    rank: int = field(default=8, metadata={"help": "rank r of the deflection"})
-    aux_dim: int | None = field(
-        default=None, metadata={"help": "width d of the radiometric stream, null: about 64, to fit the attention heads"}
-    )
-    indices: str | list[str] | None = field(
-        default="default", metadata={"help": "'default', 'all', an application domain, names, or null"}
-    )
-    layers_to_transform: int | list[int] | None = field(
-        default=None, metadata={"help": "deflected blocks (-1: the last), null: all"}
-    )
-    band_dropout: float = field(
-        default=0.0, metadata={"help": "probability of losing a band in training; above 0, images may lack bands"}
-    )
+    prefix: ClassVar[str] = "method."
+    rank: Rank = option(8, "rank r of the deflection")
+    aux_dim: Rank | None = option(None, "width d of the radiometric stream, null: about 64, to fit the attention heads")
+    indices: str | list[str] | None = option("default", "'default', 'all', an application domain, names, or null")
+    layers_to_transform: int | list[int] | None = option(None, "deflected blocks (-1: the last), null: all")
+    band_dropout: Probability = option(0.0, "probability of losing a band in training; above 0, images may lack bands")
 
 
-@dataclass(frozen=True)
-class EncoderOptions:
+class EncoderOptions(Arguments):
     """Of every method that changes the encoder alone, and of `frozen` and `full`: which bands the encoder sees.
 
     `frozen`: the base bands, through the pretrained patch embedding. Otherwise all bands enter a wider patch embedding,
@@ -64,48 +42,27 @@ class EncoderOptions:
       deviation.
     """
 
-    patch_embed: PatchEmbed = field(
-        default="frozen",
-        metadata={"help": "frozen: the base bands; otherwise all bands, trained"},
-    )
-
-    def __post_init__(self) -> None:
-        one_of("patch_embed", self.patch_embed, get_args(PatchEmbed))
+    prefix: ClassVar[str] = "method."
+    patch_embed: PatchEmbed = option("frozen", "frozen: the base bands; otherwise all bands, trained")
 
 
-@dataclass(frozen=True)
 class LoraOptions(EncoderOptions):
     """Low-rank adaptation, by PEFT. Source: Hu et al., arXiv 2106.09685."""
 
-    rank: int = field(default=8, metadata={"help": "rank r"})
-    alpha: float = field(default=8.0, metadata={"help": "the update is scaled by alpha / r"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout before A"})
-    target: Target = field(default="qv", metadata={"help": "layers of every block"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above_zero("rank", self.rank)
-        above_zero("alpha", self.alpha)
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"method.dropout={self.dropout!r} must be at least 0 and below 1.")
-        one_of("target", self.target, get_args(Target))
+    rank: Rank = option(8, "rank r")
+    alpha: PositiveFloat = option(8.0, "the update is scaled by alpha / r")
+    dropout: Probability = option(0.0, "dropout before A")
+    target: Target = option("qv", "layers of every block")
 
 
-@dataclass(frozen=True)
 class SlrOptions(EncoderOptions):
     """Scaled low-rank adapters. Source: Scheibenreif et al., CVPR 2024, whose recipe trains the norms, too."""
 
-    rank: int = field(default=8, metadata={"help": "rank r"})
-    target: Target = field(default="all-linear", metadata={"help": "layers of every block"})
-    train_norms: bool = field(default=True, metadata={"help": "train the encoder's norms in full, as published"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above_zero("rank", self.rank)
-        one_of("target", self.target, get_args(Target))
+    rank: Rank = option(8, "rank r")
+    target: Target = option("all-linear", "layers of every block")
+    train_norms: bool = option(True, "train the encoder's norms in full, as published")
 
 
-@dataclass(frozen=True)
 class NormOptions(EncoderOptions):
     """Norm tuning, by PEFT: the encoder's layer norms are trained. Source: Zhao et al., arXiv 2312.11420.
 
@@ -115,45 +72,75 @@ class NormOptions(EncoderOptions):
     """
 
 
-@dataclass(frozen=True)
 class BitFitOptions(EncoderOptions):
     """BitFit: biases are trained. Source: Ben Zaken et al., arXiv 2106.10199."""
 
-    target: Biases = field(
-        default="all",
-        metadata={"help": "all, or the paper's subset: queries and first MLP layer"},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("target", self.target, get_args(Biases))
+    target: Literal["all", "query+mlp"] = option("all", "all, or the paper's subset: queries and first MLP layer")
 
 
-@dataclass(frozen=True)
 class PlainOptions(EncoderOptions):
     """`frozen` trains the head alone (and a wider patch embedding), `full` everything."""
 
 
-@dataclass(frozen=True)
 class PeftOptions(EncoderOptions):
-    """`peft:NAME`: any other method of PEFT, by the name of its configuration, whose fields are its options.
+    """`peft:NAME`: any other method of PEFT, by the name of its configuration, whose fields are its options."""
 
-    Attributes:
-        target: layers of every block, unless the field `target_modules` names them.
-        fields: of PEFT's configuration, as given.
+    target: Target | None = option(None, "layers of every block, unless the field `target_modules` names them")
+    fields: dict[str, Any] = option({}, "of PEFT's configuration, as given")
+
+
+OPTIONS: Mapping[str, type[Arguments]] = {
+    "deflect": DeflectOptions,
+    "lora": LoraOptions,
+    "slr": SlrOptions,
+    "norm": NormOptions,
+    "bitfit": BitFitOptions,
+    "frozen": PlainOptions,
+    "full": PlainOptions,
+}
+
+
+def peft_method(method: str) -> str:
+    """``peft:NAME`` as it is.
+
+    Raises:
+        ConfigError: says what it must be.
     """
-
-    target: Target | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.target is not None:
-            one_of("target", self.target, get_args(Target))
+    if not method.startswith(PREFIX) or method == PREFIX:
+        raise ConfigError("peft:NAME with the name of one of PEFT's configurations, such as peft:VeraConfig")
+    return method
 
 
-def as_values(options: Any) -> dict[str, Any]:
+Finetune = Literal[tuple(OPTIONS)] | Annotated[str, AfterValidator(peft_method)]  # type: ignore[valid-type]
+
+
+def options_of(method: str, values: Mapping[str, Any]) -> Any:
+    """The options of a method of :data:`OPTIONS`, defaults filled in.
+
+    Raises:
+        ConfigError: an option is unknown, or its value is none; the valid ones are given.
+    """
+    if method not in OPTIONS:
+        raise ConfigError(
+            f"finetune={method!r:.80} is unknown; choose from {listing(OPTIONS)}, or peft:NAME with the name of one of "
+            f"PEFT's configurations, such as peft:VeraConfig.{nearest(method, OPTIONS)}"
+        )
+    try:
+        return OPTIONS[method](**values)
+    except ConfigError as error:
+        raise ConfigError(f"--finetune {method}: {error}") from error
+
+
+def as_values(options: Arguments) -> dict[str, Any]:
     """The options as the mapping that they can be made of again."""
-    values = dataclasses.asdict(options)
-    fields = values.pop("fields") if isinstance(options, PeftOptions) else {}
-    return {**values, **fields}
+    values = options.model_dump()
+    return {**values.pop("fields", {}), **values}
+
+
+METHOD_OPTIONS = """
+`method` takes the options of --finetune, as --method.NAME VALUE:
+{lines}
+    peft:NAME patch_embed, target, and the fields of PEFT's configuration NAME, such as VeraConfig
+patch_embed: frozen shows the encoder its base bands; repeat and rgb+random all bands, through a patch embedding that is
+trained and starts as copies of the pretrained kernel, or with noise for the other bands.
+""".format(lines="\n".join(f"    {name:<9} {', '.join(schema.model_fields)}" for name, schema in OPTIONS.items()))

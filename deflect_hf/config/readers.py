@@ -5,7 +5,6 @@ Nothing lists them: each is a file of ``deflect_hf/data/sets``, which is looked 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -79,11 +78,10 @@ def refuse_unused(args: Any) -> None:
         ConfigError: naming the data sets that the key is for.
     """
     used = EVERY | dataset_spec(args.name).keys
-    for one in dataclasses.fields(args):
-        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-        if one.name not in used and getattr(args, one.name) != default:
+    for key, field in type(args).model_fields.items():
+        if key not in used and getattr(args, key) != field.default:
             raise ConfigError(
-                f"`{one.name}` does nothing for the data set {args.name!r}: remove it. It is for {_users(one.name)}."
+                f"`{key}` does nothing for the data set {args.name!r}: remove it. It is for {_users(key)}."
             )
 
 

@@ -1,24 +1,24 @@
-"""Dataclasses as the schema of a configuration: its keys, their help, and type errors in the user's words."""
+"""Groups of keys as strict pydantic models; what they refuse is told in one sentence: file, key, what it must be."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import os
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
 
 from deflect_hf.config.yaml import yaml_value
-from deflect_hf.errors import ConfigError, DeflectError, nearest
+from deflect_hf.errors import ConfigError, listing, nearest
 
-Config = TypeVar("Config")
-
+MOST_LISTED = 12  # keys in a message; --help has them all
+MOST_SHOWN = 80  # characters of a value in a message
 # pydantic's error types -> what the value has to be
 EXPECTED = {
     "int": "a whole number",
@@ -29,10 +29,58 @@ EXPECTED = {
     "list": "a list",
     "tuple": "a list",
     "dict": "a mapping of keys to values",
-    "mapping": "a mapping of keys to values",
+    "too_short": "longer",
+    "too_long": "shorter",
 }
 COMPARISONS = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than": "less than",
                "less_than_equal": "at most"}  # fmt: skip
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A key with its default, its help, and limits as of ``pydantic.Field``."""
+    return Field(default, description=help, **limits)
+
+
+def group() -> Any:
+    """A group of keys within another, of nothing but defaults unless it is given."""
+    return Field(default={}, validate_default=True)
+
+
+class Arguments(BaseModel):
+    """A group of keys: unknown ones are refused, and text for a number, true for 1, NaN where it is no nodata value.
+
+    Raises:
+        ConfigError: naming the key and what its value has to be.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+    prefix: ClassVar[str] = ""  # of the keys, where the group is checked apart from the one that holds it
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigError(_in_words(error, type(self), {})) from error
+
+        __init__.__pydantic_base_init__ = True  # groups within groups are checked with them, which keeps their keys
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], origins: Mapping[str, str]) -> Self:
+        """The group of nested mappings; ``origins`` are the files that dotted keys came from.
+
+        Raises:
+            ConfigError: naming the file, the key and what its value has to be.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(_in_words(error, cls, origins)) from error
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values, which is checked as a whole."""
+        return type(self)(**{**dict(self), **changes})
 
 
 @dataclass(frozen=True)
@@ -52,20 +100,9 @@ class Leaf:
         return tuple(_bare(member) for member in typing.get_args(hint)) if union else (hint,)
 
     @property
-    def is_flag(self) -> bool:
-        """Whether it is true or false."""
-        return bool in self.members
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it takes several values."""
-        return any(typing.get_origin(member) in (list, tuple) for member in self.members)
-
-    @property
-    def is_list_of_text(self) -> bool:
-        """Whether it takes several values, all of them text: a file called 2020 is no number."""
-        lists = [member for member in self.members if typing.get_origin(member) in (list, tuple)]
-        return bool(lists) and all(typing.get_args(member)[:1] == (str,) for member in lists)
+    def lists(self) -> list[Any]:
+        """Those of its types that take several values."""
+        return [member for member in self.members if typing.get_origin(member) in (list, tuple)]
 
     @property
     def is_mapping(self) -> bool:
@@ -79,151 +116,114 @@ class Leaf:
                 for choice in typing.get_args(member)]  # fmt: skip
 
     @property
-    def is_text(self) -> bool:
-        """Whether its value may be text."""
-        return str in self.members or bool(self.choices)
+    def type_name(self) -> str:
+        """Its type as the help shows it: ``[INT ...]``, ``{mean,cls}``."""
+        return " | ".join(dict.fromkeys(_type_name(member) for member in self.members))
 
     @property
-    def metavar(self) -> str:
-        """How the help shows its value."""
-        words = [m for m in self.members if m is not type(None) and typing.get_origin(m) is not Literal]
-        if self.choices and not words:
-            return "{" + ",".join(map(str, self.choices)) + "}"
-        return self.key.rpartition(".")[2].upper()
+    def default_text(self) -> str:
+        """Its default as a YAML file has it."""
+        if self.default is PydanticUndefined:
+            return "needed"
+        default = "null" if self.default is None else self.default
+        return str(default).lower() if isinstance(default, bool) else str(default)
+
+    def parse(self, words: str | list[str]) -> Any:
+        """The value of what was typed after its flag: text stays text, everything else is read as YAML would."""
+        if isinstance(words, list) and len(words) > 1:
+            return words if self._of_text else [yaml_value(word, f"--{self.key}") for word in words]
+        word = words[0] if isinstance(words, list) else words
+        if word == "null" and types.NoneType in self.members:
+            return None
+        if str in self.members and not word.startswith(("[", "{")):
+            return word
+        value = word if word in self.choices else yaml_value(word, f"--{self.key}")
+        if not self.lists or isinstance(value, list) or word in self.choices:
+            return value
+        return [word] if self._of_text else [value]
 
     @property
-    def help_text(self) -> str:
-        """Its help with the default, as argparse wants it."""
-        shown = "null" if self.default is None else yaml.safe_dump(self.default, default_flow_style=True).split("\n")[0]
-        return f"{self.help} [{shown}]".replace("%", "%%")
+    def _of_text(self) -> bool:
+        """Whether it takes several texts: a file called 2020 is no number."""
+        return all(typing.get_args(member)[:1] == (str,) for member in self.lists)
 
 
 def _bare(hint: Any) -> Any:
-    while typing.get_origin(hint) is typing.Annotated:
+    while typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     return hint
 
 
-def leaves(schema: type, prefix: str = "") -> Iterator[Leaf]:
-    """Every key of a nested dataclass, in order."""
-    hints = typing.get_type_hints(schema, include_extras=True)
-    for item in dataclasses.fields(schema):
-        hint = hints[item.name]
-        if dataclasses.is_dataclass(hint):
-            yield from leaves(typing.cast(type, hint), prefix=f"{prefix}{item.name}.")
-            continue
-        factory = item.default_factory
-        default = item.default if factory is dataclasses.MISSING else factory()
-        default = None if default is dataclasses.MISSING else default
-        default = list(default) if isinstance(default, tuple) else default
-        yield Leaf(prefix + item.name, hint, default, item.metadata.get("help", ""))
+def _type_name(hint: Any) -> str:
+    names = {types.NoneType: "null", str: "text", bool: "true/false", int: "whole number", float: "number"}
+    origin, inner = typing.get_origin(_bare(hint)), typing.get_args(_bare(hint))
+    if origin in (list, tuple):
+        return f"list of {_type_name(inner[0])}"
+    if origin is Literal:
+        return " | ".join(f"'{word}'" for word in inner)
+    return names.get(_bare(hint), "mapping")
 
 
-def parse_text(text: str | list[str], leaf: Leaf) -> Any:
-    """The value of a flag as it was typed: text stays text, everything else is read as YAML would."""
-    if isinstance(text, list):
-        if len(text) == 1 and (text[0].startswith(("[", "{")) or text[0] == "null" or leaf.is_text):
-            return parse_text(text[0], leaf)
-        return list(text) if leaf.is_list_of_text else [yaml_value(word, f"--{leaf.key}") for word in text]
-    if text == "null" and type(None) in leaf.members:
-        return None
-    if leaf.is_text and not text.startswith(("[", "{")):
-        return [text] if leaf.is_list and text not in leaf.choices and str not in leaf.members else text
-    return yaml_value(text, f"--{leaf.key}")
+@cache
+def keys_of(schema: type[Arguments]) -> Mapping[str, Leaf]:
+    """Every key of a group and of the groups within it by its dotted name, in order."""
+    return types.MappingProxyType({leaf.key: leaf for leaf in _leaves(schema, "")})
 
 
-def check_types(schema: type[Config], values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
-    """An instance of ``schema``; pydantic's complaints come back as one sentence with file and key.
-
-    Raises:
-        ConfigError: for the first value that does not fit.
-    """
-    known = {leaf.key: leaf for leaf in leaves(schema)}
-    names = [item.name for item in dataclasses.fields(typing.cast(Any, schema))]
-    unknown = next((key for key in values if key not in names), None)  # pydantic would pass it by
-    if unknown is not None:
-        raise ConfigError(f"{_origin(unknown, origins)}: unknown key {unknown!r}.{nearest(unknown, names)} All: --help")
-    for leaf in known.values():
-        _refuse_truth_values(leaf, _at(values, leaf.key), origins)
-    try:
-        config = TypeAdapter(schema).validate_python(_with_groups(schema, values))
-    except ValidationError as error:
-        raise ConfigError(_in_words(error, known, origins)) from error
-    for leaf in known.values():
-        _refuse_infinite(leaf, _at(config, leaf.key), origins)
-    return config
+def _leaves(schema: type[Arguments], prefix: str) -> Iterator[Leaf]:
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Arguments):
+            yield from _leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield Leaf(prefix + name, field.annotation, field.default, field.description or "")
 
 
-def _at(owner: Any, key: str) -> Any:
-    """The value of a dotted key in nested mappings or dataclasses, None where it is not set."""
-    for name in key.split("."):
-        owner = owner.get(name) if isinstance(owner, Mapping) else getattr(owner, name, None)
-    return owner
+def unknown_key(key: str, schema: type[Arguments]) -> str:
+    """What to say of a dotted key that ``schema`` does not have: the nearest, or all that stand beside it."""
+    parent, depth = key.rpartition(".")[0], key.count(".") + 1
+    siblings = dict.fromkeys(".".join(name.split(".")[:depth]) for name in keys_of(schema) if name.startswith(parent))
+    listed = listing(sorted(schema.prefix + name for name in siblings))
+    valid = f" Valid keys: {listed}" if len(siblings) <= MOST_LISTED else " All: --help"
+    return f"unknown key {schema.prefix + key!r:.80}.{nearest(key, siblings)}{valid}"
 
 
-def _refuse_truth_values(leaf: Leaf, value: Any, origins: Mapping[str, str]) -> None:
-    """Pydantic takes true for 1, and YAML reads an unquoted yes, no, on or off as true or false."""
-    if bool in leaf.members or leaf.is_mapping or leaf.members == (Any,):
-        return
-    if any(isinstance(item, bool) for item in (value if isinstance(value, list | tuple) else [value])):
-        fix = ': write words such as "no" in quotes' if leaf.is_list_of_text or leaf.is_text else ""
-        raise ConfigError(f"{_origin(leaf.key, origins)}: {leaf.key!r} holds true or false, which it cannot be{fix}")
-
-
-def _refuse_infinite(leaf: Leaf, value: Any, origins: Mapping[str, str]) -> None:
-    """Numbers that are none: NaN marks nodata, and does harm anywhere else."""
-    if leaf.key.rpartition(".")[2] == "nodata":
-        return
-    numbers = [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, float)]
-    if not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{_origin(leaf.key, origins)}: {leaf.key!r} must be finite, not {value!r:.80}")
-
-
-def _with_groups(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with every nested dataclass named: pydantic would make a missing one before it checks the others."""
-    hints = typing.get_type_hints(schema)
-    groups = {item.name: hints[item.name] for item in dataclasses.fields(schema)}
-    nested = {
-        name: _with_groups(typing.cast(type, hint), values.get(name, {}))
-        for name, hint in groups.items()
-        if dataclasses.is_dataclass(hint) and isinstance(values.get(name, {}), Mapping)
-    }
-    return {**values, **nested}
-
-
-def _origin(key: str, origins: Mapping[str, str]) -> str:
-    """The file that set a key or a part of it."""
-    return next((origins[name] for name in origins if name == key or name.startswith(f"{key}.")), "the defaults")
-
-
-def _in_words(error: ValidationError, known: Mapping[str, Leaf], origins: Mapping[str, str]) -> str:
+def _in_words(error: ValidationError, schema: type[Arguments], origins: Mapping[str, str]) -> str:
     """``FILE: 'key' must be a whole number, not 'many'``, for the key that pydantic's location leads to."""
-    problems = error.errors()
+    known, problems = keys_of(schema), error.errors(include_url=False)
     path = [str(part) for part in problems[0]["loc"]]
     depth = next((n for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), 0)
-    if depth == 0:
-        cause = problems[0].get("ctx", {}).get("error")
-        told = str(cause) if isinstance(cause, DeflectError) else f"{'.'.join(path)}: {problems[0]['msg']}"
-        return _of_group(".".join(path), told, origins)
     key = ".".join(path[:depth])
-    if problems[0]["type"] == "missing" and len(path) == depth:
+    if depth == 0:
+        if problems[0]["type"] == "extra_forbidden":
+            text = unknown_key(".".join(path), schema)
+        else:
+            text = str(problems[0].get("ctx", {}).get("error", problems[0]["msg"]))
+        return _of_group(".".join(path), text, origins)
+    if problems[0]["type"] == "missing":
         return f"{key!r} is missing: {known[key].help.removesuffix(' (needed)')}"
     same = [problem for problem in problems if ".".join(map(str, problem["loc"][:depth])) == key]
-    expected = " or ".join(dict.fromkeys(_expected(problem) for problem in same))
+    expected = " or ".join(dict.fromkeys(map(_expected, same)))
     item = next((f"[{part}]" for part in path[depth:] if part.isdigit()), "")
-    position = item if problems[0]["type"] != "missing" else ""  # an item that is missing is told of the whole list
-    value = same[-1]["input"]
+    value = same[0]["input"]
     near = nearest(value, known[key].choices) if isinstance(value, str) else ""
-    return f"{_origin(key, origins)}: {key + position!r} must be {expected}, not {value!r:.80}.{near}".removesuffix(".")
+    if isinstance(value, bool) and (
+        "text" in expected or "'" in expected
+    ):  # YAML reads an unquoted yes, no, on or off as true or false
+        near = ' Write words such as "no" in quotes.'
+    origin = next((f"{origins[name]}: " for name in origins if name == key or name.startswith(f"{key}.")), "")
+    shown = repr(value) if len(repr(value)) <= MOST_SHOWN else f"{value!r:.{MOST_SHOWN}} ..."
+    return f"{origin}{schema.prefix + key + item!r} must be {expected}, not {shown}.{near}".removesuffix(".")
 
 
-def _of_group(group: str, told: str, origins: Mapping[str, str]) -> str:
+def _of_group(group: str, text: str, origins: Mapping[str, str]) -> str:
     """A complaint about keys of a group together, with the files that set those it names, else any of the group."""
     own = {key: origin for key, origin in origins.items() if not group or key.startswith(f"{group}.")}
-    named = [origin for key, origin in own.items() if re.search(rf"\b{key.rpartition('.')[2]}\b", told)]
+    first = text.partition(". ")[0]  # the next may name keys that were not meant
+    named = [origin for key, origin in own.items() if repr(key) in first or first.startswith(f"{key} ")]
+    named = named or [origin for key, origin in own.items() if re.search(rf"\b{key.rpartition('.')[2]}\b", first)]
     files = list(dict.fromkeys(named or own.values()))
-    subject = f"{group}: {told}" if group not in told else told
-    return f"{', '.join(files)}: {subject}" if files else told
+    subject = f"{group}: {text}" if group not in text else text
+    return f"{', '.join(files)}: {subject}" if files else subject
 
 
 def _expected(problem: Any) -> str:
@@ -231,11 +231,31 @@ def _expected(problem: Any) -> str:
     if kind in COMPARISONS:
         limit = next(iter(context.values()))
         return f"{COMPARISONS[kind]} {limit if isinstance(limit, int) else format(limit, 'g')}"
-    if kind == "missing":
-        return "longer"
     if kind == "literal_error":
-        return "one of " + context["expected"]
+        return ("one of " if " or " in context["expected"] else "") + context["expected"]
     if kind == "value_error":
-        return str(context.get("error", problem["msg"]))
-    name = next((name for name in EXPECTED if kind.startswith(name)), None)
-    return EXPECTED[name] if name else problem["msg"]
+        return str(context["error"])
+    return next((words for name, words in EXPECTED.items() if kind.startswith(name)), problem["msg"])
+
+
+def user_path(text: str) -> str:
+    """``~/data`` -> ``/home/user/data``, in a YAML file too, where no shell expands it; other names stay as they are.
+
+    Raises:
+        ConfigError: says what it must be; it is empty, holds a null character, or there is no such user.
+    """
+    if not text.strip():
+        raise ConfigError("the name of a file or folder ('.' for this one) or left out")
+    if "\0" in text:
+        raise ConfigError("a name without null characters")
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text and not os.path.exists(text):
+        raise ConfigError(f"a name in full, as there is no user {text[1:].partition('/')[0]!r}")
+    return expanded
+
+
+UserPath = Annotated[
+    str,
+    BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path),
+    AfterValidator(user_path),
+]

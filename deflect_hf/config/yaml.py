@@ -15,7 +15,11 @@ MERGE = "tag:yaml.org,2002:merge"
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
 # Numbers as YAML 1.2 has them: PyYAML follows 1.1, where 1e-6 is text.
-FLOAT = "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
+FLOAT = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
 BROKEN = (yaml.YAMLError, TypeError, ValueError, RecursionError)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from deflect_hf.artifacts.environment import environment
 from deflect_hf.artifacts.processes import make_accelerator
 from deflect_hf.config.readers import keys_of_reader
 from deflect_hf.config.run import DatasetArguments, EvaluateArguments, RunArguments
-from deflect_hf.config.schema import check_types
 from deflect_hf.data import ImageDataset, load_dataset_splits
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.data.transforms import for_evaluation
@@ -43,13 +41,13 @@ def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
     reader = str(arguments.dataset.get("name", config.dataset.name))  # another one has no use for some of the keys
     if arguments.dataset.get("image_size") is not None and reader != "synthetic":
         raise ConfigError("--dataset.image_size: images are resized as they were in training: leave it out.")
-    values = {**keys_of_reader(dataclasses.asdict(config.dataset), reader), **arguments.dataset}
+    values = {**keys_of_reader(dict(config.dataset), reader), **arguments.dataset}
     origins = dict.fromkeys(arguments.dataset, "the command line, --dataset")
-    changed: dict[str, Any] = {"dataset": check_types(DatasetArguments, values, origins)}
+    changed: dict[str, Any] = {"dataset": DatasetArguments.from_values(values, origins)}
     for name in ("batch_size", "num_workers", "metrics"):
         if getattr(arguments, name) is not None:
             changed[name] = getattr(arguments, name)
-    return dataclasses.replace(config, **changed)
+    return config.model_copy(update=changed)
 
 
 def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:

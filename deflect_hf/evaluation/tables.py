@@ -1,27 +1,10 @@
-"""What the entry scripts show: the options of the methods, tables of scores.
-
-Importing this file needs neither torch nor PEFT.
-"""
+"""What the entry scripts show: tables of scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-METHOD_OPTIONS = """
-`method` takes the options of --finetune, as --method.NAME VALUE:
-    deflect   rank, aux_dim, indices, layers_to_transform, band_dropout
-    lora      patch_embed, rank, alpha, dropout, target
-    slr       patch_embed, rank, target, train_norms
-    norm      patch_embed
-    bitfit    patch_embed, target
-    frozen    patch_embed
-    full      patch_embed
-    peft:NAME patch_embed, target, and the fields of PEFT's configuration NAME, such as VeraConfig
-patch_embed: frozen shows the encoder its base bands; repeat and rgb+random all bands, through a patch embedding that is
-trained and starts as copies of the pretrained kernel, or with noise for the other bands.
-"""
 
 
 def score_table(scores: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ Each of the two has a --help of its own.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ def draw_dataset(words: Sequence[str]) -> list[Path]:
 
     dataset, split, folder = arguments.dataset, arguments.split, Path(arguments.output)
     if dataset.image_size == ENCODER_SIZE:
-        dataset = dataclasses.replace(dataset, image_size=None)
+        dataset = dataset.replace(image_size=None)
     splits = load_dataset_splits(dataset)
     if split not in splits:
         raise DataError(f"the data set has no split {split!r}, only {listing(splits)}: give --split.")

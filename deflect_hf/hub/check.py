@@ -106,7 +106,7 @@ def check_configs(folder: Path, *, published: bool) -> RunArguments:
     check_yaml(folder / checkpoints.CONFIG)
     config = checkpoints.read_config(folder)
     if published and config.finetune != "full" and config.encoder.name_or_path is not None:
-        _check_source(folder / checkpoints.CONFIG, "encoder.name_or_path", dataclasses.asdict(config.encoder))
+        _check_source(folder / checkpoints.CONFIG, "encoder.name_or_path", config.encoder.model_dump())
     if config.finetune in ("frozen", "full"):
         return config
     if entries is None:

@@ -7,7 +7,6 @@ configuration pushes to somebody else's repository. The files are searched for t
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -74,23 +73,22 @@ def stage(folder: Path, target: Path, config: RunArguments, base: Base, *, pictu
 def published_config(config: RunArguments, base: Base) -> RunArguments:
     """The configuration of a run as others may read it."""
     hub: dict[str, Any] = {
-        item.name: item.default for item in dataclasses.fields(config) if item.name.startswith("hub_")
+        name: field.default for name, field in RunArguments.model_fields.items() if name.startswith("hub_")
     }
     encoder = config.encoder
     if encoder.random is None:
-        encoder = dataclasses.replace(encoder, name_or_path=base.name or PLACEHOLDER, revision=base.commit)
+        encoder = encoder.replace(name_or_path=base.name or PLACEHOLDER, revision=base.commit)
     data = config.dataset
-    paths = [item.name for item in dataclasses.fields(data) if is_path(getattr(data, item.name))]
+    paths = [name for name, value in data if is_path(value)]
     paths += ["root"] if data.root is not None else []
     hidden: dict[str, Any] = dict.fromkeys(paths, PLACEHOLDER)
-    return dataclasses.replace(
-        config,
+    return config.replace(
         work_dir=None,
         overwrite=False,
         resume_from=None,
         push_to_hub=False,
         encoder=encoder,
-        dataset=dataclasses.replace(data, **hidden),
+        dataset=data.replace(**hidden),
         **hub,
     )
 

@@ -244,7 +244,7 @@ def _class_picture(prediction: Path, info: RasterInfo, count: int) -> dict[str, 
 
 
 def _picture(values: Array, kind: str, text: str, palette: bytes | None = None, **options: Any) -> dict[str, Any]:
-    """(H, W) numbers of a palette or (H, W, 3) colours, uint8 -> a data URI, a text instead of it, and width over height."""
+    """(H, W) numbers of a palette or (H, W, 3) colours, uint8 -> a data URI, its text, and width over height."""
     from PIL import Image
 
     image = Image.fromarray(values)

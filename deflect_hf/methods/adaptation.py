@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,9 @@ from deflect_hf.config.methods import (
     PeftOptions,
     PlainOptions,
     SlrOptions,
+    options_of,
 )
-from deflect_hf.errors import ConfigError, DeflectError, listing, nearest
+from deflect_hf.errors import ConfigError, DeflectError
 from deflect_hf.methods.any_peft import PREFIX, make_peft_config, peft_options
 from deflect_hf.methods.bands import HEAD, Bands, show_bands, start_patch_embedding
 from deflect_hf.spectral.bands import Unit
@@ -62,7 +62,7 @@ def _ending(names: Sequence[str], endings: Sequence[str]) -> str:
 
 def _deflect(model: EncoderWithHead, options: DeflectOptions, bands: Bands) -> PeftConfig:
     bands.refuse_extra_statistics()
-    fields = {**bands.base_fields(), "unit": bands.unit, **dataclasses.asdict(options)}
+    fields = {**bands.base_fields(), "unit": bands.unit, **options.model_dump()}
     return DeflectConfig(**fields, modules_to_save=[HEAD])
 
 
@@ -105,46 +105,25 @@ def _full(model: EncoderWithHead, options: PlainOptions, bands: Bands) -> None:
     model.requires_grad_(True)
 
 
-# Name -> schema of the options, and what adapts the model: a configuration for PEFT, or the work itself.
-METHODS: Mapping[str, tuple[type, Callable[[EncoderWithHead, Any, Bands], PeftConfig | None]]] = {
-    "deflect": (DeflectOptions, _deflect),
-    "lora": (LoraOptions, _lora),
-    "slr": (SlrOptions, _slr),
-    "norm": (NormOptions, _norm),
-    "bitfit": (BitFitOptions, _bitfit),
-    "frozen": (PlainOptions, _frozen),
-    "full": (PlainOptions, _full),
+# What adapts the model: a configuration for PEFT, or the work itself.
+METHODS: Mapping[str, Callable[[EncoderWithHead, Any, Bands], PeftConfig | None]] = {
+    "deflect": _deflect,
+    "lora": _lora,
+    "slr": _slr,
+    "norm": _norm,
+    "bitfit": _bitfit,
+    "frozen": _frozen,
+    "full": _full,
 }
 
 
-def method_options(
-    method: str,
-    options: Mapping[str, Any],
-    make: Callable[[type, Mapping[str, Any]], Any] = lambda schema, values: schema(**values),
-) -> Any:
+def method_options(method: str, options: Mapping[str, Any]) -> Any:
     """The options of `method`, defaults filled in.
-
-    Args:
-        make: from the schema and the values to an instance; it may check the types.
 
     Raises:
         ConfigError: the method or an option is unknown; the nearest valid name is given.
     """
-    if method.startswith(PREFIX):
-        return peft_options(method, options)
-    if method not in METHODS:
-        raise ConfigError(
-            f"finetune={method!r} is unknown; choose from {listing(METHODS)}, or peft:NAME with the name of one of "
-            f"PEFT's configurations, such as peft:VeraConfig.{nearest(method, METHODS)}"
-        )
-    schema = METHODS[method][0]
-    known = [item.name for item in dataclasses.fields(schema)]
-    for name in options:
-        if name not in known:
-            raise ConfigError(
-                f"method.{name} is no option of {method!r}; it has {listing(known)}.{nearest(name, known)}"
-            )
-    return make(schema, options)
+    return peft_options(method, options) if method.startswith(PREFIX) else options_of(method, options)
 
 
 def adapt(
@@ -183,7 +162,7 @@ def adapt(
     if isinstance(chosen, PeftOptions):
         adapted = _any_peft(model, method, chosen, images, revision)
     else:
-        config = METHODS[method][1](model, chosen, images)
+        config = METHODS[method](model, chosen, images)
         adapted = model if config is None else _with_peft(model, config, revision)
     if isinstance(chosen, EncoderOptions):
         start_patch_embedding(adapted, chosen)

@@ -13,10 +13,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from deflect_hf.config.methods import PeftOptions
+from deflect_hf.config.methods import PREFIX, PeftOptions
 from deflect_hf.errors import ConfigError, listing, nearest
 
-PREFIX = "peft:"
 # Fields that say where an adapter comes from, or are set by us.
 MANAGED = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_type", "peft_version",
@@ -59,7 +58,7 @@ def peft_options(method: str, values: Mapping[str, Any]) -> PeftOptions:
         ConfigError: the configuration or a field is unknown, or a value has the wrong type or does not fit.
     """
     schema = peft_config_class(method)
-    own = [item.name for item in dataclasses.fields(PeftOptions) if item.name != "fields"]
+    own = [name for name in PeftOptions.model_fields if name != "fields"]
     known = [*own, *(item.name for item in dataclasses.fields(schema) if item.name not in MANAGED)]
     for name in values:
         if name not in known:

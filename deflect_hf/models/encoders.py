@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -114,10 +113,10 @@ def with_encoder_size(config: RunArguments) -> RunArguments:
         return config
     size = pretraining_size(config.encoder)
     if dataset.image_size == ENCODER_SIZE:
-        dataset = dataclasses.replace(dataset, image_size=size)
+        dataset = dataset.replace(image_size=size)
     if augmentation.random_crop == ENCODER_SIZE:
-        augmentation = dataclasses.replace(augmentation, random_crop=size, keep_smaller=True)
-    return dataclasses.replace(config, dataset=dataset, augmentation=augmentation)
+        augmentation = augmentation.replace(random_crop=size, keep_smaller=True)
+    return config.replace(dataset=dataset, augmentation=augmentation)
 
 
 def chosen_gsd(arguments: EncoderArguments, gsd_m: float | None) -> float | None:

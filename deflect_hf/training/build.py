@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from deflect_hf.artifacts.saved_model import model_class
-from deflect_hf.config.combinations import refuse_idle_keys
 from deflect_hf.config.run import RunArguments
-from deflect_hf.config.schema import check_types
+from deflect_hf.config.unused import refuse_unused
 from deflect_hf.config.yaml import read_yaml
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.transforms import for_evaluation
@@ -61,16 +59,12 @@ class Experiment:
 
 
 def check_method(config: RunArguments) -> RunArguments:
-    """The configuration with the method's options complete.
+    """The configuration with the options of a method of PEFT complete; those of ours are from the start.
 
     Raises:
         ConfigError: an option that the method does not have, or a value of the wrong type.
     """
-    origins = dict.fromkeys(config.method, f"method ({config.finetune})")
-    options = method_options(
-        config.finetune, config.method, lambda schema, values: check_types(schema, values, origins)
-    )
-    return dataclasses.replace(config, method=as_values(options))
+    return config.replace(method=as_values(method_options(config.finetune, config.method)))
 
 
 def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, ImageDataset]:
@@ -199,11 +193,10 @@ def build(
         DeflectError: whatever the user's configuration or data got wrong.
     """
     config = check_method(config)
-    refuse_idle_keys(config)
     config = with_encoder_size(config)
     splits = load_splits(config, ("train", "val"))
     train = splits["train"]
-    refuse_idle_keys(config, train.task)
+    refuse_unused(config, train.task)
     train.processor.trained_size = list(train.reader.read(train.table[0]).values.shape[-2:])
     encoder = base_encoder(config, work_dir, drawn_anew)
     channels = getattr(encoder.config, "num_channels", None)
@@ -248,5 +241,5 @@ def build(
     )
     if statistics.features is not None:
         store_statistics(adapted, statistics.features)
-    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, mean=mean, std=std, gsd=gsd))
+    config = config.replace(encoder=config.encoder.replace(mean=mean, std=std, gsd=gsd))
     return Experiment(config, splits, adapted, statistics)

@@ -159,9 +159,9 @@ def warn_of_changes(config: RunArguments, work_dir: Path) -> None:
     path = work_dir / CONFIG
     if not path.is_file():
         return
-    now = dict(flatten(plain(config), RunArguments, "this run"))
+    now = {key: value for key, value, _ in flatten(plain(config), RunArguments, "this run")}
     try:
-        then = dict(flatten(read_yaml(path), RunArguments, str(path)))
+        then = {key: value for key, value, _ in flatten(read_yaml(path), RunArguments, str(path))}
     except ConfigError as error:  # of another version, or edited: what counts is in the checkpoint
         logger.warning("settings are not compared with those of the run before: %s", error)
         return

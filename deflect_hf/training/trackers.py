@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 from collections.abc import Iterable, Mapping
@@ -71,7 +70,7 @@ def flat_settings(config: RunArguments) -> Iterable[tuple[str, bool | int | floa
             elif value is not None:
                 yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
-    return walk(dataclasses.asdict(config), "")
+    return walk(config.model_dump(), "")
 
 
 class RunLog:

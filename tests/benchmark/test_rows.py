@@ -62,7 +62,7 @@ def test_a_row_makes_a_model_for_timing(text, reflectance):
     ("text", "message"),
     [
         ("deflct", "finetune='deflct' is unknown.*'deflect'"),
-        ("lora:rnk=8", "method.rnk is no option of 'lora'.*'rank'"),
+        ("lora:rnk=8", "unknown key 'method.rnk'.*'rank'"),
         ("lora:rank=[8", r"--rows: cannot read '\[8'"),
         ("lora:rank", "'rank' has no value; write rank=VALUE"),
         ("peft", "PEFT has no configuration ''"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from deflect_hf.config.data import DatasetArguments
@@ -74,7 +72,7 @@ def test_stored_images_need_a_folder(name: str) -> None:
 
 def test_arguments_of_one_reader_carried_over_to_another() -> None:
     trained_on = DatasetArguments(name="mados", root="data", resampling="bilinear", limited_label=0.5)
-    kept = keys_of_reader(dataclasses.asdict(trained_on), "folder")
+    kept = keys_of_reader(dict(trained_on), "folder")
     assert "resampling" not in kept and "download" not in kept
     assert (kept["root"], kept["limited_label"]) == ("data", 0.5)
     DatasetArguments(**{**kept, "name": "folder"})
@@ -83,7 +81,7 @@ def test_arguments_of_one_reader_carried_over_to_another() -> None:
 @pytest.mark.parametrize("name", dataset_names())
 def test_every_file_of_a_data_set_is_complete(name: str) -> None:
     module = dataset_module(name)
-    fields = {field.name for field in dataclasses.fields(DatasetArguments)}
+    fields = set(DatasetArguments.model_fields)
     assert callable(module.load) and module.DATASET.name == name and module.DATASET.keys < fields
     assert fields - EVERY == set(OTHER_THAN_DEFAULT)
     if isinstance(module.DATASET, PublicDataset):

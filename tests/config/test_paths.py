@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deflect_hf.config.paths import user_path
+from deflect_hf.config.schema import user_path
 from deflect_hf.errors import ConfigError
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import logging
@@ -217,5 +216,5 @@ def test_the_configuration_of_the_set_is_complete(name: str, replica: Callable[[
     words += ["--encoder_config", str(REPOSITORY / "tests/conf/tiny_vit.yaml"), "--dataset.root", str(replica(name))]
     args = parse_arguments(RunArguments, "test", words).dataset
     assert args.band_order == "true" and args.partition == "default"  # YAML reads `true` as no text
-    images = load_dataset_splits(dataclasses.replace(args, image_size=[16, 16]))["train"]
+    images = load_dataset_splits(args.replace(image_size=[16, 16]))["train"]
     assert images[1]["pixel_values"].shape == (len(images.bands), 16, 16)

@@ -80,16 +80,16 @@ FOLDER = {"name": "folder", "root": "data"}
     ("options", "message"),
     [
         ({"name": "foldr"}, "Unknown data set 'foldr': .*Did you mean 'folder'"),
-        ({"task": "segment"}, "Unknown task 'segment'"),
+        ({"task": "segment"}, "'task' must be one of .* not 'segment'"),
         ({"name": "folder"}, "needs `root`"),
-        ({"val_fraction": 1.0}, "val_fraction=1.0"),
+        ({"val_fraction": 1.0}, "val_fraction. must be less than 1, not 1.0"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
-        ({"limited_label": 0.0}, "limited_label=0.0"),
-        ({"num_folds": 4, "fold": 4}, "fold=4, num_folds=4"),
+        ({"limited_label": 0.0}, "limited_label. must be greater than 0"),
+        ({"num_folds": 4, "fold": 4}, "fold=4: with num_folds=4"),
         ({**FOLDER, "classes": ["a", "b"], "class_values": [1, 2, 3]}, "of the same length"),
         ({**FOLDER, "class_values": [1, 2], "ignore_values": [2]}, r"\[2\] are in both"),
-        ({"ignore_index": 0}, "must be negative"),
-        ({"image_size": [64]}, "image_size="),
+        ({"ignore_index": 0}, "ignore_index. must be less than 0"),
+        ({"image_size": [64]}, r"image_size. must be \[height, width\]"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options: dict, message: str) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deflect_hf.config.combinations import refuse_idle_keys
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, DataError
@@ -84,4 +83,4 @@ def test_what_belongs_to_a_loss_without_weight_is_refused() -> None:
     with pytest.raises(ConfigError, match="cross_entropy and dice are both 0"):
         parse("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "0")
     with pytest.raises(ConfigError, match=r"segmentor\.loss\.class_weights belongs to the cross-entropy, but"):
-        refuse_idle_keys(parse("--segmentor.loss.cross_entropy", "0"))
+        parse("--segmentor.loss.cross_entropy", "0")

@@ -49,7 +49,7 @@ def stored(folder: Path, bands: Sequence[str]) -> dict[str, Any]:
 
 
 def evaluated(run: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return report(EvaluateArguments(str(run), output_dir=str(output), panels=0, **options))[0]
+    return report(EvaluateArguments(eval_dir=str(run), output_dir=str(output), panels=0, **options))[0]
 
 
 def means(scores: dict[str, Any]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from deflect_hf import DeflectConfig
 from deflect_hf.config.compose import load_config, parse_arguments, to_yaml
 from deflect_hf.config.run import EvaluateArguments, RunArguments
-from deflect_hf.config.schema import leaves
+from deflect_hf.config.schema import keys_of
 from deflect_hf.data.splits import read_split_file
 from deflect_hf.errors import BandError, ConfigError, DataError, DeflectError
 from deflect_hf.raster.read import Raster, read_mask, read_raster
@@ -39,7 +39,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4) | SCALARS, inner, max_size=3),
     max_leaves=6,
 )
-KEYS = [leaf.key for leaf in leaves(RunArguments)]
+KEYS = list(keys_of(RunArguments))
 ENCODER = {"random": {"model_type": "vit"}}
 
 

@@ -163,13 +163,13 @@ def test_the_command_line_takes_every_method():
     ("method", "options", "message"),
     [
         ("deflct", {}, "finetune='deflct' is unknown.*Did you mean 'deflect'?"),
-        ("deflect", {"rnk": 4}, "method.rnk is no option of 'deflect'.*Did you mean 'rank'?"),
-        ("deflect", {"patch_embed": "repeat"}, "method.patch_embed is no option of 'deflect'"),
-        ("frozen", {"rank": 4}, "method.rank is no option of 'frozen'"),
-        ("lora", {"target": "everything"}, "method.target='everything' is unknown"),
-        ("slr", {"target": "everything"}, "method.target='everything' is unknown"),
-        ("bitfit", {"target": "qv"}, "method.target='qv' is unknown; choose from 'all', 'query.mlp'"),
-        ("norm", {"patch_embed": "rgb"}, "method.patch_embed='rgb' is unknown; choose from 'frozen', 'repeat', 'rgb.r"),
+        ("deflect", {"rnk": 4}, "finetune deflect: unknown key 'method.rnk'.*Did you mean 'rank'?"),
+        ("deflect", {"patch_embed": "repeat"}, "deflect: unknown key 'method.patch_embed'"),
+        ("frozen", {"rank": 4}, "frozen: unknown key 'method.rank'"),
+        ("lora", {"target": "everything"}, "'method.target' must be one of .* not 'everything'"),
+        ("slr", {"target": "everything"}, "'method.target' must be one of .* not 'everything'"),
+        ("bitfit", {"target": "qv"}, "'method.target' must be one of 'all' or 'query.mlp'"),
+        ("norm", {"patch_embed": "rgb"}, "'method.patch_embed' must be one of 'frozen', 'repeat' or 'rgb.r"),
     ],
 )
 def test_unknown_names(method, options, message):

@@ -128,7 +128,9 @@ for folder in map(Path, sys.argv[2:]):
 
 def saved(folder: Path, model: nn.Module, method: str, options: dict[str, Any]) -> RunArguments:
     """A result folder as training writes it."""
-    encoder = EncoderArguments(str(folder.parent / "encoder"), mean=BASE["base_mean"], std=BASE["base_std"])
+    encoder = EncoderArguments(
+        name_or_path=str(folder.parent / "encoder"), mean=BASE["base_mean"], std=BASE["base_std"]
+    )
     config = RunArguments(finetune=method, method=as_values(method_options(method, options)), encoder=encoder)
     checkpoints.save_model(folder, model, config, MultispectralImageProcessor(bands=BANDS))
     return config

@@ -19,7 +19,7 @@ NO_OPTIONS = ("--method", "{}")  # instead of those of DEFLECT in the file
 
 
 def evaluated(folder: Path, output: Path, **options: bool) -> dict:
-    return report(EvaluateArguments(str(folder), output_dir=str(output), panels=0, **options))[0]
+    return report(EvaluateArguments(eval_dir=str(folder), output_dir=str(output), panels=0, **options))[0]
 
 
 def test_a_run_with_a_wider_patch_embedding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

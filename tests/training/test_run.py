@@ -85,7 +85,7 @@ def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run
     assert base == str(folder / "encoder")
     shutil.copytree(best, tmp_path / "moved" / "best")
     shutil.copytree(folder / "encoder", tmp_path / "moved" / "encoder")
-    arguments = EvaluateArguments(str(tmp_path / "moved"), output_dir=str(tmp_path / "out"), panels=2)
+    arguments = EvaluateArguments(eval_dir=str(tmp_path / "moved"), output_dir=str(tmp_path / "out"), panels=2)
     again, output = report(arguments)
     assert {name: again[name] for name in results["test"]} == results["test"]
     assert output == tmp_path / "out"
@@ -118,7 +118,7 @@ def test_reloaded_scores_equal_those_of_training(method: str, file: str, tmp_pat
     (logged,) = (line["val"] for line in lines(tmp_path) if "val" in line)
     assert {name: results["val"][name] for name in logged} == logged
     assert {path.name for path in (tmp_path / "best").glob("*.safetensors")} == {f"{file}.safetensors"}
-    again, _ = report(EvaluateArguments(str(tmp_path), split="val", panels=0))
+    again, _ = report(EvaluateArguments(eval_dir=str(tmp_path), split="val", panels=0))
     assert again["confusion_matrix"] == results["val"]["confusion_matrix"]
     assert results["val"]["convention"] == "pangaea"
 
@@ -132,7 +132,7 @@ def test_the_ground_sampling_distance_of_training_is_that_of_evaluation(tmp_path
     assert config.encoder.gsd == 30.0
     model = checkpoints.load_model(tmp_path / "best", config)
     assert model.get_base_model().encoder.config.gsd == 30.0
-    again, _ = report(EvaluateArguments(str(tmp_path), panels=0))
+    again, _ = report(EvaluateArguments(eval_dir=str(tmp_path), panels=0))
     assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
     with pytest.raises(ConfigError, match=r"encoder\.gsd: the positions of this 'vit' encoder do not depend"):
         train(tmp_path / "vit", "--encoder.gsd", "10", *ONE_EPOCH)
@@ -168,8 +168,8 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--method.rnk", "3"), "method.rnk is no option of 'deflect'; it has 'rank', 'aux_dim', 'indices', "),
-        (("--method.rank", "x"), "method (deflect): 'rank' must be a whole number, not 'x'"),
+        (("--method.rnk", "3"), "--finetune deflect: unknown key 'method.rnk'. Did you mean 'rank'?"),
+        (("--method.rank", "x"), "--finetune deflect: 'method.rank' must be a whole number, not 'x'"),
         (("--encoder.random.hiden_size", "3"), "encoder.random: a 'vit' has no field 'hiden_size'. Did you mean"),
         (("--encoder.random.model_type", "vitt"), "encoder.random.model_type: transformers knows no 'vitt'. Did you"),
         (
@@ -188,31 +188,31 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(DeflectError) as caught:
         train(tmp_path / "run", *words)
-    assert str(caught.value).startswith(message)
+    assert message in str(caught.value)
 
 
 def test_half_precision_trains_and_evaluates(tmp_path: Path, new_accelerator: None) -> None:
     results = train(tmp_path, *ONE_EPOCH, "--bf16")
-    again, _ = report(EvaluateArguments(str(tmp_path), panels=0))
+    again, _ = report(EvaluateArguments(eval_dir=str(tmp_path), panels=0))
     assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
     assert all(tensor.dtype == torch.float32 for tensor in torch_file(tmp_path, "step-8").values())
 
 
 def test_evaluation_refuses_what_is_no_run(deflect_run, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no such folder; give the folder of a run, or its best/ folder"):
-        report(EvaluateArguments(str(tmp_path / "nothing")))
+        report(EvaluateArguments(eval_dir=str(tmp_path / "nothing")))
     with pytest.raises(
         CheckpointError, match=r"is no finished run: neither it nor its best/ folder holds config\.yaml"
     ):
-        report(EvaluateArguments(str(tmp_path)))
+        report(EvaluateArguments(eval_dir=str(tmp_path)))
     broken = tmp_path / "broken"
     shutil.copytree(deflect_run[0] / "best", broken)
     weights = broken / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        report(EvaluateArguments(str(broken), encoder=str(deflect_run[0] / "encoder")))
+        report(EvaluateArguments(eval_dir=str(broken), encoder=str(deflect_run[0] / "encoder")))
     with pytest.raises(ConfigError, match="the command line, --dataset: 'num_samples' must be a whole number, not 'x'"):
-        report(EvaluateArguments(str(deflect_run[0]), dataset={"num_samples": "x"}))
+        report(EvaluateArguments(eval_dir=str(deflect_run[0]), dataset={"num_samples": "x"}))
 
 
 def test_evaluation_refuses_outputs_that_are_no_numbers(
@@ -223,17 +223,17 @@ def test_evaluation_refuses_outputs_that_are_no_numbers(
 
     monkeypatch.setattr(evaluation, "predict_logits", overflown)
     with pytest.raises(DataError, match=r"the model's outputs are not finite on the images .+: one of them holds"):
-        report(EvaluateArguments(str(deflect_run[0]), split="val", output_dir=str(tmp_path / "out")))
+        report(EvaluateArguments(eval_dir=str(deflect_run[0]), split="val", output_dir=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
 def test_evaluation_refuses_a_size_and_leaves_out_the_random_crops_of_training(tmp_path: Path) -> None:
-    folder = EvaluateArguments("x", dataset={"name": "folder", "root": "x", "image_size": [8, 8]})
+    folder = EvaluateArguments(eval_dir="x", dataset={"name": "folder", "root": "x", "image_size": [8, 8]})
     config = parse_arguments(RunArguments, "test", ["--config", str(CONF / "segmentation.yaml")])
     with pytest.raises(ConfigError, match=r"--dataset\.image_size: images are resized as they were in training"):
         overlay(config, folder)
     train(tmp_path, *ONE_EPOCH, task="segmentation")
-    twice = [report(EvaluateArguments(str(tmp_path), split="train", panels=0))[0] for _ in range(2)]
+    twice = [report(EvaluateArguments(eval_dir=str(tmp_path), split="train", panels=0))[0] for _ in range(2)]
     assert twice[0]["confusion_matrix"] == twice[1]["confusion_matrix"]
     pixels = sum(row["support"] for row in twice[0]["per_class"].values())
     assert pixels == twice[0]["images"] * 24 * 24  # windows over whole images, no crops of 16

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from deflect_hf.config.combinations import RULES, refuse_idle_keys
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
-from deflect_hf.config.schema import leaves
+from deflect_hf.config.schema import keys_of
+from deflect_hf.config.unused import RULES, refuse_unused
 from deflect_hf.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -87,21 +87,20 @@ def parse(*words: str, task: str = "classification") -> RunArguments:
 )
 def test_an_idle_key_is_refused(task: str, words: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        refuse_idle_keys(parse(*words, task=task))
-    assert str(caught.value).startswith(message)
+        parse(*words, task=task)
+    assert message in str(caught.value)
 
 
 def test_a_task_that_only_the_opened_data_set_tells_is_checked_then() -> None:
     folder = ("--dataset.name", "folder", "--dataset.root", "x", "--dataset.num_samples", "640")
     config = parse(*folder, "--dataset.task", "null", "--segmentor.pooling", "mean")
-    refuse_idle_keys(config)
-    refuse_idle_keys(config, task="classification")
+    refuse_unused(config, task="classification")
     with pytest.raises(ConfigError, match=r"segmentor\.pooling is for classification"):
-        refuse_idle_keys(config, task="segmentation")
+        refuse_unused(config, task="segmentation")
 
 
 def test_every_rule_is_about_keys_that_exist() -> None:
-    known = {leaf.key for leaf in leaves(RunArguments)}
+    known = set(keys_of(RunArguments))
     assert {key for rule in RULES for key in rule.keys} <= known
 
 
