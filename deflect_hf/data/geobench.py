@@ -14,6 +14,7 @@ and 29; the published counts, from geobench's task descriptions.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import re
@@ -34,7 +35,8 @@ from deflect_hf.data.download import fetch_from_hub
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset, Row, build_splits
 from deflect_hf.data.release import find_release, folder_files, problems_of, refuse_incomplete
-from deflect_hf.errors import DataError, listing, nearest
+from deflect_hf.data.splits import SPLITS
+from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.spectral.bands import Sensor
 from deflect_hf.spectral.sensors import SENSORS
 
@@ -61,7 +63,6 @@ SENTINEL2: Names = MappingProxyType(
         "S2": "12 - SWIR",
     }
 )
-_SPLITS = {"train": "train", "valid": "val", "test": "test"}
 _SAMPLE = 16  # files whose values are looked at to tell the band order
 _DATE = re.compile(r"_\d{4}[-_]\d{2}[-_]\d{2}.*$")
 
@@ -92,34 +93,24 @@ class GeoBenchDataset(PublicDataset):
 
 
 def geobench_dataset(
-    name: str,
-    sensor: str,
-    gsd_m: float,
-    counts: tuple[int, int, int],
-    classes: str,
-    side: int,
-    names: Names,
-    misnamed: Misnamed | None = None,
+    name: str, sensor: str, classes: str, counts: tuple[int, int, int], **facts: Any
 ) -> GeoBenchDataset:
-    """What all of the sets have in common; ``classes`` in label order, between semicolons."""
+    """A set with what all of them have in common; ``classes`` in label order, between semicolons."""
     return GeoBenchDataset(
         name=name,
         title=name,
         task="classification",
-        keys=frozenset({"partition"} | ({"band_order"} if misnamed is not None else set())),
+        keys=frozenset({"partition"} | ({"band_order"} if "misnamed" in facts else set())),
         sensor=SENSORS[sensor],
-        gsd_m=gsd_m,
         classes=tuple(classes.split("; ")),
-        counts=dict(zip(("train", "val", "test"), counts, strict=True)),
+        counts=dict(zip(SPLITS, counts, strict=True)),
         source=f"https://huggingface.co/datasets/{REPO_ID}",
         license="CC BY-SA 4.0 as tagged there, and the terms of the data set that it was taken from",
         citation="Lacoste et al. 2023, GEO-Bench (arXiv 2306.03831)",
         folder=name,
         marks=("default_partition.json", "label_map.json"),
         fetch=partial(fetch_from_hub, REPO_ID, f"classification_v1.0/{name}.zip"),
-        side=side,
-        names=names,
-        misnamed=misnamed,
+        **facts,
     )
 
 
@@ -144,10 +135,13 @@ def load_geobench(
     """Load one of the sets; ``args.root`` is its folder or the one that GEO-Bench lies in.
 
     Raises:
+        ConfigError: h5py is not installed.
         DataError: Files or ids are missing or inconsistent, file by file; or the values contradict ``band_order``.
         BandError: A wanted band is not in the set.
         UnitError: A trained model expects another unit.
     """
+    if importlib.util.find_spec("h5py") is None:
+        raise ConfigError(f"{dataset.title} is stored in HDF5 files: install h5py (pip install deflect_hf[geobench]).")
     folder = find_release(dataset, args)
     rows = _rows(dataset, folder, args.partition)
     sample = [row for split in rows.values() for row in split]
@@ -192,10 +186,8 @@ class Hdf5Reader:
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
     """Open a file for reading; whatever HDF5 complains about becomes a DataError naming the file."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise DataError(f"{path} is an HDF5 file, and h5py is not installed: pip install h5py") from error
+    import h5py
+
     if not Path(path).is_file():
         raise DataError(f"{path} is missing")
     try:
@@ -219,9 +211,9 @@ def _rows(dataset: PublicDataset, folder: Path, partition: str) -> dict[str, lis
     if not path.is_file():
         known = sorted(other.name.removesuffix("_partition.json") for other in folder.glob("*_partition.json"))
         raise DataError(f"{folder} has no partition {partition!r}: it has {listing(known)}.{nearest(partition, known)}")
-    ids = {_SPLITS.get(split, split): names for split, names in _lists(path).items()}
+    ids = {"val" if split == "valid" else split: names for split, names in _lists(path).items()}
     counts = Counter(name for names in ids.values() for name in names)
-    problems = [f"{path.name} has a split {split!r}" for split in ids if split not in _SPLITS.values()]
+    problems = [f"{path.name} has a split {split!r}" for split in ids if split not in SPLITS]
     problems += [f"{path.name} lists {name!r} {count} times" for name, count in counts.items() if count > 1]
     label_of: dict[str, int] = {}
     known_labels = {str(index): index for index in range(len(dataset.classes))}
@@ -276,22 +268,16 @@ def _settle_bands(dataset: GeoBenchDataset, order: str, folder: Path, sample: Se
     refuse_incomplete(dataset, folder, problems)
     if misnamed is None or not images:
         return dataset.sensor, names
-    _check_order(dataset.title, order, *misnamed.evidence(images))
-    return (dataset.sensor, dataset.names) if order == "true" else (misnamed.sensor, SENTINEL2)
-
-
-def _check_order(title: str, declared: str, found: str | None, why: str) -> None:
-    """Compare the declared order with what the values say; ``nominal`` against the values only warns.
-
-    The published results used the nominal names, wrong as they are, so that order stays possible.
-    """
-    if found is None:
-        logger.warning("%s: the values do not tell the band order: %s", title, why)
-    elif declared == "true" and found == "nominal":
-        raise DataError(f"{title}: {why}. The names in these files are right as they are: set `band_order: nominal`.")
-    elif declared == "nominal" and found == "true":
+    found_order, why = misnamed.evidence(images)
+    if found_order is None:
+        logger.warning("%s: the values do not tell the band order: %s", dataset.title, why)
+    elif order == "true" and found_order == "nominal":
+        raise DataError(
+            f"{dataset.title}: {why}. The names in these files are right as they are: set `band_order: nominal`."
+        )
+    elif order == "nominal" and found_order == "true":  # as published results did, so it stays possible
         logger.warning(
             "%s: band_order: nominal takes bands by names that are wrong, and so are spectral indices of them: %s",
-            title,
-            why,
+            *(dataset.title, why),
         )
+    return (dataset.sensor, dataset.names) if order == "true" else (misnamed.sensor, SENTINEL2)

@@ -292,5 +292,5 @@ def test_without_h5py_the_error_says_what_to_install(
     replica: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(DataError, match="is an HDF5 file, and h5py is not installed: pip install h5py"):
+    with pytest.raises(ConfigError, match=r"m-so2sat is stored in HDF5 files: install h5py \(pip install deflect"):
         load(replica("m-so2sat"), "m-so2sat")

@@ -18,7 +18,7 @@ from rasterio.enums import Resampling
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data import load_dataset_splits
-from deflect_hf.data.sets.mados import Scene
+from deflect_hf.data.sets.mados import crop_row
 from deflect_hf.errors import DataError
 from deflect_hf.raster.write import write_raster
 from tests.data.replicas import SATELLITES, write_lines, write_mados
@@ -109,14 +109,12 @@ def test_bands_are_found_by_name_and_no_other_file_is_read(copy: Path) -> None:
 @given(st.data())
 def test_whatever_the_wavelengths_in_the_names_bands_ascend(data: st.DataObject) -> None:
     jitter = {nm: nm + data.draw(st.integers(-8, 8)) for by_gsd in SATELLITES[0].values() for nm in by_gsd}
-    files = {
-        (gsd_m, "7"): {jitter[nm]: f"Scene_1_L2R_rhorc_{jitter[nm]}_7.tif" for nm in data.draw(st.permutations(by_gsd))}
+    sizes = {
+        f"Scene_1/{gsd_m}": {f"Scene_1_L2R_rhorc_{jitter[nm]}_7.tif": 1 for nm in data.draw(st.permutations(by_gsd))}
         for gsd_m, by_gsd in SATELLITES[0].items()
     }
-    sizes = {(gsd_m, file): 1 for (gsd_m, _), by_nm in files.items() for file in by_nm.values()}
-    mask = "Scene_1_L2R_cl_7.tif"
-    scene = Scene(Path("Scene_1"), files, {"7": mask}, {**sizes, (10, mask): 1})
-    row, problems = scene.row("Scene_1_7", "7")
+    sizes["Scene_1/10"]["Scene_1_L2R_cl_7.tif"] = 1
+    row, problems = crop_row("Scene_1_7", Path(), sizes.__getitem__)
     found = [int(Path(path).name.split("_")[-2]) for path in row["bands"]]
     expected = ["60", "10", "10", "10", "20", "20", "20", "10", "20", "20", "20"]
     assert found == sorted(jitter.values()) and not problems

@@ -67,9 +67,8 @@ def test_splits_and_bolivia(replica: Path, caplog: pytest.LogCaptureFixture) -> 
 def test_ids_alone_make_a_split_file_too(replica: Path) -> None:
     write_lines(replica / "few.txt", ["\ufeffIndia_100", "Spain_101_S2Hand.tif"])
     write_lines(replica / "last.txt", ["Spain_100"])
-    split = load_dataset_splits(arguments(replica, train_split="few.txt", val_split=BOLIVIA, test_split="last.txt"))[
-        "train"
-    ]
+    own = {"train_split": "few.txt", "val_split": BOLIVIA, "test_split": "last.txt"}
+    split = load_dataset_splits(arguments(replica, **own))["train"]
     assert split.names == ["India_100", "Spain_101"] and split[1]["labels"].shape == (16, 16)
 
 

@@ -12,10 +12,9 @@ Source: Kikaki et al. 2024, https://doi.org/10.5281/zenodo.10664073; https://git
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from deflect_hf.data.dataset import ImageDataset, Stored
 from deflect_hf.data.download import fetch_from_zenodo
 from deflect_hf.data.processor import MultispectralImageProcessor, resize
 from deflect_hf.data.public import PublicDataset, Row, build_splits
-from deflect_hf.data.release import find_release, folder_files, split_rows
+from deflect_hf.data.release import find_release, folder_files, problems_of, split_rows
 from deflect_hf.data.splits import SPLITS
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster.read import read_mask, read_raster
@@ -58,8 +57,7 @@ DATASET = PublicDataset(
     fetch=partial(fetch_from_zenodo, DOI, "MADOS.zip"),
 )
 BANDS_BY_GSD = {10: 4, 20: 6, 60: 1}  # pixel size in metres -> number of bands
-_BAND_FILE = re.compile(r"(?P<scene>.+)_L2R_rhorc_(?P<nm>\d+)_(?P<crop>[^_]+)\.tif")
-_MASK_FILE = re.compile(r"(?P<scene>.+)_L2R_cl_(?P<crop>[^_]+)\.tif")
+_BAND_FILE = re.compile(r".+_L2R_rhorc_(?P<nm>\d+)_[^_]+\.tif")
 
 
 @dataclass(frozen=True)
@@ -115,82 +113,45 @@ def load(args: DatasetArguments, processor: MultispectralImageProcessor | None =
     """
     root = find_release(DATASET, args)
     files = {split: getattr(args, f"{split}_split") or f"splits/{split}_X.txt" for split in SPLITS}
-    scenes: dict[str, Scene] = {}
 
-    def row_of(crop: str) -> tuple[Row, list[str]]:
-        scene, _, number = crop.rpartition("_")
-        if not scene:
-            return {"name": crop}, [f"{crop!r} is no crop, such as 'Scene_0_1'"]
-        if scene not in scenes:
-            scenes[scene] = Scene.scan(root, scene)
-        return scenes[scene].row(crop, number)
+    @cache
+    def sizes_in(folder: str) -> dict[str, int]:
+        return folder_files(root / folder)
 
-    rows = split_rows(DATASET, root, files, row_of)
+    rows = split_rows(DATASET, root, files, lambda crop: crop_row(crop, root, sizes_in))
     return build_splits(DATASET, rows, args, processor, lambda bands: MadosReader(bands, args.resampling))
 
 
-@dataclass(frozen=True)
-class Scene:
-    """The files of one scene.
+def crop_row(name: str, root: Path, sizes_in: Callable[[str], Mapping[str, int]]) -> tuple[Row, list[str]]:
+    """The row of a crop, bands in ascending wavelength, and what is wrong with its files.
 
-    Attributes:
-        bands: (pixel size in metres, crop) -> wavelength in nm -> file name.
-        masks: Crop -> file name of its labels.
-        sizes: (pixel size in metres, file name) -> size in bytes.
+    Args:
+        sizes_in: From a folder below ``root`` to the size of each file in it.
     """
-
-    folder: Path
-    bands: Mapping[tuple[int, str], Mapping[int, str]]
-    masks: Mapping[str, str]
-    sizes: Mapping[tuple[int, str], int]
-
-    @classmethod
-    def scan(cls, root: Path, name: str) -> Scene:
-        """List the three folders of a scene, once for all of its crops."""
-        folder = root / name
-        bands: dict[tuple[int, str], dict[int, str]] = defaultdict(dict)
-        masks: dict[str, str] = {}
-        sizes: dict[tuple[int, str], int] = {}
-        for gsd_m in BANDS_BY_GSD:
-            for file, size in folder_files(folder / str(gsd_m)).items():
-                sizes[gsd_m, file] = size
-                if match := _BAND_FILE.fullmatch(file):
-                    bands[gsd_m, match["crop"]][int(match["nm"])] = file
-                elif gsd_m == 10 and (match := _MASK_FILE.fullmatch(file)):
-                    masks[match["crop"]] = file
-        return cls(folder, dict(bands), masks, sizes)
-
-    def row(self, name: str, crop: str) -> tuple[Row, list[str]]:
-        """The row of a crop, bands in ascending wavelength, and what is wrong with its files."""
-        if not self.sizes:
-            return {"name": name}, [f"{self.folder.name}/ is missing or has no files"]
-        found = {gsd_m: self.bands.get((gsd_m, crop), {}) for gsd_m in BANDS_BY_GSD}
-        mask = self.masks.get(crop)
-        if mask is None and not any(found.values()):
-            return {"name": name}, [f"{self.folder.name} has no crop {crop}"]
-        mask_file = mask or f"{self.folder.name}_L2R_cl_{crop}.tif"
-        problems = [] if mask is not None else [f"{self.folder.name}/10/{mask_file} is missing"]
-        for gsd_m, files in found.items():
-            problems += self._missing(gsd_m, crop, files)
-        used = [(10, mask_file), *((gsd_m, file) for gsd_m, files in found.items() for file in files.values())]
-        problems += [f"{self.folder.name}/{gsd_m}/{file} is empty" for gsd_m, file in used
-                     if self.sizes.get((gsd_m, file)) == 0]  # fmt: skip
-        by_nm = {nm: self.folder / str(gsd_m) / file for gsd_m, files in found.items() for nm, file in files.items()}
-        row = {
-            "name": name,
-            "bands": [str(by_nm[nm]) for nm in sorted(by_nm)],
-            "mask": str(self.folder / "10" / mask_file),
-        }
-        return row, problems
-
-    def _missing(self, gsd_m: int, crop: str, files: Mapping[int, str]) -> list[str]:
-        """Bands that one resolution lacks, by file name where other crops of the scene tell it, or has too many."""
-        lacking = BANDS_BY_GSD[gsd_m] - len(files)
-        where = f"{self.folder.name}/{gsd_m}"
-        elsewhere = {nm for (gsd, _), others in self.bands.items() if gsd == gsd_m for nm in others} - set(files)
-        if lacking > 0 and len(elsewhere) == lacking:
-            return [f"{where}/{self.folder.name}_L2R_rhorc_{nm}_{crop}.tif is missing" for nm in sorted(elsewhere)]
-        if lacking:
-            known = f" ({', '.join(f'{nm} nm' for nm in sorted(files))})" if files else ""
-            return [f"{where} holds {len(files)} band(s) of crop {crop}{known} instead of {BANDS_BY_GSD[gsd_m]}"]
-        return []
+    scene, _, crop = name.rpartition("_")
+    if not scene:
+        return {"name": name}, [f"{name!r} is no crop, such as 'Scene_0_1'"]
+    folders = {gsd_m: f"{scene}/{gsd_m}" for gsd_m in BANDS_BY_GSD}
+    if not any(map(sizes_in, folders.values())):
+        return {"name": name}, [f"{scene}/ is missing or has no files"]
+    if not any(file.endswith(f"_{crop}.tif") for file in sizes_in(folders[10])):
+        return {"name": name}, [f"{scene} has no crop {crop}"]
+    mask = f"{scene}_L2R_cl_{crop}.tif"
+    problems = problems_of([mask], sizes_in(folders[10]), folders[10])
+    path_of: dict[int, str] = {}
+    for gsd_m, folder in folders.items():
+        published, sizes = BANDS_BY_GSD[gsd_m], sizes_in(folder)
+        # those of all crops of the scene tell what this one lacks
+        waves = {int(match["nm"]) for match in map(_BAND_FILE.fullmatch, sizes) if match}
+        file_of = {nm: f"{scene}_L2R_rhorc_{nm}_{crop}.tif" for nm in sorted(waves)}
+        found = {nm: file for nm, file in file_of.items() if file in sizes}
+        if len(found) == published:
+            problems += problems_of(found.values(), sizes, folder)
+        elif len(waves) == published:
+            problems += problems_of(file_of.values(), sizes, folder)
+        else:
+            known = f" ({', '.join(f'{nm} nm' for nm in found)})" if found else ""
+            problems.append(f"{folder} holds {len(found)} band(s) of crop {crop}{known} instead of {published}")
+        path_of |= {nm: str(root / folder / file) for nm, file in found.items()}
+    bands = [path_of[nm] for nm in sorted(path_of)]
+    return {"name": name, "bands": bands, "mask": str(root / folders[10] / mask)}, problems
