@@ -1,4 +1,9 @@
-"""Several tasks on one encoder: its frozen weights are in memory once, adapters and heads beside them."""
+"""Several tasks on one encoder: its frozen weights are in memory once, adapters and heads beside them.
+
+Each task has modules of its own, whose weights are those of the shared encoder wherever they are equal. There is no
+state to switch between tasks, so any number of threads may use any of them at once, and each computes what it would
+compute on an encoder of its own, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,12 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.run import RunArguments
@@ -26,32 +31,22 @@ from deflect_hf.errors import (
     listing,
     nearest,
 )
+from deflect_hf.inference.activations import cache_frozen, caching
 from deflect_hf.inference.predictor import Predictor, default_device
-from deflect_hf.inference.shared import (
-    differences,
-    differing_settings,
-    refuse_merging,
-    replay_frozen,
-    replaying,
-    share_weights,
-    twin,
-    unlike,
-)
 from deflect_hf.methods import task_model
 from deflect_hf.models import load_encoder
 
 logger = logging.getLogger(__name__)
 
-# Methods whose adapters only add to the encoder: loading one writes into none of its weights.
-ADDING_METHODS = ("deflect", "lora", "slr", "norm", "bitfit", "frozen")
-Source = tuple[str, str | None]  # Hub id or folder of an encoder, and its revision
-
-
-class AdapterRun(NamedTuple):
-    """A result folder and its configuration."""
-
-    folder: Path
-    config: RunArguments
+# What adaptation puts into the names of the modules that it wraps.
+WRAPPERS = ("base_layer.", "original_module.")
+# Entries of a configuration that only describe the encoder, or that each run chooses for itself.
+NOT_COMPARED = {
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "problem_type", "id2label",
+    "label2id", "gsd", "num_channels", "mask_ratio", "norm_pix_loss", "decoder_hidden_size",
+    "decoder_intermediate_size", "decoder_num_attention_heads", "decoder_num_hidden_layers",
+}  # fmt: skip
+Source = tuple[str, str | None]  # Hub id or real path of an encoder, and its revision
 
 
 class MultiAdapterPredictor:
@@ -106,16 +101,15 @@ class MultiAdapterPredictor:
         """
         if not folders:
             raise ConfigError("No folder was given: name at least one task and the folder of its run.")
-        runs = {name: _adapter_run(Path(folder)) for name, folder in folders.items()}
         if isinstance(encoder, PreTrainedModel):
             tasks = cls(encoder, device=device)
         else:
-            source = _source(next(iter(runs.values()))) if encoder is None else (str(encoder), None)
+            source = _source(*_read_run(next(iter(folders.values())))) if encoder is None else (str(encoder), None)
             tasks = cls(load_encoder(source[0], revision=source[1]), device=device)
-            tasks._sources.add(_resolved(source))
+            tasks._sources.add(source)
             tasks._given = encoder is not None
-        for name, run in runs.items():
-            tasks._enter(name, tasks._loaded(run))
+        for name, folder in folders.items():
+            tasks.add(name, folder)
         return tasks
 
     def add(self, name: str, model: str | Path | Predictor) -> None:
@@ -127,9 +121,15 @@ class MultiAdapterPredictor:
             UnsupportedOperationError: the model shares no encoder, because all of it was trained.
         """
         self._refuse_taken(name)
-        self._enter(
-            name, self._adopted(model) if isinstance(model, Predictor) else self._loaded(_adapter_run(Path(model)))
-        )
+        predictor = self._adopted(model) if isinstance(model, Predictor) else self._loaded(model)
+        share_weights(task_model(predictor.model).encoder, self.encoder)
+        for module in predictor.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.merge = _no_merging
+        cache_frozen(task_model(predictor.model).encoder, self.encoder)
+        with self._changing:
+            self._refuse_taken(name)
+            self._predictors[name] = predictor
 
     def remove(self, name: str) -> None:
         """Forget a task; its adapter and head are freed when no request uses them any more.
@@ -192,53 +192,30 @@ class MultiAdapterPredictor:
         """
         chosen = {name: self[name] for name in (self.tasks if tasks is None else tasks)}
         found = {}
-        with replaying() as replay:
+        with caching() as cache:
             for name, predictor in chosen.items():
-                replay.next_task()
+                cache.next_task()
                 try:
                     found[name] = predictor(images, source_bands, valid)
                 except DeflectError as error:
                     raise type(error)(f"task {name!r}: {error}") from error
         return found
 
-    def _enter(self, name: str, predictor: Predictor) -> None:
-        refuse_merging(predictor.model)
-        replay_frozen(task_model(predictor.model).encoder, self.encoder)
-        with self._changing:
-            self._refuse_taken(name)
-            self._predictors[name] = predictor
-
     def _refuse_taken(self, name: str) -> None:
         if name in self._predictors:
             raise ConfigError(f"There is a task {name!r} already: remove it first, or choose another name.")
 
-    def _loaded(self, run: AdapterRun) -> Predictor:
-        folder = run.folder
-        try:
-            saved = AutoConfig.from_pretrained(folder).encoder_config.to_dict()
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{folder / 'config.json'}: cannot be read: {error}") from error
-        differing = differing_settings(saved, self.encoder.config.to_dict())
-        if differing:
-            raise CheckpointError(
-                f"{folder}: was trained on an encoder that differs from the shared one in {listing(differing)}. "
-                "Fix: give models that adapt the same encoder."
-            )
-        self._compare_with_recorded(run)
-        config = run.config
-        if config.finetune in ADDING_METHODS and config.method.get("patch_embed", "frozen") == "frozen":
-            return Predictor.from_result(folder, config, encoder=twin(self.encoder), device=self.device)
-        # A copy of the weights, until it is known which of them loading changes.
-        predictor = Predictor.from_result(folder, config, encoder=copy.deepcopy(self.encoder), device=self.device)
-        share_weights(task_model(predictor.model).encoder, self.encoder)
-        return predictor
+    def _loaded(self, folder: str | Path) -> Predictor:
+        """The model of a run, on a copy of the encoder until it is known which weights loading changes."""
+        found, config = _read_run(folder)
+        self._compare_with_recorded(found, config)
+        return Predictor.from_result(found, config, encoder=copy.deepcopy(self.encoder), device=self.device)
 
-    def _compare_with_recorded(self, run: AdapterRun) -> None:
+    def _compare_with_recorded(self, folder: Path, config: RunArguments) -> None:
         """Refuse a run whose configuration names an encoder with other weights."""
-        folder = run.folder
         try:
-            source = _source(run)
-            if _resolved(source) in self._sources:
+            source = _source(folder, config)
+            if source in self._sources:
                 return
             recorded = load_encoder(source[0], revision=source[1])
         except CheckpointError as error:
@@ -249,44 +226,83 @@ class MultiAdapterPredictor:
         differing = differences(self.encoder, recorded)
         if differing:
             raise CheckpointError(
-                f"{folder}: was trained on {source[0]!r}, which differs from the shared encoder in {len(differing)} "
-                f"weights, first {differing[0]!r}. Fix: give models that adapt the same encoder."
+                f"{folder}: was trained on {source[0]!r}, which differs from the shared encoder in {_some(differing)}. "
+                "Fix: give models that adapt the same encoder."
             )
-        self._sources.add(_resolved(source))
+        self._sources.add(source)
 
     def _adopted(self, predictor: Predictor) -> Predictor:
         if predictor.device != self.device:
             raise ConfigError(
                 f"The predictor is on {predictor.device}, the shared encoder on {self.device}: load both on one device."
             )
-        adapted = task_model(predictor.model).encoder
-        differing = unlike(adapted, self.encoder)
+        adapted = _weights(task_model(predictor.model).encoder)
+        # the patch embedding is left out, which some methods train
+        trained = {id(parameter) for parameter in self.encoder.get_input_embeddings().parameters()}
+        shared = {name: tensor for name, tensor in _weights(self.encoder).items() if id(tensor) not in trained}
+        differing = [name for name, tensor in shared.items() if not _equal(tensor, adapted.get(name))]
         if differing:
             raise CheckpointError(
-                f"The predictor's encoder is not the shared one: {len(differing)} weights differ, first "
-                f"{differing[0]!r}. Fix: give a model that adapts the same encoder, neither merged nor fully "
-                "fine-tuned, or predict with it alone."
+                f"The predictor's encoder is not the shared one: it differs in {_some(differing)}. Fix: give a model "
+                "that adapts the same encoder, neither merged nor fully fine-tuned, or predict with it alone."
             )
-        share_weights(adapted, self.encoder)
         return predictor
 
 
-def _adapter_run(folder: Path) -> AdapterRun:
-    found = checkpoints.result_folder(folder)
+def differences(encoder: PreTrainedModel, other: PreTrainedModel) -> list[str]:
+    """Names of settings and weights in which two bare encoders differ."""
+    own, others = encoder.config.to_dict(), other.config.to_dict()
+    settings = sorted(name for name in (own.keys() & others.keys()) - NOT_COMPARED if own[name] != others[name])
+    here, there = _weights(encoder), _weights(other)
+    return settings + sorted(name for name in here.keys() | there.keys() if not _equal(here.get(name), there.get(name)))
+
+
+def share_weights(adapted: nn.Module, encoder: PreTrainedModel) -> None:
+    """Let the weights of an adapted encoder that equal those of `encoder` be those, which frees their memory."""
+    others = _weights(adapted)
+    for name, tensor in _weights(encoder).items():
+        if _equal(tensor, others.get(name)):
+            others[name].data = tensor.detach()
+
+
+def _no_merging(*_: Any, **__: Any) -> None:
+    raise UnsupportedOperationError(
+        "The encoder's weights are shared with other tasks, and merging would write into them. Fix: load this model "
+        "alone (Predictor.from_folder), and merge that."
+    )
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by the names that they have in the bare encoder."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for wrapper in WRAPPERS:
+        named = {name.replace(wrapper, ""): tensor for name, tensor in named.items()}
+    return {name: tensor for name, tensor in named.items() if not name.startswith("pooler.")}
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other.to(one.device))
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)} settings or weights, first {names[0]!r}"
+
+
+def _read_run(folder: str | Path) -> tuple[Path, RunArguments]:
+    """A result folder and its configuration."""
+    found = checkpoints.result_folder(Path(folder))
     config = checkpoints.read_config(found)
     if config.finetune == "full":
         raise UnsupportedOperationError(
             f"{found}: --finetune full trained the encoder itself, so there is nothing to share. Fix: predict with "
             "it alone, or train an adapter."
         )
-    return AdapterRun(found, config)
+    return found, config
 
 
-def _source(run: AdapterRun) -> Source:
-    return checkpoints.encoder_source(run.folder, run.config), run.config.encoder.revision
-
-
-def _resolved(source: Source) -> Source:
-    """Folders by their real path; a name on the Hub as it is."""
-    name, revision = source
-    return (str(Path(name).resolve()) if Path(name).is_dir() else name), revision
+def _source(folder: Path, config: RunArguments) -> Source:
+    """Where the encoder of a run lies: folders by their real path, a name on the Hub as it is."""
+    name = checkpoints.encoder_source(folder, config)
+    return (str(Path(name).resolve()) if Path(name).is_dir() else name), config.encoder.revision

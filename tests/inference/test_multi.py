@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deflect_hf.errors import ArchitectureError, BandError, CheckpointError, ConfigError, UnsupportedOperationError
+from deflect_hf.inference.activations import ActivationCache
 from deflect_hf.inference.multi import MultiAdapterPredictor
 from deflect_hf.inference.predictor import Predictor
-from deflect_hf.inference.shared import Replay
 from deflect_hf.models import load_encoder
 from tests.inference.folders import ALL_BANDS, encoder_folder, images, result_folder
 from tests.tuners.tiny import ENCODERS, spectral_config
@@ -119,7 +119,7 @@ def test_methods_that_change_the_encoder_in_other_ways_leave_the_shared_one_alon
         separate = Predictor.from_folder(run)
         expected[name] = separate(images())
         if loaded and name == "pissa":
-            with pytest.raises(CheckpointError, match=r"6 weights differ"):
+            with pytest.raises(CheckpointError, match=r"6 settings or weights"):
                 tasks.add(name, separate)
             del expected[name]
         else:
@@ -180,7 +180,7 @@ def test_what_does_not_fit_into_memory_is_computed_again() -> None:
         return values * 2
 
     small, large = torch.ones(4), torch.ones(100)
-    replay = Replay(max_bytes=64)
+    replay = ActivationCache(max_bytes=64)
     for _ in range(2):
         replay.next_task()
         assert torch.equal(replay("layer", forward, small), small * 2)
@@ -259,12 +259,12 @@ def test_a_predictor_of_another_encoder_is_refused_and_left_as_it_was(tmp_path: 
     predictor = Predictor.from_folder(result_folder(tmp_path / "run", other, **WATER))
     before = predictor(images())
     tasks = MultiAdapterPredictor.from_folders(folders)
-    with pytest.raises(CheckpointError, match=r"The predictor's encoder is not the shared one: 5\d weights differ"):
+    with pytest.raises(CheckpointError, match=r"encoder is not the shared one: it differs in 5\d settings or weights"):
         tasks.add("other", predictor)
     assert torch.equal(predictor(images()), before)
     merged = Predictor.from_folder(folders["scene"])
     merged.model.merge_adapter()  # type: ignore[operator]
-    with pytest.raises(CheckpointError, match=r"6 weights differ, .* neither merged nor fully fine-tuned"):
+    with pytest.raises(CheckpointError, match=r"6 settings or weights, .* neither merged nor fully fine-tuned"):
         tasks.add("merged", merged)
     elsewhere = copy.copy(predictor)
     elsewhere.device = torch.device("meta")
@@ -286,14 +286,12 @@ def test_an_adapter_is_not_merged_into_weights_that_others_share(folders: dict[s
 def test_a_run_on_another_encoder_is_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
     other = encoder_folder(tmp_path / "other", seed=5)
     weights = result_folder(tmp_path / "weights", other, **WATER)
-    message = (
-        rf"weights: was trained on '{re.escape(str(other))}', which differs from the shared encoder in 5\d weights"
-    )
+    message = rf"trained on '{re.escape(str(other))}', which differs from the shared encoder in 5\d settings or weights"
     with pytest.raises(CheckpointError, match=message):
         MultiAdapterPredictor.from_folders({**folders, "other": weights})
     larger = encoder_folder(tmp_path / "larger", hidden_size=48)
     shapes = result_folder(tmp_path / "shapes", larger, **WATER)
-    message = r"shapes: was trained on an encoder that differs from the shared one in 'hidden_size', .*\. Fix"
+    message = r"shapes: was trained on .* settings or weights, first 'hidden_size'\. Fix"
     with pytest.raises(CheckpointError, match=message):
         MultiAdapterPredictor.from_folders({**folders, "larger": shapes})
 
@@ -342,7 +340,7 @@ def test_a_broken_configuration_is_named(tmp_path: Path, folders: dict[str, Path
     for text in ("{", '{"model_type": "vit"}'):
         broken = shutil.copytree(folders["water"], tmp_path / "broken", dirs_exist_ok=True)
         (broken / "config.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"broken/config\.json: cannot be read: "):
+        with pytest.raises(CheckpointError, match=r"broken/config\.json: cannot be loaded: "):
             MultiAdapterPredictor.from_folders({"broken": broken})
 
 
