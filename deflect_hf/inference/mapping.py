@@ -198,7 +198,7 @@ def model_digest(model: nn.Module) -> str:
         if ".original_module." in f".{name}":
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     adapters = getattr(model, "peft_config", {})
     for settings in (getattr(task_model(model), "config", None), *(adapters[name] for name in sorted(adapters))):
         described = settings.to_dict() if hasattr(settings, "to_dict") else None

@@ -340,7 +340,7 @@ def test_a_broken_configuration_is_named(tmp_path: Path, folders: dict[str, Path
     for text in ("{", '{"model_type": "vit"}'):
         broken = shutil.copytree(folders["water"], tmp_path / "broken", dirs_exist_ok=True)
         (broken / "config.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"broken/config\.json: cannot be loaded: "):
+        with pytest.raises(CheckpointError, match=r"broken/config\.json: "):
             MultiAdapterPredictor.from_folders({"broken": broken})
 
 
