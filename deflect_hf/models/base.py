@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, output_capturing
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataError, listing, nearest
@@ -20,6 +20,9 @@ from deflect_hf.models.configuration import EncoderWithHeadConfig, as_pair
 from deflect_hf.models.loading import adopt_encoder, load_encoder, refuse_new_weights, without_pooler
 from deflect_hf.models.patch_embedding import widen
 from deflect_hf.spectral.selection import normalise_base_bands, select_bands
+
+# transformers before 5.23 returns all hidden states or none, and takes a list of them for another thing
+COUNTS_CHOSEN_STATES = hasattr(output_capturing, "resolve_hidden_states_indices")
 
 
 class EncoderFeatures(NamedTuple):
@@ -200,7 +203,7 @@ class EncoderWithHead(PreTrainedModel):
         pixel_values = self._encoder_input(pixel_values)
         hidden = self._hidden_layers
         if hidden and not kwargs.get("output_hidden_states"):
-            kwargs["output_hidden_states"] = hidden
+            kwargs["output_hidden_states"] = hidden if COUNTS_CHOSEN_STATES else True
         outputs = self.encoder(pixel_values, **self._encoder_arguments(pixel_values, grid), **kwargs)
         if hidden and outputs.hidden_states is None:
             raise ArchitectureError(

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import AutoConfig, PreTrainedConfig, configuration_utils
 
 from deflect_hf.errors import ArchitectureError, ConfigError, listing, nearest
 
 DEFAULT_BASE_BANDS = ("R", "G", "B")
 UPERNET_LEVELS = 4
+# transformers before 5.20 leaves it to a configuration to make the nested ones of what it is given
+SubConfigSpec: Any = getattr(configuration_utils, "SubConfigSpec", None)
 
 
 def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -57,9 +58,12 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         initializer_range: standard deviation of the head's initial weights.
     """
 
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")
-    }
+    if SubConfigSpec is None:
+        sub_configs: ClassVar[dict[str, Any]] = {"encoder_config": AutoConfig}
+    else:
+        sub_configs_defaults: ClassVar[dict[str, Any]] = {
+            "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")
+        }
     head_choices: ClassVar[tuple[str, ...]] = ()
     problem_types: ClassVar[tuple[str, ...]] = ()
 
@@ -81,6 +85,9 @@ class EncoderWithHeadConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if SubConfigSpec is None and not isinstance(self.encoder_config, PreTrainedConfig):
+            fields = {"model_type": "vit", **(self.encoder_config or {})}
+            self.encoder_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         super().__post_init__(**kwargs)
         self._check_encoder()
         self._check_head()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from deflect_hf.errors import CheckpointError, UnsupportedOperationError
-from deflect_hf.tuners.mixed_batches import OneAdapterPerBatch
+from deflect_hf.tuners.base import Tuner
 
 
 class MergeableLayer(nn.Module, BaseTunerLayer):
@@ -100,7 +100,7 @@ class MergeableLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters.clear()
 
 
-class MergeableModel(OneAdapterPerBatch, BaseTuner):
+class MergeableModel(Tuner):
     """Puts a `MergeableLayer` around each targeted module."""
 
     tuner_layer_cls: type[MergeableLayer]
@@ -120,10 +120,7 @@ class MergeableModel(OneAdapterPerBatch, BaseTuner):
         if layer is None:
             return
         layer.update_layer(adapter_name, peft_config)
-        if layer is not target:
-            if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)
-            self._replace_module(parent, target_name, layer, target)
+        self._put(layer, parent, target_name, target, adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put `new_module` in the place of `child`.

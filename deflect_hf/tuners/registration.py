@@ -9,10 +9,13 @@ Source: peft.utils.peft_types (0.21), issue 2282 of huggingface/peft.
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import TYPE_CHECKING
 
 import peft
 import transformers
+import transformers.integrations.peft
 from packaging.version import Version
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
@@ -22,27 +25,38 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
 
-# The ranges of setup.cfg, whose ends are tested. Minor releases of both change what is built on here: within 5.x
-# transformers moved the blocks of three architectures, and only from 5.23 on does it return chosen hidden states alone.
-# (The tuner by itself passes its tests from 5.20 on.)
-SUPPORTED_PEFT = (Version("0.21.0"), Version("0.22"))
-SUPPORTED_TRANSFORMERS = (Version("5.23.0"), Version("5.24"))
+logger = logging.getLogger(__name__)
+
+# Below the first, internals that this is built on are missing. What differs above it is probed where it is used, so
+# that a release that nobody has tested yet is warned about and never refused.
+OLDEST = {"transformers": "5.18", "peft": "0.20"}
+NEWEST_TESTED = {"transformers": "5.24", "peft": "0.21"}
 
 
+@functools.cache
 def check_versions() -> None:
-    """Refuse PEFT and transformers versions whose internals differ from those the tuners were tested with.
+    """Refuse PEFT and transformers below the oldest supported versions; warn once above the newest tested ones.
 
     Raises:
         ImportError: names the installed version, the supported range and the command that mends it.
     """
-    for package, (low, high) in ((peft, SUPPORTED_PEFT), (transformers, SUPPORTED_TRANSFORMERS)):
-        installed = Version(package.__version__)
-        if not low <= Version(installed.base_version) < high:
-            name = package.__name__
+    for package in (transformers, peft):
+        name, installed = package.__name__, Version(package.__version__)
+        oldest, tested = Version(OLDEST[name]), Version(NEWEST_TESTED[name])
+        if Version(installed.base_version) < oldest:
             raise ImportError(
-                f"deflect_hf works with {name} >= {low}, < {high}, but {name} {installed} is installed. "
-                f"Fix: pip install '{name}>={low},<{high}'."
+                f"deflect_hf works with {name} >= {oldest}, but {name} {installed} is installed. "
+                f"Fix: pip install '{name}>={oldest}'."
             )
+        if installed.release[:2] > tested.release:
+            logger.warning("deflect_hf is tested with %s up to %s, and this is %s", name, tested, installed)
+    needed = getattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "0")
+    if Version(peft.__version__) < Version(needed):
+        logger.warning(
+            "transformers %s wants PEFT >= %s for its own model.add_adapter and model.load_adapter, and PEFT %s is "
+            "installed: use peft.get_peft_model and peft.PeftModel.from_pretrained, which work",
+            *(transformers.__version__, needed, peft.__version__),
+        )
 
 
 def add_peft_type(name: str) -> PeftType:

@@ -11,7 +11,6 @@ from torch import nn
 
 from deflect_hf.data.contract import check_reflectance
 from deflect_hf.errors import ConfigError, DataError, listing
-from deflect_hf.spectral.features import SpectralFeatures
 from deflect_hf.spectral.moments import RunningMoments
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig, DeflectEmbeddings
@@ -58,8 +57,8 @@ def fit_statistics(
         DataError: no valid pixel was seen for a feature.
         UnitError: the images are digital numbers, 8-bit or standardised values.
     """
-    features, name = _features_of(model, adapter_name)
-    config = _config_of(model, name)
+    spectral = _spectral_input(model, adapter_name)
+    features, config = spectral.features, spectral.config
     device = features.feature_mean.device
     moments = RunningMoments(features.num_features)
     for number, batch in enumerate(loader):
@@ -69,7 +68,7 @@ def fit_statistics(
         moments.update(features.raw_statistics(pixel_values.to(device)))
     if accelerator is not None:
         moments.reduce(accelerator)
-    store_statistics(model, moments, name)
+    store_statistics(model, moments, adapter_name)
     return moments
 
 
@@ -79,8 +78,8 @@ def store_statistics(model: nn.Module, moments: RunningMoments, adapter_name: st
     Raises:
         DataError: no valid pixel was seen for a feature.
     """
-    features, name = _features_of(model, adapter_name)
-    config = _config_of(model, name)
+    spectral = _spectral_input(model, adapter_name)
+    features, config = spectral.features, spectral.config
     empty = [n for n, count in zip(features.statistic_names, moments.count.tolist(), strict=True) if not count]
     if empty:
         raise DataError(
@@ -91,8 +90,7 @@ def store_statistics(model: nn.Module, moments: RunningMoments, adapter_name: st
     std = torch.where(moments.std > RESOLUTION * size, moments.std, 0.0).tolist()
     mean = moments.mean.tolist()
     _warn_of_shift(config, mean)
-    features.set_statistics(mean, std)
-    config.feature_mean, config.feature_std = mean, std
+    spectral.set_statistics(mean, std)
 
 
 def _warn_of_shift(config: DeflectConfig, means: Sequence[float]) -> None:
@@ -115,7 +113,7 @@ def _warn_of_shift(config: DeflectConfig, means: Sequence[float]) -> None:
             )
 
 
-def _features_of(model: nn.Module, adapter_name: str | None) -> tuple[SpectralFeatures, str]:
+def _spectral_input(model: nn.Module, adapter_name: str | None) -> SpectralInput:
     layer = next((module for module in model.modules() if isinstance(module, DeflectEmbeddings)), None)
     if layer is None:
         raise ConfigError("The model has no DEFLECT adapter. Fix: get_peft_model(model, DeflectConfig(bands=[...])).")
@@ -125,13 +123,4 @@ def _features_of(model: nn.Module, adapter_name: str | None) -> tuple[SpectralFe
     spectral = cast(SpectralInput, layer.deflect_input[name])
     if spectral.bands is None:
         raise ConfigError(f"The adapter {name!r} was made without bands=[...], so it has no features to standardise.")
-    return spectral.features, name
-
-
-def _config_of(model: nn.Module, adapter_name: str) -> DeflectConfig:
-    """The adapter's configuration, wherever PEFT or transformers keeps it."""
-    for module in model.modules():
-        configs = module.__dict__.get("peft_config")
-        if isinstance(configs, dict) and adapter_name in configs:
-            return cast(DeflectConfig, configs[adapter_name])
-    raise ConfigError(f"The configuration of the adapter {adapter_name!r} is not stored on the model.")
+    return spectral

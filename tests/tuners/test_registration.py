@@ -53,27 +53,43 @@ def test_another_method_of_the_name_is_not_overwritten():
         registration.register("lora", DeflectConfig, DeflectModel)
 
 
-@pytest.mark.parametrize(("package", "version"), [(peft, "0.20.0"), (transformers, "5.22.2"), (transformers, "5.24.0")])
-def test_versions_outside_the_range_are_refused(monkeypatch, package, version):
+@pytest.fixture
+def fresh_check():
+    """The check of versions, which runs once per process otherwise."""
+    registration.check_versions.cache_clear()
+    yield registration.check_versions
+    registration.check_versions.cache_clear()
+
+
+@pytest.mark.parametrize(("package", "version"), [(peft, "0.19.1"), (transformers, "5.17.2")])
+def test_versions_below_the_floor_are_refused(fresh_check, monkeypatch, package, version):
     monkeypatch.setattr(package, "__version__", version)
     with pytest.raises(ImportError, match=rf"{package.__name__} {version} is installed. Fix: pip install"):
-        registration.check_versions()
+        fresh_check()
 
 
-def test_the_installed_versions_are_supported():
-    registration.check_versions()
-    assert Version(peft.__version__) >= registration.SUPPORTED_PEFT[0]
+@pytest.mark.parametrize(("package", "version"), [(peft, "0.99.0"), (transformers, "5.99.0.dev0")])
+def test_versions_above_the_tested_ones_are_warned_about_once(fresh_check, monkeypatch, caplog, package, version):
+    monkeypatch.setattr(package, "__version__", version)
+    for _ in range(2):
+        fresh_check()
+    (message,) = [text for text in caplog.messages if "is tested with" in text]
+    assert package.__name__ in message and version in message
 
 
-def test_the_supported_ranges_are_those_of_the_package():
+def test_transformers_that_wants_a_later_peft_for_its_own_adapters_is_warned_about(fresh_check, monkeypatch, caplog):
+    monkeypatch.setattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "0.99.0")
+    fresh_check()
+    assert "wants PEFT >= 0.99.0 for its own model.add_adapter" in caplog.text
+
+
+def test_the_floors_are_those_of_the_package():
     parser = configparser.ConfigParser()
     parser.read(Path(__file__).parents[2] / "setup.cfg")
     required = {r.name: r.specifier for r in map(Requirement, parser["options"]["install_requires"].split("\n")[1:])}
-    supported = {"peft": registration.SUPPORTED_PEFT, "transformers": registration.SUPPORTED_TRANSFORMERS}
-    for name, (low, high) in supported.items():
-        assert low in required[name]
-        assert high not in required[name]
-        assert {Version(part.version) for part in required[name]} == {low, high}
+    for name, oldest in registration.OLDEST.items():
+        assert oldest in required[name] and Version(oldest) == min(Version(part.version) for part in required[name])
+        assert registration.NEWEST_TESTED[name] in required[name]
 
 
 def test_spawned_workers_can_unpickle_a_config(tmp_path):

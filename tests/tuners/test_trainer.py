@@ -78,7 +78,8 @@ def test_resumed_training_is_the_uninterrupted_one(name, options, tmp_path):
     through.train()
     expected = get_peft_model_state_dict(model)
     assert len(losses(through)) == STEPS
-    assert not any(torch.equal(value, start[key]) for key, value in expected.items())
+    weights = {key: value for key, value in expected.items() if value.is_floating_point()}
+    assert not any(torch.equal(value, start[key]) for key, value in weights.items())
 
     torch.manual_seed(99)  # the weights of this model come from the checkpoint
     other = make_adapted()
@@ -115,6 +116,6 @@ def test_checkpoints_hold_adapter_and_head_alone(tmp_path):
     assert not (checkpoint / "model.safetensors").exists()
     with safe_open(checkpoint / "adapter_model.safetensors", "pt") as file:
         keys = list(file.keys())
-        total = sum(file.get_tensor(key).numel() for key in keys)
+        total = sum(file.get_tensor(key).numel() for key in keys if not key.endswith("_extra_state"))
     assert all("deflect_" in key or "classifier" in key for key in keys)
     assert total == model.get_nb_trainable_parameters()[0]

@@ -30,6 +30,12 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vit_mae": ("ViTMAEConfig", "ViTMAEModel", {"mask_ratio": 0.5}),
     "dinov2": ("Dinov2Config", "Dinov2Model", {"mlp_ratio": 2}),
     "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {"mlp_ratio": 2}),
+    "deit": ("DeiTConfig", "DeiTModel", {}),
+    "vit_msn": ("ViTMSNConfig", "ViTMSNModel", {}),
+    "ijepa": ("IJepaConfig", "IJepaModel", {}),
+    "beit": ("BeitConfig", "BeitModel", {"use_relative_position_bias": True, "drop_path_rate": 0.0}),
+    "siglip": ("SiglipVisionConfig", "SiglipVisionModel", {}),
+    "clip": ("CLIPVisionConfig", "CLIPVisionModel", {}),
     # Without the rescaling that it draws at random in training, two runs can be compared.
     "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel", {"pos_embed_rescale": None}),
 }

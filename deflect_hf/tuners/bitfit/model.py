@@ -36,7 +36,6 @@ class BitFitModel(MergeableModel):
         ```
     """
 
-    method = "BitFit"
     prefix: str = "bitfit_"
     tuner_layer_cls = BitFitLayer
 

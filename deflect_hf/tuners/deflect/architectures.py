@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,24 +27,46 @@ class Architecture:
     """Class names of the embeddings and the blocks, and how their attention is written.
 
     Attributes:
-        attention_dropout: attribute of the attention module that holds its dropout probability.
+        attention: attribute of the block that is its attention module.
+        output, scale, dropout: attributes of that module: its last projection, the factor of the scores, the dropout
+            probability.
         rotary: whether queries and keys are rotated by `position_embeddings=(cos, sin)`.
+        between: name of a norm between embeddings and blocks, if there is one.
     """
 
     embeddings: str
     block: str
-    attention_dropout: str = "attention_dropout"
+    attention: str = "attention"
+    output: str = "o_proj"
+    scale: str = "scaling"
+    dropout: str = "attention_dropout"
     rotary: bool = False
+    between: str | None = None
 
 
+CLIP = ("self_attn", "out_proj", "scale", "dropout")
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("ViTEmbeddings", "ViTLayer"),
     Architecture("GeoViTEmbeddings", "ViTLayer"),
     Architecture("ViTMAEEmbeddings", "ViTMAELayer"),
+    Architecture("ViTMSNEmbeddings", "ViTMSNLayer"),
+    Architecture("DeiTEmbeddings", "DeiTLayer"),
+    Architecture("IJepaEmbeddings", "IJepaLayer"),
+    Architecture("BeitEmbeddings", "BeitLayer"),
     Architecture("Dinov2Embeddings", "Dinov2Layer"),
     Architecture("Dinov2WithRegistersEmbeddings", "Dinov2WithRegistersLayer"),
-    Architecture("DINOv3ViTEmbeddings", "DINOv3ViTLayer", attention_dropout="dropout", rotary=True),
+    Architecture("DINOv3ViTEmbeddings", "DINOv3ViTLayer", dropout="dropout", rotary=True),
+    Architecture("SiglipVisionEmbeddings", "SiglipEncoderLayer", *CLIP),
+    Architecture("CLIPVisionEmbeddings", "CLIPEncoderLayer", *CLIP, between="pre_layrnorm"),
 )
+# What the names of classes begin with, and why DEFLECT does not fit: another kind of model, not one more row.
+REFUSED = {
+    "Siglip2": "its images arrive cut into patches, so that their pixels cannot be told from their bands",
+    "Swin": "it attends within windows and merges its tokens between stages, and DEFLECT needs one token per patch",
+    "Hiera": "it pools its tokens between stages, and DEFLECT needs one token per patch",
+    "Sam": "it attends within windows of a map, with scores that are no call of transformers' attention interface",
+}
+NO_ATTENTION = "it has no attention whose displacement could be deflected (a convolutional encoder, say)"
 
 
 @dataclass(frozen=True)
@@ -52,13 +75,14 @@ class Encoder:
 
     Attributes:
         target_modules: regular expression that matches the embeddings and the blocks, whatever the model around them.
-        embeddings, blocks: their names in the model, blocks in order.
+        embeddings, between, blocks: their names in the model, blocks in order.
         num_channels, patch_size, hidden_size, num_heads: read from the modules themselves.
     """
 
     architecture: Architecture
     target_modules: str
     embeddings: str
+    between: str | None
     blocks: tuple[str, ...]
     num_channels: int
     patch_size: tuple[int, int]
@@ -100,10 +124,11 @@ def find_encoder(model: nn.Module) -> Encoder:
     rows = {row.embeddings: row for row in ARCHITECTURES}
     found = [(name, module) for name, module in modules.items() if type(module).__name__ in rows]
     if not found:
+        known = listing(dict.fromkeys(row.block for row in ARCHITECTURES))
         raise ArchitectureError(
-            f"DEFLECT finds no vision transformer that it knows in {type(model).__name__}. It adapts models built of "
-            f"{listing(dict.fromkeys(row.block for row in ARCHITECTURES))}. To add another one, enter its embeddings "
-            "and block classes in deflect_hf.tuners.deflect.architectures.ARCHITECTURES."
+            f"DEFLECT finds no vision transformer that it knows in {type(model).__name__}: "
+            f"{_what_is_missing(modules)}. It adapts models built of {known}. To add another one, enter its "
+            "embeddings and block classes in deflect_hf.tuners.deflect.architectures.ARCHITECTURES."
         )
     if len(found) > 1:
         raise ArchitectureError(
@@ -117,19 +142,38 @@ def find_encoder(model: nn.Module) -> Encoder:
         key for key, module in modules.items() if type(module).__name__ == architecture.block and key.startswith(prefix)
     ]
     container = blocks[0][len(prefix) :].rpartition(".")[0]
-    pattern = rf"(?:.*\.)?(?:{re.escape(name[len(prefix) :])}|{re.escape(container)}\.\d+)"
-    attention: Any = modules[blocks[0]].attention
+    between = architecture.between and prefix + architecture.between
+    single = "|".join(re.escape(part) for part in (name[len(prefix) :], architecture.between) if part)
+    attention: Any = getattr(modules[blocks[0]], architecture.attention)
     projection = patch_projection(embeddings)
     return Encoder(
         architecture=architecture,
-        target_modules=pattern,
+        target_modules=rf"(?:.*\.)?(?:{single}|{re.escape(container)}\.\d+)",
         embeddings=name,
+        between=between,
         blocks=tuple(blocks),
         num_channels=projection.in_channels,
         patch_size=(projection.kernel_size[-2], projection.kernel_size[-1]),
         hidden_size=projection.out_channels,
         num_heads=projection.out_channels // attention.head_dim,
     )
+
+
+def _what_is_missing(modules: Mapping[str, nn.Module]) -> str:
+    """Why none of these modules is an encoder that DEFLECT knows, in a clause."""
+    kinds = [type(module).__name__ for module in modules.values()]
+    for start, reason in REFUSED.items():
+        if any(kind.startswith(start) for kind in kinds):
+            return f"{start} is refused, since {reason}"
+    if not any("Attention" in kind for kind in kinds):
+        return NO_ATTENTION
+    projected = any(all(hasattr(part, f"{key}_proj") for key in "qkv") for part in modules.values())
+    lacking = {
+        "a module of embeddings with a convolution over the patches": any(kind.endswith("Embeddings") for kind in kinds)
+        and any(isinstance(module, nn.Conv2d | nn.Conv3d) for module in modules.values()),
+        "attention with q_proj, k_proj and v_proj, called through transformers' attention interface": projected,
+    }
+    return "it lacks " + (" and ".join(what for what, there in lacking.items() if not there) or "a row in the table")
 
 
 def block_layers(model: nn.Module, encoder: Encoder, kind: type[nn.Module]) -> list[str]:

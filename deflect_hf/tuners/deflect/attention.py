@@ -84,8 +84,9 @@ def deflected_attention(
         attention.config._attn_implementation,
         source.eager_attention_forward,
     )
-    call = partial(kernel, attention, attention_mask=attention_mask, scaling=attention.scaling, **kwargs)
-    dropout = getattr(attention, architecture.attention_dropout) if attention.training else 0.0
+    scale = getattr(attention, architecture.scale)
+    call = partial(kernel, attention, attention_mask=attention_mask, scaling=scale, **kwargs)
+    dropout = getattr(attention, architecture.dropout) if attention.training else 0.0
     stream = deflect.stream.view(*deflect.stream.shape[:-1], query.shape[1], -1).transpose(1, 2).to(value.dtype)
     mixed: torch.Tensor
     weights: torch.Tensor | None = None
@@ -99,7 +100,8 @@ def deflected_attention(
     else:
         mixed, weights = call(query, key, value, dropout=dropout)
         radiometry = _mixed_stream(call, query, key, stream, weights)
-    displacement = attention.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
+    output = getattr(attention, architecture.output)
+    displacement = output(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
     radiometry = radiometry.reshape(deflect.stream.shape)
     return deflect_displacement(displacement, _push(deflect, radiometry)), weights
 
@@ -215,14 +217,14 @@ def _without_checkpointing(forward: Any) -> Any:
 
 def install(block: nn.Module, architecture: Architecture) -> None:
     """Let `block` and its attention accept the keyword `deflect`; without it they do what they always did."""
-    attention: Any = block.attention
+    attention: Any = getattr(block, architecture.attention)
     block.forward = partial(deflected_block, block)
     attention.forward = partial(deflected_attention, attention, architecture)
 
 
-def uninstall(block: nn.Module) -> None:
+def uninstall(block: nn.Module, architecture: Architecture) -> None:
     """Undo [`install`]: the block is again what its class says."""
-    for module in (block, block.attention):
+    for module in (block, getattr(block, architecture.attention)):
         own = module.__dict__.get("forward")
         if isinstance(own, partial) and own.func in (deflected_block, deflected_attention):
             del module.__dict__["forward"]

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from peft.config import PeftConfig
-from peft.utils.peft_types import PeftType
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from deflect_hf.errors import BandError, ConfigError, listing, nearest
 from deflect_hf.spectral.bands import UNITS, Unit
@@ -16,7 +12,7 @@ from deflect_hf.spectral.formulas import parse
 from deflect_hf.spectral.indices import select_indices
 from deflect_hf.spectral.probe import LARGEST_BOUND, bound_of
 from deflect_hf.spectral.selection import resolve_bands, select_bands
-from deflect_hf.tuners.card import complete_card
+from deflect_hf.tuners.base import TunerConfig
 
 RGB = ("R", "G", "B")
 BANDS_NOTE = (
@@ -28,7 +24,7 @@ MAX_BANDS = 1024
 
 
 @dataclass
-class DeflectConfig(PeftConfig):
+class DeflectConfig(TunerConfig):
     """Configuration of [`DeflectModel`].
 
     With its defaults, `DeflectConfig()` fits any supported RGB vision transformer: `pixel_values` are what the model
@@ -62,6 +58,7 @@ class DeflectConfig(PeftConfig):
         modules_to_save: modules trained and saved in full beside the adapter, such as the task head.
         init_weights: `True` starts at the frozen model exactly (U = 0). `False` draws U at random, for tests.
         target_modules: filled by DEFLECT from the architecture; leave it `None`.
+        base_fingerprint: filled by DEFLECT: of the frozen weights, so that another base is noticed when loading.
 
     Raises:
         BandError: unknown, missing or repeated bands.
@@ -69,51 +66,30 @@ class DeflectConfig(PeftConfig):
         IndexFormulaError: an unknown index, or a formula that is not plain arithmetic on bands.
     """
 
-    bands: list[str] | None = field(default=None, metadata={"help": "spyndex band codes of the input channels"})
-    base_bands: list[str] | None = field(
-        default=None, metadata={"help": "bands of the frozen patch embedding, default R, G, B"}
-    )
-    base_mean: list[float] | None = field(default=None, metadata={"help": "mean of the base bands, in reflectance"})
-    base_std: list[float] | None = field(
-        default=None, metadata={"help": "standard deviation of the base bands, in reflectance"}
-    )
-    unit: Unit = field(default="reflectance", metadata={"help": "'reflectance', or '8bit' for stretched images"})
-    indices: str | list[str] | None = field(
-        default="default", metadata={"help": "'default', 'all', an application domain, names, or None"}
-    )
-    formulas: dict[str, str] | None = field(
-        default=None, metadata={"help": "index name -> formula, frozen into the adapter"}
-    )
-    index_bounds: dict[str, float] | None = field(
-        default=None, metadata={"help": "index name -> limit of its absolute value, frozen into the adapter"}
-    )
-    feature_mean: list[float] | None = field(
-        default=None, metadata={"help": "mean of the 2F pixel-set features, from fit_statistics"}
-    )
-    feature_std: list[float] | None = field(
-        default=None, metadata={"help": "standard deviation of the 2F pixel-set features, from fit_statistics"}
-    )
-    band_dropout: float = field(
-        default=0.0, metadata={"help": "probability of losing a band that is no base band, per image, in training"}
-    )
-    aux_dim: int | None = field(
-        default=None, metadata={"help": "width d of the radiometric stream, None: about 64, to fit the attention heads"}
-    )
-    rank: int = field(default=8, metadata={"help": "rank r of the deflection"})
-    layers_to_transform: int | list[int] | None = field(
-        default=None, metadata={"help": "indices of the deflected blocks, None: all"}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "modules trained and saved in full beside the adapter"}
-    )
-    init_weights: bool = field(default=True, metadata={"help": "start at the frozen model exactly"})
-    target_modules: str | list[str] | None = field(
-        default=None, metadata={"help": "filled by DEFLECT from the architecture; leave None"}
-    )
+    method: ClassVar[str] = "DEFLECT"
+    card_note: ClassVar[str] = BANDS_NOTE
+
+    bands: list[str] | None = None
+    base_bands: list[str] | None = None
+    base_mean: list[float] | None = None
+    base_std: list[float] | None = None
+    unit: Unit = "reflectance"
+    indices: str | list[str] | None = "default"
+    formulas: dict[str, str] | None = None
+    index_bounds: dict[str, float] | None = None
+    feature_mean: list[float] | None = None
+    feature_std: list[float] | None = None
+    band_dropout: float = 0.0
+    aux_dim: int | None = None
+    rank: int = 8
+    layers_to_transform: int | list[int] | None = None
+    modules_to_save: list[str] | None = None
+    init_weights: bool = True
+    target_modules: str | list[str] | None = None
+    base_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType["DEFLECT"]
         for name in ("aux_dim", "rank"):
             value = getattr(self, name)
             if name == "aux_dim" and value is None:
@@ -133,11 +109,6 @@ class DeflectConfig(PeftConfig):
                 if not isinstance(getattr(self, name), list | tuple | None):
                     raise BandError(f"{name} must be a list of names, not {getattr(self, name)!r:.80}.")
             self._prepare_spectral_fields(list(self.bands))
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write adapter_config.json; a model card that PEFT wrote for this adapter gets told how to load it."""
-        super().save_pretrained(save_directory, **kwargs)
-        complete_card(Path(save_directory), "DEFLECT", BANDS_NOTE)
 
     def _refuse_spectral_fields(self) -> None:
         names = ("base_bands", "base_mean", "base_std", "formulas", "index_bounds")
@@ -169,6 +140,8 @@ class DeflectConfig(PeftConfig):
             setattr(self, name, _finite_floats(name, getattr(self, name), features, "pixel-set features"))
         if (self.feature_mean is None) != (self.feature_std is None):
             raise ConfigError("feature_mean and feature_std come together: use deflect_hf.fit_statistics.")
+        if self.feature_std is not None and min(self.feature_std) < 0:
+            raise ConfigError(f"feature_std of the adapter must not be negative, got {min(self.feature_std)}.")
 
     def _freeze_indices(self, bands: list[str]) -> None:
         """Choose formulas and bounds, or check those that are there: they come from a file that anybody may write."""

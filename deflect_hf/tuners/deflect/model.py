@@ -7,26 +7,30 @@ import re
 from typing import Any, NoReturn
 
 import torch
-from peft.tuners.tuners_utils import (
-    BaseTuner,
-    _filter_state_dict_by_key_prefixes,
-    _get_tuner_state_dict_key_prefixes,
-)
+from peft.tuners import tuners_utils
 from torch import nn
 from transformers import PreTrainedModel
 
 from deflect_hf.errors import BandError, ConfigError, UnsupportedOperationError
+from deflect_hf.tuners.base import Tuner
 from deflect_hf.tuners.deflect.architectures import find_encoder
 from deflect_hf.tuners.deflect.config import DeflectConfig
-from deflect_hf.tuners.deflect.layer import CANNOT_MERGE, DeflectBlock, DeflectEmbeddings, DeflectLayer
-from deflect_hf.tuners.mixed_batches import OneAdapterPerBatch
+from deflect_hf.tuners.deflect.fingerprint import base_fingerprint
+from deflect_hf.tuners.deflect.layer import (
+    CANNOT_MERGE,
+    OTHER_BASE,
+    DeflectBlock,
+    DeflectEmbeddings,
+    DeflectLayer,
+    DeflectNorm,
+)
 
 logger = logging.getLogger(__name__)
 
 WRAPPER_INFIX = re.compile(r"(?<![^.])_(?:fsdp|checkpoint)_wrapped_module\.")
 
 
-class DeflectModel(OneAdapterPerBatch, BaseTuner):
+class DeflectModel(Tuner):
     """Adapts an RGB vision transformer to multispectral images by embedding deflection.
 
     Source: arXiv 2503.09493; the equations are this project's definition (README, "The method").
@@ -50,7 +54,6 @@ class DeflectModel(OneAdapterPerBatch, BaseTuner):
         ```
     """
 
-    method = "DEFLECT"
     prefix: str = "deflect_"
     tuner_layer_cls = DeflectLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - as BaseTuner declares it
@@ -79,6 +82,11 @@ class DeflectModel(OneAdapterPerBatch, BaseTuner):
         self._warn_of_another_class(peft_config)
         encoder.targeted_blocks(peft_config.layers_to_transform)
         peft_config.target_modules = encoder.target_modules
+        fingerprint = base_fingerprint(self.model, encoder)
+        if None not in (pair := {fingerprint, peft_config.base_fingerprint}) and len(pair) > 1:
+            logger.warning(OTHER_BASE)
+        if peft_config.base_fingerprint is None or not peft_config.inference_mode:
+            peft_config.base_fingerprint = fingerprint
         return peft_config
 
     def _warn_of_another_class(self, peft_config: DeflectConfig) -> None:
@@ -117,19 +125,18 @@ class DeflectModel(OneAdapterPerBatch, BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         encoder = find_encoder(self.model)
-        layer: DeflectEmbeddings | DeflectBlock
+        layer: DeflectLayer
         if current_key == encoder.embeddings:
             layer = target if isinstance(target, DeflectEmbeddings) else DeflectEmbeddings(target, encoder)
             layer.update_layer(adapter_name, peft_config, encoder)
+        elif current_key == encoder.between:
+            layer = target if isinstance(target, DeflectNorm) else DeflectNorm(target, encoder)
         elif current_key in encoder.blocks:
             layer = target if isinstance(target, DeflectBlock) else DeflectBlock(target, encoder)
             layer.update_layer(adapter_name, peft_config, encoder, encoder.blocks.index(current_key))
         else:
             return  # a module of the same name outside the encoder, in a head say
-        if layer is not target:
-            if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)
-            self._replace_module(parent, target_name, layer, target)
+        self._put(layer, parent, target_name, target, adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put `new_module` in the place of `child`. PEFT's own version copies a `weight`, which blocks do not have."""
@@ -162,8 +169,10 @@ class DeflectModel(OneAdapterPerBatch, BaseTuner):
         They put an infix into the names of the modules but not into the keys of the state dict; PEFT 0.21 looks for
         the one at the root alone, and would save an empty adapter.
         """
-        prefixes = _get_tuner_state_dict_key_prefixes(model)
-        return _filter_state_dict_by_key_prefixes(state_dict, {WRAPPER_INFIX.sub("", prefix) for prefix in prefixes})
+        # PEFT 0.20 has neither these helpers nor a call of this method
+        prefixes = tuners_utils._get_tuner_state_dict_key_prefixes(model)
+        clean = {WRAPPER_INFIX.sub("", prefix) for prefix in prefixes}
+        return tuners_utils._filter_state_dict_by_key_prefixes(state_dict, clean)
 
     def _check_merge_allowed(self) -> None:
         raise UnsupportedOperationError(CANNOT_MERGE)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from peft.config import PeftConfig
-from peft.utils.peft_types import PeftType
+from dataclasses import dataclass
+from typing import ClassVar
 
 from deflect_hf.errors import ConfigError
-from deflect_hf.tuners.card import complete_card
+from deflect_hf.tuners.base import TunerConfig
 
 
 @dataclass
-class ScaledLoraConfig(PeftConfig):
+class ScaledLoraConfig(TunerConfig):
     """Configuration of [`ScaledLoraModel`].
 
     Parameters of a layer: `in + out` for the scales and `r * in + r + r * out + out` for the low-rank part. The
@@ -44,28 +40,20 @@ class ScaledLoraConfig(PeftConfig):
         ConfigError: the rank is no positive number, or `layers_to_transform` cannot be followed.
     """
 
-    r: int = field(default=8, metadata={"help": "rank of the low-rank part"})
-    target_modules: str | list[str] | None = field(
-        default=None, metadata={"help": "linear layers by name or regular expression, None: all of a ViT's blocks"}
-    )
-    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "modules that are left alone"})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "modules trained and saved in full beside the adapter"}
-    )
-    layers_to_transform: int | list[int] | None = field(default=None, metadata={"help": "numbers of the blocks"})
-    layers_pattern: str | list[str] | None = field(
-        default=None, metadata={"help": "name of the list of blocks, for layers_to_transform"}
-    )
-    init_weights: bool = field(default=True, metadata={"help": "start at the frozen model exactly"})
+    method: ClassVar[str] = "SLR"
+
+    r: int = 8
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    init_weights: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType["SLR"]
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise ConfigError(f"r must be a whole number above 0, got {self.r!r}.")
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            setattr(self, name, set(value) if isinstance(value, list) else value)
         if self.layers_to_transform is not None and not isinstance(self.target_modules, set):
             raise ConfigError(
                 f"layers_to_transform={self.layers_to_transform!r} picks among a list of target_modules, such as "
@@ -73,8 +61,3 @@ class ScaledLoraConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError(f"layers_pattern={self.layers_pattern!r} is for layers_to_transform, which is not given.")
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write adapter_config.json; a model card that PEFT wrote for this adapter gets told how to load it."""
-        super().save_pretrained(save_directory, **kwargs)
-        complete_card(Path(save_directory), "SLR")

@@ -35,7 +35,6 @@ class ScaledLoraModel(MergeableModel):
         ```
     """
 
-    method = "SLR"
     prefix: str = "slr_"
     tuner_layer_cls = ScaledLoraLayer
 

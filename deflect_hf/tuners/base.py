@@ -1,0 +1,76 @@
+"""What our tuners share: a configuration of each model's own, one adapter per batch, and how modules are replaced."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.peft_types import PeftType
+from torch import nn
+
+from deflect_hf.errors import ConfigError, UnsupportedOperationError, nearest
+from deflect_hf.tuners.card import complete_card
+
+
+class TunerConfig(PeftConfig):
+    """A configuration that PEFT writes and reads, with a model card that says how to load the adapter."""
+
+    method: ClassVar[str]  # name of the method among PEFT's types
+    card_note: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType[self.method]
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name, None)
+            if isinstance(value, list):
+                setattr(self, name, set(value))  # as PEFT keeps names
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Refuse a misspelt entry of a file (ConfigError); PEFT drops others with a warning, as of a later version."""
+        known = [item.name for item in dataclasses.fields(cls)]
+        for name in kwargs:
+            if name not in known and (near := nearest(name, known)):
+                raise ConfigError(f"adapter_config.json: {name!r} is no entry of {cls.__name__}.{near}")
+        return super().check_kwargs(**kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write adapter_config.json; a model card that PEFT wrote for this adapter gets told how to load it."""
+        super().save_pretrained(save_directory, **kwargs)
+        complete_card(Path(save_directory), self.method, self.card_note)
+
+
+class Tuner(BaseTuner):
+    """A tuner that applies the active adapters to all samples of a batch alike."""
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT does, with a copy of the configuration: what is filled in for this model stays out of the next."""
+        config = self.peft_config[adapter_name]
+        if not config.inference_mode:  # PEFT promises to keep the one that a saved adapter is loaded with
+            self.peft_config[adapter_name] = copy.copy(config)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _put(self, layer: nn.Module, parent: nn.Module, name: str, target: nn.Module, adapter_name: str) -> None:
+        """Put a tuner layer in the place of its target, unless it is there already."""
+        if layer is target:
+            return
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT would run such a batch with the active adapter, without a word
+        if kwargs.get("adapter_names") is not None:
+            raise UnsupportedOperationError(
+                f"{type(self).__name__} cannot use another adapter per sample (adapter_names=[...]). "
+                "Fix: group the samples by adapter and call model.set_adapter(name) before each group."
+            )
+        yield
