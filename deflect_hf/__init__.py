@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deflect_hf.spectral.bands import Band, Sensor
     from deflect_hf.spectral.selection import resolve_bands, select_bands
     from deflect_hf.spectral.sensors import SENSORS, get_sensor
+    from deflect_hf.tuners.check import check
     from deflect_hf.tuners.statistics import fit_statistics
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _LAZY = {
     "MultispectralImageProcessor": "data.processor",
     "Sensor": "spectral.bands",
     "adapt": "methods",
+    "check": "tuners.check",
     "fit_statistics": "tuners.statistics",
     "get_sensor": "spectral.sensors",
     "load_adapter": "hub.load",
@@ -63,6 +65,7 @@ __all__ = [
     "ScaledLoraModel",
     "Sensor",
     "adapt",
+    "check",
     "fit_statistics",
     "get_sensor",
     "load_adapter",

@@ -67,7 +67,7 @@ def test_modules_that_are_trained_in_full_keep_their_own_bias():
     assert all("bitfit_delta" in name for name in names if "pooler" not in name and ".layernorm." not in name)
     assert "base_model.model.pooler.modules_to_save.default.dense.bias" in names
     deeper = make_encoder(num_hidden_layers=5)
-    get_peft_model(deeper, BitFitConfig(target_modules=config.target_modules))
+    get_peft_model(deeper, BitFitConfig(target_modules=model.peft_config["default"].target_modules))
     assert "layers.4.mlp.fc2.bitfit_delta.default" in dict(deeper.named_parameters())
 
 

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 import torch
@@ -23,9 +24,11 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModel
 
-from deflect_hf import DeflectConfig
+from deflect_hf import DeflectConfig, fit_statistics
+from deflect_hf.errors import CheckpointError, ConfigError
 from tests.tuners.tiny import BANDS, ENCODERS, adapted, base_pixels, make_encoder, randomise, run, spectral_config
 
 LOAD = """
@@ -154,6 +157,95 @@ def test_several_adapters_with_other_bands_ranks_and_blocks(architecture, reflec
     assert not any("default" in name for name, _ in model.named_parameters())
 
 
+@pytest.mark.parametrize("load", ["load_adapter", "set_peft_model_state_dict"])
+def test_weights_loaded_over_an_adapter_bring_what_they_assume(load, tmp_path, reflectance):
+    """Bands in another order, other formulas, statistics and normalisation: of the same shapes all the same."""
+    other = adapted("vit", bands=BANDS[::-1], base_mean=[0.3, 0.2, 0.1], formulas={"x": "N - R"}, index_bounds={"x": 1})
+    fit_statistics(other, [reflectance], unit_check=False)
+    expected = run(other, reflectance)
+    other.save_pretrained(tmp_path)
+    model = adapted("vit", formulas={"y": "N + G"})
+    if load == "load_adapter":
+        model.load_adapter(tmp_path, adapter_name="default")
+    else:
+        set_peft_model_state_dict(model, get_peft_model_state_dict(other))
+    assert torch.equal(run(model, reflectance), expected)
+    model.save_pretrained(tmp_path / "again")
+    again = PeftModel.from_pretrained(make_encoder(), tmp_path / "again").eval()
+    assert torch.equal(run(again, reflectance), expected)
+    assert again.peft_config["default"].feature_mean == other.peft_config["default"].feature_mean
+
+
+@pytest.mark.parametrize(
+    ("fields", "differing"),
+    [({"rank": 2}, "rank"), ({"bands": ["R", "G", "B"], "indices": None}, "bands"), ({"formulas": {}}, "indices"),
+     ({"layers_to_transform": [0]}, "layers_to_transform")],
+)  # fmt: skip
+def test_weights_of_another_shape_are_refused_and_change_nothing(fields, differing, reflectance):
+    model = adapted("vit")
+    expected = run(model, reflectance)
+    with pytest.raises(
+        CheckpointError, match=rf"of an adapter with other .*'{differing}'.* under another adapter_name"
+    ):
+        set_peft_model_state_dict(model, get_peft_model_state_dict(adapted("vit", **fields)))
+    assert torch.equal(run(model, reflectance), expected)
+
+
+def test_weights_of_earlier_versions_load_and_are_warned_about_where_they_may_not_fit(tmp_path, reflectance, caplog):
+    model = adapted("vit")
+    expected = run(model, reflectance)
+    state = {k: v for k, v in get_peft_model_state_dict(model).items() if not k.endswith("_extra_state")}
+    model.save_pretrained(tmp_path)
+    save_file(state, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # PEFT's, of missing keys
+        loaded = PeftModel.from_pretrained(make_encoder(), tmp_path).eval()
+    assert torch.equal(run(loaded, reflectance), expected) and not caplog.messages
+    loaded.load_adapter(tmp_path, adapter_name="default")
+    assert "the weights do not say what they assume" in caplog.text
+
+
+def test_a_base_with_other_weights_is_warned_about(tmp_path, reflectance, caplog):
+    model = adapted("vit")
+    model.save_pretrained(tmp_path)
+    PeftModel.from_pretrained(make_encoder().to(torch.bfloat16), tmp_path)
+    assert not caplog.messages
+    other = make_encoder()
+    other.layers[2].mlp.fc1.weight.data += 0.1
+    loaded = PeftModel.from_pretrained(other, tmp_path)
+    assert "trained on a base model with other weights than this one" in caplog.text
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert loaded.peft_config["default"].base_fingerprint == config["base_fingerprint"] is not None
+
+
+def test_one_configuration_serves_models_of_several_widths():
+    config = spectral_config(aux_dim=None)
+    before = config.to_dict()
+    models = [get_peft_model(make_encoder(name, hidden_size=32 * k), config) for k, name in ((1, "vit"), (2, "dinov2"))]
+    assert config.to_dict() == {**before, "base_model_name_or_path": config.base_model_name_or_path}
+    assert [model.peft_config["default"].aux_dim for model in models] == [32, 64]
+
+
+def test_replicas_of_data_parallel_run_their_own_layers(reflectance):
+    """What `torch.nn.parallel.replicate` does, without its GPUs: shallow copies with weights of their own."""
+    model = adapted("vit")
+    expected = run(model, reflectance)
+    modules = list(model.modules())
+    copies = {id(module): module._replicate_for_data_parallel() for module in modules}
+    for module in modules:
+        replica = copies[id(module)]
+        for name, child in module._modules.items():
+            if child is not None:
+                setattr(replica, name, copies[id(child)])
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                setattr(replica, name, parameter.detach().clone())
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    replica = copies[id(model)]
+    assert torch.equal(replica(pixel_values=reflectance).last_hidden_state, expected)
+
+
 def test_a_failed_add_leaves_the_model_usable(reflectance):
     model = adapted("vit")
     expected = run(model, reflectance)
@@ -239,3 +331,17 @@ def test_default_config_round_trips(tmp_path):
     config = DeflectConfig()
     config.save_pretrained(tmp_path)
     assert DeflectConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_a_misspelt_entry_of_the_file_is_refused_and_statistics_that_are_broken_are_the_adapters(tmp_path):
+    spectral_config(indices=None, feature_mean=[0.1] * 12, feature_std=[0.1] * 12).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    entries = json.loads(path.read_text())
+    path.write_text(json.dumps({**entries, "feature_means": entries["feature_mean"]}))
+    with pytest.raises(
+        ConfigError, match=r"'feature_means' is no entry of DeflectConfig\. Did you mean 'feature_mean'"
+    ):
+        DeflectConfig.from_pretrained(tmp_path)
+    path.write_text(json.dumps({**entries, "feature_std": [-1.0] * 12}))
+    with pytest.raises(ConfigError, match="feature_std of the adapter must not be negative"):
+        PeftConfig.from_pretrained(tmp_path)

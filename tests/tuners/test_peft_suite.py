@@ -1,6 +1,6 @@
-"""PEFT's own common tests, run against DEFLECT on every architecture, with LoRA on the same models as control.
+"""PEFT's own common tests, run against DEFLECT on three architectures; LoRA on ViT is the control.
 
-SLR and BitFit run on ViT, where their layers are the same as on the others.
+SLR and BitFit run on ViT, too, where their layers are the same as on the others.
 
 They come from the source distribution of the installed PEFT (`peft_sources`): the methods of `PeftCommonTester` and
 `TestPeftCustomModel` that PEFT runs on its whole matrix of methods and models. Nothing of them is rewritten; the model
@@ -20,7 +20,7 @@ How many ran and passed per architecture: `python -m pytest tests/tuners/test_pe
 | merge_*, safe_merge, delete_merged_*, disable_adapters_with_merging | DEFLECT alone: refused, see `test_deflect.py` |
 | weighted_combination_of_adapters | DEFLECT: refused, see `test_deflect.py`; SLR, BitFit: skips itself |
 | adding_multiple_adapters_with_bias_raises | LoRA alone: for methods with a `bias` argument |
-| four tests of LoRA, SLR, BitFit on ViT, ViTMAE | expected to fail: see `KNOWN_TO_FAIL` |
+| three tests of LoRA, SLR, BitFit on ViT | expected to fail: see `KNOWN_TO_FAIL` |
 | tests of one other method (DoRA, IA3, ...) | take no model and method: not part of the matrix |
 
 `test_every_test_of_the_matrix_is_accounted_for` keeps this table true when PEFT adds a test.
@@ -45,7 +45,7 @@ from transformers import PreTrainedModel
 
 from deflect_hf import BitFitConfig, DeflectConfig, ScaledLoraConfig
 from tests.tuners.peft_sources import load
-from tests.tuners.tiny import ENCODERS, IMAGE, PATCH, make_encoder
+from tests.tuners.tiny import IMAGE, PATCH, make_encoder
 
 LEFT_OUT = {
     "_test_generate", "_test_generate_pos_args", "_test_generate_half_prec", "_test_passing_input_embeds_works",
@@ -102,12 +102,10 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "BITFIT": (BitFitConfig, {"exclude_modules": ["pooler.dense", "k_proj"]}),
 }
 MERGEABLE = ("LORA", "SLR", "BITFIT")
-# the road without bands is the same on every architecture, and so are the layers of SLR and BitFit
-ON_VIT_ALONE = ("DEFLECT-defaults", "SLR", "BITFIT")
+DEFLECT_ON = ("vit", "vit_mae", "dinov3_vit")
 KNOWN_TO_FAIL: dict[tuple[str, str, str], type[Exception]] = {
-    # PEFT's pattern for `layers_to_transform` wants a module above `layers`, which these models alone do not have.
+    # PEFT's pattern for `layers_to_transform` wants a module above `layers`, which a ViT alone does not have.
     ("LORA", "vit", "_test_training_layer_indexing"): NoMatchingPeftModuleError,
-    ("LORA", "vit_mae", "_test_training_layer_indexing"): NoMatchingPeftModuleError,
     ("SLR", "vit", "_test_training_layer_indexing"): NoMatchingPeftModuleError,
     # It wants the embedded input to need no gradient, but BitFit trains the bias of the patch embedding.
     ("BITFIT", "vit", "_test_prepare_for_training"): AssertionError,
@@ -175,7 +173,7 @@ def peft_tests(peft_folder: Path) -> SimpleNamespace:
 def saved_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folder of a tiny encoder per architecture: what `from_pretrained` is given in place of a model on the Hub."""
     folders = {}
-    for name in ENCODERS:
+    for name in DEFLECT_ON:
         folder = tmp_path_factory.mktemp(name)
         make_encoder(name).save_pretrained(folder)
         folders[name] = str(folder)
@@ -201,9 +199,8 @@ def instance_of_peft_class(peft_tests: SimpleNamespace, architecture: str, test:
 
 def matrix() -> Iterator[Any]:
     """(method, architecture, test, variant) of every run."""
-    for method, architecture in itertools.product(METHODS, ENCODERS):
-        if method in ON_VIT_ALONE and architecture != "vit":
-            continue
+    runs = [("DEFLECT", architecture) for architecture in DEFLECT_ON]
+    for method, architecture in [*runs, *((method, "vit") for method in METHODS if method != "DEFLECT")]:
         further = (MERGING if method in MERGEABLE else set()) | (LORA_ONLY if method == "LORA" else set())
         for test in sorted(CUSTOM | COMMON | further):
             for number, variant in enumerate(VARIANTS.get(test, [{}])):

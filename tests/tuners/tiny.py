@@ -25,25 +25,28 @@ SIZES = {
     "image_size": IMAGE,
     "patch_size": PATCH,
 }
+# The architectures that every test runs on: each has something of its own.
 ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vit": ("ViTConfig", "ViTModel", {}),
     "vit_mae": ("ViTMAEConfig", "ViTMAEModel", {"mask_ratio": 0.5}),
-    "dinov2": ("Dinov2Config", "Dinov2Model", {"mlp_ratio": 2}),
     "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {"mlp_ratio": 2}),
+    # Without the rescaling that it draws at random in training, two runs can be compared.
+    "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel", {"pos_embed_rescale": None}),
+}
+FURTHER: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "dinov2": ("Dinov2Config", "Dinov2Model", {"mlp_ratio": 2}),
     "deit": ("DeiTConfig", "DeiTModel", {}),
     "vit_msn": ("ViTMSNConfig", "ViTMSNModel", {}),
     "ijepa": ("IJepaConfig", "IJepaModel", {}),
     "beit": ("BeitConfig", "BeitModel", {"use_relative_position_bias": True, "drop_path_rate": 0.0}),
     "siglip": ("SiglipVisionConfig", "SiglipVisionModel", {}),
     "clip": ("CLIPVisionConfig", "CLIPVisionModel", {}),
-    # Without the rescaling that it draws at random in training, two runs can be compared.
-    "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel", {"pos_embed_rescale": None}),
 }
 
 
 def make_encoder(name: str = "vit", attention: str = "sdpa", model: str = "", **overrides: Any) -> nn.Module:
     """A tiny encoder in evaluation mode; `model` names another class of the same family."""
-    config_name, model_name, extra = ENCODERS[name]
+    config_name, model_name, extra = {**ENCODERS, **FURTHER}[name]
     config = getattr(transformers, config_name)(**{**SIZES, **extra, **overrides}, attn_implementation=attention)
     torch.manual_seed(0)
     encoder = getattr(transformers, model or model_name)(config).eval()
