@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from deflect_hf.config.data import Number
+from deflect_hf.config.data import Bit, Number, QualityClass, QualityPreset, refuse_half_a_quality
 from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import ConfigError
 
@@ -57,6 +57,11 @@ class SceneArguments(Arguments):
     )
     qa_band: str | None = option(None, "description of a band that classifies the pixels, such as SCL")
     qa_values: list[int] = option([], "values of qa_band at which nothing was measured, cloud for example")
+    qa_bits: list[Bit] = option([], "bits of qa_band, any of which says that nothing was measured")
+    qa: QualityPreset | None = option(None, "product whose quality band the file has")
+    qa_classes: list[QualityClass] | None = option(
+        None, "classes of qa that are no measurement; null: cloud, cirrus and shadow"
+    )
     unit_check: bool = option(True, "refuse scenes whose values cannot be reflectance; turn off only knowingly")
     gsd_m: PositiveFloat | None = option(None, "pixel size on the ground in metres; null: from the georeference")
 
@@ -64,8 +69,7 @@ class SceneArguments(Arguments):
     def _check(self) -> Self:
         if self.dtype is not None and self.output == "classes":
             raise ConfigError(f"dtype={self.dtype!r} is for probabilities: add --output probabilities, or leave it out")
-        if (self.qa_band is None) != (not self.qa_values):
-            raise ConfigError("qa_band and qa_values go together: the band, and its values that are no measurement")
+        refuse_half_a_quality(self)
         return self
 
 

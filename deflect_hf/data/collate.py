@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from deflect_hf.errors import DataError, listing
 
 Example = dict[str, Any]
+IGNORED = -100  # label of pixels that were filled up, where nobody says which it is
 
 
 def collate_examples(examples: Sequence[Example]) -> Example:
@@ -35,7 +36,7 @@ def collate_examples(examples: Sequence[Example]) -> Example:
     return batch
 
 
-def fill_up(example: Example, height: int, width: int, ignore_index: int = -100) -> Example:
+def fill_up(example: Example, height: int, width: int, ignore_index: int = IGNORED) -> Example:
     """An image, or a batch of them, not smaller than this: what is added, right and below, was not measured."""
     have_height, have_width = example["pixel_values"].shape[-2:]
     margins = (0, max(width - have_width, 0), 0, max(height - have_height, 0))
@@ -47,10 +48,10 @@ def fill_up(example: Example, height: int, width: int, ignore_index: int = -100)
     return filled
 
 
-def collate_filled_up(examples: Sequence[Example]) -> Example:
+def collate_filled_up(examples: Sequence[Example], ignore_index: int = IGNORED) -> Example:
     """As :func:`collate_examples`, smaller images filled up to the largest of them."""
     height, width = (max(example["pixel_values"].shape[axis] for example in examples) for axis in (-2, -1))
-    return collate_examples([fill_up(example, height, width) for example in examples])
+    return collate_examples([fill_up(example, height, width, ignore_index) for example in examples])
 
 
 def batches_of_one_size(examples: Sequence[Example]) -> list[Example]:

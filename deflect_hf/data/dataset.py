@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset as Table
 
+from deflect_hf.data.collate import IGNORED
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DataError, listing
 
@@ -218,6 +219,8 @@ class ImageDataset(torch.utils.data.Dataset):
             example["labels"] = torch.tensor(stored.target, dtype=torch.int64)
         if self.transform is not None:
             example = self.transform(example, example_generator(self.seed, int(self._epoch), index))
+            if self.ignore_index != IGNORED and "labels" in example:
+                example["labels"][example["labels"] == IGNORED] = self.ignore_index
         return example
 
     def _encoded(self, stored: Stored) -> torch.Tensor:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
 from deflect_hf.data.folder_reader import settle_reader
@@ -35,19 +37,18 @@ logger = logging.getLogger(__name__)
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")  # beside rasters, they are previews
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".vrt")
+SAMPLED_IMAGES = 32  # of each split, compared with the images of a trained model
 Row = dict[str, Any]
 
 
-def load_folder(
-    args: DatasetArguments, processor: MultispectralImageProcessor | None = None
-) -> dict[str, ImageDataset]:
-    """Build the splits of a folder data set; bands, unit and size of a trained model's ``processor`` stand.
+def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
+    """Build the splits of a folder data set; bands, unit and size of a ``trained`` model's processor stand.
 
     Raises:
         ConfigError: Masks without ``classes``, or a key that does nothing for this folder.
         DataError: The folder is missing or empty, an image has no mask, or a split file does not fit.
         BandError: The bands cannot be named, or a wanted one is missing.
-        UnitError: The sensor's unit is not that of the trained model.
+        UnitError: The sensor's unit is not that of the trained model, or the values are shifted or scaled against it.
     """
     root = Path(str(args.root))
     if not root.is_dir():
@@ -62,10 +63,21 @@ def load_folder(
     everything = [row for members in splits.values() for row in members]
     infos = read_headers(everything)
     info = typical(infos)
-    reader, processor = settle_reader(args, info, processor)
+    reader, processor = settle_reader(args, info, trained)
     survey(args, everything, infos, info, reader, labels)
     gsd_m = processor.effective_gsd_m(info.height)
-    return make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
+    datasets = make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
+    if trained is not None and processor.unit_check:
+        for split, images in datasets.items():
+            chosen = range(0, len(images), max(1, len(images) // SAMPLED_IMAGES))
+            pixels = [processor.convert(*_stored(images, index)).flatten(1) for index in chosen]
+            trained.contract.check_values(torch.cat(pixels, dim=1), f"{root}, {split} split")
+    return datasets
+
+
+def _stored(images: ImageDataset, index: int) -> tuple[Any, ...]:
+    stored = images.reader.read(images.table[index])
+    return stored.values, stored.bands, stored.valid, stored.where
 
 
 def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Labels:

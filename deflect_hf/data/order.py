@@ -11,12 +11,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from deflect_hf.data.collate import batches_of_one_size, collate_filled_up
+from deflect_hf.data.collate import IGNORED, batches_of_one_size, collate_filled_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,7 +70,8 @@ def training_loader(
     """The batches of one epoch for this process, without the first ``skip``."""
     dataset.set_epoch(epoch)
     batches = epoch_batches(len(dataset), batch_size, seed, epoch, rank)[skip:]
-    return _loader(dataset, batches, workers, collate_filled_up)
+    collate = partial(collate_filled_up, ignore_index=getattr(dataset, "ignore_index", IGNORED))
+    return _loader(dataset, batches, workers, collate)
 
 
 @dataclass(frozen=True)

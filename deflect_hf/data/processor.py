@@ -47,6 +47,8 @@ class MultispectralImageProcessor(ImageProcessingMixin):
             Training sets it, to all bands unless the model was trained with band dropout.
         trained_size: Height and width of the training images as stored, in pixels; None where it is not known. Training
             sets it: windows of a scene are best of the same size.
+        quantiles: Band -> reflectance of the training images at `contract.QUANTILES`, which scenes are compared with.
+            Training sets it.
 
     Raises:
         BandError: An output band is not among the source bands, or is unknown; or there is none.
@@ -73,6 +75,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         projection: str | None = None,
         needed_bands: Sequence[str] | None = None,
         trained_size: Sequence[int] | None = None,
+        quantiles: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         for names in (bands, source_bands, needed_bands):
@@ -101,6 +104,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         self.gsd_m = None if gsd_m is None else float(gsd_m)
         self.projection = projection
         self.trained_size = None if trained_size is None else list(trained_size)
+        self.quantiles = {band: _numbers("quantiles", values) for band, values in (quantiles or {}).items()}
 
     @classmethod
     def from_sensor(cls, sensor: str | Mapping[str, Any], bands: Sequence[str] | None = None, **options: Any) -> Self:
@@ -216,8 +220,9 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         ignored = [band for band in self.source_bands or () if band not in self.bands]
         height = None if self.size is None or self.trained_size is None else self.trained_size[0]
         return BandContract(
-            tuple(self.bands), tuple(self.needed_bands), tuple(ignored), self.unit, self.gsd_m, self.projection, height
-        )
+            tuple(self.bands), tuple(self.needed_bands), tuple(ignored), self.unit, self.gsd_m, self.projection, height,
+            self.quantiles,
+        )  # fmt: skip
 
     def effective_gsd_m(self, height: int) -> float | None:
         """Pixel size on the ground after resizing images of ``height`` pixels; None where it is not known."""

@@ -15,7 +15,6 @@ import torch
 from deflect_hf.config.data import AugmentationArguments
 from deflect_hf.data.collate import fill_up
 from deflect_hf.data.dataset import Example, ImageDataset, Transform
-from deflect_hf.errors import DataError
 
 FOCUS_TRIALS = 20
 
@@ -95,17 +94,14 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The middle of the image.
-
-    Raises:
-        DataError: The image is smaller than the window.
-    """
+    """The middle of the image, filled up where it is smaller."""
 
     height: int
     width: int
 
     def __call__(self, example: Example, generator: torch.Generator) -> Example:
         """Cut the middle out of image and mask."""
+        example = fill_up(example, self.height, self.width)
         rows, columns = _room(example, self.height, self.width)
         return _crop(example, (rows - 1) // 2, (columns - 1) // 2, self.height, self.width)
 
@@ -146,13 +142,7 @@ def _draw(stop: int, generator: torch.Generator) -> int:
 def _room(example: Example, height: int, width: int) -> tuple[int, int]:
     """How many places a window has, down and across."""
     have_height, have_width = example["pixel_values"].shape[-2:]
-    rows, columns = have_height - height + 1, have_width - width + 1
-    if rows < 1 or columns < 1:
-        raise DataError(
-            f"{example['name']} is {have_height} x {have_width} pixels, smaller than the crop of {height} x {width}: "
-            f"lower the crop or resize first."
-        )
-    return rows, columns
+    return have_height - height + 1, have_width - width + 1
 
 
 def _on_grid(example: Example, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:

@@ -77,6 +77,7 @@ class ProcessorEntries(BaseModel):
     trained_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     gsd_m: Number | None = None
     projection: str | None = None
+    quantiles: dict[str, list[Number]] = {}
 
 
 def check_folder(folder: Path, *, published: bool) -> RunArguments:

@@ -80,6 +80,9 @@ class Scene:
             nodata=arguments.nodata,
             qa_band=arguments.qa_band,
             qa_values=arguments.qa_values,
+            qa_bits=arguments.qa_bits,
+            qa=arguments.qa,
+            qa_classes=arguments.qa_classes,
             unit_check=arguments.unit_check,
             gsd_m=gsd_m,
         )
@@ -90,7 +93,9 @@ class Scene:
         plain = MultispectralImageProcessor.from_dict(processor.to_dict(), size=None, unit_check=False)
         scene = cls(file, info, reader, plain)
         if processor.unit_check and processor.unit == "reflectance":
-            check_reflectance(scene.sample(), info.path)
+            sample = scene.sample()
+            check_reflectance(sample, info.path)
+            trained.contract.check_values(sample, info.path)
         return scene
 
     def sample(self) -> Tensor:

@@ -213,6 +213,7 @@ def build(
     set_gsd(encoder, gsd)
     where = config.dataset.root or config.dataset.name
     statistics = statistics_of(config, train, as_pair(encoder.config.patch_size), accelerator, stored)
+    train.processor.quantiles = statistics.quantiles
     mean, std = base_statistics(config, statistics, where)
     extra_mean, extra_std = extra_statistics(config, statistics, where)
     weights = config.segmentor.loss.class_weights

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data import ImageDataset, build_transform
-from deflect_hf.data.contract import check_reflectance
+from deflect_hf.data.contract import QUANTILES, check_reflectance
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.errors import CheckpointError, DataError, listing
 from deflect_hf.spectral.features import SpectralFeatures
@@ -26,7 +26,6 @@ from deflect_hf.spectral.moments import RunningMoments
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig
 
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 SAMPLE = 2**18  # pixels that the quantiles are of, spread over all images
 
 

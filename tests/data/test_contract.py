@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deflect_hf.data.contract import BandContract, check_reflectance
+from deflect_hf.data.contract import QUANTILES, BandContract, check_reflectance
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, UnitError
 
@@ -163,3 +163,32 @@ def test_a_single_near_infrared_band_stands_in(caplog):
 def test_other_units_are_refused(trained, given, message):
     with pytest.raises(UnitError, match=message):
         contract(unit=trained).compare("a.tif", BANDS, given, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda values: values + 0.1,
+            r"in all bands, .* training images plus 0\.1; medians are B .*needs offset -0\.1",
+        ),
+        (lambda values: values - 0.1, "minus 0.1; .*unit_check"),
+        (lambda values: values * 10, "times 10"),
+        (lambda values: values * 2, "times 2; .*digital numbers mean something else"),
+        (lambda values: values, None),
+        (lambda values: values * np.array([3, 2, 1, 0.5, 0.4])[:, None], None),  # another landscape
+        (lambda values: np.full_like(values, np.nan), None),
+    ],
+)
+def test_values_that_are_those_of_training_but_for_an_offset_or_a_scale_are_refused(change, told):
+    generator = np.random.default_rng(0)
+    middle = np.array([0.05, 0.08, 0.07, 0.25, 0.18])[:, None]
+    trained = middle * generator.lognormal(sigma=0.4, size=(5, 4000))
+    quantiles = dict(zip(BANDS, np.quantile(trained, QUANTILES, axis=1).T.tolist(), strict=True))
+    values = change(middle * generator.lognormal(sigma=0.35, size=(5, 3000)))
+    if told is None:
+        contract(quantiles=quantiles).check_values(values, "a.tif")
+    else:
+        with pytest.raises(UnitError, match=told):
+            contract(quantiles=quantiles).check_values(values, "a.tif")
+    contract().check_values(values, "a.tif")  # trained before quantiles were kept

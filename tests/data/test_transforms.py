@@ -126,15 +126,9 @@ def test_validation_images_are_only_cut_in_the_middle() -> None:
     assert torch.equal(labels, coordinates()["labels"][3:6, 3:8])
 
 
-def test_an_image_smaller_than_the_middle_to_cut_out_is_named() -> None:
-    transform = build_transform(AugmentationArguments(center_crop=[4, 12]), "val")
-    assert transform is not None
-    with pytest.raises(DataError, match="numbers is 9 x 11 pixels, smaller than the crop of 4 x 12"):
-        transform(coordinates(), example_generator(0, 0, 0))
-
-
-def test_an_image_smaller_than_a_random_crop_is_filled_up_with_what_was_not_measured() -> None:
-    transform = build_transform(AugmentationArguments(random_crop=[10, 12]), "train")
+@pytest.mark.parametrize(("key", "split"), [("random_crop", "train"), ("center_crop", "val")])
+def test_an_image_smaller_than_a_crop_is_filled_up_with_what_was_not_measured(key: str, split: str) -> None:
+    transform = build_transform(AugmentationArguments(**{key: [10, 12]}), split)
     assert transform is not None
     whole, filled = coordinates(), transform(coordinates(), example_generator(0, 0, 0))
     assert filled["pixel_values"].shape[-2:] == filled["labels"].shape == (10, 12)
