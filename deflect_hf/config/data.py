@@ -42,7 +42,7 @@ def refuse_half_a_quality(args: Any) -> None:
     """
     if args.qa is None and (args.qa_band is None) != (not args.qa_values and not args.qa_bits):
         raise ConfigError(
-            "qa_band and qa_values (or qa_bits) go together: the band, and its values (or bits) that are no "
+            "qa_band and qa_values go together (or qa_bits): the band, and its values or bits that are no "
             "measurement; or name the product alone, qa."
         )
     if args.qa_classes is not None and args.qa is None:

@@ -165,5 +165,5 @@ def test_clouds_of_the_quality_layer_are_no_measurement_and_carry_no_label(segme
     assert example["pixel_values"].shape[0] == len(BANDS)
     assert torch.isnan(example["pixel_values"]).all(dim=1).all(dim=0).tolist() == [True] * 3 + [False] * 5
     assert (example["labels"][:, :3] == -100).all() and (example["labels"][:, 3:] != -100).any()
-    with pytest.raises(ConfigError, match=r"qa_band and qa_values .* go together"):
+    with pytest.raises(ConfigError, match=r"qa_band and qa_values go together"):
         segments(segmentation_folder, qa_band="SCL")
