@@ -16,24 +16,20 @@ from transformers import PreTrainedModel
 from deflect_hf.artifacts.saved_model import model_class
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.unused import refuse_unused
-from deflect_hf.config.yaml import read_yaml
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.transforms import for_evaluation
-from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
+from deflect_hf.errors import ArchitectureError, DataError, listing
 from deflect_hf.evaluation.losses import balanced_weights
-from deflect_hf.files import CONFIG
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options
 from deflect_hf.models import load_encoder
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.encoders import (
     chosen_gsd,
-    random_config,
     random_encoder,
     set_gsd,
     stored_normalisation,
     with_encoder_size,
 )
-from deflect_hf.models.loading import load_encoder_config
 from deflect_hf.spectral.selection import resolve_bands
 from deflect_hf.training.statistics import Statistics, statistics_of
 from deflect_hf.tuners.statistics import store_statistics
@@ -137,56 +133,29 @@ def head_options(config: RunArguments, task: str, statistics: Statistics, where:
     return options
 
 
-def base_encoder(config: RunArguments, work_dir: Path, drawn_anew: bool) -> PreTrainedModel:
-    """The encoder to adapt: loaded, that of the run in ``work_dir``, or drawn at random; nothing is written.
-
-    Raises:
-        ConfigError: the run that is resumed has a random encoder of another configuration or seed.
-    """
-    if config.encoder.name_or_path is not None:
-        return load_encoder(config.encoder.name_or_path, revision=config.encoder.revision)
-    folder = work_dir / ENCODER
-    if drawn_anew or not (folder / "config.json").is_file():
-        encoder = random_encoder(config.encoder).eval()
-        encoder.name_or_path = encoder.config.name_or_path = str(folder)
-        return encoder
-    there, described = load_encoder_config(folder).to_dict(), random_config(config.encoder).to_dict()
-    differing = [
-        f"{name} {there.get(name)!r}; encoder.random says {described[name]!r}"
-        for name in config.encoder.random or {}
-        if there.get(name) != described[name]
-    ]
-    drawn = seed_of_encoder(work_dir)
-    if drawn not in (None, config.encoder.random_seed):
-        differing.append(f"encoder.random_seed {drawn}, not {config.encoder.random_seed}")
-    if differing:
-        raise ConfigError(
-            f"{folder} is the encoder of this run, with {differing[0]}: resume with the run's own configuration, or "
-            "give another --work_dir"
-        )
-    return load_encoder(folder)
-
-
-def seed_of_encoder(work_dir: Path) -> int | None:
-    """The seed of the random encoder of the run in ``work_dir``; None where no configuration says so."""
-    try:
-        seed: int | None = (read_yaml(work_dir / CONFIG).get("encoder") or {}).get("random_seed")
-    except (ConfigError, AttributeError):  # none yet, or edited: what counts is in the checkpoint
-        return None
-    return seed
+def base_encoder(config: RunArguments, work_dir: Path, continued: bool) -> PreTrainedModel:
+    """The encoder to adapt: loaded, or drawn at random, which the run in ``work_dir`` that goes on has done already."""
+    arguments, folder = config.encoder, work_dir / ENCODER
+    if arguments.name_or_path is not None:
+        return load_encoder(arguments.name_or_path, revision=arguments.revision)
+    if continued and (folder / "config.json").is_file():
+        return load_encoder(folder)
+    encoder = random_encoder(arguments).eval()
+    encoder.name_or_path = encoder.config.name_or_path = str(folder)
+    return encoder
 
 
 def build(
     config: RunArguments,
     work_dir: Path,
     accelerator: Accelerator,
-    drawn_anew: bool = False,
+    continued: bool = False,
     stored: Mapping[str, Any] | None = None,
 ) -> Experiment:
     """Data, encoder, head and adapter of a run, ready to be trained; nothing is written.
 
     Args:
-        drawn_anew: a random encoder in ``work_dir`` is of a run that this one replaces.
+        continued: the run in ``work_dir`` goes on, with the random encoder that is there.
         stored: statistics of the run that goes on, from its checkpoint.
 
     Raises:
@@ -198,7 +167,7 @@ def build(
     train = splits["train"]
     refuse_unused(config, train.task)
     train.processor.trained_size = list(train.reader.read(train.table[0]).values.shape[-2:])
-    encoder = base_encoder(config, work_dir, drawn_anew)
+    encoder = base_encoder(config, work_dir, continued)
     channels = getattr(encoder.config, "num_channels", None)
     if channels is None:
         raise ArchitectureError(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -123,7 +123,17 @@ def find_checkpoint(work_dir: Path, resume_from: str) -> Path | None:
         CheckpointError: there is no such run, or the folder at PATH is broken, or all of the run's are.
     """
     if resume_from != LAST:
-        return _whole_checkpoint(Path(resume_from))
+        named = Path(resume_from)
+        if not (named / PROGRESS).is_file():
+            raise CheckpointError(
+                f"{named} is no checkpoint to resume from: it has no {PROGRESS}. Give 'last' or PATH."
+            )
+        found = damage(named)
+        if found is not None:
+            others = [str(path) for path in list_checkpoints(named.absolute().parent.parent) if damage(path) is None]
+            fix = f"resume from {others[-1]}" if others else "no other checkpoint beside it is whole"
+            raise CheckpointError(f"{named} is damaged: {found}; {fix}.")
+        return named
     kept = list_checkpoints(work_dir)
     for folder in reversed(kept):
         found = damage(folder)
@@ -139,23 +149,6 @@ def find_checkpoint(work_dir: Path, resume_from: str) -> Path | None:
         )
     logger.warning("%s holds no checkpoint to resume from: the run starts from the beginning", work_dir / FOLDER)
     return None
-
-
-def require_run(work_dir: Path, resume_from: str | None) -> None:
-    """Raise CheckpointError if ``last`` is to be resumed and there is no folder with a run."""
-    if resume_from == LAST and not work_dir.is_dir():
-        raise CheckpointError(f"{work_dir} is not there, so there is nothing to resume; start without --resume_from.")
-
-
-def _whole_checkpoint(folder: Path) -> Path:
-    if not (folder / PROGRESS).is_file():
-        raise CheckpointError(f"{folder} is no checkpoint to resume from: it has no {PROGRESS}. Give 'last' or PATH.")
-    found = damage(folder)
-    if found is not None:
-        others = [str(path) for path in list_checkpoints(folder.absolute().parent.parent) if damage(path) is None]
-        fix = f"resume from {others[-1]}" if others else "no other checkpoint beside it is whole"
-        raise CheckpointError(f"{folder} is damaged: {found}; {fix}.")
-    return folder
 
 
 def recover_checkpoints(work_dir: Path) -> None:
@@ -265,36 +258,29 @@ class Checkpoints:
                 f"{folder} is of a run with {', '.join(differing)}: resume with the same, or start anew"
             )
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-        self._refuse_other_tensors(training["model"], folder)
+        model, own = training["model"], self.model.state_dict()
+        needed = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        unfit = [n for n in needed | model.keys() if not (n in model and n in own and model[n].shape == own[n].shape)]
+        if unfit:
+            raise CheckpointError(
+                f"{folder} does not fit this run: {len(unfit)} tensors differ, first {min(unfit)!r}. "
+                "Resume with the configuration that the run was started with."
+            )
         set_state_dict(
             self.model,
             self.optimizer,
-            model_state_dict=training["model"],
+            model_state_dict=model,
             optim_state_dict=training["optimizer"],
             options=dataclasses.replace(WHOLE, cpu_offload=False, strict=False),
         )
         self.scheduler.load_state_dict(training["schedule"])
         if self.accelerator.scaler is not None and training["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(training["scaler"])
-        own, device = training["processes"][self.accelerator.process_index], self.accelerator.device
-        if ("device" in own["random"]) != (device.type != "cpu"):
+        process, device = training["processes"][self.accelerator.process_index], self.accelerator.device
+        if ("device" in process["random"]) != (device.type != "cpu"):
             logger.warning("%s was written on another kind of device than this %s: rounding differs", folder, device)
-        set_random_state(own["random"], device)
-        return Progress(**{item.name: stored[item.name] for item in dataclasses.fields(Progress)}), own
-
-    def _refuse_other_tensors(self, stored: Mapping[str, Tensor], folder: Path) -> None:
-        own = self.model.state_dict()
-        needed = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        differing = sorted(
-            name
-            for name in needed | stored.keys()
-            if name not in stored or name not in own or stored[name].shape != own[name].shape
-        )
-        if differing:
-            raise CheckpointError(
-                f"{folder} does not fit this run: {len(differing)} tensors differ, first {differing[0]!r}. "
-                "Resume with the configuration that the run was started with."
-            )
+        set_random_state(process["random"], device)
+        return Progress(**{item.name: stored[item.name] for item in dataclasses.fields(Progress)}), process
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -90,6 +90,8 @@ class TrainingLoop:
             "processes": self.rank.count,
             "images": len(train),
             "total_steps": self.total_steps,
+            "encoder.random": config.encoder.random,
+            "encoder.random_seed": config.encoder.random_seed,
             **settings,
         }
         also, keep = {"statistics": experiment.statistics.state()}, config.ckpt_keep

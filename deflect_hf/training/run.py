@@ -18,7 +18,7 @@ from deflect_hf.artifacts.processes import launcher_precision, make_accelerator
 from deflect_hf.config.compose import flatten, plain
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.yaml import read_yaml
-from deflect_hf.errors import ConfigError
+from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.evaluation.bootstrap import REPLICATES
 from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.figures import curves_figure
@@ -65,18 +65,18 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
     config = launcher_precision(config)
     work_dir = Path(config.work_dir) if config.work_dir is not None else default_work_dir(config)
     accelerator = make_accelerator(config, **tracker_options(config, work_dir))
-    checkpoint.require_run(work_dir, config.resume_from)  # before the folder is made
+    if config.resume_from == checkpoint.LAST and not work_dir.is_dir():
+        raise CheckpointError(f"{work_dir} is not there, so there is nothing to resume; start without --resume_from.")
     with full_disk_explained(work_dir), run_lock(work_dir, accelerator):
         # Load
         source = checkpoint_to_resume(config, work_dir, accelerator)
         continued = source is not None and source.parent.resolve() == (work_dir / checkpoint.FOLDER).resolve()
         refuse_loss(config, work_dir, continued)
-        replaced = [] if continued else read_manifest(work_dir)["files"]
 
         # Build
         set_seed(config.seed)
         statistics = None if source is None else checkpoint.read_progress(source)["statistics"]
-        experiment = build(config, work_dir, accelerator, ENCODER in replaced, statistics)
+        experiment = build(config, work_dir, accelerator, continued, statistics)
         config = experiment.config
         experiment.model.to(accelerator.device)
         set_seed(config.seed, device_specific=True)

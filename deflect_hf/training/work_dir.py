@@ -78,8 +78,7 @@ def refuse_loss(config: RunArguments, work_dir: Path, continued: bool) -> None:
             f"{work_dir} holds a run already: give another --work_dir, continue it with --resume_from last, or "
             "replace it with --overwrite"
         )
-    # a random encoder is read, not replaced
-    foreign = [name for name in names_of(config) if name not in (ENCODER, *own) and _is_there(work_dir / name)]
+    foreign = [name for name in names_of(config) if name not in own and _is_there(work_dir / name)]
     if foreign:
         raise ConfigError(
             f"{work_dir} holds {listing(foreign)}, which no run wrote that this version knows of: move them away, or "

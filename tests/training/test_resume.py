@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from deflect_hf.artifacts import saved_model as checkpoints
-from deflect_hf.errors import CheckpointError, ConfigError
+from deflect_hf.errors import CheckpointError
 from deflect_hf.evaluation import evaluate as evaluation
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.training import checkpoint, run
@@ -32,7 +32,6 @@ def test_resumed_losses_equal_uninterrupted_ones(deflect_run, tmp_path: Path) ->
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert kept == ["step-15", "step-16"]  # one within the second epoch, one at its end
     work_dir = tmp_path / "part"
-    shutil.copytree(folder / "encoder", work_dir / "encoder")
     resumed = train(work_dir, "--resume_from", str(folder / "checkpoints" / "step-15"))
     expected = losses(folder)
     assert losses(work_dir) == {16: expected[16]}
@@ -169,9 +168,7 @@ def test_a_checkpoint_of_another_run_is_refused(deflect_run, tmp_path: Path) -> 
         train(tmp_path / "c", "--resume_from", "last")
     # a frozen encoder of the same shapes that computes something else
     shutil.copytree(deflect_run[0], tmp_path / "e")
-    with pytest.raises(
-        ConfigError, match=r"is the encoder of this run, with num_attention_heads 2; encoder\.random says 4"
-    ):
+    with pytest.raises(CheckpointError, match=r"of a run with encoder\.random .*num_attention_heads.*not "):
         train(tmp_path / "e", "--resume_from", "last", "--encoder.random.num_attention_heads", "4")
     # the optimizer goes on as it was: a new learning rate would do nothing
     words = ("--segmentor.optimizer.lr", "0.5", "--segmentor.optimizer.decay_vectors", "false")
@@ -188,7 +185,7 @@ def test_a_refused_resumption_leaves_the_run_as_it_is(deflect_run, tmp_path: Pat
     state = str(work_dir / "checkpoints" / "step-15")
     with pytest.raises(CheckpointError, match=r"segmentor\.optimizer\.lr 0\.01, not 0\.5"):
         train(work_dir, "--resume_from", state, "--segmentor.optimizer.lr", "0.5")
-    with pytest.raises(ConfigError, match=r"with encoder\.random_seed 0, not 7: resume with the run's own"):
+    with pytest.raises(CheckpointError, match=r"with encoder\.random_seed 0, not 7: resume with the same"):
         train(work_dir, "--resume_from", "last", "--encoder.random_seed", "7")
     assert {path: path.read_bytes() for path in sorted(work_dir.rglob("*")) if path.is_file()} == before
 

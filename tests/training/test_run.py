@@ -109,12 +109,9 @@ def test_the_environment_and_the_parameters_are_told(deflect_run) -> None:
     assert results["steps"] == max(losses(deflect_run[0]))
 
 
-@pytest.mark.parametrize(
-    ("method", "file"), [("lora", "adapter_model"), ("frozen", "head"), ("full", "model"), ("deflect", "adapter_model")]
-)
+@pytest.mark.parametrize(("method", "file"), [("lora", "adapter_model"), ("frozen", "head"), ("full", "model")])
 def test_reloaded_scores_equal_those_of_training(method: str, file: str, tmp_path: Path) -> None:
-    words = ("--finetune", method, *ONE_EPOCH, *(() if method == "deflect" else ("--method", "{}")))
-    results = train(tmp_path, *words, task="segmentation")
+    results = train(tmp_path, "--finetune", method, *ONE_EPOCH, "--method", "{}", task="segmentation")
     (logged,) = (line["val"] for line in lines(tmp_path) if "val" in line)
     assert {name: results["val"][name] for name in logged} == logged
     assert {path.name for path in (tmp_path / "best").glob("*.safetensors")} == {f"{file}.safetensors"}
@@ -154,15 +151,21 @@ def test_a_broken_loss_stops_the_run_and_names_the_images(tmp_path: Path, monkey
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
-    options = (*ONE_EPOCH, "--segmentor.dropout", "0")
+    options = (*ONE_EPOCH, "--segmentor.dropout", "0", "--segmentor.loss.dice", "0")
     train(tmp_path / "large", "--batch_size", "8", *options, task="segmentation")
-    train(tmp_path / "small", "--batch_size", "4", "--accumulate", "2", *options, "--segmentor.loss.dice", "0",
-          task="segmentation")  # fmt: skip
-    large = tmp_path / "plain"
-    train(large, "--batch_size", "8", *options, "--segmentor.loss.dice", "0", task="segmentation")
-    one, many = losses(large), losses(tmp_path / "small")
+    train(tmp_path / "small", "--batch_size", "4", "--accumulate", "2", *options, task="segmentation")
+    one, many = losses(tmp_path / "large"), losses(tmp_path / "small")
     assert one[1] == pytest.approx(many[1], abs=1e-5) and one[3] == pytest.approx(many[3], abs=1e-4)
-    assert losses(tmp_path / "large")[1] > one[1]  # the Dice term counts
+
+
+def test_a_line_of_the_log_is_the_mean_since_the_one_before_also_of_a_resumed_run(deflect_run, tmp_path: Path) -> None:
+    words = ("--log_interval", "3", "--ckpt_steps", "5", "--ckpt_keep", "4")
+    train(tmp_path, *words)
+    every, seen = losses(deflect_run[0]), losses(tmp_path)
+    expected = {last: sum(every[step] for step in range(last - 2, last + 1)) / 3 for last in (3, 6, 9, 12, 15)}
+    assert seen == pytest.approx({**expected, 16: every[16]}, rel=1e-6)
+    train(tmp_path, *words, "--resume_from", str(tmp_path / "checkpoints" / "step-10"))
+    assert losses(tmp_path) == seen
 
 
 @pytest.mark.parametrize(
