@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -55,7 +56,8 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
     """The weights by name where each process holds a share of them, else None; every process has to call it."""
     if not is_sharded(model):
         return None
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
 @contextmanager

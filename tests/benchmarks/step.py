@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -27,6 +27,7 @@ from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.benchmark.meters import processor_seconds
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
+from deflect_hf.data import ImageDataset
 from deflect_hf.data.order import Rank, training_loader
 from deflect_hf.training.build import build
 from deflect_hf.training.loop import TrainingLoop
@@ -59,7 +60,8 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loop = make_loop(own, Path(folder))
         steps = len(loop.splits["train"]) // own.batch_size
-        bare_epoch(loop), our_epoch(loop)  # warm up
+        bare_epoch(loop)  # warm up
+        our_epoch(loop)
         rounds = [
             (processor_seconds(lambda: our_epoch(loop)) / steps, processor_seconds(lambda: bare_epoch(loop)) / steps)
             for _ in range(own.rounds)
@@ -132,7 +134,7 @@ def make_loop(own: argparse.Namespace, folder: Path) -> TrainingLoop:
     accelerator = Accelerator()
     experiment = build(config, folder, accelerator)
     experiment.model.to(accelerator.device)
-    experiment.splits["train"] = InMemory(experiment.splits["train"])
+    experiment.splits["train"] = cast(ImageDataset, InMemory(experiment.splits["train"]))
     return TrainingLoop(experiment, accelerator, folder)
 
 
