@@ -181,7 +181,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_one_before_also_of_a_resumed_ru
         ),
         (
             ("--segmentor.channels", "8"),
-            "segmentor.channels is for segmentor.head mlp, conv, upernet, but that is linear: leave it",
+            "segmentor.channels is for segmentor.head mlp, conv, upernet, ",
         ),
         (("--encoder.base_bands", "R", "G"), "the encoder takes 3 channels, but encoder.base_bands names 2: 'R', 'G'"),
         (("--dataset.val_fraction", "0"), "the data set synthetic has no split 'val', only 'train', 'test'"),
