@@ -12,8 +12,7 @@ Source: the evaluator of pangaea-bench (Marsocci et al. 2024, arXiv 2412.04204).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +46,10 @@ class Confusion(nn.Module):
         return counts.cpu().long()
 
 
-@dataclass(frozen=True)
-class ClassScores:
+class ClassScores(NamedTuple):
     """Scores of (..., K) counts: (..., K) per class, (...) as means; NaN where a mean does not exist.
 
-    Attributes:
-        present: Which classes are in target or prediction; the scores of others are 0.
+    Classes that are not ``present`` in target or prediction score 0.
     """
 
     present: Tensor

@@ -145,11 +145,11 @@ def select_indices(
             formula, reason = "", str(error)
         if not reason:
             mark = signature(formula)
-            twin = same_feature(list(signatures.values()), mark)
-            if twin is None:
+            known = same_feature(list(signatures.values()), mark)
+            if known is None:
                 selection.formulas[name], signatures[name] = formula, mark
             else:
-                reason = f"the same feature as {list(signatures)[twin]}"
+                reason = f"the same feature as {list(signatures)[known]}"
         if reason:
             selection.left_out[name] = reason
     if selection.left_out:
@@ -159,25 +159,22 @@ def select_indices(
 
 
 def _expand(spec: str | Sequence[str] | None) -> list[str]:
-    names: dict[str, None] = {}
+    if not spec:
+        return []
     # the well-known names first, so that duplicates are left out in their favour
-    everything = [*DEFAULT_INDICES, *catalogue()] if spec else []
-    for entry in [spec] if isinstance(spec, str) else spec or []:
-        if entry in catalogue():
-            names[entry] = None
-        elif entry == "default":
-            names.update(dict.fromkeys(DEFAULT_INDICES))
-        elif entry == "all":
-            names.update(dict.fromkeys(everything))
-        elif entry in domains():
-            names.update(dict.fromkeys(name for name in everything if catalogue()[name].application_domain == entry))
-        else:
-            groups = ["default", "all", *domains()]
+    everything = [*DEFAULT_INDICES, *catalogue()]
+    groups = {"default": [*DEFAULT_INDICES], "all": everything}
+    for domain in domains():
+        groups[domain] = [name for name in everything if catalogue()[name].application_domain == domain]
+    names: list[str] = []
+    for entry in [spec] if isinstance(spec, str) else spec:
+        if entry not in catalogue() and entry not in groups:
             raise IndexFormulaError(
                 f"{entry!r} is not a spectral index of the catalogue, nor one of the groups {listing(groups)}."
                 f"{nearest(str(entry), [*groups, *catalogue()])}"
             )
-    return list(names)
+        names += [entry] if entry in catalogue() else groups[entry]
+    return list(dict.fromkeys(names))
 
 
 def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]:

@@ -110,21 +110,13 @@ def test_a_program_computes_shared_parts_once():
     assert [step.op for step in program.steps].count("add") == 1
 
 
-def test_a_program_gives_each_formula_its_own_value():
-    formulas = ["N", "N-R", "N", "R", "(N-R)*2", "G/N", "N-R"]
+def test_a_program_gives_each_formula_its_own_value_and_takes_no_number_for_a_band():
+    formulas = ["N", "N-R", "N", "R", "(N-R)*2", "G/N", "N-R", "G + R", "G + 2", "(1 - R) * (G - R)"]
     planes = [torch.tensor([value]) for value in (0.1, 0.2, 0.3, 0.4)]
     found: dict[int, float] = {}
     compile_program(formulas, BANDS).run(planes, lambda i, value: found.update({i: value.item()}))
-    assert [found[i] for i in range(7)] == pytest.approx([0.4, 0.1, 0.4, 0.3, 0.2, 0.5, 0.1])
-
-
-def test_a_number_is_not_taken_for_the_band_at_that_position():
-    found: dict[int, float] = {}
-    planes = [torch.tensor([value]) for value in (0.1, 0.2, 0.3)]
-    compile_program(["G + R", "G + 2", "(1 - R) * (G - R)"], ["B", "G", "R"]).run(
-        planes, lambda i, value: found.update({i: value.item()})
-    )
-    assert [found[i] for i in range(3)] == pytest.approx([0.5, 2.2, -0.07])
+    expected = [0.4, 0.1, 0.4, 0.3, 0.2, 0.5, 0.1, 0.5, 2.2, -0.07]
+    assert [found[i] for i in range(10)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -12,24 +12,10 @@ from deflect_hf.spectral.sensors import SENSORS
 
 def test_names_of_one_band_lead_to_its_code():
     sensor = SENSORS["sentinel2_l2a"]
-    names = [
-        "B04",
-        "b4",
-        "Band 4",
-        "red",
-        "Red",
-        "R",
-        "B8A",
-        "nir narrow",
-        "B08",
-        "SWIR-1",
-        "swir16",
-        "S1",
-        "blue",
-        "B",
-    ]
-    expected = ["R", "R", "R", "R", "R", "R", "N2", "N2", "N", "S1", "S1", "S1", "B", "B"]
-    assert [sensor.resolve(name).code for name in names] == expected
+    red = dict.fromkeys(["B04", "b4", "Band 4", "red", "Red", "R"], "R")
+    others = {"B8A": "N2", "nir narrow": "N2", "B08": "N", "SWIR-1": "S1", "swir16": "S1", "blue": "B", "B": "B"}
+    for name, code in {**red, **others}.items():
+        assert sensor.resolve(name).code == code
 
 
 def test_common_names_need_no_sensor_but_band_numbers_do():
