@@ -20,19 +20,22 @@ import shutil
 import sys
 import time
 import zipfile
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
+from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset
-from transformers import HfArgumentParser, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
+from transformers import ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
 from deflect_hf.artifacts.saved_model import reading
 from deflect_hf.benchmark.masked_autoencoder import build_masked_autoencoder, random_views, to_vit_encoder
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, brief, listing, user_errors
 from deflect_hf.files import temp_dir, write_json
 
@@ -43,58 +46,45 @@ BASE_BANDS = ("R", "G", "B")
 _NOT_IN_RECIPE = {"images", "output", "resume", "save_every_epochs"}
 
 
-@dataclass
-class PretrainArguments:
+class PretrainArguments(Arguments):
     """Options of ``python -m deflect_hf.benchmark.pretrain``."""
 
-    images: str = field(metadata={"help": "A .npz file, or a folder of them, with key 'rgb': (N, H, W, 3) integers."})
-    output: str = field(metadata={"help": "Folder for the encoder, its intermediate versions and the checkpoint."})
-    scale: float = field(default=1e-4, metadata={"help": "Reflectance of one digital number."})
-    image_size: int = field(default=64, metadata={"help": "Side of the square that the encoder sees, in pixels."})
-    patch_size: int = field(default=8, metadata={"help": "Side of a patch, in pixels."})
-    hidden_size: int = field(default=192, metadata={"help": "Width of the encoder, a multiple of 4 and of the heads."})
-    layers: int = field(default=6, metadata={"help": "Blocks of the encoder."})
-    heads: int = field(default=6, metadata={"help": "Attention heads of the encoder."})
-    mlp_ratio: int = field(default=3, metadata={"help": "Width of the feed-forward layers over the hidden size."})
-    decoder_hidden_size: int = field(default=96, metadata={"help": "Width of the decoder, thrown away afterwards."})
-    decoder_layers: int = field(default=2, metadata={"help": "Blocks of the decoder."})
-    decoder_heads: int = field(default=3, metadata={"help": "Attention heads of the decoder."})
-    mask_ratio: float = field(default=0.75, metadata={"help": "Share of the patches hidden from the encoder."})
-    raw_target: bool = field(default=False, metadata={"help": "Reconstruct pixels not standardised per patch."})
-    smallest_crop: float = field(default=0.4, metadata={"help": "Smallest area of a random crop, as a share."})
-    epochs: int = field(default=100, metadata={"help": "Passes over the chips."})
-    warmup_epochs: int = field(default=5, metadata={"help": "Epochs in which the learning rate rises from 0."})
-    batch_size: int = field(default=64, metadata={"help": "Chips per step and process."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate of AdamW."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of the matrices."})
-    seed: int = field(default=0, metadata={"help": "Fixes weights, order, crops and masks."})
-    save_every_epochs: int = field(default=10, metadata={"help": "Also keep the encoder every this many epochs."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the checkpoint in the output folder."})
+    images: UserPath = Field(description="a .npz file, or a folder of them, with key 'rgb': (N, H, W, 3) integers")
+    output: UserPath = Field(description="folder for the encoder, its intermediate versions and the checkpoint")
+    scale: float = option(1e-4, "reflectance of one digital number", gt=0)
+    image_size: int = option(64, "side of the square that the encoder sees, in pixels", ge=1)
+    patch_size: int = option(8, "side of a patch, in pixels", ge=1)
+    hidden_size: int = option(192, "width of the encoder, a multiple of 4 and of the heads", ge=1)
+    layers: int = option(6, "blocks of the encoder", ge=1)
+    heads: int = option(6, "attention heads of the encoder", ge=1)
+    mlp_ratio: int = option(3, "width of the feed-forward layers over the hidden size", ge=1)
+    decoder_hidden_size: int = option(96, "width of the decoder, thrown away afterwards", ge=1)
+    decoder_layers: int = option(2, "blocks of the decoder", ge=1)
+    decoder_heads: int = option(3, "attention heads of the decoder", ge=1)
+    mask_ratio: float = option(0.75, "share of the patches hidden from the encoder", gt=0, lt=1)
+    raw_target: bool = option(False, "reconstruct pixels not standardised per patch")
+    smallest_crop: float = option(0.4, "smallest area of a random crop, as a share", gt=0, le=1)
+    epochs: int = option(100, "passes over the chips", ge=1)
+    warmup_epochs: int = option(5, "epochs in which the learning rate rises from 0", ge=0)
+    batch_size: int = option(64, "chips per step and process", ge=1)
+    learning_rate: float = option(1e-3, "highest learning rate of AdamW", gt=0)
+    weight_decay: float = option(0.05, "weight decay of the matrices", ge=0)
+    seed: int = option(0, "fixes weights, order, crops and masks", ge=0)
+    save_every_epochs: int = option(10, "also keep the encoder every this many epochs", ge=1)
+    resume: bool = option(False, "go on from the checkpoint in the output folder")
 
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, with the fix."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if type(item.default) is int and item.name not in ("warmup_epochs", "seed") and value < 1:
-                raise ConfigError(f"{item.name} {value} must be at least 1.")
-        for name in ("scale", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} {getattr(self, name)} must be a number above 0.")
-        if not all(0 <= value < math.inf for value in (self.warmup_epochs, self.seed, self.weight_decay)):
-            raise ConfigError("warmup_epochs, seed and weight_decay must be numbers from 0 on.")
-        if Path(self.output).exists() and not Path(self.output).is_dir():
-            raise ConfigError(f"output {self.output} must be a folder, a file is in the way.")
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
         if self.image_size % self.patch_size:
-            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         for width, heads in (("hidden_size", "heads"), ("decoder_hidden_size", "decoder_heads")):
             if getattr(self, width) % 4 or getattr(self, width) % getattr(self, heads):
-                raise ConfigError(f"{width} {getattr(self, width)} must be a multiple of 4 and of {heads}.")
-        if not 0 < self.mask_ratio < 1:
-            raise ConfigError(f"mask_ratio {self.mask_ratio} must lie between 0 and 1.")
-        if not 0 < self.smallest_crop <= 1:
-            raise ConfigError(f"smallest_crop {self.smallest_crop} must lie in (0, 1].")
+                raise ConfigError(f"{width} {getattr(self, width)} must be a multiple of 4 and of {heads}")
+        if Path(self.output).exists() and not Path(self.output).is_dir():
+            raise ConfigError(f"output {self.output} must be a folder, a file is in the way")
+        return self
 
-    def model_config(self) -> ViTMAEConfig:
+    def mae_config(self) -> ViTMAEConfig:
         """Return the configuration of the masked autoencoder."""
         return ViTMAEConfig(
             image_size=self.image_size,
@@ -182,7 +172,7 @@ def load_chips(path: str | Path) -> np.ndarray:
 
 def recipe(args: PretrainArguments) -> dict:
     """Return the options that determine the weights."""
-    return {key: value for key, value in asdict(args).items() if key not in _NOT_IN_RECIPE}
+    return args.model_dump(exclude=_NOT_IN_RECIPE)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -291,7 +281,7 @@ def pretrain(args: PretrainArguments) -> Path:
     set_seed(args.seed)
     output = Path(args.output)
     chips = RGBChips(load_chips(args.images), args.scale)
-    model = build_masked_autoencoder(args.model_config())
+    model = build_masked_autoencoder(args.mae_config())
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), args.learning_rate, betas=(0.9, 0.95))
     loader = DataLoader(chips, args.batch_size, shuffle=True)
     scheduler = get_cosine_schedule_with_warmup(optimizer, args.warmup_epochs * len(loader), args.epochs * len(loader))
@@ -322,9 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     logger.setLevel(logging.INFO)
     words = sys.argv[1:] if argv is None else list(argv)
     with user_errors(words):
-        parser = HfArgumentParser(PretrainArguments)
-        parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-        pretrain(parser.parse_args_into_dataclasses(words)[0])
+        pretrain(parse_arguments(PretrainArguments, __doc__ or "", words))
 
 
 if __name__ == "__main__":
