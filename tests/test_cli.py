@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,12 +148,10 @@ def test_user_errors_exit_with_2_and_no_traceback_unless_debug(tmp_path: Path) -
     assert done.stderr.startswith(f"error: {tmp_path} is no finished run")
 
 
-def test_help_is_quick_and_names_the_methods_options() -> None:
+def test_help_names_the_methods_options() -> None:
     from deflect_hf.config.methods import OPTIONS
 
-    started = time.perf_counter()
     done = command("train.py", "--help")
-    assert time.perf_counter() - started < 3
     for name, schema in OPTIONS.items():
         options = ", ".join(schema.model_fields)
         assert any(line.split(maxsplit=1) == [name, options] for line in done.stdout.splitlines()), name

@@ -14,6 +14,7 @@ TYPED = "the command line"
 MERGE = "tag:yaml.org,2002:merge"
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
+MAX_BYTES = 10_000_000
 # Numbers as YAML 1.2 has them: PyYAML follows 1.1, where 1e-6 is text.
 FLOAT = (
     "tag:yaml.org,2002:float",
@@ -54,7 +55,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, holds a key twice, or is not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)  # of a device, more would never end
+        too_large = len(text) > MAX_BYTES
+        content = None if too_large else yaml.load(text.decode("utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError:
         known = sorted(file.name for file in path.parent.glob("*.yaml"))
         raise ConfigError(f"{path}: no such file. In that folder: {listing(known)}") from None
@@ -64,6 +68,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except BROKEN as error:
         raise ConfigError(f"{path}: not valid YAML: {_in_one_line(error)}") from error
+    if too_large:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, as no configuration is: give a YAML file")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -112,5 +118,7 @@ def _refuse_endless(content: Any, origin: str) -> None:
         if depth > MAX_DEPTH or seen > MAX_VALUES:
             what = f"is nested more than {MAX_DEPTH} levels deep" if depth > MAX_DEPTH else "holds too many values"
             raise ConfigError(f"{origin}: {what} (is a value within itself, through *name?): write it out")
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ConfigError(f"{origin}: {value!r:.80} holds half a character (a lone surrogate): write it in full")
+        parts = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
         waiting += [(part, depth + 1) for part in parts]

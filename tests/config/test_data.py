@@ -21,6 +21,10 @@ OTHER_THAN_DEFAULT = {
     "nodata": [0.0],
     "qa_band": "SCL",
     "qa_values": [3],
+    "qa_bits": [1],
+    "qa": "sentinel2_scl",
+    "qa_classes": ["cloud"],
+    "label_alignment": "resample",
     "resampling": "bilinear",
     "gsd_m": 10.0,
     "classes": ["land", "water"],
@@ -38,7 +42,13 @@ OTHER_THAN_DEFAULT = {
     "num_samples": 8,
     "noise": 0.01,
 }
-TOGETHER = {"qa_band": "qa_values", "qa_values": "qa_band", "fold": "num_folds"}  # refused without the other
+TOGETHER = {
+    "qa_band": "qa_values",
+    "qa_values": "qa_band",
+    "qa_bits": "qa_band",
+    "qa_classes": "qa",
+    "fold": "num_folds",
+}  # refused without the other
 
 
 @pytest.mark.parametrize("key", OTHER_THAN_DEFAULT)

@@ -48,7 +48,7 @@ def parse(*words: str, task: str = "classification") -> RunArguments:
         (
             "segmentation",
             ("--segmentor.head", "linear"),
-            "segmentor.channels is for segmentor.head mlp, conv, upernet, but that is linear",
+            "segmentor.channels is for segmentor.head mlp, conv, upernet, pixel, but that is linear",
         ),
         (
             "segmentation",
