@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from deflect_hf.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from deflect_hf.data.adapt import adapt_dataset
     from deflect_hf.data.collate import collate_examples
     from deflect_hf.data.dataset import ImageDataset, Labels
     from deflect_hf.data.load import load_dataset_splits
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "ImageDataset": "dataset",
     "Labels": "dataset",
+    "adapt_dataset": "adapt",
     "build_transform": "transforms",
     "collate_examples": "collate",
     "load_dataset_splits": "load",
@@ -26,6 +28,7 @@ _LAZY = {
 __all__ = [
     "ImageDataset",
     "Labels",
+    "adapt_dataset",
     "build_transform",
     "collate_examples",
     "load_dataset_splits",
