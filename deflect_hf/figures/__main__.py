@@ -10,29 +10,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from deflect_hf.config.compose import Parser, parse_arguments
 from deflect_hf.config.data import ENCODER_SIZE, DatasetArguments
+from deflect_hf.config.schema import Arguments, UserPath, group, option
 from deflect_hf.errors import ConfigError, DataError, listing, show_log, user_errors
 from deflect_hf.figures.curves import curves_figure
 
 
-@dataclass
-class DatasetFigureArguments:
+class DatasetFigureArguments(Arguments):
     """What ``python -m deflect_hf.figures dataset`` can be told."""
 
-    output: str = field(metadata={"help": "folder of the pictures (needed)"})
-    split: Literal["train", "val", "test"] = field(default="train", metadata={"help": "which images"})
-    samples: PositiveInt = field(default=12, metadata={"help": "images on the sample sheets, spread over the split"})
-    images: PositiveInt | None = field(
-        default=500, metadata={"help": "images that the statistics are made of, spread over the split; null: all"}
-    )
-    dataset: DatasetArguments = field(default_factory=DatasetArguments)
+    output: UserPath = Field(description="folder of the pictures (needed)")
+    split: Literal["train", "val", "test"] = option("train", "which images")
+    samples: PositiveInt = option(12, "images on the sample sheets, spread over the split")
+    images: PositiveInt | None = option(500, "images that the statistics are made of, spread over the split; null: all")
+    dataset: DatasetArguments = group()
 
 
 def draw_dataset(words: Sequence[str]) -> list[Path]:
