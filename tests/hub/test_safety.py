@@ -173,7 +173,7 @@ def test_hostile_adapter_configs(
         (PROCESSOR, {"scale": "0.5"}, "scale is '0.5': Input should be a valid number"),
         (PROCESSOR, {"scale": 0.0}, "scale is 0, which would turn every value into the offset"),
         (CONFIG, {"launch": "rm"}, "unknown key 'launch'"),
-        (CONFIG, {"finetune": "lora"}, "peft_type is 'DEFLECT', but config.yaml says --finetune lora"),
+        (CONFIG, {"finetune": "lora", "method": {}}, "peft_type is 'DEFLECT', but config.yaml says --finetune lora"),
         (CONFIG, {"encoder.name_or_path": "/home/alice/encoder"}, "encoder.name_or_path is '/home/alice/encoder', wh"),
         (CONFIG, {"encoder.name_or_path": "vit"}, "encoder.name_or_path is 'vit', which is no repository of the Hub"),
         (CONFIG, {"encoder.revision": "a b"}, "the revision 'a b' is no branch, tag or commit"),
