@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deflect_hf.errors import DeflectError
     from deflect_hf.hub.load import load_adapter, load_predictor
     from deflect_hf.inference.multi import MultiAdapterPredictor
+    from deflect_hf.inference.predictor import Predictor
     from deflect_hf.methods import adapt
     from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
     from deflect_hf.spectral.bands import Band, Sensor
@@ -38,6 +39,7 @@ _LAZY = {
     "EncoderForSemanticSegmentation": "models",
     "MultiAdapterPredictor": "inference.multi",
     "MultispectralImageProcessor": "data.processor",
+    "Predictor": "inference.predictor",
     "Sensor": "spectral.bands",
     "adapt": "methods",
     "check": "tuners.check",
@@ -61,6 +63,7 @@ __all__ = [
     "EncoderForSemanticSegmentation",
     "MultiAdapterPredictor",
     "MultispectralImageProcessor",
+    "Predictor",
     "ScaledLoraConfig",
     "ScaledLoraModel",
     "Sensor",

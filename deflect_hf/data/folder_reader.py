@@ -93,11 +93,13 @@ def settle_reader(
         DataError: The file's tags contradict the sensor.
         UnitError: The sensor's unit is not that of the trained model.
     """
-    sensor = get_sensor(args.sensor) if args.sensor is not None else None
+    given = get_sensor(args.sensor) if args.sensor is not None else None
+    sensor, source_bands = names_in_training(args.sensor, args.source_bands, info, trained)
     quality = quality_layer(args.qa, args.qa_classes, args.qa_band, args.qa_values, args.qa_bits)
-    names = file_bands(info, args.source_bands, sensor)
+    quality = _quality_in_training(info, trained) if quality is None and trained is not None else quality
+    names = file_bands(info, source_bands, sensor)
     named = [name for name in names if not is_unnamed(name)]
-    unknown = _unknown(info, names, args.source_bands, quality)
+    unknown = _unknown(info, names, source_bands, quality)
     gsd_m = args.gsd_m if args.gsd_m is not None else info.gsd_m
     grid = projection(info)
     if trained is None:
@@ -116,9 +118,9 @@ def settle_reader(
             )
     else:
         unit, bands, needed = trained.unit, trained.bands, trained.needed_bands
-        given = sensor.unit if sensor is not None else unit
         seen = info.height if height is None else height
-        trained.contract.compare(info.path, [*named, *unknown], given, gsd_m, grid, seen)
+        given_unit = given.unit if given is not None else unit
+        trained.contract.compare(info.path, [*named, *unknown], given_unit, gsd_m, grid, seen)
     try:
         positions = match_bands(names, bands, needed)
     except BandError as error:
@@ -126,8 +128,9 @@ def settle_reader(
     first = next(position for position in positions if position is not None)
     # a band that this file lacks is taken to be tagged as the others are
     sources = [first if position is None else position for position in positions]
-    scale, offset = _calibration(args, info, sources, sensor, trained)
-    fills = sensor.nodata if sensor is not None else trained.nodata if trained is not None else []
+    scale, offset = _calibration(args, info, sources, given, trained)
+    fills = given.nodata if given is not None else trained.nodata if trained is not None else []
+    reading = {"sensor": args.sensor, "source_bands": args.source_bands, "quality": _entry(quality)}
     processor = MultispectralImageProcessor(
         bands=bands,
         needed_bands=needed,
@@ -140,10 +143,47 @@ def settle_reader(
         size=args.size if trained is None else trained.size,
         gsd_m=gsd_m if gsd_m is not None or trained is None else trained.gsd_m,
         projection=grid if grid is not None or trained is None else trained.projection,
+        reading={key: value for key, value in reading.items() if value is not None},
     )
-    source_bands = tuple(args.source_bands) if args.source_bands is not None else None
     resample = args.label_alignment == "resample"
-    return FolderReader(tuple(bands), tuple(needed), source_bands, sensor, quality, resample), processor
+    listed = tuple(source_bands) if source_bands is not None else None
+    return FolderReader(tuple(bands), tuple(needed), listed, sensor, quality, resample), processor
+
+
+def names_in_training(
+    sensor: str | dict[str, Any] | None,
+    source_bands: Sequence[str] | None,
+    info: RasterInfo,
+    trained: MultispectralImageProcessor | None,
+) -> tuple[Sensor | None, Sequence[str] | None]:
+    """The sensor and the list that name the bands of a file: as given, else as in training.
+
+    A list that training was given stands for a file that describes none of its bands.
+    """
+    known = trained.reading if trained is not None else {}
+    if sensor is None and source_bands is None and not any(info.descriptions):
+        source_bands = known.get("source_bands")
+    sensor = sensor if sensor is not None else known.get("sensor")
+    return get_sensor(sensor) if sensor is not None else None, source_bands
+
+
+def _entry(quality: Quality | None) -> list[Any] | None:
+    return None if quality is None else [quality.band, list(quality.invalid), list(quality.bits)]
+
+
+def _quality_in_training(info: RasterInfo, trained: MultispectralImageProcessor) -> Quality | None:
+    """The quality layer of the training images, if the file has it."""
+    if "quality" not in trained.reading:
+        return None
+    band, values, bits = trained.reading["quality"]
+    if any(text.casefold() == str(band).casefold() for text in info.descriptions):
+        return Quality(band, tuple(values), tuple(bits))
+    logger.warning(
+        "%s: has no quality band %s, by which pixels were left out in training: clouds are mapped, too",
+        info.path,
+        band,
+    )
+    return None
 
 
 def _unknown(

@@ -25,6 +25,7 @@ from deflect_hf.spectral.sensors import get_sensor
 
 Image = np.ndarray | torch.Tensor
 Size = int | Sequence[int] | Mapping[str, int]
+READING = {"sensor", "source_bands", "quality"}
 
 
 class MultispectralImageProcessor(ImageProcessingMixin):
@@ -49,6 +50,8 @@ class MultispectralImageProcessor(ImageProcessingMixin):
             sets it: windows of a scene are best of the same size.
         quantiles: Band -> reflectance of the training images at `contract.QUANTILES`, which scenes are compared with.
             Training sets it.
+        reading: How the training files were read, where the configuration said it: ``sensor``, ``source_bands``, and
+            ``quality`` (band, values, bits). A scene is read the same way, unless it says something else itself.
 
     Raises:
         BandError: An output band is not among the source bands, or is unknown; or there is none.
@@ -76,6 +79,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         needed_bands: Sequence[str] | None = None,
         trained_size: Sequence[int] | None = None,
         quantiles: Mapping[str, Sequence[float]] | None = None,
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for names in (bands, source_bands, needed_bands):
@@ -105,6 +109,9 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         self.projection = projection
         self.trained_size = None if trained_size is None else list(trained_size)
         self.quantiles = {band: _numbers("quantiles", values) for band, values in (quantiles or {}).items()}
+        if reading is not None and (not isinstance(reading, Mapping) or not set(reading) <= READING):
+            raise ConfigError(f"reading={reading!r:.80}: a dictionary with some of {listing(sorted(READING))}.")
+        self.reading = dict(reading or {})
 
     @classmethod
     def from_sensor(cls, sensor: str | Mapping[str, Any], bands: Sequence[str] | None = None, **options: Any) -> Self:

@@ -60,6 +60,15 @@ class Size(BaseModel):
     width: Side
 
 
+class Reading(BaseModel):
+    """How the training files were read; see ``MultispectralImageProcessor``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    sensor: str | dict[str, Any] | None = None
+    source_bands: list[str] | None = None
+    quality: Annotated[list[str | list[int]], Field(min_length=3, max_length=3)] | None = None
+
+
 class ProcessorEntries(BaseModel):
     """The types of ``preprocessor_config.json``; what the values must be like says the processor."""
 
@@ -78,6 +87,7 @@ class ProcessorEntries(BaseModel):
     gsd_m: Number | None = None
     projection: str | None = None
     quantiles: dict[str, list[Number]] = {}
+    reading: Reading | None = None
 
 
 def check_folder(folder: Path, *, published: bool) -> RunArguments:

@@ -25,6 +25,7 @@ from peft import PeftModel
 
 from deflect_hf.artifacts.environment import PACKAGES, version
 from deflect_hf.config.inference import SceneArguments
+from deflect_hf.data.folder_reader import names_in_training
 from deflect_hf.errors import DataError
 from deflect_hf.figures.colours import IGNORED, class_colours, composite, composites_of
 from deflect_hf.files import write_text
@@ -34,7 +35,6 @@ from deflect_hf.raster.georeference import crs_name, pixel_areas
 from deflect_hf.raster.header import RasterInfo, file_bands
 from deflect_hf.raster.maps import SQUARE
 from deflect_hf.raster.read import open_raster, overview_size, raster_info, read_mask, read_raster
-from deflect_hf.spectral.sensors import get_sensor
 
 Array = np.ndarray[Any, Any]
 Facts = Sequence[tuple[str, str]]
@@ -133,10 +133,11 @@ def report_prediction(
         DataError: as [`write_report`].
     """
     # not settled as for the map, which has logged all that is odd about the scene
-    sensor = get_sensor(arguments.sensor) if arguments.sensor is not None else None
-    fills = sensor.nodata if sensor is not None else predictor.processor.nodata
+    named = names_in_training(arguments.sensor, arguments.source_bands, raster_info(source), predictor.processor)
+    sensor, source_bands = named
+    fills = sensor.nodata if sensor is not None and arguments.sensor is not None else predictor.processor.nodata
     nodata = arguments.nodata if arguments.nodata is not None else fills
-    reading = {"source_bands": arguments.source_bands, "sensor": sensor, "nodata": nodata}
+    reading = {"source_bands": source_bands, "sensor": sensor, "nodata": nodata}
     facts = model_facts(predictor, adapter, command)
     return write_report(path, prediction, source, predictor.classes, facts=facts, reading=reading)
 

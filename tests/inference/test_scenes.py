@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
 from deflect_hf.raster.maps import SQUARE
 from deflect_hf.raster.read import read_raster
@@ -346,3 +347,37 @@ def test_a_mosaic_of_files_is_read_through_a_vrt(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"both\.vrt is truncated or damaged in the window .*right\.tif"):
         map_of(predictor, tmp_path / "both.vrt", tmp_path / "again.tif")
     assert math.isnan(rasterio.open(tmp_path / "out.tif").nodata)
+
+
+def test_what_training_knew_of_its_files_needs_no_repeating(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = stored(64, 64)
+    quality = np.zeros((1, 64, 64), dtype=np.int16)
+    quality[0, :10] = 9
+    own = {"name": "mine", "bands": [{"code": code, "aliases": [f"X{code}"]} for code in BANDS]}
+    trained = {"sensor": own, "source_bands": ["N", "R", "G"], "quality": ["SCL", [9], []]}
+    predictor = predictor_of(Stub(), reading=trained)
+    restored = MultispectralImageProcessor.from_dict(predictor.processor.to_dict())
+    predictor.processor = restored
+    scene = write_scene(tmp_path / "a.tif", np.vstack([values, quality]), descriptions=["XR", "XG", "XN", "SCL"])
+    found = read(map_of(predictor, scene, tmp_path / "a_out.tif"))
+    assert np.isnan(found[:, :10]).all() and not caplog.text.count("quality")
+    straight = read(map_of(predictor_of(Stub()), write_scene(tmp_path / "b.tif", values), tmp_path / "b_out.tif"))
+    np.testing.assert_array_equal(found[:, 10:], straight[:, 10:])
+    nameless = write_scene(tmp_path / "c.tif", values[[2, 0, 1]], descriptions=["", "", ""])
+    np.testing.assert_array_equal(read(map_of(predictor, nameless, tmp_path / "c_out.tif")), straight)
+    assert "c.tif: has no quality band SCL" in caplog.text
+
+
+@pytest.mark.parametrize("blocks", ["one", "strips"])
+def test_a_scene_that_cannot_be_read_in_pieces_is_named_with_the_fix(
+    blocks: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CACHE_BYTES", "STRIPS_CACHE_BYTES"):
+        monkeypatch.setattr(f"deflect_hf.inference.scenes.{name}", 20_000)
+    values = stored(128, 64)
+    profile = {"driver": "GTiff", "count": 3, "height": 128, "width": 64, "dtype": "int16"}
+    with rasterio.open(tmp_path / "in.tif", "w", **profile, blockysize=128 if blocks == "one" else 1) as sink:
+        sink.write(values)
+        sink.descriptions = BANDS
+    map_of(predictor_of(Stub()), tmp_path / "in.tif", tmp_path / "out.tif", window=64)
+    assert "gdal_translate -co TILED=YES" in caplog.text
