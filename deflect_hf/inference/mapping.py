@@ -143,7 +143,14 @@ def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapL
     classes = predictor.classes
     if arguments.output == "classes":
         colours = [tuple(round(255 * part) for part in colour) for colour in class_colours(len(classes)).tolist()]
-        layout = MapLayout("uint8", NODATA, ("class",), categories=classes, colours=tuple(colours))
+        layout = MapLayout(
+            "uint8",
+            NODATA,
+            ("class",),
+            categories=classes,
+            class_values=predictor.class_values or (),
+            colours=tuple(colours),
+        )
         return layout, _classes
     if arguments.dtype == "uint8":
         return MapLayout("uint8", NODATA, classes, scale=1 / STEPS), _stepped_probabilities

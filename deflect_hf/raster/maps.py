@@ -47,6 +47,7 @@ class MapLayout:
         descriptions: one per band.
         scale: what a stored value is multiplied by.
         categories: names of the stored values 0, 1, 2 ... of a band of classes; empty for other maps.
+        class_values: what the training masks stored for each category, where that was not its number.
         colours: red, green and blue (0 to 255) of each category.
         job: what :func:`job_of_map` tells of the file.
     """
@@ -56,6 +57,7 @@ class MapLayout:
     descriptions: tuple[str, ...]
     scale: float = 1.0
     categories: tuple[str, ...] = ()
+    class_values: tuple[int, ...] = ()
     colours: tuple[Colour, ...] = ()
     job: str = ""
 
@@ -170,6 +172,8 @@ def _write_plain(
         sink.update_tags(**MADE_BY, **({JOB_TAG: layout.job} if layout.job else {}))
         for number, name in enumerate(layout.categories):
             sink.update_tags(1, **{f"CLASS_{number}": name})
+        for number, value in enumerate(layout.class_values):
+            sink.update_tags(1, **{f"CLASS_{number}_VALUE": str(value)})
         for square in squares:
             sink.write(square.values, window=square.window)
             checksums.append((square.window, zlib.crc32(square.values.data)))

@@ -61,12 +61,14 @@ def test_a_map_lies_where_its_image_lies(predictor: Predictor, scene: Path, tmp_
 def test_classes_have_names_and_colours_that_gis_programs_show(
     predictor: Predictor, scene: Path, values: np.ndarray, tmp_path: Path
 ) -> None:
+    predictor.class_values = (10, 20)
     target = map_of(predictor, scene, tmp_path / "out.tif", output="classes")
     with rasterio.open(target) as made:
         found = made.read(1)
         assert made.dtypes == ("uint8",) and made.nodata == 255
         assert made.colormap(1)[1][:3] == (0, 114, 178) and made.colormap(1)[255] == (0, 0, 0, 0)
-        assert made.tags(1) == {"CLASS_0": "land", "CLASS_1": "water"}
+        names = {"CLASS_0": "land", "CLASS_1": "water"}
+        assert made.tags(1) == {**names, "CLASS_0_VALUE": "10", "CLASS_1_VALUE": "20"}
     expected = probabilities_of(predictor, values).argmax(axis=0)
     whole = np.ones_like(found, dtype=bool)
     whole[96:120, 24:56] = False  # patches with a hole

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 
+from deflect_hf.data.contract import QUANTILES
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
 from deflect_hf.raster.maps import SQUARE
@@ -381,3 +382,14 @@ def test_a_scene_that_cannot_be_read_in_pieces_is_named_with_the_fix(
         sink.descriptions = BANDS
     map_of(predictor_of(Stub()), tmp_path / "in.tif", tmp_path / "out.tif", window=64)
     assert "gdal_translate -co TILED=YES" in caplog.text
+
+
+def test_a_scene_whose_offset_is_that_of_another_product_is_refused(tmp_path: Path) -> None:
+    values = stored(64, 64)
+    quantiles = np.quantile(values.reshape(3, -1) * 1e-4, QUANTILES, axis=1).T.tolist()
+    predictor = predictor_of(Stub(), quantiles=dict(zip(BANDS, quantiles, strict=True)))
+    map_of(predictor, write_scene(tmp_path / "a.tif", values), tmp_path / "a_out.tif")
+    shifted = write_scene(tmp_path / "b.tif", (values + 1000).astype(np.int16))
+    with pytest.raises(UnitError, match=r"b\.tif: in all bands, its values are those of the training images"):
+        map_of(predictor, shifted, tmp_path / "b_out.tif")
+    map_of(predictor, shifted, tmp_path / "b_out.tif", unit_check=False)
