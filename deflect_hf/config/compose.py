@@ -165,13 +165,19 @@ def _typed(
         yield key, values[0] if len(values) == 1 else values
 
 
+def config_file(name: str) -> Path:
+    """The file of this name; outside of a clone, ``configs/...`` is the one that the package ships."""
+    path, shipped = Path(name), Path(__file__).parents[1] / name
+    return shipped if path.parts[:1] == ("configs",) and not path.exists() and shipped.is_file() else path
+
+
 def file_layers(schema: type[Arguments], paths: Mapping[str, str]) -> Layers:
     """What the run's file and the files of the groups hold, later ones winning.
 
     A group's file that the run's file names comes before the run's own keys, which refine it; one that was typed
     comes after them.
     """
-    run_file = Path(paths.get("config", ""))
+    run_file = config_file(paths.get("config", ""))
     run = read_yaml(run_file) if "config" in paths else {}
     before: Layers = []
     after: Layers = []
@@ -180,7 +186,7 @@ def file_layers(schema: type[Arguments], paths: Mapping[str, str]) -> Layers:
         if named is not None and not isinstance(named, str):
             raise ConfigError(f"{run_file}: '{group}_config' must be the name of a file, not {named!r:.80}")
         if typed is not None:
-            after += flatten({group: read_yaml(Path(typed))}, schema, typed)
+            after += flatten({group: read_yaml(config_file(typed))}, schema, typed)
         elif named is not None:
             path = run_file.parent / named
             before += flatten({group: read_yaml(path)}, schema, str(path))

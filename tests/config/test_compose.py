@@ -293,3 +293,9 @@ def test_help_tells_every_key(schema: type) -> None:
     for leaf in keys_of(schema).values():
         assert f"--{leaf.key} " in text
         assert leaf.help, leaf.key
+
+
+def test_outside_of_a_clone_configs_are_those_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_arguments(RunArguments, "test", ["configs/run/embedded.yaml"])
+    assert config.dataset.name == "synthetic" and config.epochs == 6
