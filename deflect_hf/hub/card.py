@@ -89,7 +89,7 @@ def write_card(
 
 def card_data(meta: Metadata, repo_id: str | None) -> ModelCardData:
     """What the Hub reads of the card: library, base model, task, license, scores."""
-    finetune, task = meta.config.finetune, "image-segmentation" if meta.is_segmentation else "image-classification"
+    finetune, task = str(meta.config.finetune), "image-segmentation" if meta.is_segmentation else "image-classification"
     fields: dict[str, Any] = {
         "library_name": "peft" if meta.adapter else "transformers" if finetune == "full" else "deflect_hf",
         "pipeline_tag": task,
@@ -149,7 +149,7 @@ def band_rows(meta: Metadata) -> list[tuple[str, ...]]:
             centers = {band.code: band.wavelength_nm for band in get_sensor(meta.config.dataset.sensor).bands}
         except DeflectError:
             centers = {}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for code in meta.processor.bands:
         name, span = ranges.get(code, (code, code.removeprefix("W")))
         span = f"{centers[code]:g}" if centers.get(code) else span
