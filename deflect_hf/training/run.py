@@ -41,6 +41,7 @@ from deflect_hf.training.work_dir import (
     refuse_loss,
     run_lock,
 )
+from deflect_hf.tuners.check import check
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
         statistics = None if source is None else checkpoint.read_progress(source)["statistics"]
         experiment = build(config, work_dir, accelerator, continued, statistics)
         config = experiment.config
+        if config.finetune == "deflect":
+            check(experiment.model)
         experiment.model.to(accelerator.device)
         set_seed(config.seed, device_specific=True)
         loop = TrainingLoop(experiment, accelerator, work_dir, publish)
