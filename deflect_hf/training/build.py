@@ -32,6 +32,7 @@ from deflect_hf.models.encoders import (
 )
 from deflect_hf.spectral.selection import resolve_bands
 from deflect_hf.training.statistics import Statistics, statistics_of
+from deflect_hf.tuners.check import check
 from deflect_hf.tuners.statistics import store_statistics
 
 logger = logging.getLogger(__name__)
@@ -211,5 +212,10 @@ def build(
     )
     if statistics.features is not None:
         store_statistics(adapted, statistics.features)
+    if stored is None and config.finetune == "deflect":
+        try:
+            check(adapted)
+        except ArchitectureError as error:
+            logger.warning("self-check: %s", error)
     config = config.replace(encoder=config.encoder.replace(mean=mean, std=std, gsd=gsd))
     return Experiment(config, splits, adapted, statistics)

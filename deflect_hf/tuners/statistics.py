@@ -14,7 +14,7 @@ from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.spectral.moments import RunningMoments
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig, DeflectEmbeddings
-from deflect_hf.tuners.deflect.layer import SpectralInput
+from deflect_hf.tuners.deflect.spectral_input import SpectralInput
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

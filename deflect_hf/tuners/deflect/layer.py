@@ -7,31 +7,19 @@ block as the pixel-set features (no parameters, so the frozen prefix keeps no au
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from deflect_hf.errors import BandError, CheckpointError, UnsupportedOperationError, listing
-from deflect_hf.spectral.features import SpectralFeatures
-from deflect_hf.spectral.selection import normalise_base_bands, select_bands
+from deflect_hf.errors import UnsupportedOperationError, listing
 from deflect_hf.tuners.deflect.attention import Deflection, install, uninstall
+from deflect_hf.tuners.deflect.spectral_input import SpectralInput
 
 if TYPE_CHECKING:
     from deflect_hf.tuners.deflect.architectures import Encoder
     from deflect_hf.tuners.deflect.config import DeflectConfig
-
-
-logger = logging.getLogger(__name__)
-
-OTHER_BASE = (
-    "the adapter was trained on a base model with other weights than this one: its results will be worse, if not "
-    "wrong. Load it onto the base that it names, in the same version"
-)
 
 
 class Role(NamedTuple):
@@ -46,126 +34,6 @@ def feature_count(config: DeflectConfig, encoder: Encoder) -> int:
     """Length of a pixel-set vector: mean and standard deviation of each band and index (2F)."""
     bands = encoder.num_channels if config.bands is None else len(config.bands)
     return 2 * (bands + len(config.formulas or {}))
-
-
-# What the weights of an adapter assume beside their shapes: stored with them, so that both come together.
-CONTRACT = (
-    *("bands", "base_bands", "base_mean", "base_std", "unit", "formulas", "index_bounds"),
-    *("feature_mean", "feature_std", "band_dropout"),
-)
-
-
-class SpectralInput(nn.Module):
-    """Untangled Patch Embedding of one adapter: what the frozen embedding sees, and the pixel sets (equations 1, 2).
-
-    It has no parameters. Its extra state holds what the configuration says of the input, as JSON: weights that are
-    loaded into an adapter bring the bands, formulas and statistics that they were trained with.
-    """
-
-    def __init__(self, config: DeflectConfig, encoder: Encoder) -> None:
-        super().__init__()
-        self.config, self.encoder = config, encoder
-        self._has_loaded = False
-        self._follow_config()
-
-    def _follow_config(self) -> None:
-        config = self.config
-        self.bands = list(config.bands) if config.bands is not None else None
-        channels = self.bands or [f"channel_{i}" for i in range(self.encoder.num_channels)]
-        self.num_channels = len(channels)
-        self.base_positions = select_bands(channels, config.base_bands) if config.base_bands else None
-        self.base_mean, self.base_std = config.base_mean, config.base_std
-        self.band_dropout = config.band_dropout
-        base = range(len(channels)) if self.base_positions is None else self.base_positions
-        self.droppable = [band for position, band in enumerate(channels) if position not in base]
-        statistics = (config.feature_mean, config.feature_std, config.index_bounds or {})
-        self.features = SpectralFeatures(channels, config.formulas or {}, self.encoder.patch_size, *statistics)
-
-    def set_statistics(self, mean: list[float], std: list[float]) -> None:
-        """Standardise the 2F features with these, and write them into the configuration."""
-        self.features.set_statistics(mean, std)
-        self.config.feature_mean, self.config.feature_std = mean, std
-
-    def _shapes(self, config: DeflectConfig) -> dict[str, Any]:
-        """What the shapes of the adapter's weights follow from, by the name of its field."""
-        return {
-            "rank": config.rank,
-            "aux_dim": config.aux_dim,
-            "layers_to_transform": self.encoder.targeted_blocks(config.layers_to_transform),
-            "bands": self.encoder.num_channels if config.bands is None else len(config.bands),
-            "indices": len(config.formulas or {}),
-        }
-
-    def get_extra_state(self) -> torch.Tensor:
-        """(bytes,) uint8: the JSON of what the weights assume."""
-        names = (*CONTRACT, "rank", "aux_dim", "layers_to_transform", "base_fingerprint")
-        text = json.dumps({name: getattr(self.config, name) for name in names})
-        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        """Take what the weights assume that are being loaded, before any of them is.
-
-        Raises:
-            CheckpointError: it cannot be read, [`DeflectConfig`] refuses it, or the weights are of another shape.
-        """
-        try:
-            stored = json.loads(bytes(state.tolist()))
-            there = dataclasses.replace(self.config, **stored)
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"What the adapter's weights assume of their input cannot be read: {error}") from None
-        own, theirs = self._shapes(self.config), self._shapes(there)
-        differing = [name for name in own if own[name] != theirs[name]]
-        if differing:
-            raise CheckpointError(
-                f"The weights are of an adapter with other {listing(differing)} than the one they are loaded into. "
-                "Fix: load them under another adapter_name, or delete that adapter first (model.delete_adapter)."
-            )
-        if None not in (pair := {there.base_fingerprint, self.config.base_fingerprint}) and len(pair) > 1:
-            logger.warning(OTHER_BASE)
-        changed = [name for name in CONTRACT if getattr(self.config, name) != getattr(there, name)]
-        if not changed:
-            return
-        logger.warning("the weights bring their own %s, which replace those of the configuration", ", ".join(changed))
-        for name in changed:
-            setattr(self.config, name, getattr(there, name))
-        device = self.features.feature_mean.device
-        self._follow_config()
-        self.features.to(device)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        key = f"{prefix}_extra_state"
-        if key not in state_dict:  # an adapter of an earlier version, whose configuration alone knows it
-            state_dict[key] = self.get_extra_state()
-            if self._has_loaded:
-                logger.warning(
-                    "the weights do not say what they assume of their input, as adapters of earlier versions: bands, "
-                    "formulas and statistics stay those of the adapter that was loaded before"
-                )
-        self._has_loaded = True
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def base_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) reflectance -> (B, C_base, H, W) as the frozen patch embedding was trained on (equation 1)."""
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            given = pixel_values.shape[1] if pixel_values.ndim == 4 else f"shape {tuple(pixel_values.shape)}"
-            bands = f": {listing(self.bands)}, in this order" if self.bands else ""
-            raise BandError(
-                f"pixel_values has {given} channels, but the adapter takes {self.num_channels}{bands}. "
-                "Fix: give (B, C, H, W) with exactly those bands; select them by name with deflect_hf.select_bands."
-            )
-        if self.base_positions is None:
-            return pixel_values
-        return normalise_base_bands(pixel_values, self.base_positions, self.base_mean, self.base_std)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) reflectance -> (B, N, 2F) standardised statistics of each patch's pixel set (equation 2).
-
-        In training, bands that the frozen embedding does not see are lost with probability `band_dropout`.
-        """
-        if not (self.training and self.band_dropout):
-            return self.features(pixel_values)
-        lost = torch.rand(len(pixel_values), len(self.droppable), device=pixel_values.device) < self.band_dropout
-        return self.features(pixel_values, dropped=dict(zip(self.droppable, lost.unbind(1), strict=True)))
 
 
 class DeflectLayer(nn.Module, BaseTunerLayer):

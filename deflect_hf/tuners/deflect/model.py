@@ -18,12 +18,12 @@ from deflect_hf.tuners.deflect.config import DeflectConfig
 from deflect_hf.tuners.deflect.fingerprint import base_fingerprint
 from deflect_hf.tuners.deflect.layer import (
     CANNOT_MERGE,
-    OTHER_BASE,
     DeflectBlock,
     DeflectEmbeddings,
     DeflectLayer,
     DeflectNorm,
 )
+from deflect_hf.tuners.deflect.spectral_input import OTHER_BASE
 
 logger = logging.getLogger(__name__)
 
