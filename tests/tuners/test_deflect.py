@@ -87,8 +87,8 @@ def test_disabled_is_the_frozen_model_whatever_the_other_bands_hold(architecture
     assert not torch.equal(run(model, reflectance), expected)
 
 
-def test_unload_restores_the_model(architecture, attention, reflectance):
-    base = make_encoder(architecture, attention)
+def test_unload_restores_the_model(architecture, reflectance):
+    base = make_encoder(architecture)
     expected = run(base, base_pixels(reflectance))
     before = {name: type(module) for name, module in base.named_modules()}
     restored = randomise(get_peft_model(base, spectral_config())).unload()
@@ -215,8 +215,8 @@ def test_finite_forward_and_backward(extreme, autocast, attention, reflectance):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
 
-def test_late_start_leaves_the_prefix_without_autograd(architecture, attention, reflectance):
-    model = adapted(architecture, attention, layers_to_transform=[-1]).train()
+def test_late_start_leaves_the_prefix_without_autograd(architecture, reflectance):
+    model = adapted(architecture, layers_to_transform=[-1]).train()
     seen = []
     blocks = [module for module in model.modules() if type(module).__name__.endswith("Layer")]
     for block in blocks:
@@ -226,8 +226,8 @@ def test_late_start_leaves_the_prefix_without_autograd(architecture, attention, 
 
 
 @pytest.mark.parametrize("layers", [[0], [1], [0, 2], [-1], 1])
-def test_any_choice_of_blocks(layers, architecture, reflectance):
-    model = adapted(architecture, layers_to_transform=layers)
+def test_any_choice_of_blocks(layers, reflectance):
+    model = adapted("vit", layers_to_transform=layers)
     assert run(model, reflectance).shape[-1] == WIDTH
     assert model.peft_config["default"].layers_to_transform == layers
     chosen = {int(layer) % DEPTH for layer in ([layers] if isinstance(layers, int) else layers)}

@@ -17,7 +17,6 @@ from peft import (
     AutoPeftModel,
     PeftConfig,
     PeftModel,
-    get_model_status,
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
@@ -268,15 +267,6 @@ def test_copies_and_pickles(architecture, attention, reflectance):
     assert torch.equal(run(model, reflectance), expected)
 
 
-def test_status_and_counts(architecture, capsys):
-    model = adapted(architecture)
-    status = get_model_status(model)
-    assert (status.enabled, status.active_adapters, status.merged_adapters) == (True, ["default"], [])
-    assert status.requires_grad == {"default": True}
-    model.print_trainable_parameters()
-    assert f"trainable params: {status.trainable_params:,}" in capsys.readouterr().out
-
-
 def test_unsaved_features_of_the_file_do_not_depend_on_the_catalogue(tmp_path, reflectance, monkeypatch):
     """Loading uses the formulas in the file: the installed spyndex is not asked."""
     model = adapted("vit")
@@ -325,12 +315,6 @@ def test_two_threads_do_not_see_each_other(reflectance):
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-def test_default_config_round_trips(tmp_path):
-    config = DeflectConfig()
-    config.save_pretrained(tmp_path)
-    assert DeflectConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
 def test_a_misspelt_entry_of_the_file_is_refused_and_statistics_that_are_broken_are_the_adapters(tmp_path):

@@ -11,14 +11,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import (
-    PeftConfig,
     PeftModel,
     get_peft_model,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
 )
-from peft.utils.peft_types import PeftType
 from safetensors import safe_open
 from torch import nn
 
@@ -172,17 +167,6 @@ def test_the_file_holds_the_adapter_alone_and_the_card_says_how_to_load_it(metho
     assert method in card.data["tags"] and f"KeyError: '{method.upper()}'" in card.text
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_load_under_another_name(method, low_cpu_mem_usage, tmp_path, pixels):
-    model = adapted(method)
-    expected = run(model, pixels)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(
-        make_encoder(), tmp_path, adapter_name="water", low_cpu_mem_usage=low_cpu_mem_usage
-    ).eval()
-    assert torch.equal(run(loaded, pixels), expected)
-
-
 def test_adapters_of_transformers_itself(method, architecture, tmp_path, pixels):
     model = adapted(method, architecture)
     expected = run(model, pixels)
@@ -194,13 +178,6 @@ def test_adapters_of_transformers_itself(method, architecture, tmp_path, pixels)
     again = make_encoder(architecture)
     again.load_adapter(tmp_path / "native")
     assert torch.equal(run(again, pixels), expected)
-
-
-def test_inject_and_set_state_dict(method, pixels):
-    model = adapted(method)
-    injected = inject_adapter_in_model(CONFIGS[method](), make_encoder())
-    assert not set_peft_model_state_dict(injected, get_peft_model_state_dict(model)).unexpected_keys
-    assert torch.equal(run(injected.eval(), pixels), run(model, pixels))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -216,12 +193,6 @@ def test_dtypes(method, dtype, autocast_adapter_dtype, pixels):
     assert output.dtype == dtype and torch.isfinite(output).all()
     model.merge_adapter()
     torch.testing.assert_close(run(model, pixels.to(dtype)), output, rtol=0.1, atol=0.1)
-
-
-def test_the_type_stands_in_pefts_enum(method):
-    name = method.upper()
-    assert PeftType[name] in list(PeftType)
-    assert isinstance(CONFIGS[method](), PeftConfig) and CONFIGS[method]().peft_type is PeftType(name)
 
 
 def test_a_quantised_layer_is_not_merged(method):

@@ -23,17 +23,6 @@ class BitFitModel(MergeableModel):
         config ([`BitFitConfig`]): the configuration.
         adapter_name (`str`): name of the adapter.
         low_cpu_mem_usage (`bool`): create empty adapter weights on the meta device.
-
-    Example:
-        ```py
-        >>> import deflect_hf
-        >>> from peft import get_peft_model
-        >>> from transformers import ViTModel
-
-        >>> base = ViTModel.from_pretrained("google/vit-base-patch16-224")
-        >>> model = get_peft_model(base, deflect_hf.BitFitConfig())
-        >>> model.print_trainable_parameters()
-        ```
     """
 
     prefix: str = "bitfit_"

@@ -22,17 +22,6 @@ class ScaledLoraModel(MergeableModel):
         config ([`ScaledLoraConfig`]): the configuration.
         adapter_name (`str`): name of the adapter.
         low_cpu_mem_usage (`bool`): create empty adapter weights on the meta device.
-
-    Example:
-        ```py
-        >>> import deflect_hf
-        >>> from peft import get_peft_model
-        >>> from transformers import ViTModel
-
-        >>> base = ViTModel.from_pretrained("google/vit-base-patch16-224")
-        >>> model = get_peft_model(base, deflect_hf.ScaledLoraConfig(r=16))
-        >>> model.print_trainable_parameters()
-        ```
     """
 
     prefix: str = "slr_"
