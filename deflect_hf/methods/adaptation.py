@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from deflect_hf.models.base import EncoderWithHead
 
 QUERY = ("q_proj",)
-TARGETS = {"qv": ("q_proj", "v_proj"), "qkvo": ("q_proj", "k_proj", "v_proj", "o_proj")}
+TARGETS = {"qv": ("q_proj", "v_proj"), "qkvo": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj")}
 # The first layer, or both first layers, of the MLPs that the known architectures have.
 FIRST_OF_MLP = ("fc1", "up_proj", "gate_proj", "weights_in")
 
