@@ -56,7 +56,7 @@ def extra_bands(bands: Sequence[str], base_bands: Sequence[str]) -> list[str]:
     Raises:
         BandError: a base band is missing.
     """
-    codes = resolve_bands(list(bands))
+    codes = resolve_bands(list(bands), settled=True)
     base = select_bands(codes, resolve_bands(list(base_bands)))
     return [code for position, code in enumerate(codes) if position not in base]
 

@@ -25,11 +25,15 @@ from deflect_hf.spectral.bands import (
 logger = logging.getLogger(__name__)
 
 
-def resolve_bands(names: Sequence[str], sensor: Sensor | None = None) -> list[str]:
+def resolve_bands(names: Sequence[str], sensor: Sensor | None = None, *, settled: bool = False) -> list[str]:
     """Return the spyndex codes of ``names``, in the same order.
 
     Without a sensor only codes and common names ("red", "swir1") are known: band numbers mean different bands on
     different sensors.
+
+    Args:
+        settled: the names were resolved once, perhaps by a sensor with codes of its own, such as ``VV``: capitals that
+            are like no code of the catalogue stay as they are.
 
     Raises:
         BandError: a name is unknown (the message gives the nearest one), or a band is given twice.
@@ -49,6 +53,7 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None) -> list[st
         if is_band_number(name):
             raise BandError(f"band number {name!r} needs a sensor: it is another band on another sensor.")
         own = re.fullmatch(r"W\d{3,5}", name)  # made from a wavelength: W1034 for a band at 1034 nm
+        own = own or (settled and re.fullmatch(r"[A-Z][A-Z0-9_]+", name) and not nearest(name, BAND_CODES))
         codes.append(name if own else resolve_among(name, known, "the spyndex catalogue").code)
     refuse_duplicates(codes, "bands", names)
     return codes

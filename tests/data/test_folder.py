@@ -218,3 +218,70 @@ def test_eurosat_chips_are_read_as_they_are(shared_data: Path) -> None:
     forest = test.select([i for i, name in enumerate(test.names) if name.startswith("Forest")])
     red, nir, narrow_nir = torch.stack([forest[i]["pixel_values"] for i in range(len(forest))]).mean(dim=(0, 2, 3))
     assert red < 0.1 < 0.2 < nir < narrow_nir  # B8A is read from the last channel, not from the ninth
+
+
+def described(root: Path, last: str) -> None:
+    """Write the images of a folder again with a fifth band of this description."""
+    for path in (root / "images").iterdir():
+        stored = stored_image(int(path.stem.removeprefix("a")))
+        write_raster(path, np.concatenate([stored, stored[:1] // 2]), descriptions=(*BANDS, last))
+
+
+def test_a_band_that_no_catalogue_knows_is_named_skipped_or_declared(
+    segmentation_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    described(segmentation_folder, "VV")
+    assert load_dataset_splits(segments(segmentation_folder))["train"].bands == list(BANDS)
+    assert "left out are 'VV'" in caplog.text
+    caplog.clear()
+    skipped = load_dataset_splits(segments(segmentation_folder, source_bands=[*BANDS, "_"]))["train"]
+    assert (skipped.bands, caplog.text) == (list(BANDS), "")
+    sensor = {"name": "mine", "bands": [*BANDS, {"code": "VV"}]}
+    declared = load_dataset_splits(segments(segmentation_folder, sensor=sensor))["train"]
+    assert (declared.bands, caplog.text) == ([*BANDS, "VV"], "")
+    torch.testing.assert_close(declared[0]["pixel_values"][4], declared[0]["pixel_values"][0] / 2, atol=1e-4, rtol=0)
+
+
+def test_bit_fields_and_products_of_quality_bands(segmentation_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in (segmentation_folder / "images").iterdir():
+        stored = stored_image(int(path.stem.removeprefix("a")))
+        layer = np.full((1, 6, 8), 21824, dtype=np.int16)  # clear
+        layer[:, 0], layer[:, 1] = 22280, 21824 | 1 << 5  # cloud, snow
+        write_raster(path, np.concatenate([stored, layer]), descriptions=(*BANDS, "QA_PIXEL"))
+
+    def unseen_rows(**quality: Any) -> list[int]:
+        pixels = load_dataset_splits(segments(segmentation_folder, **quality))["train"][0]["pixel_values"]
+        return torch.isnan(pixels).all(dim=(0, 2)).nonzero().flatten().tolist()
+
+    assert unseen_rows(qa_band="qa_pixel", qa_bits=[3]) == unseen_rows(qa="landsat_qa_pixel") == [0]
+    assert unseen_rows(qa="landsat_qa_pixel", qa_classes=["snow"]) == [1]
+    assert caplog.text == ""
+    assert unseen_rows(qa_band="QA_PIXEL", qa_values=[3]) == []
+    assert "nothing is left out by the quality layer 'QA_PIXEL'" in caplog.text and "`qa_bits`" in caplog.text
+
+
+def test_images_of_several_pixel_sizes_and_systems_are_named(
+    segmentation_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(10):
+        path = segmentation_folder / "images" / f"a{index}.tif"
+        size, crs = (30.0 if index == 4 else 10.0), ("EPSG:3035" if index == 7 else "EPSG:32635")
+        like = replace(raster_info(path), crs=crs, transform=(size, 0.0, 6e5, 0.0, -size, 4.8e6))
+        write_raster(path, stored_image(index), like=like, descriptions=BANDS)
+    assert load_dataset_splits(segments(segmentation_folder))["train"].gsd_m == 10.0
+    assert "pixels of 30 m in 1 of 10 images" in caplog.text and ": a4.tif" in caplog.text
+    assert (
+        "reference system is Lambert_Azimuthal_Equal_Area in 1 of 10 images" in caplog.text and "a7.tif" in caplog.text
+    )
+
+
+def test_pictures_beside_rasters_are_previews_and_train_alone(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(forest=3, river=3)
+    for path in root.glob("*/*.tif"):
+        path.with_suffix(".png").write_bytes(b"a preview")
+    assert sum(map(len, load_dataset_splits(scenes(root)).values())) == 6
+    (root / "forest" / "notes.gif").write_bytes(b"")
+    for path in [*root.glob("*/*.tif"), *root.glob("*/*.png")]:
+        path.unlink()
+    with pytest.raises(DataError, match="nor class folders with GeoTIFFs"):
+        load_dataset_splits(scenes(root))

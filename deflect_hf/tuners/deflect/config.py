@@ -123,7 +123,7 @@ class DeflectConfig(TunerConfig):
     def _prepare_spectral_fields(self, names: list[str]) -> None:
         if not 1 <= len(names) <= MAX_BANDS:
             raise BandError(f"bands must name 1 to {MAX_BANDS} bands, got {len(names)}.")
-        self.bands = resolve_bands(names)
+        self.bands = resolve_bands(names, settled=True)
         self.base_bands = resolve_bands(list(self.base_bands or RGB))
         select_bands(self.bands, self.base_bands)
         for name in ("base_mean", "base_std"):
