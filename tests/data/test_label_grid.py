@@ -44,7 +44,7 @@ def label_grid(image: Affine, generator: np.random.Generator) -> tuple[CRS, Affi
         height, width = (WIDTH, HEIGHT) if TURNS[name].a == 0 else (HEIGHT, WIDTH)
         return UTM, shift * image * TURNS[name], height, width
     if kind in ("coarser", "finer"):
-        size = 2.0 if kind == "coarser" else 0.73  # in pixels of the image
+        size = 2.0 if kind == "coarser" else 0.7137  # in pixels of the image
         return UTM, shift * image * Affine.scale(size), int(HEIGHT / size) + 1, int(WIDTH / size) + 1
     system = CRS.from_epsg(32633 if kind == "other zone" else 4326)
     corners = np.array([image * corner for corner in ((0, 0), (WIDTH, 0), (0, HEIGHT), (WIDTH, HEIGHT))])
