@@ -66,7 +66,7 @@ class DatasetArguments(Arguments):
     )
     task: Literal["classification", "segmentation"] | None = option(
         None,
-        "None: 'folder' looks for images/ and masks/ (segmentation), else one sub-folder per class; 'synthetic' makes "
+        "null: 'folder' looks for images/ and masks/ (segmentation), else one sub-folder per class; 'synthetic' makes "
         "classification scenes.",
     )
     sensor: str | dict[str, Any] | None = option(
@@ -74,7 +74,7 @@ class DatasetArguments(Arguments):
         "Sensor preset, or a mapping describing one: band names, order, scale, offset, nodata values.",
     )
     bands: list[str] | None = option(
-        None, "Bands the model gets, by name and in this order. None: all the data has.", min_length=1
+        None, "Bands the model gets, by name and in this order. null: all the data has.", min_length=1
     )
     source_bands: list[str] | None = option(
         None, "Names of the stored bands in file order, for files that do not name them.", min_length=1
@@ -84,12 +84,12 @@ class DatasetArguments(Arguments):
         "'m-brick-kiln', 'm-eurosat': 'true' names the stored bands as they are, 'nominal' as the files do.",
     )
     scale: float | None = option(
-        None, "reflectance = stored * scale + offset. None: the files' own tags, else the sensor's."
+        None, "reflectance = stored * scale + offset. null: the files' own tags, else the sensor's."
     )
     offset: float | None = option(None, "See scale; -0.1 for Sentinel-2 baseline >= 04.00.")
     nodata: list[Number] | None = option(
         None,
-        "Stored values that are no measurements, besides NaN and the files' tags. None: the sensor's.",
+        "Stored values that are no measurements, besides NaN and the files' tags. null: the sensor's.",
     )
     qa_band: str | None = option(
         None,
@@ -102,7 +102,7 @@ class DatasetArguments(Arguments):
     qa_bits: list[Bit] = option([], "Bits of qa_band, from 0, any of which says that nothing was measured.")
     qa: QualityPreset | None = option(None, "Product whose quality band the files have.")
     qa_classes: list[QualityClass] | None = option(
-        None, "Classes of qa that are no measurement. None: cloud, cirrus and shadow."
+        None, "Classes of qa that are no measurement. null: cloud, cirrus and shadow."
     )
     label_alignment: Literal["strict", "resample"] = option(
         "strict",
@@ -119,15 +119,15 @@ class DatasetArguments(Arguments):
         "nearest", "'mados': how its 20 and 60 m bands come to 10 m; 'nearest' as published."
     )
     gsd_m: PositiveFloat | None = option(
-        None, "Pixel size on the ground as stored, in metres. None: from the georeference."
+        None, "Pixel size on the ground as stored, in metres. null: from the georeference."
     )
     classes: list[str] | None = option(
         None,
-        "Class names in label order; needed for masks. None: the class folders, in alphabetical order.",
+        "Class names in label order; needed for masks. null: the class folders, in alphabetical order.",
         min_length=2,
     )
     class_values: list[int] | None = option(
-        None, "Stored mask value of each class. None: 0, 1, 2, ... in the order of classes."
+        None, "Stored mask value of each class. null: 0, 1, 2, ... in the order of classes."
     )
     ignore_values: list[int] = option([], "Stored mask values that mean 'not labelled'; they become ignore_index.")
     ignore_index: int = option(
@@ -142,10 +142,10 @@ class DatasetArguments(Arguments):
     )
     train_split: str | None = option(
         None,
-        "File below root listing training ids, one a line. None: train.txt, or the published one.",
+        "File below root listing training ids, one a line. null: train.txt, or the published one.",
     )
-    val_split: str | None = option(None, "File below root listing validation ids. None: val.txt, or the published one.")
-    test_split: str | None = option(None, "File below root listing test ids. None: test.txt, or the published one.")
+    val_split: str | None = option(None, "File below root listing validation ids. null: val.txt, or the published one.")
+    test_split: str | None = option(None, "File below root listing test ids. null: test.txt, or the published one.")
     val_fraction: Share = option(0.15, "Share held out for validation where no split file says otherwise.")
     test_fraction: Share = option(0.15, "Share held out for test where neither a split file nor a fold says otherwise.")
     num_folds: int | None = option(

@@ -29,8 +29,6 @@ EXPECTED = {
     "list": "a list",
     "tuple": "a list",
     "dict": "a mapping of keys to values",
-    "too_short": "longer",
-    "too_long": "shorter",
 }
 COMPARISONS = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than": "less than",
                "less_than_equal": "at most"}  # fmt: skip
@@ -117,8 +115,8 @@ class Leaf:
 
     @property
     def type_name(self) -> str:
-        """Its type as the help shows it: ``[INT ...]``, ``{mean,cls}``."""
-        return " | ".join(dict.fromkeys(_type_name(member) for member in self.members))
+        """Its type in words: ``list of number or null``."""
+        return " or ".join(dict.fromkeys(_type_name(member) for member in self.members))
 
     @property
     def default_text(self) -> str:
@@ -155,12 +153,12 @@ def _bare(hint: Any) -> Any:
 
 
 def _type_name(hint: Any) -> str:
-    names = {types.NoneType: "null", str: "text", bool: "true/false", int: "whole number", float: "number"}
+    names = {types.NoneType: "null", str: "text", bool: "true or false", int: "whole number", float: "number"}
     origin, inner = typing.get_origin(_bare(hint)), typing.get_args(_bare(hint))
     if origin in (list, tuple):
         return f"list of {_type_name(inner[0])}"
     if origin is Literal:
-        return " | ".join(f"'{word}'" for word in inner)
+        return " or ".join(f"'{word}'" for word in inner)
     return names.get(_bare(hint), "mapping")
 
 
@@ -233,6 +231,10 @@ def _expected(problem: Any) -> str:
         return f"{COMPARISONS[kind]} {limit if isinstance(limit, int) else format(limit, 'g')}"
     if kind == "literal_error":
         return ("one of " if " or " in context["expected"] else "") + context["expected"]
+    if kind == "too_short":
+        return f"at least {context['min_length']} long"
+    if kind == "too_long":
+        return f"at most {context['max_length']} long"
     if kind == "value_error":
         return str(context["error"])
     return next((words for name, words in EXPECTED.items() if kind.startswith(name)), problem["msg"])

@@ -12,6 +12,7 @@ from deflect_hf.config.compose import build_parser, load_config, parse_arguments
 from deflect_hf.config.run import EvaluateArguments, RunArguments
 from deflect_hf.config.schema import keys_of
 from deflect_hf.errors import ConfigError
+from deflect_hf.reference import PAGE, page
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EMBEDDED = str(CONFIGS / "run" / "embedded.yaml")
@@ -299,3 +300,18 @@ def test_outside_of_a_clone_configs_are_those_of_the_package(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     config = parse_arguments(RunArguments, "test", ["configs/run/embedded.yaml"])
     assert config.dataset.name == "synthetic" and config.epochs == 6
+
+
+def test_the_reference_of_the_configuration_is_current() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m deflect_hf.reference"
+
+
+def test_one_file_may_be_the_only_word(write) -> None:
+    mine = write("mine.yaml", "epochs: 3\nencoder: {random: {model_type: vit}}\ndataset: {num_samples: 8}\n")
+    config = parse(mine, "--seed", "1")
+    assert (config.epochs, config.dataset.num_samples, config.seed) == (3, 8, 1)
+
+
+def test_what_is_no_text_or_no_configuration_is_refused(write) -> None:
+    assert "half a character" in refused(write("a.yaml", 'work_dir: "a\\ud800"\n'))
+    assert "larger than" in refused("--config", "/dev/zero")
