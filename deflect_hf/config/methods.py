@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat
 
@@ -111,7 +111,10 @@ def peft_method(method: str) -> str:
     return method
 
 
-Finetune = Literal[tuple(OPTIONS)] | Annotated[str, AfterValidator(peft_method)]  # type: ignore[valid-type]
+if TYPE_CHECKING:
+    Finetune = str
+else:
+    Finetune = Literal[tuple(OPTIONS)] | Annotated[str, AfterValidator(peft_method)]
 
 
 def options_of(method: str, values: Mapping[str, Any]) -> Any:

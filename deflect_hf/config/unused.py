@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from deflect_hf.config.readers import dataset_spec
-from deflect_hf.config.schema import keys_of
+from deflect_hf.config.schema import Arguments, keys_of
 from deflect_hf.errors import ConfigError
 
 
@@ -87,7 +87,8 @@ def refuse_unused(config: Any, task: str | None = None) -> None:
     Raises:
         ConfigError: naming the key and why it does nothing.
     """
-    known = keys_of(type(config))
+    schema: type[Arguments] = type(config)
+    known = keys_of(schema)
     task = task or config.dataset.task or dataset_spec(config.dataset.name).task
     for rule in RULES:
         for key in () if rule.used(config, task) else rule.keys:

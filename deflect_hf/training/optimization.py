@@ -28,7 +28,8 @@ def build_optimizer(model: nn.Module, arguments: OptimizerArguments) -> AdamW:
             {"params": [parameter for parameter in trainable if parameter.ndim > 1]},
             {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
-    return AdamW(groups, lr=arguments.lr, betas=arguments.betas, weight_decay=arguments.weight_decay)
+    first, second = arguments.betas
+    return AdamW(groups, lr=arguments.lr, betas=(first, second), weight_decay=arguments.weight_decay)
 
 
 def rate_factor(arguments: SchedulerArguments, step: int, total: int) -> float:
