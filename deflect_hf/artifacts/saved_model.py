@@ -31,6 +31,7 @@ from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticS
 from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.models.encoders import chosen_gsd, set_gsd
 from deflect_hf.models.loading import refuse_broken_weights, refuse_new_weights
+from deflect_hf.tuners.deflect.spectral_input import CONTRACT
 
 logger = logging.getLogger(__name__)
 
@@ -273,12 +274,23 @@ def _load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder / WEIGHTS} is missing: copy the folder again")
 
+    stated = settings.to_dict()
+
     def load() -> PeftModel:
         try:
             return PeftModel.from_pretrained(model, str(folder), config=settings)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / WEIGHTS} does not fit {ADAPTER}: {error}") from error
         except DeflectError as error:
             raise CheckpointError(f"{folder / ADAPTER}: does not fit the model: {error}") from error
 
     adapted = reading(folder / WEIGHTS, load)
     refuse_unfit(folder / WEIGHTS, get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    trained = adapted.peft_config[adapted.active_adapter].to_dict()
+    edited = [name for name in CONTRACT if name in stated and stated[name] != trained[name]]
+    if edited:
+        raise CheckpointError(
+            f"{folder / ADAPTER}: {listing(edited)} are not those that the weights in {WEIGHTS} were trained with. "
+            "Fix: put the file back that was saved with them."
+        )
     return adapted

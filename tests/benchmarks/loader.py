@@ -26,6 +26,7 @@ from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.benchmark.meters import timed
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import AugmentationArguments, DatasetArguments
+from deflect_hf.config.schema import Arguments
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.order import Rank, training_loader
 from deflect_hf.raster.write import write_raster
@@ -38,12 +39,11 @@ SCENE_BANDS = ("B", "G", "R", "N2", "S1", "S2")
 FILES = 16
 
 
-@dataclasses.dataclass
-class Data:
+class Data(Arguments):
     """What to load; flags and files as for train.py."""
 
-    dataset: DatasetArguments = dataclasses.field(default_factory=DatasetArguments)
-    augmentation: AugmentationArguments = dataclasses.field(default_factory=AugmentationArguments)
+    dataset: DatasetArguments = DatasetArguments()
+    augmentation: AugmentationArguments = AugmentationArguments()
 
 
 @dataclasses.dataclass
@@ -113,7 +113,10 @@ def generated(folder: Path) -> dict[str, Data]:
         return DatasetArguments(name="folder", root=str(folder / name), **options, val_fraction=0.0, test_fraction=0.0)
 
     turned = AugmentationArguments(random_crop=[224, 224], horizontal_flip=0.5, vertical_flip=0.5, rot90=True)
-    return {"generated chips": Data(dataset("chips")), "generated scenes": Data(dataset("scenes"), turned)}
+    return {
+        "generated chips": Data(dataset=dataset("chips")),
+        "generated scenes": Data(dataset=dataset("scenes"), augmentation=turned),
+    }
 
 
 def training_images(data: Data) -> ImageDataset:

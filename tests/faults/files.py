@@ -72,7 +72,7 @@ def bytes_(data: bytes) -> Change:
 
 
 def first(values: dict[str, torch.Tensor]) -> str:
-    return sorted(values)[0]
+    return min(name for name in values if values[name].is_floating_point())
 
 
 def drop(values: dict[str, torch.Tensor]) -> None:

@@ -122,9 +122,13 @@ RESULTS = table(
     (
         f"{ADAPTER}: bands in another order",
         result(ADAPTER, entries(bands=["G", "B", "R", "N"])),
-        [PROCESSOR, "'G', 'B', 'R', 'N'"],
+        [ADAPTER, "'bands'"],
     ),
-    (f"{ADAPTER}: fewer blocks than weights", result(ADAPTER, entries(layers_to_transform=[0])), [WEIGHTS, "layers.1"]),
+    (
+        f"{ADAPTER}: fewer blocks than weights",
+        result(ADAPTER, entries(layers_to_transform=[0])),
+        [WEIGHTS, "layers_to_transform"],
+    ),
     (f"{ADAPTER} missing", result(ADAPTER, os.unlink), [ADAPTER]),
     *(
         (f"head.safetensors: {name}", trained("frozen", "head.safetensors", bytes_(data)), ["head.safetensors"])
@@ -170,7 +174,11 @@ RESULTS = table(
     (f"{CONFIG} missing", result(CONFIG, os.unlink), [CONFIG]),
     (f"{CONFIG} truncated", result(CONFIG, lambda p: cut(p, 0.02)), [CONFIG]),
     (f"{CONFIG}: random bytes", result(CONFIG, bytes_(junk(13))), [CONFIG]),
-    (f"{CONFIG}: another method", result(CONFIG, edit("finetune: deflect", "finetune: frozen")), ["head.safetensors"]),
+    (
+        f"{CONFIG}: another method",
+        result(CONFIG, edit("finetune: deflect", "finetune: frozen")),
+        [CONFIG, "method.rank"],
+    ),
     (
         f"{CONFIG}: an unknown method",
         result(CONFIG, edit("finetune: deflect", "finetune: defect")),

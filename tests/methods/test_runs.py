@@ -52,8 +52,8 @@ def test_a_run_with_another_method_of_peft(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--finetune", "slr", "--method.rank", "x"), r"method \(slr\): 'rank' must be a whole number, not 'x'"),
-        (("--finetune", "norm", "--method.patch_embed", "rgb"), r"method \(norm\): 'patch_embed' must be one of"),
+        (("--finetune", "slr", "--method.rank", "x"), r"finetune slr: 'method.rank' must be a whole number, not 'x'"),
+        (("--finetune", "norm", "--method.patch_embed", "rgb"), r"finetune norm: 'method.patch_embed' must be one of"),
         (("--finetune", "peft:VeraConfig"), "needs either method.target, one of"),
         (("--finetune", "peft:XLoraConfig"), "cannot adapt a vision transformer: it mixes adapters"),
         (("--finetune", "vera"), "must be one of .* or peft:NAME with the name of one of PEFT's configurations"),
