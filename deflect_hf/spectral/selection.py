@@ -52,8 +52,8 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None, *, settled
     for name in names:
         if is_band_number(name):
             raise BandError(f"band number {name!r} needs a sensor: it is another band on another sensor.")
-        own = re.fullmatch(r"W\d{3,5}", name)  # made from a wavelength: W1034 for a band at 1034 nm
-        own = own or (settled and re.fullmatch(r"[A-Z][A-Z0-9_]+", name) and not nearest(name, BAND_CODES))
+        own = bool(re.fullmatch(r"W\d{3,5}", name))  # made from a wavelength: W1034 for a band at 1034 nm
+        own = own or (settled and bool(re.fullmatch(r"[A-Z][A-Z0-9_]+", name)) and not nearest(name, BAND_CODES))
         codes.append(name if own else resolve_among(name, known, "the spyndex catalogue").code)
     refuse_duplicates(codes, "bands", names)
     return codes

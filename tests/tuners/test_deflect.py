@@ -289,7 +289,7 @@ def test_config_that_does_not_fit_leaves_the_model_untouched(fields, error, mess
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"bands": ["R", "G", "B", "X9"]}, BandError, "X9"),
+        ({"bands": ["R", "G", "B", "RE9"]}, BandError, "RE9"),
         ({"bands": ["R", "G", "B", "R"]}, BandError, "R"),
         ({"bands": ["G", "B", "N"]}, BandError, "R"),
         ({"bands": None, "base_mean": [1, 2, 3]}, ConfigError, "bands="),

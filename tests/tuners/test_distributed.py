@@ -65,8 +65,10 @@ def test_losses_and_gradients_are_those_of_one_process(kind, two_processes, one_
 def test_the_saved_adapter_is_the_trained_one(kind, two_processes, one_process):
     model = one_process[0]
     saved = load_file(two_processes / kind / "adapter_model.safetensors")
-    expected = get_peft_model_state_dict(model)
-    assert saved.keys() == expected.keys()
+    expected = get_peft_model_state_dict(model).keys()
+    # FSDP1's full parameters are read one by one: what is no parameter, such as the contract of the weights, is not
+    parameters = {name for name in expected if not name.endswith("_extra_state")}
+    assert saved.keys() == (parameters if kind.startswith("fsdp1") else expected)
     base = make_encoder("vit", model="ViTForImageClassification", num_labels=4)
     loaded = PeftModel.from_pretrained(base, two_processes / kind).eval()
     images = batch(0)[0]
