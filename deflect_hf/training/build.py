@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,7 @@ from deflect_hf.models.encoders import (
 )
 from deflect_hf.spectral.selection import resolve_bands
 from deflect_hf.training.statistics import Statistics, statistics_of
-from deflect_hf.tuners.check import check
 from deflect_hf.tuners.statistics import store_statistics
-
-logger = logging.getLogger(__name__)
 
 ENCODER = "encoder"  # folder of a random one in that of its run
 
@@ -212,10 +208,5 @@ def build(
     )
     if statistics.features is not None:
         store_statistics(adapted, statistics.features)
-    if stored is None and config.finetune == "deflect":
-        try:
-            check(adapted)
-        except ArchitectureError as error:
-            logger.warning("self-check: %s", error)
     config = config.replace(encoder=config.encoder.replace(mean=mean, std=std, gsd=gsd))
     return Experiment(config, splits, adapted, statistics)
