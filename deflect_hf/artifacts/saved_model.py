@@ -110,16 +110,22 @@ def while_whole(folder: Path, load: Callable[[Path], Read]) -> Read:
         before = None
         try:
             found = result_folder(folder)
-            before = found.stat().st_ino
+            before = _identity(found)
             loaded = load(found)
-            if found.stat().st_ino == before:
+            if _identity(found) == before:
                 return loaded
         except (DeflectError, OSError):
-            same = before is not None and found.is_dir() and found.stat().st_ino == before
+            same = before is not None and found.is_dir() and _identity(found) == before
             if same or attempt == ATTEMPTS - 1 or not (folder.name == "best" or any(folder.glob("best*"))):
                 raise
         time.sleep(0.01)
     raise CheckpointError(f"{folder}: a run replaces its best model each time it is read: try again")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    # A file system gives the number of a removed folder to the next one: its time tells them apart.
+    found = folder.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def read_config(folder: Path) -> RunArguments:
