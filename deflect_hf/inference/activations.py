@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,6 @@ from deflect_hf.tuners.deflect.architectures import find_encoder, patch_projecti
 MAX_CACHE_BYTES = 2**29
 
 
-class Call(NamedTuple):
-    """What a frozen module was given, as leaves of a tree and its shape, and what it gave."""
-
-    leaves: list[Any]
-    tree: Any
-    output: Tensor
-
-
 class ActivationCache:
     """What frozen modules gave for the first task, given again to the next where they are given the same.
 
@@ -37,7 +29,7 @@ class ActivationCache:
 
     def __init__(self, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self.room = max_bytes
-        self.kept: dict[tuple[Any, int], list[Call]] = {}
+        self.kept: dict[tuple[Any, int], list[tuple[list[Any], Any, Tensor]]] = {}  # inputs, their tree, output
         self.calls: Counter[Any] = Counter()
 
     def next_task(self) -> None:
@@ -53,16 +45,16 @@ class ActivationCache:
         # which layers are captured is the business of hooks around the block, not of the block
         named = {name: kwargs[name] for name in sorted(kwargs) if name != "output_hidden_states"}
         leaves, tree = pytree.tree_flatten((precision, args, named))
-        for call in self.kept.get(place, ()):
-            if call.tree == tree and all(map(_same, call.leaves, leaves)):
-                return call.output.clone()
+        for known, known_tree, output in self.kept.get(place, ()):
+            if known_tree == tree and all(map(_same, known, leaves)):
+                return output.clone()
         output = forward(*args, **kwargs)
         size = output.nbytes + sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
         if size <= self.room:
             self.room -= size
             # copies, in case a module further on writes into what it is given
             copied = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            self.kept.setdefault(place, []).append(Call(copied, tree, output.clone()))
+            self.kept.setdefault(place, []).append((copied, tree, output.clone()))
         return output
 
 
@@ -97,8 +89,7 @@ def cache_frozen(adapted: nn.Module, encoder: PreTrainedModel) -> None:
         found = find_encoder(encoder)
     except ArchitectureError:
         return  # an encoder that DEFLECT does not know is computed as a whole
-    parts = [patch_projection(encoder.get_submodule(found.embeddings))]
-    parts += [encoder.get_submodule(name) for name in found.blocks]
+    parts = [patch_projection(encoder.get_submodule(found.embeddings)), *map(encoder.get_submodule, found.blocks)]
     keys = {_pointers(part): number for number, part in enumerate(parts)}
     kinds = {type(part) for part in parts}
     for module in adapted.modules():

@@ -7,11 +7,11 @@ of windows and batches, not on the scene: pixel rows are given on as soon as no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,6 @@ from deflect_hf.data.processor import resize
 from deflect_hf.inference.scenes import Scene
 from deflect_hf.inference.tiling import Axis
 from deflect_hf.inference.trained import TrainedModel, refuse_overflow
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 WINDOWS_PER_BLOCK = 256
 LEAST_WINDOWS = 8  # along each side of a block: with fewer, too much is predicted twice
@@ -44,19 +41,12 @@ class Block(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Windows of one row, read.
+    """Windows of one row, read: those in which something was measured."""
 
-    Attributes:
-        pixel_values: (B, C, h, w) reflectance of the windows in which something was measured; resized, if training did.
-        columns: which these are along the row.
-        left: first pixel column of ``measured``.
-        measured: (height of a window, w) bool, where any band holds a measurement.
-    """
-
-    pixel_values: list[Tensor]
-    columns: list[int]
-    left: int
-    measured: Tensor
+    pixel_values: list[Tensor]  # (C, h, w) reflectance of each; resized, if training did
+    columns: list[int]  # which these are along the row
+    left: int  # first pixel column of `measured`
+    measured: Tensor  # (height of a window, w) bool, where any band holds a measurement
 
 
 @dataclass(frozen=True)
@@ -84,10 +74,7 @@ class SceneWindows:
     def logits(self, block: Block, done: Callable[[int], object]) -> Generator[Tensor]:
         """(K, h, W) logits of the block's pixel rows, from top to bottom, NaN where nothing was measured.
 
-        Close it before the image: it reads ahead.
-
-        Args:
-            done: called with how many windows were done since the last call.
+        Close it before the image: it reads ahead. ``done`` is told how many windows were done since its last call.
         """
         groups = [
             block.columns[first : first + self.batch_size] for first in range(0, len(block.columns), self.batch_size)
@@ -96,11 +83,14 @@ class SceneWindows:
         sums = torch.zeros(len(self.predictor.classes), size, width, device=self.predictor.device)
         measured = torch.zeros(size, width, dtype=torch.bool)
         top = block.top  # pixel row that `sums` begins with: those above have been given on
-        with closing(ahead(self._read, [(row, group) for row in block.rows for group in groups])) as batches:
+        with closing(self._batches([(row, group) for row in block.rows for group in groups])) as batches:
             for row in block.rows:
                 for group in groups:
                     batch = next(batches)
-                    _place(batch.measured, batch.left - block.left, measured)
+                    low = max(batch.left, block.left)
+                    high = min(batch.left + batch.measured.shape[1], block.right)
+                    seen = batch.measured[:, low - batch.left : high - batch.left]
+                    measured[:, low - block.left : high - block.left] = seen
                     self._add(sums, row, batch, (top, block.bottom, block.left, block.right))
                     done(len(group))
                 end = block.bottom if row == block.rows[-1] else max(top, self.rows.starts[row + 1])
@@ -111,9 +101,17 @@ class SceneWindows:
                     sums[:, size - finished :] = 0
                 top = end
 
-    def _read(self, job: tuple[int, range]) -> Batch:
-        """The windows of a row that ``job`` numbers, read in one piece."""
-        row, group = job
+    def _batches(self, groups: list[tuple[int, range]]) -> Generator[Batch]:
+        """Each is read in another thread while the one before it is worked on."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            coming = pool.submit(self._read, *groups[0])
+            for group in groups[1:]:
+                batch, coming = coming, pool.submit(self._read, *group)
+                yield batch.result()
+            yield coming.result()
+
+    def _read(self, row: int, group: range) -> Batch:
+        """Some windows of a row, read in one piece."""
         left, side = self.columns.offsets[group[0]], self.columns.size
         width = self.columns.offsets[group[-1]] + side - left
         strip = self.scene.read(self.rows.offsets[row], left, self.rows.size, width)
@@ -121,9 +119,9 @@ class SceneWindows:
         starts = {column: self.columns.offsets[column] - left for column in group}
         kept = [column for column in group if bool(measured[:, starts[column] : starts[column] + side].any())]
         windows = [strip[..., starts[column] : starts[column] + side] for column in kept]
-        return Batch(
-            windows if self._size is None else [resize(one, self._size) for one in windows], kept, left, measured
-        )
+        if self._size is not None:
+            windows = [resize(window, self._size) for window in windows]
+        return Batch(windows, kept, left, measured)
 
     def _add(self, sums: Tensor, row: int, batch: Batch, box: tuple[int, int, int, int]) -> None:
         """Add the weighted logits of a batch to ``sums``, which are those of the pixels of ``box``."""
@@ -137,11 +135,7 @@ class SceneWindows:
             sums[:, there, across].addcmul_(logits[:, inside, within], down * torch.from_numpy(weights).to(sums.device))
 
     def _predict(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, h, w) reflectance, resized if the model wants it so -> (B, K, height, width) logits of the windows.
-
-        Raises:
-            DataError: values so large that the model's computation overflows.
-        """
+        """(B, C, h, w) reflectance, resized if the model wants it so -> (B, K, height, width) logits of the windows."""
         logits = self.predictor.forward(pixel_values, None if self._size is None else self.predictor.window)
         fix = "say which stored values are no measurement (--nodata, --qa_band)."
         refuse_overflow(logits, pixel_values, self.scene.info.path, fix)
@@ -154,23 +148,3 @@ class SceneWindows:
         """What the model's images are resized to."""
         size = self.predictor.processor.size
         return None if size is None else (size["height"], size["width"])
-
-
-def _place(piece: Tensor, column: int, whole: Tensor) -> None:
-    """Write (h, w) values into ``whole`` from a column on, which may lie outside, as may the last ones."""
-    low, high = max(column, 0), min(column + piece.shape[1], whole.shape[1])
-    if low < high:
-        whole[:, low:high] = piece[:, low - column : high - column]
-
-
-def ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
-    """``map(read, items)``, where one item is read in another thread while the one before it is worked on."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming: Future[Result] | None = None
-        for item in items:
-            following = pool.submit(read, item)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()

@@ -38,34 +38,20 @@ LONGEST_WAIT = timedelta(days=2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse and predict."""
+    """Parse, with or without ``--predict`` before the files, and predict."""
     words = sys.argv[1:] if argv is None else list(argv)
     with distributed_exit(), user_errors(words):
-        predict(parse(words))
-
-
-def parse(words: Sequence[str]) -> PredictArguments:
-    """The command line, with or without ``--predict`` before the files.
-
-    Raises:
-        ConfigError: a flag or its value is unknown.
-    """
-    words = list(words)
-    if "--help" in words or "-h" in words:
-        words = ["--help"]
-    elif words and not words[0].startswith("-"):
-        words = ["--predict", *words]
-    return parse_arguments(PredictArguments, __doc__ or "", words)
+        if "--help" in words or "-h" in words:
+            words = ["--help"]
+        elif words and not words[0].startswith("-"):
+            words = ["--predict", *words]
+        predict(parse_arguments(PredictArguments, __doc__ or "", words))
 
 
 def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
     """Image and map of each job: the last of ``files`` is the map, or the folder of the maps, the others are images.
 
     A name without an ending is a folder.
-
-    Raises:
-        ConfigError: no map is given, one file for several maps, or two maps have the same name.
-        DataError: a pattern fits no file.
     """
     if len(files) < 2:
         raise ConfigError("--predict needs an image and a map to write: --predict IN.tif OUT.tif")
@@ -108,12 +94,13 @@ def predict(arguments: PredictArguments) -> None:
     predictor = load_adapter(
         arguments.adapter, revision=arguments.revision, encoder=arguments.encoder, device=processes.device
     )
-    finished = []
+    finished = set()
     for image, target in jobs:  # before hours of work on the first
-        done = refuse(predictor, image, target, arguments)
-        if arguments.report and not arguments.overwrite and not done and report_of(target).exists():
-            raise ConfigError(f"{report_of(target)} is there already: replace it with --overwrite.")
-        finished += [target] if done else []
+        page = target.with_suffix(".html")
+        if refuse(predictor, image, target, arguments):
+            finished.add(target)
+        elif arguments.report and not arguments.overwrite and page.exists():
+            raise ConfigError(f"{page} is there already: replace it with --overwrite.")
     try:
         for image, target in jobs:
             if target not in finished:
@@ -121,7 +108,7 @@ def predict(arguments: PredictArguments) -> None:
             if processes.is_main_process:
                 again = ", finished before" if target in finished else ""
                 print(f"{target}: {arguments.output} of {image}{again}")
-            if arguments.report and not (target in finished and report_of(target).exists()):
+            if arguments.report and not (target in finished and target.with_suffix(".html").exists()):
                 together(processes, partial(_report, predictor, image, target, arguments), main_only=True)
     except KeyboardInterrupt:
         print("stopped: the same command goes on after the parts that are finished", file=sys.stderr)
@@ -129,17 +116,11 @@ def predict(arguments: PredictArguments) -> None:
     processes.destroy_process_group()
 
 
-def report_of(target: Path) -> Path:
-    """Where the report of a map goes."""
-    return target.with_suffix(".html")
-
-
 def _report(predictor: Predictor, image: Path, target: Path, arguments: PredictArguments) -> None:
     from deflect_hf.inference.report import report_prediction
 
     adapter = arguments.adapter if arguments.revision is None else f"{arguments.adapter}, {arguments.revision}"
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    page = report_prediction(report_of(target), target, image, predictor, arguments, adapter=adapter, command=command)
+    page = report_prediction(target.with_suffix(".html"), target, image, predictor, arguments, adapter)
     print(f"{page}: picture, map and areas")
 
 

@@ -40,14 +40,8 @@ Array = np.ndarray[Any, Any]
 
 NODATA = 255  # of uint8 maps
 # in configurations, what says where something came from and not what it is
-PLACES = {
-    "_name_or_path",
-    "name_or_path",
-    "base_model_name_or_path",
-    "revision",
-    "peft_version",
-    "transformers_version",
-}
+PLACES = {"_name_or_path", "name_or_path", "base_model_name_or_path", "revision", "peft_version"}
+PLACES |= {"transformers_version"}
 STEPS = 250  # probability 1.0 in uint8: steps of 0.004
 
 
@@ -70,11 +64,9 @@ def predict_raster(
 
     Raises:
         UnsupportedOperationError: the model classifies whole images, or has more classes than a map can hold.
-        ConfigError: another map is there, or in the making, under this name, it is the image itself, or the windows do
-            not fit.
+        ConfigError: the map's name is taken, or the windows do not fit.
         DataError: the image is damaged or holds values that no model can compute with, or the map cannot be written.
-        BandError: the image lacks a band that the model needs.
-        UnitError: the image is not in the model's unit.
+        BandError, UnitError: the image lacks a band, or is not in the model's unit.
     """
     if refuse(predictor, source, target, arguments):
         return
@@ -115,7 +107,8 @@ def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: Scene
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the map a name.")
     if not target.exists():
-        if not arguments.overwrite and _is_of_another(sidecar(target), predictor.classes):
+        beside, own = sidecar(target), category_names(predictor.classes)
+        if not arguments.overwrite and beside.exists() and beside.read_bytes() != own.encode():
             raise ConfigError(f"{sidecar(target)} is there already: move it, or replace it with --overwrite.")
         return False
     made = job_of_map(target)
@@ -133,25 +126,13 @@ def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: Scene
     return False
 
 
-def _is_of_another(path: Path, classes: tuple[str, ...]) -> bool:
-    """Whether a file is there that was not written beside a map of these classes."""
-    return path.exists() and path.read_bytes() != category_names(classes).encode()
-
-
 def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
     """What the bands of the map are, and what makes stored values (count, h, W) of logits (K, h, W)."""
     classes = predictor.classes
     if arguments.output == "classes":
         colours = [tuple(round(255 * part) for part in colour) for colour in class_colours(len(classes)).tolist()]
-        layout = MapLayout(
-            "uint8",
-            NODATA,
-            ("class",),
-            categories=classes,
-            class_values=predictor.class_values or (),
-            colours=tuple(colours),
-        )
-        return layout, _classes
+        values = predictor.class_values or ()
+        return MapLayout("uint8", NODATA, ("class",), 1.0, classes, values, tuple(colours)), _classes
     if arguments.dtype == "uint8":
         return MapLayout("uint8", NODATA, classes, scale=1 / STEPS), _stepped_probabilities
     return MapLayout("float32", float("nan"), classes), _probabilities

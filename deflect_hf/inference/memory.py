@@ -1,10 +1,9 @@
-"""How freed memory goes back to the system."""
+"""How freed memory goes back to the system, where the C library is glibc."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Any
 
 M_MMAP_THRESHOLD = -3  # as in malloc.h of glibc
 LARGE_BYTES = 2**20
@@ -15,19 +14,17 @@ def give_large_blocks_back() -> None:
 
     By itself, glibc raises that limit to the largest block it has seen freed, up to 32 MiB, and keeps what is freed
     below it. With windows read in one thread and predicted in another, what it keeps falls to pieces that fit nothing,
-    and a process grows with the time it runs. Nothing happens where the C library is another.
+    and a process grows with the time it runs.
     """
-    mallopt = _of_the_c_library("mallopt")
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+    _call("mallopt", M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def give_back() -> None:
     """Give memory that is free back to the system, once, and change nothing else; see above."""
-    trim = _of_the_c_library("malloc_trim")
-    if trim is not None:
-        trim(0)
+    _call("malloc_trim", 0)
 
 
-def _of_the_c_library(name: str) -> Any:
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+def _call(name: str, *numbers: int) -> None:
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*numbers)

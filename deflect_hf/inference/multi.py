@@ -96,8 +96,7 @@ class MultiAdapterPredictor:
             device: where to predict; None: the accelerator if there is one, else the CPU.
 
         Raises:
-            CheckpointError: a folder is no trained run or broken, or adapts another encoder.
-            UnsupportedOperationError: a model shares no encoder, because all of it was trained.
+            CheckpointError, UnsupportedOperationError: as :meth:`add`.
         """
         if not folders:
             raise ConfigError("No folder was given: name at least one task and the folder of its run.")
@@ -121,22 +120,26 @@ class MultiAdapterPredictor:
             UnsupportedOperationError: the model shares no encoder, because all of it was trained.
         """
         self._refuse_taken(name)
-        predictor = self._adopted(model) if isinstance(model, Predictor) else self._loaded(model)
-        share_weights(task_model(predictor.model).encoder, self.encoder)
+        if isinstance(model, Predictor):
+            self._refuse_another(model)
+            predictor = model
+        else:
+            predictor = self._loaded(model)
+        encoder = task_model(predictor.model).encoder
+        own = _weights(encoder)
+        for weight, tensor in _weights(self.encoder).items():
+            if _equal(tensor, own.get(weight)):
+                own[weight].data = tensor.detach()  # which frees the memory of its own
         for module in predictor.model.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge = _no_merging
-        cache_frozen(task_model(predictor.model).encoder, self.encoder)
+        cache_frozen(encoder, self.encoder)
         with self._changing:
             self._refuse_taken(name)
             self._predictors[name] = predictor
 
     def remove(self, name: str) -> None:
-        """Forget a task; its adapter and head are freed when no request uses them any more.
-
-        Raises:
-            ConfigError: there is none of that name.
-        """
+        """Forget a task; its adapter and head are freed when no request uses them any more."""
         with self._changing:
             self[name]
             del self._predictors[name]
@@ -147,11 +150,7 @@ class MultiAdapterPredictor:
         return tuple(self._predictors)
 
     def __getitem__(self, name: str) -> Predictor:
-        """The predictor of a task.
-
-        Raises:
-            ConfigError: there is none of that name.
-        """
+        """The predictor of a task."""
         predictor = self._predictors.get(name)
         if predictor is None:
             raise ConfigError(f"No task {name!r}: there are {listing(self.tasks)}.{nearest(name, self.tasks)}")
@@ -181,14 +180,11 @@ class MultiAdapterPredictor:
         give them the same pixels: where their processors and base statistics agree.
 
         Args:
-            images: as for a predictor; all tasks find their bands in them by name.
             source_bands: band codes of the channels; None: for each task those of its training images.
-            valid: see [`Predictor`].
             tasks: their names; None: all.
 
         Raises:
-            ConfigError: there is no task of that name.
-            DeflectError: as a predictor, with the name of the task.
+            DeflectError: as a predictor, with the name of the task, or there is no task of that name.
         """
         chosen = {name: self[name] for name in (self.tasks if tasks is None else tasks)}
         found = {}
@@ -231,7 +227,8 @@ class MultiAdapterPredictor:
             )
         self._sources.add(source)
 
-    def _adopted(self, predictor: Predictor) -> Predictor:
+    def _refuse_another(self, predictor: Predictor) -> None:
+        """Refuse a loaded model whose encoder is not the shared one."""
         if predictor.device != self.device:
             raise ConfigError(
                 f"The predictor is on {predictor.device}, the shared encoder on {self.device}: load both on one device."
@@ -246,7 +243,6 @@ class MultiAdapterPredictor:
                 f"The predictor's encoder is not the shared one: it differs in {_some(differing)}. Fix: give a model "
                 "that adapts the same encoder, neither merged nor fully fine-tuned, or predict with it alone."
             )
-        return predictor
 
 
 def differences(encoder: PreTrainedModel, other: PreTrainedModel) -> list[str]:
@@ -255,14 +251,6 @@ def differences(encoder: PreTrainedModel, other: PreTrainedModel) -> list[str]:
     settings = sorted(name for name in (own.keys() & others.keys()) - NOT_COMPARED if own[name] != others[name])
     here, there = _weights(encoder), _weights(other)
     return settings + sorted(name for name in here.keys() | there.keys() if not _equal(here.get(name), there.get(name)))
-
-
-def share_weights(adapted: nn.Module, encoder: PreTrainedModel) -> None:
-    """Let the weights of an adapted encoder that equal those of `encoder` be those, which frees their memory."""
-    others = _weights(adapted)
-    for name, tensor in _weights(encoder).items():
-        if _equal(tensor, others.get(name)):
-            others[name].data = tensor.detach()
 
 
 def _no_merging(*_: Any, **__: Any) -> None:

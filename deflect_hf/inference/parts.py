@@ -7,8 +7,6 @@ checksum of its header and content after its last value.
 from __future__ import annotations
 
 import hashlib
-import io
-import itertools
 import json
 import logging
 import os
@@ -84,18 +82,17 @@ class Parts:
         )
 
     def _prepare(self, job: Mapping[str, Any], overwrite: bool) -> None:
-        wanted = {key: json.dumps(value) for key, value in job.items()}  # as text, for NaN is not equal to itself
-        try:
-            stored = json.loads((self.folder / JOB).read_text(encoding="utf-8"))
-            found = {key: json.dumps(value) for key, value in stored.items()}
-        except FileNotFoundError:
-            found = None
-        except (OSError, ValueError, AttributeError):
-            found = {}
-        if found == wanted:
+        content = json.dumps(dict(job), indent=2) + "\n"  # compared as text, for NaN is not equal to itself
+        path = self.folder / JOB
+        found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+        if found == content:
             return
         if found is not None and not overwrite:
-            changed = next((key for key in wanted if found.get(key) != wanted[key]), "version")
+            try:
+                stored = dict(json.loads(found))
+            except (ValueError, TypeError):
+                stored = {}
+            changed = next((key for key in job if json.dumps(stored.get(key)) != json.dumps(job[key])), "version")
             raise ConfigError(
                 f"{self.folder} holds finished parts of a prediction with another {changed}: repeat that command to "
                 "finish it, give the map another name, or begin anew with --overwrite."
@@ -104,14 +101,15 @@ class Parts:
             for path in self.folder.iterdir():
                 if path.name != LOCK:
                     path.unlink()
-            write_text(self.folder / JOB, json.dumps(dict(job), indent=2) + "\n")
+            write_text(self.folder / JOB, content)
 
     def missing(self, blocks: Sequence[Block]) -> list[Block]:
         """Those of the blocks that are not there, or damaged."""
-        damaged = [block for block in blocks if self._path(block).exists() and not self._is_whole(block)]
-        if damaged:
-            logger.warning("%s: %d damaged part(s) are made again", self.folder, len(damaged))
-        return [block for block in blocks if block in damaged or not self._path(block).exists()]
+        there = [block for block in blocks if self._path(block).exists()]
+        whole = [block for block in there if self._is_whole(block)]
+        if len(whole) < len(there):
+            logger.warning("%s: %d damaged part(s) are made again", self.folder, len(there) - len(whole))
+        return [block for block in blocks if block not in whole]
 
     def write(self, block: Block, pieces: Iterable[Array]) -> None:
         """Keep a block, given as (count, h, W) stored values of its pixel rows from top to bottom.
@@ -123,14 +121,15 @@ class Parts:
         """
         path = self._path(block)
         partial = path.with_suffix(f".{os.getpid()}")
-        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": self._shape(block)}
         try:
-            with self.writing(), partial.open("wb") as stream:
-                for content in itertools.chain([self._header(block)], map(_rows_first, pieces)):
-                    digest.update(content)
-                    stream.write(content)
-                stream.write(digest.digest())
             with self.writing():
+                with partial.open("wb") as stream:
+                    np.lib.format.write_array_header_1_0(stream, header)
+                    for piece in pieces:  # as (h, count, W), so that rows can be written as they are finished
+                        stream.write(np.ascontiguousarray(piece.transpose(1, 0, 2)).data)
+                with partial.open("ab") as stream:
+                    stream.write(_digest(partial, partial.stat().st_size))
                 os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -142,14 +141,14 @@ class Parts:
             DataError: a part is damaged.
         """
         height, width = blocks[-1].bottom, blocks[-1].right
-        checked: set[int] = set()
+        checked: set[Block] = set()
         for row in range(0, height, SQUARE):
             bottom = min(row + SQUARE, height)
             near = [block for block in blocks if block.top < bottom and block.bottom > row]
             for block in near:
-                if block.number not in checked and not self._is_whole(block):
+                if block not in checked and not self._is_whole(block):
                     raise DataError(f"{self._path(block)} is damaged: repeat the command, which makes it again.")
-                checked.add(block.number)
+                checked.add(block)
             for column in range(0, width, SQUARE):
                 right = min(column + SQUARE, width)
                 values = np.empty((self.count, bottom - row, right - column), self.dtype)
@@ -184,24 +183,14 @@ class Parts:
     def _is_whole(self, block: Block) -> bool:
         """Whether a part has the shape of its block and the checksum at its end."""
         path = self._path(block)
-        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         try:
+            length = max(path.stat().st_size - DIGEST_BYTES, 0)
             with path.open("rb") as stream:
-                left = os.fstat(stream.fileno()).st_size - DIGEST_BYTES
-                while left > 0:
-                    chunk = stream.read(min(CHUNK_BYTES, left))
-                    digest.update(chunk)
-                    left -= len(chunk) or left
-                whole = stream.read() == digest.digest()
+                stream.seek(length)
+                whole = stream.read() == _digest(path, length)
             return whole and np.load(path, mmap_mode="r").shape == self._shape(block)
         except (OSError, ValueError):
             return False
-
-    def _header(self, block: Block) -> bytes:
-        header = io.BytesIO()
-        described = {"descr": self.dtype.str, "fortran_order": False, "shape": self._shape(block)}
-        np.lib.format.write_array_header_1_0(header, described)
-        return header.getvalue()
 
     def _shape(self, block: Block) -> tuple[int, int, int]:
         return block.bottom - block.top, self.count, block.right - block.left
@@ -210,6 +199,10 @@ class Parts:
         return self.folder / f"{block.number:05d}.npy"
 
 
-def _rows_first(values: Array) -> bytes:
-    """(count, h, W) -> the bytes of (h, count, W), so that the rows of a block can be written as they are finished."""
-    return np.ascontiguousarray(values.transpose(1, 0, 2)).tobytes()
+def _digest(path: Path, length: int) -> bytes:
+    """Of the first ``length`` bytes."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    with path.open("rb") as stream:
+        for start in range(0, length, CHUNK_BYTES):
+            digest.update(stream.read(min(CHUNK_BYTES, length - start)))
+    return digest.digest()

@@ -72,6 +72,9 @@ class Predictor(TrainedModel):
                 "per image or pixel predict. Fix: call the model itself, on processor(images)['pixel_values']."
             )
         place = torch.device(device) if device is not None else default_device()
+        precision = torch.bfloat16 if config.bf16 else None  # as in training
+        if config.fp16 and place.type != "cpu":  # which computes in float32 instead
+            precision = torch.float16
         task = "classification" if settings.model_type == "deflect_image_classification" else "segmentation"
         return cls(
             model,
@@ -79,7 +82,7 @@ class Predictor(TrainedModel):
             task=task,
             window=evaluation_window(config, task),
             device=place,
-            precision=_precision(config, place),
+            precision=precision,
             class_values=config.dataset.class_values if config.dataset is not None else None,
         )
 
@@ -132,11 +135,4 @@ class Predictor(TrainedModel):
 def default_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found if found is not None else torch.device("cpu")
-
-
-def _precision(config: RunArguments, device: torch.device) -> torch.dtype | None:
-    """As in training; float16 is for accelerators, so the CPU takes float32 instead."""
-    if config.bf16:
-        return torch.bfloat16
-    return torch.float16 if config.fp16 and device.type != "cpu" else None
+    return found or torch.device("cpu")

@@ -14,8 +14,8 @@ import io
 import itertools
 import platform
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,8 @@ def write_report(
     The scene and the map may be larger than memory: pictures are read shrunk, areas are counted square by square.
 
     Args:
-        path: the HTML file.
         prediction: the class map, as `predict_raster` writes it: one band of class numbers, nodata tagged.
-        source: the scene that was predicted.
-        classes: their names, in the order of the numbers.
-        facts: names and values of the section "How it was made", in order; see [`model_facts`].
+        facts: names and values of the section "How it was made", in order.
         reading: how to name the bands of the scene, as keyword arguments of `raster.read_raster` (`source_bands`,
             `sensor`, `nodata`, `quality`), where the file does not do it by itself.
 
@@ -76,18 +73,21 @@ def write_report(
             f"{prediction} has {mapped.height} x {mapped.width} pixels, but {source} has {scene.height} x "
             f"{scene.width}: give the scene that the map was predicted from."
         )
-    areas = measure(prediction, classes)
+    ground = pixel_areas(mapped)
+    pixels, square_metres = measure(prediction, mapped, ground.rows_m2, classes)
+    in_pixels = ground.rows_m2 is None
     title, picture = _quick_look(source, scene, reading)
     pages = Environment(loader=PackageLoader("deflect_hf", "inference"), autoescape=True, undefined=StrictUndefined)
-    pages.filters |= {"sha256": _source_hash, "area": functools.partial(_area, areas.square_metres is None)}
+    pages.filters["area"] = functools.partial(_area, in_pixels)
+    pages.filters["sha256"] = lambda script: "sha256-" + _base64(hashlib.sha256(script.encode()).digest())
     page = pages.get_template("report.html.j2").render(
         title=source.name,
         picture=picture,
         overlay=_class_picture(prediction, mapped, len(classes)),
-        rows=_rows(areas, classes),
-        unit="pixels" if areas.square_metres is None else "ha",
-        method=areas.method,
-        scale_bar=_scale_bar(mapped, areas.rows_m2),
+        rows=_rows(pixels if in_pixels else square_metres / 1e4, classes),
+        unit="pixels" if in_pixels else "ha",
+        method=ground.method,
+        scale_bar=_scale_bar(mapped, ground.rows_m2),
         facts=[*facts, *_file_facts(prediction, source, mapped, title)],
     )
     try:
@@ -99,11 +99,6 @@ def write_report(
             f"{path} cannot be written ({error}): make room on the disk, or choose a writable folder."
         ) from error
     return path
-
-
-def _source_hash(script: str) -> str:
-    """By what a content security policy lets a script run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _area(in_pixels: bool, size: float) -> str:
@@ -119,31 +114,15 @@ def report_prediction(
     source: Path,
     predictor: Predictor,
     arguments: SceneArguments,
-    *,
     adapter: str,
-    command: Sequence[str] = (),
 ) -> Path:
-    """Write the report of a map that `predict_raster` made of `source` with the same predictor and arguments.
-
-    Args:
-        adapter: what the report calls the model: its folder, or its name on the Hub.
-        command: words of the command line that made the map; empty leaves it out.
-
-    Raises:
-        DataError: as [`write_report`].
-    """
+    """Write the report of a map that this command line made of `source` with the predictor, called `adapter`."""
     # not settled as for the map, which has logged all that is odd about the scene
-    named = names_in_training(arguments.sensor, arguments.source_bands, raster_info(source), predictor.processor)
-    sensor, source_bands = named
+    info = raster_info(source)
+    sensor, source_bands = names_in_training(arguments.sensor, arguments.source_bands, info, predictor.processor)
     fills = sensor.nodata if sensor is not None and arguments.sensor is not None else predictor.processor.nodata
     nodata = arguments.nodata if arguments.nodata is not None else fills
     reading = {"source_bands": source_bands, "sensor": sensor, "nodata": nodata}
-    facts = model_facts(predictor, adapter, command)
-    return write_report(path, prediction, source, predictor.classes, facts=facts, reading=reading)
-
-
-def model_facts(predictor: Predictor, adapter: str, command: Sequence[str] = ()) -> Facts:
-    """What a report says of the model: method, adapter, the encoder that it adapts, bands, command line."""
     model, processor = predictor.model, predictor.processor
     encoder = getattr(getattr(task_model(model), "encoder", None), "name_or_path", None)
     method, revision = "no adapter", None
@@ -151,41 +130,23 @@ def model_facts(predictor: Predictor, adapter: str, command: Sequence[str] = ())
         saved = model.active_peft_config
         # what the adapter was trained on; it may have been loaded from another place
         method, encoder, revision = saved.peft_type.value, saved.base_model_name_or_path, saved.revision
-    return [
+    facts = [
         ("Task", f"{predictor.task}, {len(predictor.classes)} classes"),
         ("Model", adapter),
         ("Method", method),
         ("Base encoder", (encoder or "unnamed") + (f", revision {revision}" if revision else "")),
         ("Bands", f"{', '.join(processor.bands)}, in {processor.unit}"),
-        *([("Command line", shlex.join(command))] if command else []),
+        ("Command line", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     ]
+    return write_report(path, prediction, source, predictor.classes, facts=facts, reading=reading)
 
 
-@dataclass(frozen=True)
-class MapAreas:
-    """How much of a map each class covers.
+def measure(prediction: Path, info: RasterInfo, rows_m2: Array | None, classes: Sequence[str]) -> tuple[Array, Array]:
+    """(K + 1,) pixels of each class and last those without one, square by square, and the same in square metres.
 
-    Attributes:
-        pixels: (K + 1,) pixels of each class, and last those without one.
-        square_metres: (K + 1,) the same on the ground; None where the map does not tell.
-        rows_m2: (H,) square metres of a pixel of each row, None as above.
-        method: one sentence on how they were found.
+    Args:
+        rows_m2: (H,) square metres of a pixel of each row; None where the map does not tell: all are 0.
     """
-
-    pixels: Array
-    square_metres: Array | None
-    rows_m2: Array | None
-    method: str
-
-
-def measure(prediction: Path, classes: Sequence[str]) -> MapAreas:
-    """Count the classes of a map square by square, on the ground where it has a georeference.
-
-    Raises:
-        DataError: the map holds a number that is no class.
-    """
-    info = raster_info(prediction)
-    ground = pixel_areas(info)
     count = len(classes)
     pixels = np.zeros(count + 1, dtype=np.int64)
     square_metres = np.zeros(count + 1)
@@ -205,16 +166,15 @@ def measure(prediction: Path, classes: Sequence[str]) -> MapAreas:
             flat = (values + np.arange(len(values))[:, None] * (count + 1)).ravel()
             histogram = np.bincount(flat, minlength=len(values) * (count + 1)).reshape(-1, count + 1)
             pixels += histogram.sum(axis=0)
-            if ground.rows_m2 is not None:
-                square_metres += ground.rows_m2[row : row + len(values)] @ histogram
-    return MapAreas(pixels, None if ground.rows_m2 is None else square_metres, ground.rows_m2, ground.method)
+            if rows_m2 is not None:
+                square_metres += rows_m2[row : row + len(values)] @ histogram
+    return pixels, square_metres
 
 
-def _rows(areas: MapAreas, classes: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(sizes: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
     """The table: one row per class and one, without a color, for what has none."""
     from matplotlib.colors import to_hex
 
-    sizes = areas.pixels if areas.square_metres is None else areas.square_metres / 1e4
     mapped = sizes[:-1].sum()
     rows = [
         {"name": name, "color": to_hex(color), "size": float(size), "share": float(size / mapped) if mapped else 0.0}
@@ -253,9 +213,12 @@ def _picture(values: Array, kind: str, text: str, palette: bytes | None = None, 
         image.putpalette(palette)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    uri = f"data:image/{kind.lower()};base64,{encoded}"
+    uri = f"data:image/{kind.lower()};base64,{_base64(buffer.getvalue())}"
     return {"uri": uri, "text": text, "aspect": image.width / image.height}
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 def _scale_bar(info: RasterInfo, rows_m2: Array | None) -> dict[str, Any] | None:

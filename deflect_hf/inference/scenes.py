@@ -70,22 +70,9 @@ class Scene:
                 info.path,
                 trained.gsd_m,
             )
-        described = DatasetArguments(
-            name="folder",
-            root=info.path,
-            sensor=arguments.sensor,
-            source_bands=arguments.source_bands,
-            scale=arguments.scale,
-            offset=arguments.offset,
-            nodata=arguments.nodata,
-            qa_band=arguments.qa_band,
-            qa_values=arguments.qa_values,
-            qa_bits=arguments.qa_bits,
-            qa=arguments.qa,
-            qa_classes=arguments.qa_classes,
-            unit_check=arguments.unit_check,
-            gsd_m=gsd_m,
-        )
+        shared = DatasetArguments.model_fields.keys() & SceneArguments.model_fields.keys() - {"gsd_m"}
+        reading = {name: getattr(arguments, name) for name in shared}
+        described = DatasetArguments(name="folder", root=info.path, gsd_m=gsd_m, **reading)
         if info.crs is None:
             _warn_of_loose_georeference(file)
         side = arguments.window or (trained.trained_size[0] if trained.trained_size else None)
@@ -179,11 +166,7 @@ def _ground_m(info: RasterInfo) -> float | None:
 
 
 def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
-    """Height and width of the windows in stored pixels: as asked, else what the model was trained on.
-
-    Raises:
-        ConfigError: no multiple of the patch size, or not known.
-    """
+    """Height and width of the windows in stored pixels: as asked, else what the model was trained on."""
     processor = predictor.processor
     encoder = getattr(getattr(task_model(predictor.model), "config", None), "encoder_config", None)
     pretraining = getattr(encoder, "image_size", None)
@@ -203,7 +186,7 @@ def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
         )
     else:
         raise ConfigError("give --window, the side of the training images in pixels: the trained folder does not say.")
-    patch = patch_size(predictor)
+    patch = predictor.patch_size
     if processor.size is None and (height % patch[0] or width % patch[1]):
         near = max(1, round(height / patch[0])) * patch[0]
         raise ConfigError(
@@ -212,19 +195,17 @@ def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
     return height, width
 
 
-def patch_size(predictor: TrainedModel) -> tuple[int, int]:
-    """Height and width of the model's patches in pixels; 1 where it does not say."""
-    settings = getattr(task_model(predictor.model), "config", None)
-    return as_pair(getattr(settings, "patch_size", None) or 1)
-
-
 def cut(predictor: TrainedModel, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis]:
     """The windows along rows and columns. A scene smaller than a window is one, filled up to whole patches."""
-    axes = []
-    sizes, patches = window_size(predictor, arguments.window), patch_size(predictor)
-    for length, size, patch in zip((info.height, info.width), sizes, patches, strict=True):
+
+    def axis(length: int, size: int, patch: int) -> Axis:
         if predictor.processor.size is None:
-            axes.append(Axis.cover(length, min(size, -(-length // patch) * patch), arguments.overlap, patch))
-        else:  # the window is resized, and the image keeps its scale only if the window keeps its size
-            axes.append(Axis.cover(length, size, arguments.overlap, 1))
-    return axes[0], axes[1]
+            return Axis.cover(length, min(size, -(-length // patch) * patch), arguments.overlap, patch)
+        # the window is resized, and the image keeps its scale only if the window keeps its size
+        return Axis.cover(length, size, arguments.overlap, 1)
+
+    sizes = window_size(predictor, arguments.window)
+    return (
+        axis(info.height, sizes[0], predictor.patch_size[0]),
+        axis(info.width, sizes[1], predictor.patch_size[1]),
+    )

@@ -85,27 +85,21 @@ class Axis:
     @functools.cached_property
     def weights(self) -> list[Array]:
         """(ends - starts,) float32 weights of each window, from its first to its last pixel that counts."""
-        raw = [self._raw(number) for number in range(len(self))]
-        total = np.zeros(self.length)
-        for start, end, values in zip(self.starts, self.ends, raw, strict=True):
+        spans = list(zip(self.starts, self.ends, strict=True))
+        raw, total = [], np.zeros(self.length)
+        for number, (start, end) in enumerate(spans):
+            values = np.ones(end - start)
+            if number > 0:
+                rise = _half_cosine(min(self.ends[number - 1], end) - start)
+                values[: len(rise)] *= rise
+            if number < len(self) - 1:
+                fall = _half_cosine(end - max(self.starts[number + 1], start))[::-1]
+                values[len(values) - len(fall) :] *= fall
+            raw.append(values)
             total[start:end] += values
-        parts = zip(self.starts, self.ends, raw, strict=True)
-        return [(values / total[start:end]).astype(np.float32) for start, end, values in parts]
+        return [(values / total[start:end]).astype(np.float32) for values, (start, end) in zip(raw, spans, strict=True)]
 
-    def _raw(self, number: int) -> Array:
-        """Rise and fall over the overlap without its margins; no rise at the first pixel of the scene, no last fall."""
-        first, last = number == 0, number == len(self) - 1
-        values = np.ones(self.ends[number] - self.starts[number])
-        if not first:
-            rise = self._rise(self.ends[number - 1] - self.starts[number], len(values))
-            values[: len(rise)] *= rise
-        if not last:
-            fall = self._rise(self.ends[number] - self.starts[number + 1], len(values))
-            values[len(values) - len(fall) :] *= fall[::-1]
-        return values
 
-    @staticmethod
-    def _rise(shared: int, room: int) -> Array:
-        """Half a cosine from 0 to 1 over the ``shared`` pixels, at their centres."""
-        width = min(shared, room)
-        return 0.5 - 0.5 * np.cos(np.pi * (np.arange(width) + 0.5) / max(width, 1))
+def _half_cosine(width: int) -> Array:
+    """(width,) from 0 to 1, at the centers of the pixels."""
+    return 0.5 - 0.5 * np.cos(np.pi * (np.arange(width) + 0.5) / max(width, 1))

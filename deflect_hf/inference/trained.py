@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,29 +74,15 @@ class TrainedModel:
     @torch.no_grad()
     def forward(self, pixel_values: Tensor, window: int | None) -> Tensor:
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``, larger images in windows."""
-        with self.autocast():
-            return predict_logits(
-                self._outputs,  # type: ignore[arg-type]
-                pixel_values.to(self.device),
-                window,
-                self.patch_size,
-            )
+        pixel_values = pixel_values.to(self.device)
+        with nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision):
+            return predict_logits(self._outputs, pixel_values, window, self.patch_size)  # type: ignore[arg-type]
 
     def logits(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``.
-
-        Raises:
-            DataError: values so large that the model's computation overflows.
-        """
+        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``."""
         logits = self.forward(pixel_values, self.window)
         refuse_overflow(logits, pixel_values, "the images", "set to NaN, or by `valid`, what is no measurement.")
         return logits
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision to run the model in."""
-        if self.precision is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
 
     def _outputs(self, pixel_values: Tensor) -> Any:
         """(B, C, H, W) reflectance -> ``.logits`` (B, K) or (B, K, H, W); a coarser map is brought to the pixels."""
@@ -108,11 +94,7 @@ class TrainedModel:
 
 
 def refuse_overflow(logits: Tensor, pixel_values: Tensor, where: str, fix: str) -> None:
-    """Refuse logits that are no numbers, which would pass for those of pixels that were not measured.
-
-    Raises:
-        DataError: naming the smallest and the largest of the values.
-    """
+    """Refuse logits that are no numbers, which would pass for those of pixels that were not measured."""
     if bool(logits.isfinite().all()):
         return
     known = torch.where(pixel_values.isfinite(), pixel_values, 0.0)

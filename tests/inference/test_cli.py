@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import signal
+import shutil
 import socket
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from deflect_hf.cli import evaluate
 from deflect_hf.config.inference import PredictArguments
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.inference import cli
@@ -44,14 +44,6 @@ def scene_of(path: Path, height: int, width: int) -> Path:
     return write_scene(path, values, nodata=float("nan"), descriptions=ALL_BANDS)
 
 
-def command(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == code, done.stderr
-    return done
-
-
 def in_two_processes(*words: str) -> list[str]:
     """What each of two processes says that are started as `accelerate launch` starts them."""
     with socket.socket() as free:
@@ -74,16 +66,13 @@ def in_two_processes(*words: str) -> list[str]:
     return outputs
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr("sys.argv", ["deflect-predict", *words])
-    cli.main()
-
-
-@pytest.mark.parametrize("words", [("--help",), ("--predict", "--help"), ("--predict", "IN.tif", "OUT.tif", "-h")])
-def test_help_tells_of_predictions(words: tuple[str, ...]) -> None:
-    done = command("evaluate.py", *words)
-    assert "python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN" in done.stdout
-    assert ("--overlap" in done.stdout) == ("--predict" in words)
+@pytest.mark.parametrize("words", [["--help"], ["--predict", "--help"], ["--predict", "IN.tif", "OUT.tif", "-h"]])
+def test_help_tells_of_predictions(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(words)
+    told = capsys.readouterr().out
+    assert stopped.value.code == 0 and "python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN" in told
+    assert ("--overlap" in told) == ("--predict" in words)
 
 
 def test_one_image_or_several_and_patterns(tmp_path: Path) -> None:
@@ -102,23 +91,25 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for name in ("a.tif", "b.tif", "x/a.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    one, two = str(tmp_path / "a.tif"), str(tmp_path / "b.tif")
-    with pytest.raises(ConfigError, match=r"needs an image and a map to write: --predict IN\.tif OUT\.tif"):
-        cli.pairs([one])
-    with pytest.raises(
-        ConfigError, match=r"2 images need a folder for their maps, but out\.tif is a file; give FOLDER/"
+    one, two, other = (str(tmp_path / name) for name in ("a.tif", "b.tif", "x/a.tif"))
+    for files, message in (
+        ([one], r"needs an image and a map to write: --predict IN\.tif OUT\.tif"),
+        ([one, two, "out.tif"], r"2 images need a folder for their maps, but out\.tif is a file; give FOLDER/"),
+        ([one, other, "maps/"], r"several images would become 'a\.tif' in maps: predict them one by one\."),
+        ([one, "out.png"], r"out\.png: maps are GeoTIFFs, call it out\.tif; a folder ends in /\."),
     ):
-        cli.pairs([one, two, "out.tif"])
-    with pytest.raises(ConfigError, match=r"several images would become 'a\.tif' in maps: predict them one by one\."):
-        cli.pairs([one, str(tmp_path / "x" / "a.tif"), "maps/"])
+        with pytest.raises(ConfigError, match=message):
+            cli.pairs(files)
     with pytest.raises(DataError, match=r"/\*\.jp2 fits no file: correct the pattern\."):
         cli.pairs([str(tmp_path / "*.jp2"), "maps/"])
 
 
-def test_the_files_come_with_or_without_the_flag_and_stay_text() -> None:
-    plain = cli.parse(["2020", "007", "--adapter", "RUN", "--qa_band", "SCL", "--qa_values", "8", "9"])
-    flagged = cli.parse(["--adapter", "RUN", "--qa_values", "8", "9", "--qa_band", "SCL", "--predict", "2020", "007"])
-    assert plain == flagged == PredictArguments(predict=["2020", "007"], adapter="RUN", qa_band="SCL", qa_values=[8, 9])
+def test_the_files_come_with_or_without_the_flag_and_stay_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[PredictArguments] = []
+    monkeypatch.setattr(cli, "predict", given.append)
+    cli.main(["2020", "007", "--adapter", "RUN", "--qa_band", "SCL", "--qa_values", "8", "9"])
+    cli.main(["--adapter", "RUN", "--qa_values", "8", "9", "--qa_band", "SCL", "--predict", "2020", "007"])
+    assert given == [PredictArguments(predict=["2020", "007"], adapter="RUN", qa_band="SCL", qa_values=[8, 9])] * 2
 
 
 @pytest.mark.parametrize(
@@ -131,43 +122,29 @@ def test_the_files_come_with_or_without_the_flag_and_stay_text() -> None:
         (["a", "b", "--adapter", "R", "--outputs", "x"], "unknown option '--outputs'. Did you mean '--output'?"),
     ],
 )
-def test_flags_that_do_not_fit_are_refused(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        cli.parse(words)
-    assert message in str(caught.value)
-
-
-def test_maps_of_several_images(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("a.tif", "b.tif"):
-        scene_of(tmp_path / name, 40, 24)
-    run_main(monkeypatch, str(tmp_path / "*.tif"), f"{tmp_path}/maps/", "--adapter", str(adapter), "--cog")
-    assert sorted(path.name for path in (tmp_path / "maps").glob("*.tif")) == ["a.tif", "b.tif"]
-    with rasterio.open(tmp_path / "maps" / "b.tif") as made:
-        assert made.shape == (40, 24) and made.tags(1)["CLASS_1"] == "water"
-    assert f"{tmp_path}/maps/a.tif: classes of {tmp_path}/a.tif" in capsys.readouterr().out
-
-
-def test_a_map_is_not_called_something_else() -> None:
-    with pytest.raises(ConfigError, match=r"out\.png: maps are GeoTIFFs, call it out\.tif; a folder ends in /\."):
-        cli.pairs(["in.tif", "out.png"])
+def test_flags_that_do_not_fit_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_the_same_command_makes_what_is_missing_of_several_maps(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.tif", "b.tif", "c.tif"):
         scene_of(tmp_path / name, 40, 24)
-    words = (str(tmp_path / "*.tif"), f"{tmp_path}/maps/", "--adapter", str(adapter), "--report")
-    run_main(monkeypatch, *words)
+    words = [str(tmp_path / "*.tif"), f"{tmp_path}/maps/", "--adapter", str(adapter), "--report", "--cog"]
+    cli.main(words)
     maps = tmp_path / "maps"
+    assert sorted(path.name for path in maps.glob("*.tif")) == ["a.tif", "b.tif", "c.tif"]
+    with rasterio.open(maps / "b.tif") as made:
+        assert made.shape == (40, 24) and made.tags(1)["CLASS_1"] == "water"
     kept, whole = (maps / "a.tif").stat().st_mtime_ns, (maps / "b.tif").read_bytes()
     (maps / "a.html").unlink()  # stopped between a map and its report
     for name in ("b.tif", "b.html", "c.tif", "c.html"):
         (maps / name).unlink()
     capsys.readouterr()
-    run_main(monkeypatch, *words)
+    cli.main(words)
     assert (maps / "a.tif").stat().st_mtime_ns == kept and (maps / "b.tif").read_bytes() == whole
     assert sorted(path.name for path in maps.glob("*.html")) == ["a.html", "b.html", "c.html"]
     told = capsys.readouterr().out
@@ -175,14 +152,14 @@ def test_the_same_command_makes_what_is_missing_of_several_maps(
 
 
 def test_user_errors_exit_with_2_before_anything_is_predicted(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene_of(tmp_path / "a.tif", 24, 24)
     scene_of(tmp_path / "b.tif", 24, 24)
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "b.tif").touch()
     with pytest.raises(SystemExit) as stopped:
-        run_main(monkeypatch, str(tmp_path / "*.tif"), str(tmp_path / "maps"), "--adapter", str(adapter))
+        cli.main([str(tmp_path / "*.tif"), str(tmp_path / "maps"), "--adapter", str(adapter)])
     assert stopped.value.code == 2
     expected = (
         f"error: {tmp_path}/maps/b.tif is there already: give the map another name, or replace it with --overwrite."
@@ -200,7 +177,7 @@ def test_an_interruption_says_how_to_go_on(
     monkeypatch.setattr("deflect_hf.inference.blocks.SceneWindows.logits", interrupted)
     scene = scene_of(tmp_path / "in.tif", 40, 24)
     with pytest.raises(SystemExit) as stopped:
-        run_main(monkeypatch, str(scene), str(tmp_path / "out.tif"), "--adapter", str(adapter))
+        cli.main([str(scene), str(tmp_path / "out.tif"), "--adapter", str(adapter)])
     assert stopped.value.code == 130
     assert "stopped: the same command goes on after the parts that are finished" in capsys.readouterr().err
     assert (tmp_path / "out.tif.parts" / "job.json").exists() and not (tmp_path / "out.tif").exists()
@@ -222,17 +199,22 @@ def test_a_process_that_is_done_waits_for_the_others_for_hours(monkeypatch: pyte
 def test_two_processes_go_on_after_a_killed_one_and_make_the_map_of_one(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene, target = scene_of(tmp_path / "in.tif", 3000, 64), tmp_path / "out.tif"
+    scene, target, folder = scene_of(tmp_path / "in.tif", 1000, 64), tmp_path / "out.tif", tmp_path / "out.tif.parts"
     words = ["--adapter", str(adapter), "--output", "probabilities"]
-    run_main(monkeypatch, str(scene), str(tmp_path / "one.tif"), *words)
-    child = subprocess.Popen(
-        [sys.executable, "evaluate.py", "--predict", str(scene), str(target), *words], cwd=REPOSITORY
-    )
-    folder = tmp_path / "out.tif.parts"
-    while not (folder / "00001.npy").exists() and child.poll() is None:
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL and not target.exists()
+
+    def killed(*_: object) -> None:
+        shutil.copytree(folder, tmp_path / "left")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("deflect_hf.inference.mapping.give_back", killed)
+        with pytest.raises(SystemExit):
+            cli.main([str(scene), str(target), *words])
+    shutil.rmtree(folder)
+    (tmp_path / "left").rename(folder)  # with its lock, which a killed process does not remove
+    (folder / "00001.1").write_bytes(b"half a part")
+    assert {path.name for path in folder.iterdir()} == {"00000.npy", "00001.1", "job.json", "lock"}
+    cli.main([str(scene), str(tmp_path / "one.tif"), *words])
     outputs = in_two_processes("-c", INSTALLED, str(scene), str(target), *words)
     assert not any("torn down" in output for output in outputs)
     assert re.search(r"out\.tif\.parts: \d+ of \d+ parts are finished and are kept", outputs[0])

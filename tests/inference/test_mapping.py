@@ -14,7 +14,7 @@ import rasterio
 import rasterio.shutil
 from torch import Tensor
 
-from deflect_hf.errors import ConfigError, DataError, UnsupportedOperationError
+from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
 from deflect_hf.inference import mapping
 from deflect_hf.inference.blocks import Block
 from deflect_hf.inference.parts import Parts
@@ -98,47 +98,13 @@ def test_a_cloud_optimized_map_has_the_layout_overviews_and_the_same_values(
         assert made.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert made.block_shapes[0] == (512, 512) and made.overviews(1) == [2]
         np.testing.assert_array_equal(made.read(), expected.read())
-        assert (made.crs, made.transform, made.descriptions) == (
-            expected.crs,
-            expected.transform,
-            expected.descriptions,
-        )
+        assert (made.crs, made.transform) == (expected.crs, expected.transform)
+        assert made.descriptions == expected.descriptions
         if output == "classes":
             assert made.colormap(1) == expected.colormap(1) and made.tags(1) == expected.tags(1)
-    offsets = directory_offsets(cog)
-    assert offsets == sorted(offsets) and offsets[-1] < min(data_offsets(cog))  # headers first, in one read
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith("cog")) == (
         [".tif", ".xml"] if output == "classes" else [".tif"]
     )
-
-
-def tiff_directories(path: Path) -> list[tuple[int, dict[int, list[int]]]]:
-    """Offset and integer tags of each directory of a little-endian classic TIFF."""
-    content = path.read_bytes()
-    assert content[:4] == b"II*\0"
-    number = lambda at, size: int.from_bytes(content[at : at + size], "little")  # noqa: E731
-    found = []
-    at = number(4, 4)
-    while at:
-        tags = {}
-        count = number(at, 2)
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            tag, kind, length = number(entry, 2), number(entry + 2, 2), number(entry + 4, 4)
-            size = {3: 2, 4: 4}.get(kind)
-            if size is not None:
-                start = entry + 8 if size * length <= 4 else number(entry + 8, 4)
-                tags[tag] = [number(start + size * k, size) for k in range(length)]
-        found.append((at, tags))
-        at = number(at + 2 + 12 * count, 4)
-    return found
-
-
-def directory_offsets(path: Path) -> list[int]:
-    return [offset for offset, _ in tiff_directories(path)]
-
-
-def data_offsets(path: Path) -> list[int]:
-    return [offset for _, tags in tiff_directories(path) for offset in tags[324] if offset]
 
 
 def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
@@ -221,13 +187,10 @@ def test_an_interrupted_run_goes_on_after_its_finished_parts(
     assert returned == [2, 3, 4]  # memory goes back after each part
     expected = map_of(predictor_of(whole), scene, interrupted.with_name("whole.tif"))
     assert interrupted.read_bytes() == expected.read_bytes()
-    assert windows_seen(whole) - windows_seen(model) == 12  # of the first part
+    windows = [sum(shape[0] for shape in one.seen) for one in (whole, model)]
+    assert windows[0] - windows[1] == 12  # of the first part
     assert "out.tif.parts: 1 of 4 parts are finished and are kept" in caplog.text
     assert not interrupted.with_name("out.tif.parts").exists()
-
-
-def windows_seen(model: Stub) -> int:
-    return sum(shape[0] for shape in model.seen)
 
 
 @pytest.mark.parametrize(
@@ -303,11 +266,21 @@ def test_a_finished_map_is_not_kept_when_a_file_of_its_image_changed(change: str
         map_of(predictor_of(PerPatch()), outer, target)
 
 
-def test_a_sidecar_of_somebody_else_is_not_replaced(predictor: Predictor, scene: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.tif.aux.xml").write_text("three years")
-    with pytest.raises(ConfigError, match=r"out\.tif\.aux\.xml is there already"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out.tif.aux.xml", r"out\.tif\.aux\.xml is there already"),
+        ("out.tif.parts/thesis.txt", r"out\.tif\.parts is in the way: .* move it\."),
+    ],
+)
+def test_a_file_or_folder_of_somebody_else_is_left_alone(
+    name: str, message: str, predictor: Predictor, scene: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("three years")
+    with pytest.raises(DeflectError, match=message):
         map_of(predictor, scene, tmp_path / "out.tif")
-    assert (tmp_path / "out.tif.aux.xml").read_text() == "three years"
+    assert (tmp_path / name).read_text() == "three years"
 
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True, "overlap": 0.5}])
@@ -322,14 +295,6 @@ def test_two_commands_at_once_do_not_share_a_map(options: dict[str, Any], scene:
     expected = map_of(predictor_of(PerPatch()), scene, tmp_path / "alone.tif")
     assert target.read_bytes() == expected.read_bytes()
     assert not (tmp_path / "out.tif.parts").exists()
-
-
-def test_a_folder_in_the_way_is_left_alone(predictor: Predictor, scene: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.tif.parts").mkdir()
-    (tmp_path / "out.tif.parts" / "thesis.txt").write_text("three years")
-    with pytest.raises(DataError, match=r"out\.tif\.parts is in the way: .* move it\."):
-        map_of(predictor, scene, tmp_path / "out.tif")
-    assert (tmp_path / "out.tif.parts" / "thesis.txt").read_text() == "three years"
 
 
 @pytest.fixture
@@ -391,7 +356,3 @@ def test_the_job_knows_weights_statistics_and_formulas_but_not_where_they_lie(tm
     ]
     same, moved, formula, statistics = (mapping.model_digest(Predictor.from_folder(one).model) for one in folders)
     assert same == moved and len({same, formula, statistics}) == 3
-    model = Stub()
-    before = mapping.model_digest(model)
-    model.weight.data[0] += 1
-    assert mapping.model_digest(model) != before

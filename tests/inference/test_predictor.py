@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 
 from deflect_hf.errors import BandError, CheckpointError, DataError, UnitError, UnsupportedOperationError
 from deflect_hf.evaluation.evaluate import predict_logits
-from deflect_hf.inference.predictor import Predictor, _precision
+from deflect_hf.inference.predictor import Predictor
 from tests.inference.folders import ALL_BANDS, SIDE, encoder_folder, images, result_folder
 
 
@@ -93,16 +92,13 @@ def test_folders_that_hold_no_model_to_predict_with_are_refused(encoder: Path, t
 
 
 @pytest.mark.parametrize(
-    ("flags", "device", "expected"),
-    [
-        ((False, False), "cpu", None),
-        ((False, True), "cpu", torch.bfloat16),
-        ((True, False), "cpu", None),
-        ((True, False), "cuda", torch.float16),
-    ],
+    ("flag", "device", "expected"),
+    [(None, "cpu", None), ("bf16", "cpu", torch.bfloat16), ("fp16", "cpu", None), ("fp16", "meta", torch.float16)],
 )
 def test_the_precision_is_that_of_training_where_the_device_has_it(
-    flags: tuple[bool, bool], device: str, expected: torch.dtype | None
+    flag: str | None, device: str, expected: torch.dtype | None, encoder: Path, tmp_path: Path
 ) -> None:
-    config = SimpleNamespace(fp16=flags[0], bf16=flags[1])
-    assert _precision(config, torch.device(device)) == expected  # type: ignore[arg-type]
+    folder = result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(f"{flag}: false", f"{flag}: true"))
+    assert Predictor.from_folder(folder, device=device).precision == expected
