@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from deflect_hf.config.run import RunArguments
-from deflect_hf.errors import DataError
+from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.bootstrap import Bootstrap
 from deflect_hf.evaluation.losses import label_weight
 from deflect_hf.evaluation.metrics import Confusion, Convention, scores
@@ -35,7 +37,8 @@ class Protocol:
     Attributes:
         window: side of the sliding windows; None for whole images.
         convention: of the means over classes.
-        patch_size: height and width of the encoder's patches, to which images smaller than a window are filled up.
+        patch_size: height and width of the encoder's patches, to whole ones of which images are filled up.
+        batch_size: of images whose windows are predicted together.
     """
 
     classes: list[str]
@@ -43,12 +46,26 @@ class Protocol:
     window: int | None
     convention: Convention
     patch_size: tuple[int, int] = (1, 1)
+    batch_size: int = 1
 
     @classmethod
     def of(cls, config: RunArguments, images: ImageDataset, model: nn.Module) -> Protocol:
-        """How a run's configuration has its model evaluated on these images."""
+        """How a run's configuration has its model evaluated on these images.
+
+        Raises:
+            ConfigError: windows that are no whole patches.
+        """
         window, patch_size = evaluation_window(config, images.task), task_model(model).config.patch_size
-        return cls(images.classes, images.ignore_index, window, config.metrics, patch_size)
+        if window is not None and any(window % side for side in patch_size):
+            name = (
+                "segmentor.window" if config.segmentor.window is not None else "the window of augmentation.random_crop"
+            )
+            side = max(1, round(window / patch_size[0])) * patch_size[0]
+            raise ConfigError(
+                f"{name} is {window}, no multiple of the encoder's patches, {patch_size[0]} x {patch_size[1]} pixels: "
+                f"give {side}"
+            )
+        return cls(images.classes, images.ignore_index, window, config.metrics, patch_size, config.batch_size)
 
 
 class Interrupted(Exception):
@@ -75,38 +92,52 @@ def window_offsets(length: int, size: int) -> list[int]:
 
 
 def sliding_logits(
-    predict: Callable[[Tensor], Tensor], pixel_values: Tensor, size: int, patch_size: tuple[int, int] = (1, 1)
-) -> Tensor:
-    """(B, C, H, W) reflectance -> (B, K, H, W) logits, averaged where windows of ``size`` pixels overlap.
+    predict: Callable[[Tensor], Tensor],
+    images: Sequence[Tensor],
+    size: int | None,
+    patch_size: tuple[int, int] = (1, 1),
+) -> list[Tensor]:
+    """(C, H, W) reflectance of images of any sizes -> (K, H, W) logits of each, averaged where windows overlap.
 
-    An image that is smaller than a window on one axis is taken whole along it, and filled up to whole patches, on the
-    right or below, with NaN: pixels that were not measured. Maps of scenes are made the same way.
+    Windows of one size make a batch, whichever images they are of. An image that is smaller than a window on one axis
+    is taken whole along it, and filled up to whole patches, on the right or below, with NaN: pixels that were not
+    measured. Maps of scenes are made the same way. Models that give (B, K) logits take whole images (no ``size``).
     """
-    images, (height, width) = pixel_values.shape[0], pixel_values.shape[-2:]
-    sides = zip((height, width), patch_size, strict=True)
-    filled = [side if side >= size else -(-side // step) * step for side, step in sides]
-    pixel_values = F.pad(pixel_values, (0, filled[1] - width, 0, filled[0] - height), value=torch.nan)
-    side_h, side_w = min(size, filled[0]), min(size, filled[1])
-    corners = [(top, left) for top in window_offsets(filled[0], side_h) for left in window_offsets(filled[1], side_w)]
-    crops = torch.cat([pixel_values[..., top : top + side_h, left : left + side_w] for top, left in corners])
-    batches = crops.split(max(images, WINDOW_BATCH))
-    pieces = torch.cat([predict(batch).float() for batch in batches]).split(images)
-    total = pieces[0].new_zeros(images, pieces[0].shape[1], *filled)
-    hits = pieces[0].new_zeros(filled)
-    for (top, left), piece in zip(corners, pieces, strict=True):
-        total[..., top : top + side_h, left : left + side_w] += piece
-        hits[top : top + side_h, left : left + side_w] += 1
-    return (total / hits)[..., :height, :width]
+    filled, windows = [], defaultdict[tuple[int, ...], list[tuple[int, int, int]]](list)
+    for number, image in enumerate(images):
+        sides = zip(image.shape[-2:], patch_size, strict=True)
+        height, width = (side if size and side >= size else -(-side // step) * step for side, step in sides)
+        filled.append(F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=torch.nan))
+        side_h, side_w = (min(size or side, side) for side in (height, width))
+        places = product(window_offsets(height, side_h), window_offsets(width, side_w))
+        windows[side_h, side_w] += [(number, top, left) for top, left in places]
+    sums: dict[int, Tensor] = {}
+    hits = [image.new_zeros(image.shape[-2:]) for image in filled]
+    for (side_h, side_w), corners in windows.items():
+        step = max(len(images), WINDOW_BATCH)
+        for batch in (corners[first : first + step] for first in range(0, len(corners), step)):
+            crops = [filled[number][..., top : top + side_h, left : left + side_w] for number, top, left in batch]
+            for (number, top, left), logits in zip(batch, predict(torch.stack(crops)).float(), strict=True):
+                if logits.ndim == 1:
+                    sums[number] = logits
+                    continue
+                if number not in sums:
+                    sums[number] = logits.new_zeros(len(logits), *hits[number].shape)
+                sums[number][:, top : top + side_h, left : left + side_w] += logits
+                hits[number][top : top + side_h, left : left + side_w] += 1
+    found = []
+    for number, image in enumerate(images):
+        total, (height, width) = sums[number], image.shape[-2:]
+        found.append(total if total.ndim == 1 else (total / hits[number])[:, :height, :width])
+    return found
 
 
 @torch.no_grad()
 def predict_logits(
-    model: nn.Module, pixel_values: Tensor, window: int | None, patch_size: tuple[int, int] = (1, 1)
-) -> Tensor:
-    """(B, C, H, W) reflectance -> float32 logits, (B, K) or (B, K, H, W), of whole images or of sliding windows."""
-    if window is None:
-        return model(pixel_values=pixel_values).logits.float()
-    return sliding_logits(lambda crops: model(pixel_values=crops).logits, pixel_values, window, patch_size)
+    model: nn.Module, images: Sequence[Tensor] | Tensor, window: int | None, patch_size: tuple[int, int] = (1, 1)
+) -> list[Tensor]:
+    """(C, H, W) reflectance each -> float32 logits, (K,) or (K, H, W) each, of whole images or of sliding windows."""
+    return sliding_logits(lambda crops: model(pixel_values=crops).logits, list(images), window, patch_size)
 
 
 def at_labels(logits: Tensor, labels: Tensor) -> Tensor:
@@ -145,25 +176,24 @@ def evaluate(
     # sum of the losses, labelled pixels or images, processes that were asked to stop
     sums = torch.zeros(3, device=accelerator.device)
     losses: list[tuple[Tensor, Sequence[str]]] = []
-    for batch in loader:
-        if asked_to_stop():
-            break
-        if "labels" not in batch:
-            raise DataError(f"{batch['name'][0]}: has no label, so there is nothing to evaluate against.")
-        pixel_values, labels = batch["pixel_values"].to(accelerator.device), batch["labels"].to(accelerator.device)
+    for batches in _together(loader, protocol.batch_size, asked_to_stop):
+        images = [image for batch in batches for image in batch["pixel_values"].to(accelerator.device)]
         with accelerator.autocast():
-            logits = predict_logits(model, pixel_values, protocol.window, protocol.patch_size)
-        # masks larger than the images are scored one by one: their logits together might not fit the memory
-        step = len(labels) if logits.shape[2:] == labels.shape[1:] else 1
-        for first in range(0, len(labels), step):
-            some, names = slice(first, first + step), batch["name"][first : first + step]
-            scored = at_labels(logits[some], labels[some])
-            confusion.update(scored, labels[some])
-            if bootstrap is not None:
-                bootstrap.update(scored, labels[some], names)
-            loss = F.cross_entropy(scored, labels[some], ignore_index=protocol.ignore_index, reduction="sum")
-            losses.append((loss, names))
-            sums[:2] += torch.stack([loss, label_weight(labels[some], protocol.ignore_index, None)])
+            predicted = iter(predict_logits(model, images, protocol.window, protocol.patch_size))
+        for batch in batches:
+            labels = batch["labels"].to(accelerator.device)
+            logits = list(islice(predicted, len(labels)))
+            # masks larger than the images are scored one by one: their logits together might not fit the memory
+            step = len(labels) if logits[0].shape[1:] == labels.shape[1:] else 1
+            for first in range(0, len(labels), step):
+                some, names = slice(first, first + step), batch["name"][first : first + step]
+                scored = at_labels(torch.stack(logits[some]), labels[some])
+                confusion.update(scored, labels[some])
+                if bootstrap is not None:
+                    bootstrap.update(scored, labels[some], names)
+                loss = F.cross_entropy(scored, labels[some], ignore_index=protocol.ignore_index, reduction="sum")
+                losses.append((loss, names))
+                sums[:2] += torch.stack([loss, label_weight(labels[some], protocol.ignore_index, None)])
     sums[2] = float(asked_to_stop())
     model.train(training)
     matrix = confusion.matrix(accelerator)
@@ -185,6 +215,24 @@ def evaluate(
     if bootstrap is not None:
         found["intervals"] = bootstrap.intervals(protocol.classes, protocol.convention, accelerator)
     return found
+
+
+def _together(
+    loader: Iterable[dict[str, Any]], size: int, asked_to_stop: Callable[[], bool]
+) -> Iterator[list[dict[str, Any]]]:
+    """The batches of ``loader``, each of one size of images, until they are ``size`` images at a time."""
+    batches: list[dict[str, Any]] = []
+    for batch in loader:
+        if asked_to_stop():
+            return
+        if "labels" not in batch:
+            raise DataError(f"{batch['name'][0]}: has no label, so there is nothing to evaluate against.")
+        batches.append(batch)
+        if sum(len(one["name"]) for one in batches) >= size:
+            yield batches
+            batches = []
+    if batches:
+        yield batches
 
 
 def named(images: Sequence[str]) -> str:

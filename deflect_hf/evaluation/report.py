@@ -181,15 +181,14 @@ def draw(
         example = images[index]
         pixel_values: torch.Tensor = example["pixel_values"]
         with accelerator.autocast():
-            logits = predict_logits(
-                model, pixel_values[None].to(accelerator.device), protocol.window, protocol.patch_size
-            )
+            image = pixel_values.to(accelerator.device)
+            (logits,) = predict_logits(model, [image], protocol.window, protocol.patch_size)
         prediction_panel(
             output / f"predictions_{number:02d}.png",
             pixel_values.numpy(),
             images.bands,
             images.classes,
-            at_labels(logits, example["labels"][None]).argmax(dim=1)[0].cpu().numpy(),
+            at_labels(logits[None], example["labels"][None]).argmax(dim=1)[0].cpu().numpy(),
             example["labels"].numpy(),
             str(example["name"]),
         )

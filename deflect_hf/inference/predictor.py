@@ -104,8 +104,7 @@ class Predictor(TrainedModel):
         Raises:
             BandError: The channels do not fit ``source_bands``, or a needed band is missing.
             UnitError: The images are not in the unit of the training images.
-            DataError: Images of different sizes, or no multiple of the patch size, or with values so large that the
-                model's computation overflows.
+            DataError: Images of different sizes, or with values so large that the model's computation overflows.
         """
         return self.probabilities(self.processor(images, source_bands, valid)["pixel_values"])
 

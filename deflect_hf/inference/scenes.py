@@ -187,6 +187,8 @@ def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
     else:
         raise ConfigError("give --window, the side of the training images in pixels: the trained folder does not say.")
     patch = predictor.patch_size
+    if side is None and processor.size is None:  # images of training were filled up to whole patches
+        height, width = (-(-length // step) * step for length, step in zip((height, width), patch, strict=True))
     if processor.size is None and (height % patch[0] or width % patch[1]):
         near = max(1, round(height / patch[0])) * patch[0]
         raise ConfigError(

@@ -74,9 +74,9 @@ class TrainedModel:
     @torch.no_grad()
     def forward(self, pixel_values: Tensor, window: int | None) -> Tensor:
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``, larger images in windows."""
-        pixel_values = pixel_values.to(self.device)
+        images = pixel_values.to(self.device)
         with nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision):
-            return predict_logits(self._outputs, pixel_values, window, self.patch_size)  # type: ignore[arg-type]
+            return torch.stack(predict_logits(self._outputs, images, window, self.patch_size))  # type: ignore[arg-type]
 
     def logits(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``."""

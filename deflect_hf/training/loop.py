@@ -220,9 +220,8 @@ class TrainingLoop:
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self.accelerator.device
-        if self.protocol.window is not None:  # smaller images, in training as in evaluation
-            sides = zip(batch["pixel_values"].shape[-2:], self.protocol.patch_size, strict=True)
-            batch = fill_up(batch, *(-(-side // step) * step for side, step in sides))
+        sides = zip(batch["pixel_values"].shape[-2:], self.protocol.patch_size, strict=True)
+        batch = fill_up(batch, *(-(-side // step) * step for side, step in sides), self.protocol.ignore_index)
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True)
         with self.accelerator.autocast():

@@ -55,7 +55,7 @@ def per_pixel(images: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(64, 64), (80, 64), (50, 130), (40, 40), (33, 97)])
 def test_a_model_without_context_is_unchanged_by_windows(shape: tuple[int, int]) -> None:
     images = torch.randn(3, 4, *shape)
-    torch.testing.assert_close(sliding_logits(per_pixel, images, 48), per_pixel(images))
+    torch.testing.assert_close(torch.stack(sliding_logits(per_pixel, images, 48)), per_pixel(images))
 
 
 def test_overlaps_are_averaged_and_sizes_kept() -> None:
@@ -67,7 +67,7 @@ def test_overlaps_are_averaged_and_sizes_kept() -> None:
 
     image = torch.arange(6.0).expand(1, 1, 1, 6)
     result = sliding_logits(mean_of_window, image, 4)  # columns 0-3 and 2-5
-    torch.testing.assert_close(result[0, 0, 0], torch.tensor([1.5, 1.5, 2.5, 2.5, 3.5, 3.5]))
+    torch.testing.assert_close(result[0][0, 0], torch.tensor([1.5, 1.5, 2.5, 2.5, 3.5, 3.5]))
     assert set(sizes) == {(1, 4)}
 
 
@@ -79,9 +79,28 @@ def test_what_is_smaller_than_a_window_is_filled_up_to_whole_patches_with_pixels
         return images.nan_to_num(9.0)
 
     image = torch.rand(2, 1, 5, 13)
-    torch.testing.assert_close(sliding_logits(noting, image, 8, patch_size=(4, 4)), image)
+    torch.testing.assert_close(torch.stack(sliding_logits(noting, image, 8, patch_size=(4, 4))), image)
     assert seen[0].shape == (4, 1, 8, 8)  # two windows of two images
     assert bool(seen[0][:, :, 5:].isnan().all()) and bool(seen[0][:, :, :5].isfinite().all())
+
+
+@pytest.mark.parametrize("size", [8, None])
+def test_windows_of_images_of_several_sizes_make_a_batch_and_give_what_each_image_gives_alone(size: int | None) -> None:
+    batches = []
+
+    def blurred(images: Tensor) -> Tensor:
+        batches.append(images.shape)
+        return torch.cat([torch.nn.functional.avg_pool2d(images.nan_to_num(0.5), 3, 1, 1), images.nan_to_num()], 1)
+
+    images = [torch.rand(2, *shape) for shape in ((19, 8), (3, 9), (8, 30), (17, 17), (20, 8), (17, 20))]
+    alone = [sliding_logits(blurred, [image], size, (4, 4))[0] for image in images]
+    count, batches[:] = sum(len(shape) and shape[0] for shape in batches), []
+    together = sliding_logits(blurred, images, size, (4, 4))
+    for image, found, expected in zip(images, together, alone, strict=True):
+        assert found.shape == (4, *image.shape[1:])
+        torch.testing.assert_close(found, expected)
+    assert len(batches) == (5 if size else 4)  # 8 x 8 in four and 4 x 8; 20 x 8 twice, 20 x 20 twice
+    assert sum(shape[0] for shape in batches) == count
 
 
 class PerPixel(nn.Module):

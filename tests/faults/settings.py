@@ -67,7 +67,6 @@ DATASET = table(
     ("a negative seed of the splits", dataset(seed=-1), ["dataset.seed", "-1"]),
     ("split file that is absent", dataset(train_split="mine.txt"), ["mine.txt"]),
     ("split file beside folds", dataset(train_split="train.txt", num_folds=2), ["train_split", "num_folds"]),
-    ("a size that is no multiple of the patch", dataset(image_size=[12, 12]), ["12", "patch"]),
     ("an image size of one side", dataset(image_size=[16]), ["image_size", "run.yaml"]),
     ("an image size of a planet", dataset(image_size=[10**7, 10**7]), ["image_size"]),
     ("a key of another reader", dataset(partition="0.01x_train"), ["partition", "run.yaml"]),

@@ -28,7 +28,7 @@ def test_probabilities_are_those_of_the_logits_that_evaluation_sees(task: str, e
     )
     assert (predictor.task, predictor.classes, predictor.model.training) == (task, classes, False)
     pixels = images()
-    expected = predict_logits(predictor.model, pixels, None).softmax(dim=1)
+    expected = torch.stack(predict_logits(predictor.model, pixels, None)).softmax(dim=1)
     found = predictor(pixels.numpy(), source_bands=ALL_BANDS)
     torch.testing.assert_close(found, expected)
     assert found.shape == ((2, 3, SIDE, SIDE) if task == "segmentation" else (2, 3))
@@ -40,9 +40,9 @@ def test_larger_images_go_through_the_windows_of_evaluation(encoder: Path, tmp_p
     predictor = Predictor.from_folder(folder, device="cpu")
     assert predictor.window == 16
     pixels = images(side=40)
-    expected = predict_logits(predictor.model, pixels, 16).softmax(dim=1)
+    expected = torch.stack(predict_logits(predictor.model, pixels, 16)).softmax(dim=1)
     torch.testing.assert_close(predictor(pixels), expected)
-    assert not torch.allclose(predict_logits(predictor.model, pixels, None).softmax(dim=1), expected)
+    assert not torch.allclose(torch.stack(predict_logits(predictor.model, pixels, None)).softmax(dim=1), expected)
 
 
 @pytest.mark.parametrize("task", ["segmentation", "classification"])

@@ -269,11 +269,15 @@ def test_windows_are_as_large_as_the_training_images_unless_told(
 ) -> None:
     scene = write_scene(tmp_path / "in.tif", stored(96, 96))
     sides = {}
-    for name, options in {"encoder": {}, "trained": {"trained_size": [48, 40]}}.items():
+    for name, options in {
+        "encoder": {},
+        "trained": {"trained_size": [48, 40]},
+        "odd": {"trained_size": [41, 39]},
+    }.items():
         model = Stub(side=24)
         map_of(predictor_of(model, **options), scene, tmp_path / f"{name}.tif", window=None)
         sides[name] = {shape[2:] for shape in model.seen}
-    assert sides == {"encoder": {(24, 24)}, "trained": {(48, 40)}}
+    assert sides == {"encoder": {(24, 24)}, "trained": {(48, 40)}, "odd": {(48, 40)}}
     assert "windows of 24 x 24 pixels, the size of the encoder's pretraining" in caplog.text
     with pytest.raises(ConfigError, match=r"--window 30: no multiple of the model's patches, 8 x 8 pixels; give 32\."):
         map_of(predictor_of(Stub()), scene, tmp_path / "odd.tif", window=30)

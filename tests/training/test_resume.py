@@ -104,7 +104,7 @@ def test_sigterm_in_a_validation_leaves_the_state_before_it(
 ) -> None:
     predicted = []
 
-    def told_to_stop(*arguments: Any) -> torch.Tensor:
+    def told_to_stop(*arguments: Any) -> list[torch.Tensor]:
         predicted.append(len(lines(tmp_path)))
         if len(predicted) == 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -222,8 +222,8 @@ def test_evaluation_refuses_what_is_no_run(deflect_run, tmp_path: Path) -> None:
 def test_evaluation_refuses_outputs_that_are_no_numbers(
     deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def overflown(*arguments: Any) -> torch.Tensor:
-        return predict_logits(*arguments) * torch.inf
+    def overflown(*arguments: Any) -> list[torch.Tensor]:
+        return [logits * torch.inf for logits in predict_logits(*arguments)]
 
     monkeypatch.setattr(evaluation, "predict_logits", overflown)
     with pytest.raises(DataError, match=r"the model's outputs are not finite on the images .+: one of them holds"):
