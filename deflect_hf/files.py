@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deflect_hf.errors import ConfigError, listing
+
 CONFIG = "config.yaml"  # of a run and of its checkpoints
 PARTIAL = ".partial"  # ending of what is being written
 REPLACED = ".replaced"  # ending of what makes room for it
+# what tells a file that was written here: the program of a picture, the versions among results, the head of a card
+MARKS = {".png": rb"Software\0deflect_hf", ".json": rb'"deflect_hf": ', ".md": rb"^(- deflect_hf|library_name: peft)$"}
 
 
 @contextmanager
@@ -77,6 +82,35 @@ def temp_dir(target: Path) -> Iterator[Path]:
         yield target
     finally:
         shutil.rmtree(target, ignore_errors=True)
+
+
+def refuse_foreign(*paths: Path) -> None:
+    """Refuse to replace files that were not written by this project.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    foreign = [str(path) for path in paths if path.exists() and not _is_ours(path)]
+    if foreign:
+        raise ConfigError(
+            f"{listing(foreign)}: not written by deflect_hf, and not replaced: move it away, or give another place"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    return re.search(MARKS[path.suffix], path.read_bytes(), re.MULTILINE) is not None
+
+
+def refuse_used(output: Path, known: Iterable[str] = ()) -> None:
+    """Refuse a folder for results that holds other things already, unless one of the names ``known`` is among them.
+
+    Raises:
+        ConfigError: it is in use, or a file.
+    """
+    if output.is_dir() and (not any(output.iterdir()) or any((output / name).exists() for name in known)):
+        return
+    if output.exists():
+        raise ConfigError(f"{output} is there already, with other things: give another --output, or move it away")
 
 
 def write_text(path: Path, content: str) -> None:

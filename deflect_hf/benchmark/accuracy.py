@@ -39,7 +39,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.data.splits import SPLITS
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.evaluation.metrics import selection_metric
-from deflect_hf.files import write_json, write_text
+from deflect_hf.files import refuse_used, write_json, write_text
 from deflect_hf.training.run import run
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ def main(argv: Sequence[str]) -> None:
         ConfigError: only finished rows are asked for, and the first one is not.
     """
     plan = read_plan(argv)
+    refuse_used(plan.output, ("rows", "runs"))
     summary: list[dict[str, Any]] = []
     for row in plan.rows:
         try:

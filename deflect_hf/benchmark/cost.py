@@ -36,7 +36,7 @@ from deflect_hf.benchmark.meters import (
 from deflect_hf.benchmark.runs import Row, file_name
 from deflect_hf.config.data import AugmentationArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.files import write_json
+from deflect_hf.files import refuse_used, write_json
 from deflect_hf.methods import encoder_parameters
 from deflect_hf.models import EncoderForImageClassification
 from deflect_hf.training.prefix import with_stored_prefix
@@ -135,6 +135,7 @@ def wall_clock(device: torch.device) -> bool:
 def main(argv: Sequence[str]) -> None:
     """Measure the rows and print a Markdown table; the numbers go to `cost.json`."""
     own = parse(argv)
+    refuse_used(own.output, ("rows",))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels = torch.rand(own.batch_size, len(BANDS), own.image_size, own.image_size, device=device) * 0.4
     with tempfile.TemporaryDirectory() as folder, many_graphs() if own.compile else contextlib.nullcontext():

@@ -37,7 +37,7 @@ from deflect_hf.benchmark.masked_autoencoder import build_masked_autoencoder, ra
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, brief, listing, user_errors
-from deflect_hf.files import temp_dir, write_json
+from deflect_hf.files import refuse_used, temp_dir, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,6 @@ class PretrainArguments(Arguments):
         for width, heads in (("hidden_size", "heads"), ("decoder_hidden_size", "decoder_heads")):
             if getattr(self, width) % 4 or getattr(self, width) % getattr(self, heads):
                 raise ConfigError(f"{width} {getattr(self, width)} must be a multiple of 4 and of {heads}")
-        if Path(self.output).exists() and not Path(self.output).is_dir():
-            raise ConfigError(f"output {self.output} must be a folder, a file is in the way")
         return self
 
     def mae_config(self) -> ViTMAEConfig:
@@ -227,6 +225,11 @@ def save_encoder(model: ViTMAEForPreTraining, chips: RGBChips, record: dict, fol
             os.replace(file, folder / file.name)
 
 
+def checkpoints_of(output: Path) -> list[Path]:
+    """The checkpoints in an output folder, the newest last."""
+    return sorted(path for path in output.glob("checkpoint_*") if path.name.removeprefix("checkpoint_").isdecimal())
+
+
 def save_checkpoint(accelerator: Accelerator, record: dict, output: Path) -> None:
     """Write ``checkpoint_EPOCH`` under a name of its own, then remove the one before it."""
     target = output / f"checkpoint_{record['epoch']:04d}"
@@ -238,7 +241,7 @@ def save_checkpoint(accelerator: Accelerator, record: dict, output: Path) -> Non
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (partial / "pretraining.json").write_text(json.dumps(record))
-        earlier = list(output.glob("checkpoint_*"))
+        earlier = checkpoints_of(output)
         os.replace(partial, target)
         for folder in earlier:
             shutil.rmtree(folder)
@@ -252,7 +255,7 @@ def load_checkpoint(accelerator: Accelerator, args: PretrainArguments) -> dict |
             other options, or cannot be read.
     """
     output = Path(args.output)
-    found = sorted(output.glob("checkpoint_*"))
+    found = checkpoints_of(output)
     if not args.resume:
         if found:
             raise CheckpointError(f"{output} holds {found[-1].name}: add --resume to go on, or take another --output.")
@@ -280,6 +283,7 @@ def pretrain(args: PretrainArguments) -> Path:
     )
     set_seed(args.seed)
     output = Path(args.output)
+    refuse_used(output, [path.name for path in checkpoints_of(output)])
     chips = RGBChips(load_chips(args.images), args.scale)
     model = build_masked_autoencoder(args.mae_config())
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), args.learning_rate, betas=(0.9, 0.95))

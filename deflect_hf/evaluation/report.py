@@ -19,12 +19,14 @@ from deflect_hf.config.readers import keys_of_reader
 from deflect_hf.config.run import DatasetArguments, EvaluateArguments, RunArguments
 from deflect_hf.data import ImageDataset, load_dataset_splits
 from deflect_hf.data.order import Rank, evaluation_loader
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.evaluation.bootstrap import REPLICATES
 from deflect_hf.evaluation.evaluate import Protocol, at_labels, evaluate, predict_logits
 from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.figures import confusion_figure, prediction_panel
+from deflect_hf.files import refuse_foreign
 from deflect_hf.methods import deflect_config, further_bands, task_model
 
 logger = logging.getLogger(__name__)
@@ -65,13 +67,22 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
 
     Raises:
         CheckpointError: the folder is no trained run, or its files are broken.
+        ConfigError: a file of another program is where the results go.
         DataError: the split is not there, or holds images on which the model overflows.
     """
     folder = checkpoints.result_folder(Path(arguments.eval_dir))
-    config = overlay(checkpoints.read_config(folder), arguments)
+    output = Path(arguments.output_dir) if arguments.output_dir is not None else folder
+    scored, drawn = output / f"results_{arguments.split}.json", output / "confusion_matrix.png"
+    refuse_foreign(scored, drawn, *output.glob("predictions_??.png"))
+
+    def load(found: Path) -> tuple[RunArguments, nn.Module, MultispectralImageProcessor]:
+        config = overlay(checkpoints.read_config(found), arguments)
+        model = checkpoints.load_model(found, config, arguments.encoder)
+        return config, model, checkpoints.load_processor(found, model)
+
+    config, model, processor = checkpoints.while_whole(Path(arguments.eval_dir), load)
     accelerator = make_accelerator(config)
-    model = checkpoints.load_model(folder, config, arguments.encoder).to(accelerator.device)
-    processor = checkpoints.load_processor(folder, model)
+    model.to(accelerator.device)
     splits = load_dataset_splits(config.dataset, processor)
     if arguments.split not in splits:
         raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
@@ -90,10 +101,9 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
         **scores,
         "environment": environment(accelerator.device, accelerator.num_processes),
     }
-    output = Path(arguments.output_dir) if arguments.output_dir is not None else folder
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_json(output / f"results_{arguments.split}.json", results)
+        checkpoints.write_json(scored, results)
         draw(model, images, accelerator, protocol, results, output, arguments.panels)
     accelerator.wait_for_everyone()
     accelerator.end_training()

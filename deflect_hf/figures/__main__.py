@@ -20,6 +20,7 @@ from deflect_hf.config.data import ENCODER_SIZE, DatasetArguments
 from deflect_hf.config.schema import Arguments, UserPath, group, option
 from deflect_hf.errors import ConfigError, DataError, listing, show_log, user_errors
 from deflect_hf.figures.curves import curves_figure
+from deflect_hf.files import refuse_foreign
 
 
 class DatasetFigureArguments(Arguments):
@@ -46,6 +47,7 @@ def draw_dataset(words: Sequence[str]) -> list[Path]:
     splits = load_dataset_splits(dataset)
     if split not in splits:
         raise DataError(f"the data set has no split {split!r}, only {listing(splits)}: give --split.")
+    refuse_foreign(folder / f"statistics_{split}.png", *folder.glob(f"samples_{split}_*.png"))
     title = f"{Path(dataset.root).name if dataset.root else dataset.name}, {split}"
     sheets = sample_sheets(folder, splits[split], split, title, arguments.samples)
     return [*sheets, statistics_figure(folder / f"statistics_{split}.png", splits[split], title, arguments.images)]
@@ -58,6 +60,9 @@ def draw_curves(words: Sequence[str]) -> list[Path]:
     parser.add_argument("--output", default="curves.png", help="the picture [curves.png]")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(words)
+    if not arguments.output.endswith(".png"):
+        raise ConfigError(f"--output {arguments.output}: the picture is a PNG file, its name must end in .png")
+    refuse_foreign(Path(arguments.output))
     return [curves_figure(Path(arguments.output), [Path(run) for run in arguments.runs])]
 
 

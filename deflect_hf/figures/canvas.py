@@ -59,6 +59,6 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a PNG under a temporary name first, so that ``path`` is never half a picture; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=DPI)
+    figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": "deflect_hf"})
     os.replace(partial, path)
     return path

@@ -20,6 +20,7 @@ from pathlib import Path
 from deflect_hf.config.compose import Parser
 from deflect_hf.config.yaml import yaml_value
 from deflect_hf.errors import ConfigError, show_log, user_errors
+from deflect_hf.files import refuse_foreign
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,8 +78,10 @@ def run_card(arguments: argparse.Namespace) -> None:
     """`card`."""
     from deflect_hf.artifacts.saved_model import result_folder
     from deflect_hf.hub.card import draw_prediction, write_card
+    from deflect_hf.hub.sanitize import CARD, PICTURE
 
     folder = result_folder(Path(arguments.folder))
+    refuse_foreign(folder / CARD, folder / PICTURE)
     draw_prediction(folder)
     print(write_card(folder))
 

@@ -9,6 +9,7 @@ import torch
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, HubError
+from deflect_hf.files import REPLACED
 from deflect_hf.hub.check import check_configs, check_encoder, check_encoder_weights, check_folder, check_weights
 from deflect_hf.hub.client import Hub, check_repo_id
 from deflect_hf.hub.safety import (
@@ -57,20 +58,25 @@ def load_predictor(
         >>> probabilities = predict(images, source_bands=["B", "G", "R", "N"])
     """
     hub = Hub(token, cache_dir, local_files_only)
-    published = not Path(name_or_path).is_dir()
+    folder = Path(name_or_path)
+    # a run may be putting a better model in its place
+    published = not any(path.is_dir() for path in (folder, Path(f"{folder}{REPLACED}"), folder))
     if published:
         try:
             check_repo_id(str(name_or_path))
         except HubError as error:
             raise HubError(f"There is no folder {str(name_or_path)!r} on this machine, and {error}") from None
-        folder, config = pull(hub, str(name_or_path), revision)
+        folder, loaded = pull(hub, str(name_or_path), revision)
     else:
         if revision is not None:
             raise ConfigError(f"revision={revision!r} is for the Hub, but {name_or_path} is a folder on this machine.")
-        folder = checkpoints.result_folder(Path(name_or_path))
-        config = check_folder(folder, published=False)
-    source = encoder_folder(hub, folder, config, encoder=encoder, published=published)
-    return Predictor.from_folder(folder, encoder=source, device=device)
+
+    def load(found: Path) -> Predictor:
+        config = loaded if published else check_folder(found, published=False)
+        source = encoder_folder(hub, found, config, encoder=encoder, published=published)
+        return Predictor.from_result(found, config, encoder=source, device=device)
+
+    return checkpoints.while_whole(folder, load)
 
 
 load_adapter = load_predictor  # its first name; PEFT's method of that name does something else

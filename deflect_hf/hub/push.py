@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,13 +162,20 @@ class Destination:
         Raises:
             HubError: it failed; the folder is as it was.
         """
-        config, branch = checkpoints.read_config(folder), self.branch or MAIN
+        branch = self.branch or MAIN
         with tempfile.TemporaryDirectory() as temporary:
-            staged = Path(temporary)
-            stage(folder, staged, config, base, picture=picture)
-            write_card(staged, repo_id=self.repo_id, revision=self.branch, license=base.license)
-            refuse_leaks(staged, config, folder)
-            check_folder(staged, published=True)
+            staged = Path(temporary) / "model"
+
+            def copy(found: Path) -> None:
+                shutil.rmtree(staged, ignore_errors=True)
+                staged.mkdir()
+                config = checkpoints.read_config(found)
+                stage(found, staged, config, base, picture=picture)
+                write_card(staged, repo_id=self.repo_id, revision=self.branch, license=base.license)
+                refuse_leaks(staged, config, found)
+                check_folder(staged, published=True)
+
+            checkpoints.while_whole(folder, copy)
             paths = sorted(path for path in staged.rglob("*") if path.is_file())
             additions = [CommitOperationAdd(path.relative_to(staged).as_posix(), path) for path in paths]
             ours = {operation.path_in_repo for operation in additions}

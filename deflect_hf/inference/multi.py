@@ -103,7 +103,10 @@ class MultiAdapterPredictor:
         if isinstance(encoder, PreTrainedModel):
             tasks = cls(encoder, device=device)
         else:
-            source = _source(*_read_run(next(iter(folders.values())))) if encoder is None else (str(encoder), None)
+            source: Source = (str(encoder), None)
+            if encoder is None:
+                first = Path(next(iter(folders.values())))
+                source = checkpoints.while_whole(first, lambda found: _source(found, _read_run(found)))
             tasks = cls(load_encoder(source[0], revision=source[1]), device=device)
             tasks._sources.add(source)
             tasks._given = encoder is not None
@@ -203,9 +206,13 @@ class MultiAdapterPredictor:
 
     def _loaded(self, folder: str | Path) -> Predictor:
         """The model of a run, on a copy of the encoder until it is known which weights loading changes."""
-        found, config = _read_run(folder)
-        self._compare_with_recorded(found, config)
-        return Predictor.from_result(found, config, encoder=copy.deepcopy(self.encoder), device=self.device)
+
+        def load(found: Path) -> Predictor:
+            config = _read_run(found)
+            self._compare_with_recorded(found, config)
+            return Predictor.from_result(found, config, encoder=copy.deepcopy(self.encoder), device=self.device)
+
+        return checkpoints.while_whole(Path(folder), load)
 
     def _compare_with_recorded(self, folder: Path, config: RunArguments) -> None:
         """Refuse a run whose configuration names an encoder with other weights."""
@@ -278,16 +285,15 @@ def _some(names: Sequence[str]) -> str:
     return f"{len(names)} settings or weights, first {names[0]!r}"
 
 
-def _read_run(folder: str | Path) -> tuple[Path, RunArguments]:
-    """A result folder and its configuration."""
-    found = checkpoints.result_folder(Path(folder))
+def _read_run(found: Path) -> RunArguments:
+    """The configuration of a result folder."""
     config = checkpoints.read_config(found)
     if config.finetune == "full":
         raise UnsupportedOperationError(
             f"{found}: --finetune full trained the encoder itself, so there is nothing to share. Fix: predict with "
             "it alone, or train an adapter."
         )
-    return found, config
+    return config
 
 
 def _source(folder: Path, config: RunArguments) -> Source:

@@ -221,7 +221,8 @@ class TrainingLoop:
     def _loss(self, batch: Batch) -> Tensor:
         device = self.accelerator.device
         sides = zip(batch["pixel_values"].shape[-2:], self.protocol.patch_size, strict=True)
-        batch = fill_up(batch, *(-(-side // step) * step for side, step in sides), self.protocol.ignore_index)
+        height, width = (-(-side // step) * step for side, step in sides)
+        batch = fill_up(batch, height, width, self.protocol.ignore_index)
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True)
         with self.accelerator.autocast():

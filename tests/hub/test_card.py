@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from deflect_hf.config.readers import dataset_names
+from deflect_hf.hub.__main__ import main as program
 from deflect_hf.hub.card import draw_prediction, write_card
 from deflect_hf.hub.metadata import known_license, public_dataset
 from deflect_hf.hub.push import push
@@ -42,6 +43,18 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     content = read(path.read_text())
     change(content)
     path.write_text(write(content))
+
+
+def test_a_card_that_somebody_else_wrote_stays(best: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program(["card", str(best)])
+    program(["card", str(best)])  # its own
+    for name in ("README.md", "prediction.png"):
+        kept = (best / name).read_bytes()
+        (best / name).write_text("mine")
+        with pytest.raises(SystemExit, match="2"):
+            program(["card", str(best)])
+        assert (best / name).read_text() == "mine" and f"{name}': not written by" in capsys.readouterr().err
+        (best / name).write_bytes(kept)
 
 
 def test_every_number_of_the_run_is_on_it(best: Path) -> None:

@@ -91,6 +91,10 @@ def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run
     assert output == tmp_path / "out"
     drawn = {path.name for path in output.iterdir()}
     assert drawn == {"confusion_matrix.png", "predictions_00.png", "predictions_01.png", "results_test.json"}
+    (tmp_path / "out" / "confusion_matrix.png").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"out/confusion_matrix\.png': not written by deflect_hf, and not replaced"):
+        report(arguments)
+    shutil.rmtree(tmp_path / "out")
     shutil.rmtree(tmp_path / "moved" / "encoder")
     with pytest.raises(CheckpointError, match="give --encoder FOLDER"):
         report(arguments)

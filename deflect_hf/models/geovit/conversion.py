@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from deflect_hf.errors import CheckpointError, user_errors
-from deflect_hf.files import atomic_dir, write_json, write_text
+from deflect_hf.files import atomic_dir, refuse_used, write_json, write_text
 from deflect_hf.models.geovit.checkpoint_files import find_checkpoint, read_tensors
 from deflect_hf.models.geovit.configuration import GeoViTConfig
 from deflect_hf.models.geovit.layouts import convert_tensors
@@ -51,10 +51,10 @@ def convert(source: Source, checkpoint: Path, output: Path) -> Conversion:
     """Write the encoder in ``checkpoint`` to the new folder ``output``.
 
     Raises:
-        CheckpointError: the checkpoint is not that of ``source``, or ``output`` is in use.
+        CheckpointError: the checkpoint is not that of ``source``.
+        ConfigError: ``output`` is in use.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"{output} is there already: remove it, or choose another --output.")
+    refuse_used(output)
     config = GeoViTConfig(**source.config)
     tensors = read_tensors(checkpoint, source)
     try:

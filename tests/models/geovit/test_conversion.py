@@ -236,7 +236,7 @@ def test_a_used_folder_is_kept(tmp_path):
     published = PUBLISHED["satmae"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(ConfigError, match="is there already"):
         convert(published.tiny_source(), published.save(tmp_path / "a.pth"), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
