@@ -16,10 +16,16 @@ from contextlib import contextmanager
 
 USER_ERROR = 2  # exit status
 LONGEST_REASON = 200  # characters
+LONGEST_MESSAGE = 2000
 
 
 class DeflectError(ValueError):
-    """Base class of the errors that a user can fix."""
+    """Base class of the errors that a user can fix: one line of bounded length, whatever is quoted in it."""
+
+    def __init__(self, message: object = "") -> None:
+        # one that a data loader's worker raised comes again behind the traceback of that process
+        own = f"\n{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(bounded(str(message).rpartition(own)[2]))
 
 
 class BandError(DeflectError):
@@ -66,13 +72,16 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
     except DeflectError as error:
         if "--debug" in argv:
             raise
-        print(f"error: {_told(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
     except OSError as error:
         # what the file system refuses: rights, names that are too long, links in a circle, a read-only disk
         if "--debug" in argv or error.filename is None or error.strerror is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}. Correct the path, or its rights.", file=sys.stderr)
+        print(
+            f"error: {bounded(str(error.filename))}: {error.strerror}. Correct the path, or its rights.",
+            file=sys.stderr,
+        )
         raise SystemExit(USER_ERROR) from None
     except RuntimeError as error:
         if "--debug" in argv or not str(error).startswith("DataLoader worker (pid"):
@@ -101,17 +110,19 @@ def show_log() -> None:
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
-def _told(error: DeflectError) -> str:
-    """The message alone: one that a data loader's worker raised arrives behind the traceback of that process."""
-    return str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
-
-
 def nearest(name: object, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest of ``choices``, or an empty string when none is near."""
     options = list(choices)
     folded = {option.casefold(): option for option in reversed(options)}
     matches = difflib.get_close_matches(str(name).casefold(), list(folded), n=1, cutoff=0.6)
     return f" Did you mean {folded[matches[0]]!r}?" if matches else ""
+
+
+def bounded(text: str) -> str:
+    """One line of at most LONGEST_MESSAGE characters: the middle goes, as the fix stands at the end."""
+    line = " ".join(text.split())
+    half = LONGEST_MESSAGE // 2
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
 def brief(error: BaseException) -> str:

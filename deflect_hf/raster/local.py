@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
@@ -83,5 +84,5 @@ def _refuse_remote_sources(path: Path, seen: set[Path]) -> None:
             )
         relative = {key.lower(): value for key, value in element.attrib.items()}.get("relativetovrt") == "1"
         source = path.parent / text if relative else Path(text)
-        if source not in seen and source.is_file():
+        if source not in seen and os.path.isfile(source):  # False also for a name that no file can have
             _refuse_remote_sources(source, seen)
