@@ -8,7 +8,8 @@ from deflect_hf.errors import LONGEST_MESSAGE, DataError, user_errors
 
 
 def test_a_message_is_one_line_of_bounded_length_whatever_is_quoted() -> None:
-    error = DataError(f"a.vrt is damaged (recursion:\n{'a.vrt in b.vrt\n' * 100_000}): make it again.")
+    quoted = "a.vrt in b.vrt\n" * 100_000
+    error = DataError(f"a.vrt is damaged (recursion:\n{quoted}): make it again.")
     assert len(str(error)) < LONGEST_MESSAGE + 10 and "\n" not in str(error)
     assert str(error).startswith("a.vrt is damaged") and str(error).endswith("): make it again.")
 
