@@ -35,7 +35,7 @@ from deflect_hf.benchmark.summary import Design, Trial, as_markdown, cross_valid
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import dataset_spec
-from deflect_hf.config.run import RunArguments
+from deflect_hf.config.run import RunArguments, SegmentorArguments
 from deflect_hf.data.splits import SPLITS
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.evaluation.metrics import selection_metric
@@ -151,12 +151,15 @@ def read_plan(argv: Sequence[str]) -> Plan:
     base = parse_arguments(RunArguments, __doc__ or "", rest)
     if base.push_to_hub:
         raise ConfigError("push_to_hub: a benchmark publishes nothing; leave it out, and train the one to publish.")
+    rows = tuple(Row.parse(text) for text in own.rows)
+    for row in rows:
+        with_head(base.segmentor, row)  # an unknown head is refused before the first run
     return Plan(
         trials=read_trials(own, base),
         folds=own.folds,
         metric=own.report,
         output=own.output,
-        rows=tuple(Row.parse(text) for text in own.rows),
+        rows=rows,
         tuning=own.lr_folds or 1,
         learning_rates=tuple(own.lr),
         base=base.replace(overwrite=False, resume_from=None),
@@ -203,7 +206,7 @@ def refuse_fixed_split(dataset: DatasetArguments) -> None:
             f"--folds: the data set {dataset.name!r} has a published split, which is the one to report on: "
             "leave --folds out and repeat with --seeds."
         )
-    if dataset.name != "folder":
+    if dataset.name != "folder" or dataset.place_km is not None:
         return
     names = [getattr(dataset, f"{split}_split") or f"{split}.txt" for split in SPLITS]
     found = [name for name in names if (Path(str(dataset.root)) / name).is_file()]
@@ -241,7 +244,7 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
     name = f"{file_name(row.text)}-lr{lr:g}-{trial.name}"
     segmentor, config = plan.base.segmentor, trial.settings(plan.base)
     segmentor = segmentor.replace(optimizer=segmentor.optimizer.replace(lr=lr))
-    config = config.replace(segmentor=segmentor)
+    config = config.replace(segmentor=with_head(segmentor, row))
     if row.method in RIVALS:
         config = rival_config(config, row.method, row.options)
     else:
@@ -262,6 +265,11 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
         with monitor:
             results, _, _ = run(config.replace(work_dir=str(files.folder), overwrite=True))
         return write(files, row, config, {**results, "memory": monitor.result()})
+
+
+def with_head(segmentor: SegmentorArguments, row: Row) -> SegmentorArguments:
+    """The benchmark's head, or that of the row."""
+    return segmentor if row.head is None else segmentor.replace(head=row.head)
 
 
 def finished(plan: Plan, files: RunFiles, config: RunArguments) -> dict[str, Any] | None:

@@ -152,6 +152,11 @@ class DatasetArguments(Arguments):
         None, "Cross-validation: number of (stratified) folds; one of them is the test set.", ge=2
     )
     fold: int = option(0, "Cross-validation: which fold is the test set, from 0.", ge=0)
+    place_km: PositiveFloat | None = option(
+        None,
+        "Images whose middles are closer than this, in km, also by way of others, are one place, and a place is in one "
+        "split or fold alone. null: each image is drawn on its own.",
+    )
     limited_label: Annotated[float, Field(gt=0.0, le=1.0)] = option(
         1.0, "Share of the training images to keep, per class; 1.0 keeps all."
     )

@@ -31,6 +31,7 @@ from deflect_hf.data.splits import (
 )
 from deflect_hf.data.survey import read_headers, survey, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
+from deflect_hf.raster.georeference import places_of
 
 logger = logging.getLogger(__name__)
 
@@ -184,14 +185,19 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
         splits = {split: [by_name[name] for name in names] for split, names in ids.items()}
     else:
         everything = rows[""]
-        indices = split_indices([row.get("label") for row in everything], args)
+        places = None if args.place_km is None else places_of(read_headers(everything), args.place_km)
+        indices = split_indices([row.get("label") for row in everything], args, places)
         splits = {split: [everything[i] for i in members] for split, members in indices.items()}
         if args.num_folds is not None:
             for path in files.values():
                 logger.warning("%s is not used: num_folds=%d draws its own splits", path, args.num_folds)
         else:
             logger.info("%s: no split files, images are drawn at random with seed %d", root, args.seed)
+        if places is not None:
+            logger.info("%s: %d images lie in %d places", root, len(places), len(set(places)))
     if "" not in rows or (files and args.num_folds is None):
+        if args.place_km is not None:
+            raise ConfigError(f"place_km draws splits, but {root} has its own: remove it, or those files.")
         refuse_idle_shares(args, ["val_fraction", "test_fraction"] if "val" in splits else ["test_fraction"])
     if "val" not in splits and splits.get("train") and args.val_fraction > 0:
         kept, held = hold_out([row.get("label") for row in splits["train"]], args.val_fraction, args.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +14,23 @@ from deflect_hf.errors import ConfigError, DataError, listing
 SPLITS = ("train", "val", "test")
 
 
-def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[str, list[int]]:
+def split_indices(
+    strata: Sequence[Hashable], args: DatasetArguments, places: Sequence[int] | None = None
+) -> dict[str, list[int]]:
     """Split examples by shares or folds, each class on its own: ``{"train": [...], "val": [...], "test": [...]}``.
 
     Deterministic in ``args.seed``; a split whose share is 0 is left out. Folds are dealt round robin, from one class
-    on to the next, so that their sizes differ by one at most.
+    on to the next, so that their sizes differ by one at most. With the ``places`` of the examples, whole places are
+    drawn, whatever their classes.
 
     Raises:
         ConfigError: A share of test images beside folds.
-        DataError: A class has fewer examples than folds, or nothing is left to train on.
+        DataError: A class has fewer examples than folds, there are too few places, or nothing is left to train on.
     """
     if args.num_folds is not None:
         refuse_idle_shares(args, ["test_fraction"])
+    if places is not None:
+        return _split_places(places, args)
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     dealt = 0  # examples of the classes before this one
     for stratum, members in _shuffled(strata, args.seed).items():
@@ -50,6 +55,45 @@ def split_indices(strata: Sequence[Hashable], args: DatasetArguments) -> dict[st
     if not parts["train"]:
         raise DataError(f"{len(strata)} image(s) leave nothing to train on: lower val_fraction and test_fraction.")
     return {name: sorted(indices) for name, indices in parts.items() if indices}
+
+
+def _split_places(places: Sequence[int], args: DatasetArguments) -> dict[str, list[int]]:
+    """Whole places for each split, as near to its share of the images as they allow."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, place in enumerate(places):
+        groups[place].append(index)
+    needed = args.num_folds or 1 + (args.val_fraction > 0) + (args.test_fraction > 0)
+    if len(groups) < needed:
+        raise DataError(
+            f"place_km={args.place_km:g} makes {len(groups)} place(s) of {len(places)} images, but {needed} are "
+            "needed: lower place_km or add images of other places."
+        )
+    drawn = [list(groups)[i] for i in np.random.default_rng(args.seed).permutation(len(groups))]
+    if args.num_folds is None:
+        test = _take(drawn, groups, args.test_fraction * len(places), left=needed - 1)
+    else:
+        folds: list[list[int]] = [[] for _ in range(args.num_folds)]
+        for place in sorted(drawn, key=lambda place: -len(groups[place])):
+            min(folds, key=lambda fold: sum(len(groups[one]) for one in fold)).append(place)
+        test = folds[args.fold]
+    rest = [place for place in drawn if place not in test]
+    val = _take(rest, groups, args.val_fraction * sum(len(groups[place]) for place in rest), left=1)
+    if args.val_fraction > 0 and not val:
+        raise DataError(f"place_km={args.place_km:g}: fold {args.fold} leaves one place for training and validation.")
+    train = [place for place in rest if place not in val]
+    parts = {"train": train, "val": val, "test": test}
+    return {name: sorted(i for place in part for i in groups[place]) for name, part in parts.items() if part}
+
+
+def _take(places: Sequence[int], groups: Mapping[int, Sequence[int]], images: float, left: int) -> list[int]:
+    """The first places that have about so many images together: at least one place unless none, and some are left."""
+    taken: list[int] = []
+    for place in places[: len(places) - left]:
+        if images <= 0 or (taken and len(groups[place]) / 2 > images):
+            break
+        taken.append(place)
+        images -= len(groups[place])
+    return taken
 
 
 def hold_out(strata: Sequence[Hashable], fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ TOLERATED_DISTORTION = 0.01
 SAMPLED_ROWS = 65
 GEOGRAPHIC = "geographic"
 TOLERATED_SHIFT = 0.1  # pixels of the image
+EARTH_RADIUS_KM = 6371.0088  # mean radius
 CORNERS = np.array([(0, 0), (1, 0), (0, 1), (1, 1)], dtype=float).T  # columns and rows, in lengths of the sides
 
 
@@ -122,6 +124,31 @@ def pixel_areas(info: RasterInfo) -> PixelAreas:
         f"Pixels are {size} in {name}, which shows areas here {' to '.join(scales)} times as large as they "
         "are: areas are those on the ellipsoid, corrected row by row.",
     )
+
+
+def places_of(infos: Sequence[RasterInfo], km: float) -> list[int]:
+    """The place of each image, numbered: images whose middles are closer than ``km``, also by way of others, share it.
+
+    Raises:
+        DataError: An image does not say where it lies.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    degrees = []
+    for info in infos:
+        if info.crs is None or not info.georeferenced:
+            raise DataError(f"{info.path} does not say where it lies: leave place_km out, or give it a georeference.")
+        x, y = _on_the_map(info, np.array(info.width / 2), np.array(info.height / 2))
+        transformer = _between(info.crs, None)
+        degrees.append(transformer.transform(float(x), float(y)))
+    longitude, latitude = np.radians(np.array(degrees)).T
+    ball = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], 1)
+    chord = 2 * math.sin(min(km / EARTH_RADIUS_KM / 2, math.pi / 2))
+    near = cKDTree(ball).query_pairs(chord, output_type="ndarray")
+    graph = coo_array((np.ones(len(near)), (near[:, 0], near[:, 1])), shape=(len(infos), len(infos)))
+    return [int(place) for place in connected_components(graph, directed=False)[1]]
 
 
 def _unit(crs: Any) -> float:

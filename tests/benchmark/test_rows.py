@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deflect_hf.benchmark.accuracy import with_head
 from deflect_hf.benchmark.runs import Row, file_name, seen_bands, step_seconds
+from deflect_hf.config.run import SegmentorArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.models import EncoderForImageClassification
 from tests.tuners.tiny import BANDS, make_encoder
@@ -73,6 +75,16 @@ def test_a_row_makes_a_model_for_timing(text, reflectance):
 def test_bad_rows(text, message):
     with pytest.raises(ConfigError, match=message):
         Row.parse(text)
+
+
+def test_the_head_of_a_row_takes_the_place_of_the_benchmarks() -> None:
+    segmentor, row = SegmentorArguments(head="linear"), Row.parse("lora:rank=2,head=pixel")
+    assert (row.options, with_head(segmentor, row).head) == ({"rank": 2}, "pixel")
+    assert with_head(segmentor, Row.parse("lora:rank=2")).head == "linear"
+    with pytest.raises(ConfigError, match="'head' must be one of 'linear'.*Did you mean 'pixel'"):
+        with_head(segmentor, Row.parse("deflect:head=pxl"))
+    with pytest.raises(ConfigError, match="head"):
+        Row.parse("unet:head=pixel")
 
 
 def test_the_time_of_a_step_leaves_validations_out(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ OTHER_THAN_DEFAULT = {
     "test_fraction": 0.2,
     "num_folds": 5,
     "fold": 1,
+    "place_km": 5.0,
     "num_samples": 8,
     "noise": 0.01,
 }

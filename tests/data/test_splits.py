@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.splits import hold_out, keep_share, split_indices
 from deflect_hf.errors import ConfigError, DataError
+
+PLACES = {"name": "folder", "root": "images", "place_km": 5.0}
 
 
 @given(
@@ -95,3 +97,30 @@ FOLDER = {"name": "folder", "root": "data"}
 def test_arguments_that_do_not_fit_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DatasetArguments(**options)
+
+
+@given(
+    places=st.lists(st.integers(0, 9), min_size=1, max_size=60).filter(lambda places: len(set(places)) >= 4),
+    folds=st.sampled_from([None, 2, 4]),
+    seed=st.integers(0, 9),
+)
+def test_a_place_is_in_one_split(places: list[int], folds: int | None, seed: int) -> None:
+    tested: list[int] = []
+    for fold in range(folds or 1):
+        args = DatasetArguments(**PLACES, num_folds=folds, fold=fold, seed=seed, val_fraction=0.2)
+        try:
+            splits = split_indices([None] * len(places), args, places)
+        except DataError as error:  # a place as large as all others together is a fold
+            assert max(Counter(places).values()) * 2 >= len(places) and "leaves one place" in str(error)
+            reject()
+        assert set(splits) == {"train", "val", "test"}
+        assert sorted(index for members in splits.values() for index in members) == list(range(len(places)))
+        apart = [{places[i] for i in members} for members in splits.values()]
+        assert len(set().union(*apart)) == sum(map(len, apart))
+        tested += splits["test"]
+    assert folds is None or sorted(tested) == list(range(len(places)))
+
+
+def test_too_few_places_are_refused() -> None:
+    with pytest.raises(DataError, match=r"place_km=5 makes 2 place\(s\) of 9 images, but 3 are needed: lower place_km"):
+        split_indices([None] * 9, DatasetArguments(**PLACES), [0] * 5 + [1] * 4)

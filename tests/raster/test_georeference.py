@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
-from deflect_hf.raster.georeference import crs_name, pixel_areas, projection
+from deflect_hf.errors import DataError
+from deflect_hf.raster.georeference import crs_name, pixel_areas, places_of, projection
 from deflect_hf.raster.header import RasterInfo
 
 EARTH_KM2 = 510_065_621.724  # surface of the WGS 84 ellipsoid, by its closed formula
@@ -129,3 +130,15 @@ def test_reference_systems_have_names() -> None:
     assert crs_name(header("EPSG:32631", (1, 0, 0, 0, 1, 0), 4)) == "EPSG:32631"
     own = CRS.from_proj4("+proj=laea +lat_0=47 +lon_0=8 +ellps=bessel").to_wkt().replace("unknown", "My grid", 1)
     assert crs_name(header(own, (1, 0, 0, 0, 1, 0), 4)) == "My grid"
+
+
+def test_images_that_are_near_each_other_are_one_place_whatever_their_systems() -> None:
+    # 100 km apart on a meridian, the second in degrees; then one 4 km east of it, and one 4 km further.
+    utm = header("EPSG:32631", (10, 0, 5e5, 0, -10, 5.0e6), 10)
+    degrees = header("EPSG:4326", (1e-4, 0, 3.0, 0, -1e-4, 46.0526), 10)
+    chained = [header("EPSG:32631", (10, 0, 5e5 + east, 0, -10, 5.1e6), 10) for east in (4e3, 8e3)]
+    assert places_of([utm, degrees, *chained], 5.0) == [0, 1, 1, 1]
+    assert places_of([utm, degrees, *chained], 3.0) == [0, 1, 2, 3]
+    assert places_of([utm, degrees, *chained], 101.0) == [0, 0, 0, 0]
+    with pytest.raises(DataError, match="does not say where it lies: leave place_km out"):
+        places_of([utm, header(None, (1, 0, 0, 0, 1, 0), 10)], 5.0)

@@ -28,7 +28,7 @@ DATASET = DatasetSpec(
                 "gsd_m",
             ),
             *("classes", "class_values", "ignore_values", "ignore_index"),
-            *(*SPLIT_FILES, "val_fraction", "test_fraction", "num_folds", "fold"),
+            *(*SPLIT_FILES, "val_fraction", "test_fraction", "num_folds", "fold", "place_km"),
         }
     ),
 )
