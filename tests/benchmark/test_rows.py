@@ -81,7 +81,7 @@ def test_the_head_of_a_row_takes_the_place_of_the_benchmarks() -> None:
     segmentor, row = SegmentorArguments(head="linear"), Row.parse("lora:rank=2,head=pixel")
     assert (row.options, with_head(segmentor, row).head) == ({"rank": 2}, "pixel")
     assert with_head(segmentor, Row.parse("lora:rank=2")).head == "linear"
-    with pytest.raises(ConfigError, match="'head' must be one of 'linear'.*Did you mean 'pixel'"):
+    with pytest.raises(ConfigError, match=r"'head' must be one of 'linear'.*Did you mean 'pixel'"):
         with_head(segmentor, Row.parse("deflect:head=pxl"))
     with pytest.raises(ConfigError, match="head"):
         Row.parse("unet:head=pixel")
