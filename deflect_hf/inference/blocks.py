@@ -25,7 +25,6 @@ from deflect_hf.inference.trained import TrainedModel, refuse_overflow
 WINDOWS_PER_BLOCK = 256
 LEAST_WINDOWS = 8  # along each side of a block: with fewer, too much is predicted twice
 SUMS_BYTES = 2**23  # of logits that are added up at a time, which bounds the width of a block
-STRIPS_SUMS_BYTES = 2**26  # where the file holds whole pixel rows: a narrow block would read all of each of them
 
 
 class Block(NamedTuple):
@@ -61,8 +60,7 @@ class SceneWindows:
 
     def blocks(self) -> list[Block]:
         """The blocks of the map, row by row."""
-        limit = STRIPS_SUMS_BYTES if self.scene.in_strips else SUMS_BYTES
-        pixels = limit / (len(self.predictor.classes) * torch.float32.itemsize * self.rows.size)
+        pixels = SUMS_BYTES / (len(self.predictor.classes) * torch.float32.itemsize * self.rows.size)
         wide = max(LEAST_WINDOWS, int(pixels * len(self.columns) / self.columns.length))
         tall = max(LEAST_WINDOWS, -(-WINDOWS_PER_BLOCK // min(wide, len(self.columns))))
         found: list[Block] = []

@@ -24,12 +24,13 @@ from deflect_hf.figures import class_colours
 from deflect_hf.inference.blocks import Block, SceneWindows
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.parts import Parts
-from deflect_hf.inference.scenes import Scene, cut, files_of, warn_of_large_blocks
+from deflect_hf.inference.scenes import Scene, cut, files_of
 from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.methods import task_model
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.maps import MapLayout, Square, category_names, job_of_map, sidecar, write_map
 from deflect_hf.raster.read import OpenRaster, open_raster
+from deflect_hf.raster.tiles import in_pieces
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -73,21 +74,31 @@ def predict_raster(
     layout, finish = map_layout(predictor, arguments)
     parts = Parts(target.with_name(f"{target.name}.parts"), layout.count, np.dtype(layout.dtype))
     with ExitStack() as held:
-        with open_raster(source) as file:
-            windows = windows_of(file, predictor, arguments)
-            info, job, blocks = windows.scene.info, job_of(windows, arguments), windows.blocks()
-            begun = parts.begun(job, overwrite=arguments.overwrite)
-            together(processes, lambda: held.enter_context(begun), main_only=True)
-            together(processes, partial(_predict, parts, windows, blocks, finish, processes))
+        windows = windows_of(_opened(held, source, target, processes), predictor, arguments)
+        info, job, blocks = windows.scene.info, job_of(windows, arguments), windows.blocks()
+        begun = parts.begun(job, overwrite=arguments.overwrite)
+        together(processes, lambda: held.enter_context(begun), main_only=True)
+        together(processes, partial(_predict, parts, windows, blocks, finish, processes))
         layout = dataclasses.replace(layout, job=digest_of(job, arguments))
         together(processes, lambda: _assemble(parts, blocks, layout, info, target, arguments), main_only=True)
+
+
+def _opened(held: ExitStack, source: Path, target: Path, processes: PartialState | None) -> OpenRaster:
+    """The image, open while ``held`` is; what the first process makes to read it in pieces is read by all of them."""
+    files: list[OpenRaster] = []
+    together(processes, lambda: files.append(held.enter_context(in_pieces(source, target))), main_only=True)
+    if processes is None or processes.num_processes == 1:
+        return files[0]
+    from accelerate.utils import gather_object
+
+    (read,) = gather_object([file.source.name for file in files])
+    return files[0] if files else OpenRaster(str(source), held.enter_context(open_raster(read)).source)
 
 
 def windows_of(file: OpenRaster, predictor: TrainedModel, arguments: SceneArguments) -> SceneWindows:
     """The windows of an open image."""
     scene = Scene.of(file, predictor.processor, arguments)
     rows, columns = cut(predictor, scene.info, arguments)
-    warn_of_large_blocks(scene, rows.size)
     return SceneWindows(scene, predictor, rows, columns, arguments.batch_size)
 
 

@@ -35,6 +35,7 @@ from deflect_hf.raster.georeference import crs_name, pixel_areas
 from deflect_hf.raster.header import RasterInfo, file_bands
 from deflect_hf.raster.maps import SQUARE
 from deflect_hf.raster.read import open_raster, overview_size, raster_info, read_mask, read_raster
+from deflect_hf.raster.tiles import in_pieces
 
 Array = np.ndarray[Any, Any]
 Facts = Sequence[tuple[str, str]]
@@ -76,7 +77,7 @@ def write_report(
     ground = pixel_areas(mapped)
     pixels, square_metres = measure(prediction, mapped, ground.rows_m2, classes)
     in_pixels = ground.rows_m2 is None
-    title, picture = _quick_look(source, scene, reading)
+    title, picture = _quick_look(source, scene, reading, path)
     pages = Environment(loader=PackageLoader("deflect_hf", "inference"), autoescape=True, undefined=StrictUndefined)
     pages.filters["area"] = functools.partial(_area, in_pixels)
     pages.filters["sha256"] = lambda script: "sha256-" + _base64(hashlib.sha256(script.encode()).digest())
@@ -183,11 +184,11 @@ def _rows(sizes: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
     return [*rows, {"name": "no data", "color": None, "size": float(sizes[-1]), "share": sizes[-1] / sizes.sum()}]
 
 
-def _quick_look(source: Path, info: RasterInfo, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Which bands of the scene are shown, and the picture."""
+def _quick_look(source: Path, info: RasterInfo, reading: Mapping[str, Any], beside: Path) -> tuple[str, dict[str, Any]]:
+    """Which bands of the scene are shown, and the picture; ``beside`` the page is room for what helps to read it."""
     names = file_bands(info, reading.get("source_bands"), reading.get("sensor"))
     said, shown = next(iter(composites_of(names).items()))
-    with open_raster(source) as scene:
+    with in_pieces(source, beside) as scene:
         raster = read_raster(scene, list(dict.fromkeys(shown)), size=overview_size(info, OVERVIEW_SIDE), **reading)
     values = np.where(raster.valid, raster.values.astype(np.float32), np.nan)
     colours = (composite(values, raster.bands, shown) * 255).round().astype(np.uint8)

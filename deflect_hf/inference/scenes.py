@@ -27,8 +27,6 @@ from deflect_hf.models.configuration import as_pair
 from deflect_hf.raster.georeference import pixel_areas
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.read import (
-    CACHE_BYTES,
-    STRIPS_CACHE_BYTES,
     OpenRaster,
     open_raster,
     raster_info,
@@ -108,11 +106,6 @@ class Scene:
         beyond = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
         return F.pad(pixels, beyond, value=math.nan) if any(beyond) else pixels
 
-    @property
-    def in_strips(self) -> bool:
-        """Whether the blocks of the file are as wide as the image: whoever reads some columns reads all."""
-        return bool(self.file.source.block_shapes[0][1] >= self.info.width)
-
 
 def files_of(path: Path) -> list[Path]:
     """The files that the pixels of an image come from: itself, masks, sidecars, and those that a VRT refers to."""
@@ -125,23 +118,6 @@ def files_of(path: Path) -> list[Path]:
             with contextlib.suppress(DataError), open_raster(path) as file:  # a sidecar is no raster
                 todo += map(Path, file.source.files)
     return sorted(found)
-
-
-def warn_of_large_blocks(scene: Scene, height: int) -> None:
-    """Say when GDAL must decode much more than a window of ``height`` pixel rows to read it."""
-    rows, columns = scene.file.source.block_shapes[0]
-    decoded = max(rows, height if scene.in_strips else 0) * columns * scene.info.count
-    size = decoded * np.dtype(scene.info.dtype).itemsize
-    if size > (STRIPS_CACHE_BYTES if scene.in_strips else CACHE_BYTES):
-        logger.warning(
-            "%s is stored in blocks of %d x %d pixels: GDAL decodes %d MiB of them for a window, and memory and time "
-            "grow with the scene. Store it in tiles: gdal_translate -co TILED=YES -co BIGTIFF=IF_SAFER %s TILED.tif",
-            scene.info.path,
-            rows,
-            columns,
-            size / 2**20,
-            shlex.quote(scene.info.path),
-        )
 
 
 def _warn_of_loose_georeference(file: OpenRaster) -> None:

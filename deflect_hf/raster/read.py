@@ -33,7 +33,6 @@ Box = tuple[int, int, int, int]  # row, column, height, width
 # GDAL would take 5 % of the machine's memory for decoded blocks.
 CACHE_BYTES = 24_000_000
 LARGEST_READ_BYTES = 2**32  # stored values of one read; reflectance and validity take several times as much
-STRIPS_CACHE_BYTES = 96_000_000  # where a block is as wide as the image, neighbouring windows share all of theirs
 HUGE = 1e30  # a nodata tag beyond it is the lowest or highest number of a type, rounded by whoever wrote it
 
 
@@ -75,10 +74,8 @@ def open_raster(path: PathLike) -> Iterator[OpenRaster]:
     Raises:
         DataError: As :func:`raster_info`.
     """
-    with _opened(path) as source:
-        strips = source.count > 0 and source.block_shapes[0][1] >= source.width
-        with rasterio.Env(GDAL_CACHEMAX=STRIPS_CACHE_BYTES if strips else CACHE_BYTES):
-            yield OpenRaster(str(path), source)
+    with _opened(path) as source, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+        yield OpenRaster(str(path), source)
 
 
 @contextmanager

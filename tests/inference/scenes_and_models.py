@@ -121,5 +121,5 @@ def map_of(predictor: Predictor, scene: Path, target: Path, **options: Any) -> P
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four rows and columns of windows, so that a small scene has several."""
-    for name, value in {"WINDOWS_PER_BLOCK": 1, "LEAST_WINDOWS": 4, "SUMS_BYTES": 1, "STRIPS_SUMS_BYTES": 1}.items():
+    for name, value in {"WINDOWS_PER_BLOCK": 1, "LEAST_WINDOWS": 4, "SUMS_BYTES": 1}.items():
         monkeypatch.setattr(f"deflect_hf.inference.blocks.{name}", value)

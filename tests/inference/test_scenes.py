@@ -373,19 +373,29 @@ def test_what_training_knew_of_its_files_needs_no_repeating(tmp_path: Path, capl
     assert "c.tif: has no quality band SCL" in caplog.text
 
 
-@pytest.mark.parametrize("blocks", ["one", "strips"])
-def test_a_scene_that_cannot_be_read_in_pieces_is_named_with_the_fix(
-    blocks: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["one", "strips", "virtual", "masked"])
+def test_a_scene_that_cannot_be_read_in_pieces_is_read_through_a_copy_in_tiles(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("CACHE_BYTES", "STRIPS_CACHE_BYTES"):
-        monkeypatch.setattr(f"deflect_hf.inference.scenes.{name}", 20_000)
-    values = stored(128, 64)
-    profile = {"driver": "GTiff", "count": 3, "height": 128, "width": 64, "dtype": "int16"}
-    with rasterio.open(tmp_path / "in.tif", "w", **profile, blockysize=128 if blocks == "one" else 1) as sink:
+    caplog.set_level("INFO")
+    values, file = stored(128, 64), tmp_path / "in.tif"
+    profile = {"driver": "GTiff", "count": 3, "height": 128, "width": 64, "dtype": "int16", "nodata": -5}
+    with rasterio.open(file, "w", **profile, blockysize=1 if kind == "strips" else 128) as sink:
         sink.write(values)
         sink.descriptions = BANDS
-    map_of(predictor_of(Stub()), tmp_path / "in.tif", tmp_path / "out.tif", window=64)
-    assert "gdal_translate -co TILED=YES" in caplog.text
+        sink.scales, sink.offsets = [1e-4] * 3, [0.01] * 3
+        if kind == "masked":
+            sink.write_mask(np.arange(128 * 64).reshape(128, 64) % 7 > 0)
+    if kind == "virtual":
+        file = tmp_path / "in.vrt"
+        rasterio.shutil.copy(tmp_path / "in.tif", file, driver="VRT")
+    before = sorted(tmp_path.iterdir())
+    expected = read(map_of(predictor_of(Stub()), file, tmp_path / "as it is.tif", window=64))
+    monkeypatch.setattr("deflect_hf.raster.tiles.CACHE_BYTES", 20_000)
+    found = read(map_of(predictor_of(Stub()), file, tmp_path / "out.tif", window=64))
+    assert f"{file} is stored in blocks of which GDAL decodes" in caplog.text
+    np.testing.assert_array_equal(found, expected)
+    assert {path.suffix for path in set(tmp_path.iterdir()) - set(before)} == {".tif"}  # the two maps
 
 
 def test_a_scene_whose_offset_is_that_of_another_product_is_refused(tmp_path: Path) -> None:
