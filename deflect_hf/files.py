@@ -85,11 +85,7 @@ def temp_dir(target: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(*paths: Path) -> None:
-    """Refuse to replace files that were not written by this project.
-
-    Raises:
-        ConfigError: naming them.
-    """
+    """Refuse to replace files that were not written by this project."""
     foreign = [str(path) for path in paths if path.exists() and not _is_ours(path)]
     if foreign:
         raise ConfigError(
@@ -102,11 +98,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def refuse_used(output: Path, known: Iterable[str] = ()) -> None:
-    """Refuse a folder for results that holds other things already, unless one of the names ``known`` is among them.
-
-    Raises:
-        ConfigError: it is in use, or a file.
-    """
+    """Refuse a folder for results that holds other things already, unless one of the names ``known`` is among them."""
     if output.is_dir() and (not any(output.iterdir()) or any((output / name).exists() for name in known)):
         return
     if output.exists():

@@ -59,11 +59,7 @@ def _without_exponent(word: str) -> str:
 
 
 def refuse_official_key(key: str, origin: str) -> None:
-    """Say of a key of the official code that has no counterpart in a configuration what to do instead.
-
-    Raises:
-        ConfigError: ``key`` is one of these.
-    """
+    """Say of a key of the official code that has no counterpart in a configuration what to do instead."""
     if key == "eval_dir":
         raise ConfigError(f"{origin}: 'eval_dir' evaluates a run that is trained: give it alone, without 'config'")
     if key in LAUNCHER:
@@ -75,11 +71,7 @@ def refuse_official_key(key: str, origin: str) -> None:
 
 
 def flatten(values: Mapping[str, Any], schema: type[Arguments], origin: str, prefix: str = "") -> Layers:
-    """Dotted leaf keys and values of a nested mapping; a key the schema does not have is refused.
-
-    Raises:
-        ConfigError: naming ``origin``, the key and the nearest valid one.
-    """
+    """Dotted leaf keys and values of a nested mapping; a key the schema does not have is refused."""
     known, found = keys_of(schema), []
     for key, value in values.items():
         dotted = f"{prefix}{key}"
@@ -194,11 +186,7 @@ def file_layers(schema: type[Arguments], paths: Mapping[str, str]) -> Layers:
 
 
 def merge(schema: type[Config], layers: Layers) -> Config:
-    """The configuration of all layers, later ones winning.
-
-    Raises:
-        ConfigError: naming the file, the key and what its value has to be.
-    """
+    """The configuration of all layers, later ones winning."""
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for key, value, origin in layers:
@@ -214,12 +202,7 @@ def merge(schema: type[Config], layers: Layers) -> Config:
 
 
 def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
-    """The configuration that the command line asks for; its first word may be the run's YAML file.
-
-    Raises:
-        ConfigError: an unknown key, a value of the wrong type, a missing or broken file.
-        SystemExit: after ``--help`` and ``--print_config``.
-    """
+    """The configuration that the command line asks for; its first word may be the run's YAML file."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].endswith((".yaml", ".yml")) and groups_of(schema):
         words.insert(0, "--config")
@@ -238,11 +221,7 @@ def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] 
 
 
 def load_config(schema: type[Config], path: Path) -> Config:
-    """The configuration that ``to_yaml`` wrote to ``path``.
-
-    Raises:
-        ConfigError: naming the file.
-    """
+    """The configuration that ``to_yaml`` wrote to ``path``."""
     try:
         return merge(schema, flatten(read_yaml(path), schema, str(path)))
     except ConfigError as error:

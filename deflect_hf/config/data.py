@@ -35,11 +35,7 @@ Bit = Annotated[int, Field(ge=0, lt=32)]
 
 
 def refuse_half_a_quality(args: Any) -> None:
-    """Refuse keys of a quality layer that do nothing without each other.
-
-    Raises:
-        ConfigError: The band is missing, or what it means.
-    """
+    """Refuse keys of a quality layer that do nothing without each other."""
     if args.qa is None and (args.qa_band is None) != (not args.qa_values and not args.qa_bits):
         raise ConfigError(
             "qa_band and qa_values go together (or qa_bits): the band, and its values or bits that are no "
@@ -189,11 +185,7 @@ class DatasetArguments(Arguments):
 
     @property
     def size(self) -> list[int] | None:
-        """``image_size`` in numbers.
-
-        Raises:
-            ConfigError: it is 'encoder', which only a run with an encoder can tell.
-        """
+        """``image_size`` in numbers."""
         return _in_numbers("image_size", self.image_size)
 
 
@@ -225,9 +217,5 @@ class AugmentationArguments(Arguments):
 
     @property
     def crop(self) -> list[int] | None:
-        """``random_crop`` in numbers.
-
-        Raises:
-            ConfigError: it is 'encoder', which only a run with an encoder can tell.
-        """
+        """``random_crop`` in numbers."""
         return _in_numbers("random_crop", self.random_crop)

@@ -101,11 +101,7 @@ OPTIONS: Mapping[str, type[Arguments]] = {
 
 
 def peft_method(method: str) -> str:
-    """``peft:NAME`` as it is.
-
-    Raises:
-        ConfigError: says what it must be.
-    """
+    """``peft:NAME`` as it is."""
     if not method.startswith(PREFIX) or method == PREFIX:
         raise ConfigError("peft:NAME with the name of one of PEFT's configurations, such as peft:VeraConfig")
     return method
@@ -118,11 +114,7 @@ else:
 
 
 def options_of(method: str, values: Mapping[str, Any]) -> Any:
-    """The options of a method of :data:`OPTIONS`, defaults filled in.
-
-    Raises:
-        ConfigError: an option is unknown, or its value is none; the valid ones are given.
-    """
+    """The options of a method of :data:`OPTIONS`, defaults filled in."""
     if method not in OPTIONS:
         raise ConfigError(
             f"finetune={method!r:.80} is unknown; choose from {listing(OPTIONS)}, or peft:NAME with the name of one of "

@@ -44,11 +44,7 @@ def dataset_names() -> list[str]:
 
 
 def dataset_module(name: str) -> ModuleType:
-    """The file of a data set: its ``DATASET``, a :class:`DatasetSpec`, and its ``load(args, processor)``.
-
-    Raises:
-        ConfigError: No data set is called so.
-    """
+    """The file of a data set: its ``DATASET``, a :class:`DatasetSpec`, and its ``load(args, processor)``."""
     names = dataset_names()
     if name not in names:
         raise ConfigError(f"Unknown data set {name!r}: choose one of {listing(names)}.{nearest(name, names)}")
@@ -56,11 +52,7 @@ def dataset_module(name: str) -> ModuleType:
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """What is known of a data set before it is opened.
-
-    Raises:
-        ConfigError: No data set is called so.
-    """
+    """What is known of a data set before it is opened."""
     spec: DatasetSpec = dataset_module(name).DATASET
     return spec
 
@@ -72,11 +64,7 @@ def keys_of_reader(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def refuse_unused(args: Any) -> None:
-    """Refuse a key of ``DatasetArguments`` that was set and that the chosen data set would not look at.
-
-    Raises:
-        ConfigError: naming the data sets that the key is for.
-    """
+    """Refuse a key of ``DatasetArguments`` that was set and that the chosen data set would not look at."""
     used = EVERY | dataset_spec(args.name).keys
     for key, field in type(args).model_fields.items():
         if key not in used and getattr(args, key) != field.default:

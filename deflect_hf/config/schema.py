@@ -66,11 +66,7 @@ class Arguments(BaseModel):
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], origins: Mapping[str, str]) -> Self:
-        """The group of nested mappings; ``origins`` are the files that dotted keys came from.
-
-        Raises:
-            ConfigError: naming the file, the key and what its value has to be.
-        """
+        """The group of nested mappings; ``origins`` are the files that dotted keys came from."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -241,11 +237,7 @@ def _expected(problem: Any) -> str:
 
 
 def user_path(text: str) -> str:
-    """``~/data`` -> ``/home/user/data``, in a YAML file too, where no shell expands it; other names stay as they are.
-
-    Raises:
-        ConfigError: says what it must be; it is empty, holds a null character, or there is no such user.
-    """
+    """``~/data`` -> ``/home/user/data``, in a YAML file too, where no shell expands it; other names stay."""
     if not text.strip():
         raise ConfigError("the name of a file or folder ('.' for this one) or left out")
     if "\0" in text:

@@ -83,9 +83,6 @@ def refuse_unused(config: Any, task: str | None = None) -> None:
 
     Args:
         task: that of the data set, once it is open.
-
-    Raises:
-        ConfigError: naming the key and why it does nothing.
     """
     schema: type[Arguments] = type(config)
     known = keys_of(schema)

@@ -49,11 +49,7 @@ Dumper.add_implicit_resolver(*FLOAT)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, holds a key twice, or is not a mapping.
-    """
+    """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)  # of a device, more would never end
@@ -87,11 +83,7 @@ def yaml_text(values: Any) -> str:
 
 
 def yaml_value(text: str, flag: str) -> Any:
-    """What a YAML file would read from the text after a flag: numbers, lists, null, text.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """What a YAML file would read from the text after a flag: numbers, lists, null, text."""
     try:
         value = yaml.load(text, Loader=UniqueKeyLoader)
     except BROKEN as error:

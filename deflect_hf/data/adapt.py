@@ -97,11 +97,7 @@ class ExampleReader:
     labels: Labels
 
     def read(self, row: Mapping[str, Any]) -> Stored:
-        """Read it.
-
-        Raises:
-            DataError: It is not a dict of an image and its label; the message says what was found.
-        """
+        """Read it."""
         where = f"example {row['index']} of {type(self.dataset).__name__}"
         example = self.dataset[row["index"]]
         if not isinstance(example, Mapping):

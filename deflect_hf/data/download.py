@@ -24,10 +24,6 @@ def fetch_from_zenodo(doi: str, name: str, folder: Path) -> Path:
     """Fetch the file ``name`` of a record into ``folder``, verified against the record's checksum; return its path.
 
     A file that is there already and is the published one is kept. A broken connection is tried again from the start.
-
-    Raises:
-        DataError: The record does not have the file, the server cannot be reached, the file is not the published one
-            (it is removed then), or the disk is full.
     """
     import pooch
     from requests import RequestException
@@ -50,10 +46,6 @@ def fetch_from_hub(
     """Fetch one file of a data set on the Hugging Face Hub into ``folder`` and return its path.
 
     The Hub's client resumes and checks the size; a login (``hf auth login``) is used where there is one.
-
-    Raises:
-        DataError: The Hub does not have the file or does not give it away, cannot be reached, the file is not the
-            published one (it is removed then), or the disk is full.
     """
     import pooch
     from huggingface_hub import hf_hub_download
@@ -83,10 +75,6 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Where the archive holds a single folder of the same name, as ``MADOS.zip`` holds ``MADOS/``, that becomes
     ``folder``.
-
-    Raises:
-        DataError: The archive is damaged or none, something in it would be written, or links, outside of the folder,
-            or the disk is full.
     """
     with temp_dir(folder.with_name(f".{folder.name}.unpacking")) as temporary:
         try:

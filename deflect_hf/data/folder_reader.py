@@ -44,12 +44,7 @@ class FolderReader:
     resample: bool = False
 
     def read(self, row: Mapping[str, Any]) -> Stored:
-        """Read the example of a row.
-
-        Raises:
-            DataError: A file is damaged, or the mask is no mask or not on the grid of the image.
-            BandError: A band is missing, or the file has another number of bands than announced.
-        """
+        """Read the example of a row."""
         path = row["image"]
         raster = read_raster(
             path,
@@ -87,11 +82,6 @@ def settle_reader(
 
     Args:
         height: pixels of what is resized to the processor's size, if anything is; None: of the whole file.
-
-    Raises:
-        BandError: The bands cannot be named, or a needed one is missing.
-        DataError: The file's tags contradict the sensor.
-        UnitError: The sensor's unit is not that of the trained model.
     """
     given = get_sensor(args.sensor) if args.sensor is not None else None
     sensor, source_bands = names_in_training(args.sensor, args.source_bands, info, trained)

@@ -132,14 +132,7 @@ def mean_of(images: Sequence[Image], code: str) -> float:
 def load_geobench(
     dataset: GeoBenchDataset, args: DatasetArguments, processor: MultispectralImageProcessor | None = None
 ) -> dict[str, ImageDataset]:
-    """Load one of the sets; ``args.root`` is its folder or the one that GEO-Bench lies in.
-
-    Raises:
-        ConfigError: h5py is not installed.
-        DataError: Files or ids are missing or inconsistent, file by file; or the values contradict ``band_order``.
-        BandError: A wanted band is not in the set.
-        UnitError: A trained model expects another unit.
-    """
+    """Load one of the sets; ``args.root`` is its folder or the one that GEO-Bench lies in."""
     if importlib.util.find_spec("h5py") is None:
         raise ConfigError(f"{dataset.title} is stored in HDF5 files: install h5py (pip install deflect_hf[geobench]).")
     folder = find_release(dataset, args)
@@ -162,11 +155,7 @@ class Hdf5Reader:
     side: int
 
     def read(self, row: Mapping[str, Any]) -> Stored:
-        """Read the bands of a row, ``(C, H, W)`` in the dtype of the file.
-
-        Raises:
-            DataError: The file is missing, cut off or no HDF5 file, lacks a band, or has one in another shape.
-        """
+        """Read the bands of a row, ``(C, H, W)`` in the dtype of the file."""
         with _opened(row["image"]) as file:
             called = _called(file)
             arrays = [self._array(file, called.get(name, []), name) for name in self.names.values()]

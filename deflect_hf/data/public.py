@@ -77,11 +77,7 @@ class RasterReader:
     bands: tuple[str, ...]
 
     def read(self, row: Mapping[str, Any]) -> Stored:
-        """Read them.
-
-        Raises:
-            DataError: A file is damaged, has other bands than published, or the mask has another size.
-        """
+        """Read them."""
         sensor = self.dataset.sensor
         try:
             return FolderReader(self.bands, self.bands, None, sensor).read(row)
@@ -108,11 +104,6 @@ def build_splits(
         args: Its ``bands``, ``scale``, ``offset``, ``nodata``, ``image_size``, ... win over the release's own.
         make_reader: Makes the reader from the codes of the stored bands that are needed, in stored order; None:
             a :class:`RasterReader`.
-
-    Raises:
-        DataError: No split has an image.
-        BandError: A wanted band is not among those of the release.
-        UnitError: A trained model expects another unit.
     """
     splits = {split: list(rows_by_split[split]) for split in SPLITS if rows_by_split.get(split)}
     if not splits:

@@ -19,11 +19,7 @@ _NAMED = 8  # problems that an error names one by one
 
 
 def find_release(dataset: PublicDataset, args: DatasetArguments) -> Path:
-    """The folder of the release, ``root`` or ``root/folder``; downloaded where ``args.download`` asks for it.
-
-    Raises:
-        DataError: It is not there, and where it seems to be; or it cannot be fetched.
-    """
+    """The folder of the release, ``root`` or ``root/folder``; downloaded where ``args.download`` asks for it."""
     root = Path(str(args.root))
     found = _found(dataset, root)
     if found is None and args.download and dataset.fetch is not None:
@@ -98,10 +94,6 @@ def split_rows(
     Args:
         files: Split -> its file, below ``root``.
         row_of: From a line to its row, and what is wrong with its files.
-
-    Raises:
-        DataError: A split file or a file that it needs is missing or empty, all of them in one message; or an image is
-            listed twice.
     """
     problems: list[str] = []
     rows: dict[str, list[Row]] = {}
@@ -122,11 +114,7 @@ def split_rows(
 
 
 def refuse_incomplete(dataset: PublicDataset, root: Path, problems: Iterable[str]) -> None:
-    """Complain about a broken folder file by file, the first several by name.
-
-    Raises:
-        DataError: There is a problem.
-    """
+    """Complain about a broken folder file by file, the first several by name."""
     unique = list(dict.fromkeys(problems))
     if unique:
         more = f"; and {len(unique) - _NAMED} more" if len(unique) > _NAMED else ""

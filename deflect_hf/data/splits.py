@@ -22,10 +22,6 @@ def split_indices(
     Deterministic in ``args.seed``; a split whose share is 0 is left out. Folds are dealt round robin, from one class
     on to the next, so that their sizes differ by one at most. With the ``places`` of the examples, whole places are
     drawn, whatever their classes.
-
-    Raises:
-        ConfigError: A share of test images beside folds.
-        DataError: A class has fewer examples than folds, there are too few places, or nothing is left to train on.
     """
     if args.num_folds is not None:
         refuse_idle_shares(args, ["test_fraction"])
@@ -112,11 +108,7 @@ def keep_share(strata: Sequence[Hashable], fraction: float, seed: int) -> list[i
 
 
 def refuse_idle_shares(args: DatasetArguments, keys: Sequence[str]) -> None:
-    """Refuse a share (``keys``) that was asked for where files, folders or folds settle its split already.
-
-    Raises:
-        ConfigError: Such a share is neither 0 nor the default.
-    """
+    """Refuse a share (``keys``) that was asked for where files, folders or folds settle its split already."""
     for key in keys:
         share = getattr(args, key)
         if share not in (0, DatasetArguments.model_fields[key].default):
@@ -144,11 +136,7 @@ def _share(total: int, fraction: float, taken: int = 0) -> int:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank.
-
-    Raises:
-        DataError: It is no text in UTF-8.
-    """
+    """The lines of a text file that are not blank."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
     except UnicodeDecodeError as error:
@@ -157,11 +145,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_split_file(path: Path, known: Sequence[str]) -> list[str]:
-    """Read ids, one a line, and check that each has an image; a file suffix or a left-out class folder is allowed.
-
-    Raises:
-        DataError: The file is empty, names an image twice, or names one that is not there.
-    """
+    """Read ids, one a line, and check that each has an image; a file suffix or a left-out class folder is allowed."""
     lines = read_lines(path)
     if not lines:
         raise DataError(f"{path} lists no images: write one id a line, or remove the file for a random split.")
@@ -182,22 +166,14 @@ def read_split_file(path: Path, known: Sequence[str]) -> list[str]:
 
 
 def check_unique(ids: Sequence[str], path: Path) -> None:
-    """Refuse a split file that lists an image twice.
-
-    Raises:
-        DataError: It does.
-    """
+    """Refuse a split file that lists an image twice."""
     repeated = [id_ for id_, count in Counter(ids).items() if count > 1]
     if repeated:
         raise DataError(f"{path} lists {listing(repeated[:3])} more than once: keep one line each.")
 
 
 def check_disjoint(ids: dict[str, list[str]], files: dict[str, Path]) -> None:
-    """Refuse splits that share images.
-
-    Raises:
-        DataError: An image is listed in two splits: the test figures would be worthless.
-    """
+    """Refuse splits that share images."""
     seen: dict[str, str] = {}
     for split, names in ids.items():
         for name in names:

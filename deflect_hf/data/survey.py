@@ -27,11 +27,7 @@ TAGS = ("scale", "offset")
 
 
 def read_headers(rows: Sequence[Mapping[str, Any]]) -> list[RasterInfo]:
-    """The headers of the images of all rows.
-
-    Raises:
-        DataError: A file is missing or no raster.
-    """
+    """The headers of the images of all rows."""
     return [raster_info(row["image"]) for row in rows]
 
 
@@ -67,12 +63,7 @@ def report_grids(root: str, infos: Sequence[RasterInfo], info: RasterInfo) -> No
 
 
 def refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: FolderReader, args: Any) -> None:
-    """Refuse images that lack a needed band, or whose scale or offset tags are not those of ``info``.
-
-    Raises:
-        BandError: A band is missing, or cannot be named.
-        DataError: The tags differ, and the config does not say what they are.
-    """
+    """Refuse images that lack a needed band, or whose scale or offset tags are not those of ``info``."""
     expected = _tags(info, reader)
     problems = []
     for other in infos:
@@ -103,11 +94,7 @@ def _tags(info: RasterInfo, reader: FolderReader) -> dict[str, tuple[float, floa
 def refuse_other_masks(
     rows: Sequence[Mapping[str, Any]], infos: Sequence[RasterInfo], labels: Labels, resample: bool
 ) -> None:
-    """Refuse masks that are none, lie on another grid than their images, or whose palettes disagree about a class.
-
-    Raises:
-        DataError: Naming the files.
-    """
+    """Refuse masks that are none, lie on another grid than their images, or whose palettes disagree about a class."""
     problems = []
     colors: dict[int, tuple[tuple[int, ...], str]] = {}
     for row, image in zip(rows, infos, strict=True):
@@ -164,11 +151,7 @@ def survey(
     reader: FolderReader,
     labels: Labels,
 ) -> None:
-    """Log or refuse what differs in the files of ``rows`` from the image ``info``.
-
-    Raises:
-        DataError, BandError: Files that cannot be read together.
-    """
+    """Log or refuse what differs in the files of ``rows`` from the image ``info``."""
     root = str(args.root)
     refuse_other_bands(infos, info, reader, args)
     if labels.task == "segmentation":

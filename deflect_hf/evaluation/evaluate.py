@@ -50,11 +50,7 @@ class Protocol:
 
     @classmethod
     def of(cls, config: RunArguments, images: ImageDataset, model: nn.Module) -> Protocol:
-        """How a run's configuration has its model evaluated on these images.
-
-        Raises:
-            ConfigError: windows that are no whole patches.
-        """
+        """How a run's configuration has its model evaluated on these images."""
         window, patch_size = evaluation_window(config, images.task), task_model(model).config.patch_size
         if window is not None and any(window % side for side in patch_size):
             name = (

@@ -42,11 +42,7 @@ def soft_dice(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
 
 
 def balanced_weights(counts: Sequence[int], classes: Sequence[str]) -> list[float]:
-    """Weights total / (K * count), whose mean over the training labels is 1.
-
-    Raises:
-        DataError: a class has no label in the training split.
-    """
+    """Weights total / (K * count), whose mean over the training labels is 1."""
     missing = [name for name, count in zip(classes, counts, strict=True) if count == 0]
     if missing:
         raise DataError(

@@ -35,11 +35,7 @@ MEANS = ("accuracy", "miou", "f1_macro")
 
 
 def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
-    """The run's configuration with what evaluation was told to do differently.
-
-    Raises:
-        ConfigError: a key or value is unknown, or is the trained model's to say.
-    """
+    """The run's configuration with what evaluation was told to do differently."""
     if "bands" in arguments.dataset:
         raise ConfigError(
             "--dataset.bands: the trained model says which bands it takes; they are found by name in any order. Name "
@@ -64,11 +60,6 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
 
     Returns:
         The results, and where they were written (None in all processes but the first).
-
-    Raises:
-        CheckpointError: the folder is no trained run, or its files are broken.
-        ConfigError: a file of another program is where the results go.
-        DataError: the split is not there, or holds images on which the model overflows.
     """
     folder = checkpoints.result_folder(Path(arguments.eval_dir))
     output = Path(arguments.output_dir) if arguments.output_dir is not None else folder
@@ -132,9 +123,6 @@ def scores_without_bands(
 
     Returns:
         ``band_dropout`` of the training, and ``scores``: the means for no band missing (``""``) and for each band.
-
-    Raises:
-        ConfigError: the model sees its base bands alone, so there is nothing to drop.
     """
     bands = further_bands(model)
     if not bands:
@@ -159,11 +147,7 @@ def scores_without_bands(
 
 
 def check_classes(model: nn.Module, images: ImageDataset, folder: Path) -> None:
-    """Refuse data whose classes are not those the model was trained on, or are in another order.
-
-    Raises:
-        DataError: naming both lists.
-    """
+    """Refuse data whose classes are not those the model was trained on, or are in another order."""
     config = task_model(model).config
     trained = [config.id2label[k] for k in range(config.num_labels)]
     if trained != images.classes:

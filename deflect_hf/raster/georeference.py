@@ -127,11 +127,7 @@ def pixel_areas(info: RasterInfo) -> PixelAreas:
 
 
 def places_of(infos: Sequence[RasterInfo], km: float) -> list[int]:
-    """The place of each image, numbered: images whose middles are closer than ``km``, also by way of others, share it.
-
-    Raises:
-        DataError: An image does not say where it lies.
-    """
+    """The place of each image, numbered: those with middles closer than ``km``, also by way of others, share it."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree
@@ -248,11 +244,7 @@ def agrees(label: RasterInfo, image: RasterInfo, placement: Placement) -> bool:
 
 
 def refuse_misplaced(label: RasterInfo, image: RasterInfo) -> Placement:
-    """How a label lies on its image.
-
-    Raises:
-        DataError: It lies elsewhere, or on other pixels.
-    """
+    """How a label lies on its image."""
     placement = place(label, image)
     if agrees(label, image, placement):
         return placement

@@ -61,11 +61,7 @@ class RasterInfo:
         return self.transform != IDENTITY
 
     def position(self, description: str) -> int:
-        """Where the band of that description is, whatever its case, counted from 0.
-
-        Raises:
-            BandError: No band, or more than one, is described so.
-        """
+        """Where the band of that description is, whatever its case, counted from 0."""
         found = [k for k, text in enumerate(self.descriptions) if text.casefold() == description.casefold()]
         if len(found) != 1:
             raise BandError(
@@ -76,11 +72,7 @@ class RasterInfo:
 
 
 def refuse_no_mask(info: RasterInfo) -> None:
-    """Refuse what cannot be a mask, by its header.
-
-    Raises:
-        DataError: It has several bands, or its compression changes values.
-    """
+    """Refuse what cannot be a mask, by its header."""
     bands = info.count - (info.alpha is not None)
     if bands != 1:
         raise DataError(
@@ -100,10 +92,6 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
     A band that is called ``_``, or whose description is not a band name, becomes ``"band 3 quality"``: it is left alone
     rather than guessed. Descriptions that only count the bands (``Band 1``, ``Band 2``, ...) are none: they are no
     numbers of a sensor.
-
-    Raises:
-        BandError: The number of bands does not fit the given list, the list contradicts the file's own
-            descriptions, or nothing names the bands.
     """
     unnamed = [f"band {number} {text}".strip() for number, text in enumerate(info.descriptions, start=1)]
     own = _described(info.descriptions, sensor)

@@ -34,11 +34,7 @@ _REMOTE = re.compile(
 
 
 def refuse_remote(path: PathLike) -> None:
-    """Refuse what is no file on this machine, and virtual rasters of what is none.
-
-    Raises:
-        DataError: It is an address, in an archive, a folder, missing, or names a source that is elsewhere.
-    """
+    """Refuse what is no file on this machine, and virtual rasters of what is none."""
     text = str(path)
     address = _ADDRESS.match(text)
     if (address is not None and address[1].lower() in ("zip", "tar", "gzip", "file")) or text.startswith("/vsi"):

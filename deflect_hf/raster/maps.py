@@ -90,9 +90,6 @@ def write_map(
         final: what errors call it, the path that it will be moved to.
         squares: the whole map.
         cog: as Cloud Optimized GeoTIFF, with overviews.
-
-    Raises:
-        DataError: the disk is full, or the file is not what was to be written.
     """
     plain = path.with_name(f"{path.name}.plain.tif") if cog else path
     try:

@@ -30,11 +30,7 @@ class Quality:
     bits: tuple[int, ...] = ()
 
     def flags(self, layer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Stored values of the layer -> bool: the ground was not measured there.
-
-        Raises:
-            DataError: Bits are asked for, but the layer holds no whole numbers.
-        """
+        """Stored values of the layer -> bool: the ground was not measured there."""
         found = np.isin(layer, self.invalid)
         if self.bits:
             if not np.issubdtype(layer.dtype, np.integer):

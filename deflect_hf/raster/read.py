@@ -69,11 +69,7 @@ class Raster:
 
 @contextmanager
 def open_raster(path: PathLike) -> Iterator[OpenRaster]:
-    """Keep a file open for many reads by window, of one thread at a time, with little memory for decoded blocks.
-
-    Raises:
-        DataError: As :func:`raster_info`.
-    """
+    """Keep a file open for many reads by window, of one thread at a time, with little memory for decoded blocks."""
     with _opened(path) as source, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         yield OpenRaster(str(path), source)
 
@@ -151,11 +147,7 @@ def _lossy(source: Any) -> str:
 
 
 def raster_info(path: PathLike | OpenRaster) -> RasterInfo:
-    """Read the header of a raster file.
-
-    Raises:
-        DataError: The file is missing, not a raster, or has no bands.
-    """
+    """Read the header of a raster file."""
     with _opened(path) as source:
         return _info(source, path)
 
@@ -263,11 +255,7 @@ def _measured(band: np.ndarray, fills: set[float | None]) -> np.ndarray:
 
 
 def read_quality(path: PathLike, quality: Quality) -> np.ndarray:
-    """(1, H, W) stored values of a quality layer.
-
-    Raises:
-        DataError, BandError: As :func:`read_raster`.
-    """
+    """(1, H, W) stored values of a quality layer."""
     with _opened(path) as source:
         info = _info(source, path)
         return _read(source, info, [info.position(quality.band)], None, None, Resampling.nearest)[0]

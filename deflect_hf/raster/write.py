@@ -46,9 +46,6 @@ def create_raster(
 
     Yields ``write(values, row=0, column=0)`` with values (count, h, w). The file appears under its name only when
     the block ends without an error, so that no reader ever sees half of it.
-
-    Raises:
-        DataError: The folder cannot be written to.
     """
     target = Path(path)
     profile = geotiff_profile(count, dtype, like, nodata)

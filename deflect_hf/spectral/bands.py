@@ -146,11 +146,7 @@ class Sensor:
         return [band.code for band in self.bands]
 
     def resolve(self, name: str) -> Band:
-        """Return the band called ``name``: its code, or any alias, whatever the case and separators.
-
-        Raises:
-            BandError: no band, or more than one, goes by that name.
-        """
+        """Return the band called ``name``: its code, or any alias, whatever the case and separators."""
         return resolve_among(name, self.bands, f"sensor {self.name!r}")
 
     def index(self, names: Iterable[str]) -> list[int]:

@@ -82,9 +82,6 @@ class SpectralFeatures(nn.Module):
         """Set what the output is standardised with, 2F values each; None for no standardisation.
 
         A statistic that did not vary when it was fitted (std 0) is only centred, as scikit-learn does.
-
-        Raises:
-            ConfigError: only one of both is given, the length is not 2F, a value is not finite, or a std is negative.
         """
         if (mean is None) != (std is None):
             raise ConfigError("feature mean and feature std go together: give both, or neither.")
@@ -120,10 +117,6 @@ class SpectralFeatures(nn.Module):
 
         Args:
             dropped: band code to (B,) bool, True for images in which the band counts as not measured.
-
-        Raises:
-            BandError: the number of channels is not that of the bands.
-            DataError: the image is not a whole number of patches.
         """
         statistics = self.raw_statistics(pixel_values, dropped)
         standardised = (statistics - self.feature_mean) / self.feature_std

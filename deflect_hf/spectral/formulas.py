@@ -58,12 +58,7 @@ class Node:
 
 
 def parse(formula: str, names: Collection[str]) -> Node:
-    """Check a formula and return its expression over band codes and numbers, with constants folded.
-
-    Raises:
-        IndexFormulaError: the formula holds anything but ``+ - * / **``, numbers and ``names``, an exponent is not a
-            number of at most ``MAX_EXPONENT``, or the formula is too long or too deep.
-    """
+    """Check a formula and return its expression over band codes and numbers, with constants folded."""
     if not isinstance(formula, str) or len(formula) > MAX_CHARACTERS:
         raise IndexFormulaError(f"a formula is a text of at most {MAX_CHARACTERS} characters, not {formula!r:.60}.")
     try:

@@ -128,10 +128,6 @@ def select_indices(
         constant has no default, an additive constant on 8-bit values, values beyond all limits (an index made for
         temperatures in kelvins, say), or the same feature (up to shift and scale, which standardisation removes) is
         there already under another name.
-
-    Raises:
-        IndexFormulaError: a name is neither an index, nor a domain, nor "default" or "all", or the values of an index
-            that is asked for by its own name exceed all limits.
     """
     selection = IndexSelection()
     named = {spec} if isinstance(spec, str) else set(spec or ())
@@ -178,11 +174,7 @@ def _expand(spec: str | Sequence[str] | None) -> list[str]:
 
 
 def _formula_for(name: str, bands: Sequence[str], unit: Unit) -> tuple[str, str]:
-    """Return an index's formula over ``bands`` and numbers, and why it cannot be had (empty if it can).
-
-    Raises:
-        IndexFormulaError: its values exceed all limits.
-    """
+    """Return an index's formula over ``bands`` and numbers, and why it cannot be had (empty if it can)."""
     entry = catalogue()[name]
     replacements: dict[str, ast.expr] = {}
     missing = []

@@ -24,11 +24,7 @@ class RunningMoments:
         self._state = torch.zeros(3, num_features, dtype=torch.float64)  # count, mean, sum of squared deviations
 
     def update(self, values: Tensor) -> None:
-        """(..., K) values, NaN where there is none: add them.
-
-        Raises:
-            ConfigError: the last size is not the number of features.
-        """
+        """(..., K) values, NaN where there is none: add them."""
         size = self._state.shape[1]
         if values.shape[-1] != size:
             raise ConfigError(f"statistics of {size} features cannot take values of {values.shape[-1]} features.")

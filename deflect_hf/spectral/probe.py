@@ -54,9 +54,6 @@ def bound_of(formula: str) -> float:
 
     1 for a formula that cannot leave [-1, 1] on positive reflectances, such as a normalised difference. Otherwise the
     smallest power of ten, 10 at least, that holds 99 % of the values on the probe reflectances.
-
-    Raises:
-        IndexFormulaError: the formula is not finite, or beyond 1e6, on more than 1 % of the probe reflectances.
     """
     size = _evaluate(formula).abs()
     if bool((size <= 1 + 1e-9).all()):

@@ -78,9 +78,6 @@ def match_bands(available: Sequence[str], wanted: Sequence[str], needed: Sequenc
     """Return the position in ``available`` of each band of ``wanted``, None for one that is missing; all are codes.
 
     Where the images have a single near-infrared band (N or N2), it also answers to the other code, once.
-
-    Raises:
-        BandError: a band of ``needed`` is missing, or a band is given twice.
     """
     available = list(available)
     refuse_duplicates(available, "bands of the images")
@@ -109,9 +106,6 @@ def normalise_base_bands(
 
     The only normalisation there is. A value that is not finite (nodata) becomes 0, which after normalisation is the
     base mean. Without ``mean`` and ``std`` the finite values come back bit for bit.
-
-    Raises:
-        BandError: a position is outside the channels, or ``mean`` and ``std`` do not have one value per position.
     """
     channels = pixel_values.shape[1]
     if any(not 0 <= position < channels for position in positions):

@@ -60,13 +60,7 @@ DATASET = PublicDataset(
 
 
 def load(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
-    """Load EuroSAT.
-
-    Raises:
-        DataError: Files are missing, file by file, or damaged; or their bands are in another order.
-        BandError: A wanted band is not in the set.
-        UnitError: A trained model expects another unit.
-    """
+    """Load EuroSAT."""
     root = find_release(DATASET, args)
     for file, md5 in SPLITS.values():
         if args.download and not (root / file).is_file():

@@ -49,12 +49,7 @@ _MASK = ".mask.tif"
 
 
 def load(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
-    """Build the splits of HLS Burn Scars: those of PANGAEA.
-
-    Raises:
-        DataError: The folder is not there or not complete; the message names the files.
-        BandError: A wanted band is not among the six.
-    """
+    """Build the splits of HLS Burn Scars: those of PANGAEA."""
     root = find_release(DATASET, args)
     problems: list[str] = []
     training, test = (_rows(root / part, problems) for part in ("training", "validation"))

@@ -73,11 +73,7 @@ class MadosReader:
     resampling: str
 
     def read(self, row: Mapping[str, Any]) -> Stored:
-        """Read the crop of a row.
-
-        Raises:
-            DataError: A file is damaged or has not the size of its resolution folder.
-        """
+        """Read the crop of a row."""
         mask = read_mask(row["mask"])
         size = mask.values.shape[-2:]
         codes = DATASET.sensor.codes
@@ -105,12 +101,7 @@ class MadosReader:
 
 
 def load(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
-    """Build the splits of MADOS as its split files list them.
-
-    Raises:
-        DataError: The folder is not there or not complete; the message names the files.
-        BandError: A wanted band is not among the 11.
-    """
+    """Build the splits of MADOS as its split files list them."""
     root = find_release(DATASET, args)
     files = {split: getattr(args, f"{split}_split") or f"splits/{split}_X.txt" for split in SPLITS}
 

@@ -45,13 +45,7 @@ DATASET = PublicDataset(
 
 
 def load(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
-    """Build the splits of the hand-labelled images as their split files list them.
-
-    Raises:
-        ConfigError: ``download`` is asked for; the message says how to fetch the data.
-        DataError: The folder is not there or not complete; the message names the files.
-        BandError: A wanted band is not among the 13.
-    """
+    """Build the splits of the hand-labelled images as their split files list them."""
     if args.download:
         root = Path(str(args.root)) / DATASET.folder
         commands = (f"gsutil -m rsync -r {BUCKET}/{part} {root / part}" for part in (IMAGES, MASKS, "splits"))

@@ -169,12 +169,7 @@ def _processor(args: DatasetArguments, trained: MultispectralImageProcessor | No
 
 
 def load(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
-    """Build the splits of the synthetic set, classes balanced; bands and size of a trained ``processor`` stand.
-
-    Raises:
-        BandError: A band that the measured samples cannot give.
-        UnitError: A trained model expects another unit.
-    """
+    """Build the splits of the synthetic set, classes balanced; bands and size of a trained ``processor`` stand."""
     task = args.task or "classification"
     processor = _processor(args, processor)
     made = tuple(band for band in processor.bands if band in MIXED)
