@@ -45,10 +45,13 @@ def check(model: PeftModel, pixel_values: torch.Tensor | None = None) -> None:
 
 def _random_image(model: PeftModel, encoder: Encoder) -> torch.Tensor:
     """(1, C, H, W) reflectance from 0.02 to 0.42, of the encoder's size."""
-    base = model.get_base_model().config
+    base = getattr(model.get_base_model(), "config", None)
     bands = getattr(model.active_peft_config, "bands", None) or getattr(base, "bands", None)
     config = getattr(base, "encoder_config", base)
-    height, width = as_pair(getattr(config, "image_size", None) or tuple(4 * side for side in encoder.patch_size))
+    fixed = getattr(config, "image_size", None) or getattr(
+        outermost_modules(model)[encoder.embeddings], "img_size", None
+    )
+    height, width = as_pair(fixed or tuple(4 * side for side in encoder.patch_size))
     return 0.02 + 0.4 * torch.rand(1, len(bands or range(encoder.num_channels)), height, width)
 
 
@@ -64,7 +67,7 @@ def _check_start(model: PeftModel, encoder: Encoder, images: torch.Tensor) -> No
         for state in (contextlib.nullcontext(), model.disable_adapter()):
             with state:
                 torch.manual_seed(0)  # a masked autoencoder draws its mask
-                model(pixel_values=images)
+                model(images)
     finally:
         for handle in handles:
             handle.remove()
@@ -84,8 +87,8 @@ def _check_gradients(model: PeftModel, images: torch.Tensor) -> None:
         for parameter in trained.values():
             parameter.data.add_(NOISE * torch.randn(parameter.shape).to(parameter))
             parameter.grad = None
-        output: Any = model(pixel_values=images)
-        values = next(value for value in output.values() if value is not None)
+        output: Any = model(images)
+        values = output if torch.is_tensor(output) else next(value for value in output.values() if value is not None)
         (values * torch.linspace(-1, 1, values.numel()).to(values).view(values.shape)).sum().backward()
         without = [n for n, p in trained.items() if p.grad is None or not p.grad.abs().sum() > 0]
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import inject_adapter_in_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -322,7 +323,7 @@ def test_encoders_that_cannot_be_shared(tmp_path: Path, encoder: Path) -> None:
     with pytest.raises(UnsupportedOperationError, match="full: --finetune full trained the encoder itself"):
         MultiAdapterPredictor.from_folders({"full": full})
     bare = load_encoder(encoder)
-    bare.add_adapter(spectral_config())
+    inject_adapter_in_model(spectral_config(), bare)
     with pytest.raises(ArchitectureError, match="The ViTModel is adapted already: give the bare encoder"):
         MultiAdapterPredictor(bare)
     with pytest.raises(ConfigError, match="No folder was given"):

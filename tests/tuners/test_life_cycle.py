@@ -28,7 +28,17 @@ from transformers import AutoModel
 
 from deflect_hf import DeflectConfig, fit_statistics
 from deflect_hf.errors import CheckpointError, ConfigError
-from tests.tuners.tiny import BANDS, ENCODERS, adapted, base_pixels, make_encoder, randomise, run, spectral_config
+from tests.tuners.tiny import (
+    BANDS,
+    ENCODERS,
+    adapted,
+    base_pixels,
+    make_encoder,
+    native_adapters,
+    randomise,
+    run,
+    spectral_config,
+)
 
 LOAD = """
 import sys, torch, deflect_hf
@@ -103,6 +113,7 @@ def test_auto_classes_find_the_base(tmp_path, reflectance):
     assert torch.equal(run(AutoModel.from_pretrained(tmp_path / "adapter").eval(), reflectance), expected)
 
 
+@native_adapters
 def test_adapters_of_transformers_itself(architecture, tmp_path, reflectance):
     model = adapted(architecture)
     expected = run(model, reflectance)

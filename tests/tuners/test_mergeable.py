@@ -19,7 +19,7 @@ from torch import nn
 
 from deflect_hf import BitFitConfig, ScaledLoraConfig
 from deflect_hf.errors import CheckpointError, UnsupportedOperationError
-from tests.tuners.tiny import make_encoder, randomise, run
+from tests.tuners.tiny import make_encoder, native_adapters, randomise, run
 
 CONFIGS: dict[str, type] = {"slr": ScaledLoraConfig, "bitfit": BitFitConfig}
 
@@ -167,6 +167,7 @@ def test_the_file_holds_the_adapter_alone_and_the_card_says_how_to_load_it(metho
     assert method in card.data["tags"] and f"KeyError: '{method.upper()}'" in card.text
 
 
+@native_adapters
 def test_adapters_of_transformers_itself(method, architecture, tmp_path, pixels):
     model = adapted(method, architecture)
     expected = run(model, pixels)

@@ -19,7 +19,7 @@ import pytest
 from peft import TaskType
 
 from deflect_hf import BitFitConfig, DeflectConfig, ScaledLoraConfig
-from tests.tuners.peft_sources import load
+from tests.tuners.peft_sources import OLDER, load
 
 LEFT_OUT = {
     "test_from_pretrained", "test_from_pretrained_cache_dir", "test_save_pretrained_with_runtime_config",
@@ -76,4 +76,5 @@ def test_every_test_is_accounted_for(peft_class):
         name for name, function in vars(peft_class).items()
         if name.startswith("test_") and "mandatory_kwargs" in inspect.signature(function).parameters
     }  # fmt: skip
-    assert found == LEFT_OUT | set(TESTS)
+    known = LEFT_OUT | set(TESTS)
+    assert found <= known if OLDER else found == known

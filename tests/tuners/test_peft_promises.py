@@ -14,7 +14,16 @@ from transformers import AutoModel
 
 from deflect_hf import EncoderForImageClassification
 from deflect_hf.errors import UnsupportedOperationError
-from tests.tuners.tiny import BANDS, adapted, base_pixels, make_encoder, randomise, run, spectral_config
+from tests.tuners.tiny import (
+    BANDS,
+    adapted,
+    base_pixels,
+    make_encoder,
+    native_adapters,
+    randomise,
+    run,
+    spectral_config,
+)
 
 FOLDERS = {"default": ".", "water": "water"}
 
@@ -94,6 +103,7 @@ def test_mixed_models_are_refused_and_leave_the_base_alone(tmp_path, reflectance
     assert torch.equal(run(encoder, base_pixels(reflectance)), expected)
 
 
+@native_adapters
 def test_two_active_adapters_of_transformers_are_refused(reflectance):
     encoder = make_encoder()
     for name in ("one", "two"):
@@ -124,6 +134,7 @@ def test_compiled_model_follows_the_switches(reflectance):
     torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
 
 
+@native_adapters
 def test_injected_layers_train_and_save_natively(architecture, tmp_path, reflectance):
     """`inject_adapter_in_model` leaves no PeftModel behind: what counts lives in the layers."""
     encoder = inject_adapter_in_model(spectral_config(), make_encoder(architecture)).train()

@@ -37,14 +37,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig
-from peft.utils.error import NoMatchingPeftModuleError
 from transformers import PreTrainedModel
 
 from deflect_hf import BitFitConfig, DeflectConfig, ScaledLoraConfig
-from tests.tuners.peft_sources import load
+from tests.tuners.peft_sources import OLDER, load
 from tests.tuners.tiny import IMAGE, PATCH, make_encoder
 
 LEFT_OUT = {
@@ -105,8 +105,8 @@ MERGEABLE = ("LORA", "SLR", "BITFIT")
 DEFLECT_ON = ("vit", "vit_mae", "dinov3_vit")
 KNOWN_TO_FAIL: dict[tuple[str, str, str], type[Exception]] = {
     # PEFT's pattern for `layers_to_transform` wants a module above `layers`, which a ViT alone does not have.
-    ("LORA", "vit", "_test_training_layer_indexing"): NoMatchingPeftModuleError,
-    ("SLR", "vit", "_test_training_layer_indexing"): NoMatchingPeftModuleError,
+    ("LORA", "vit", "_test_training_layer_indexing"): ValueError,
+    ("SLR", "vit", "_test_training_layer_indexing"): ValueError,
     # It wants the embedded input to need no gradient, but BitFit trains the bias of the patch embedding.
     ("BITFIT", "vit", "_test_prepare_for_training"): AssertionError,
 }
@@ -180,9 +180,13 @@ def saved_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return folders
 
 
+def classes_of(peft_tests: SimpleNamespace) -> list[type]:
+    names = ("TestPeftCustomModel", "TestPeftFsdpStateDict")
+    return [cls for name in names if (cls := getattr(peft_tests.custom, name, None))]
+
+
 def instance_of_peft_class(peft_tests: SimpleNamespace, architecture: str, test: str) -> Any:
     """An instance of the class of PEFT's that has `test`, with our model and input put in."""
-    classes = (peft_tests.custom.TestPeftCustomModel, peft_tests.custom.TestPeftFsdpStateDict)
     pixels = 0.02 + 0.4 * torch.rand(4, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(1))
     inputs = {"pixel_values": pixels}
     if architecture == "vit_mae":
@@ -193,7 +197,10 @@ def instance_of_peft_class(peft_tests: SimpleNamespace, architecture: str, test:
         "transformers_class": answering(architecture),
         "prepare_inputs_for_testing": lambda self: dict(inputs),
     }
-    base = next(cls for cls in classes if hasattr(cls, test))
+    base = next((cls for cls in classes_of(peft_tests) if hasattr(cls, test)), None)
+    if base is None and OLDER:
+        pytest.skip(f"PEFT {peft.__version__} has no such test")
+    assert base is not None
     return type("Tester", (base,), members)()
 
 
@@ -242,7 +249,7 @@ def test_every_test_of_the_matrix_is_accounted_for(peft_tests):
     """Each test that PEFT runs over all its methods and models is either run here or left out by name."""
     custom, common = peft_tests.custom.TestPeftCustomModel, peft_tests.common.PeftCommonTester
     found = set()
-    for cls in (custom, peft_tests.custom.TestPeftFsdpStateDict):
+    for cls in classes_of(peft_tests):
         for name, function in vars(cls).items():
             if name.startswith("test_") and "config_kwargs" in inspect.signature(function).parameters:
                 found.add(name)
@@ -253,7 +260,7 @@ def test_every_test_of_the_matrix_is_accounted_for(peft_tests):
         if name.startswith("_test_") and f"self.{name}(" not in wrapped and name not in called_by_others
     }  # fmt: skip
     accounted = LEFT_OUT | MERGING | LORA_ONLY | COMMON | CUSTOM
-    assert found == accounted
+    assert found <= accounted if OLDER else found == accounted
 
 
 MODULES_TO_SAVE = {"layers.0.lin1": "pooler.dense"}

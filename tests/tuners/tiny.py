@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import peft
+import pytest
 import torch
 import transformers
+from packaging.version import Version
 from peft import PeftModel, get_peft_model
 from torch import nn
 
@@ -25,6 +28,11 @@ SIZES = {
     "image_size": IMAGE,
     "patch_size": PATCH,
 }
+NEEDED = getattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "0")
+native_adapters = pytest.mark.skipif(
+    Version(peft.__version__) < Version(NEEDED),
+    reason=f"transformers {transformers.__version__} wants PEFT {NEEDED} for its own adapters",
+)
 # The architectures that every test runs on: each has something of its own.
 ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vit": ("ViTConfig", "ViTModel", {}),

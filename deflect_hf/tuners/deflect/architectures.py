@@ -6,6 +6,7 @@ transformers' attention interface) is one more row.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ class Architecture:
             probability.
         rotary: whether queries and keys are rotated by `position_embeddings=(cos, sin)`.
         between: name of a norm between embeddings and blocks, if there is one.
+        fused: timm's build: one layer `qkv`, kernels of its own, positions added by the model around.
     """
 
     embeddings: str
@@ -42,6 +44,7 @@ class Architecture:
     dropout: str = "attention_dropout"
     rotary: bool = False
     between: str | None = None
+    fused: bool = False
 
 
 CLIP = ("self_attn", "out_proj", "scale", "dropout")
@@ -58,6 +61,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("DINOv3ViTEmbeddings", "DINOv3ViTLayer", dropout="dropout", rotary=True),
     Architecture("SiglipVisionEmbeddings", "SiglipEncoderLayer", *CLIP),
     Architecture("CLIPVisionEmbeddings", "CLIPEncoderLayer", *CLIP, between="pre_layrnorm"),
+    Architecture("PatchEmbed", "Block", "attn", "proj", dropout="attn_drop.p", between="norm_pre", fused=True),
 )
 # What the names of classes begin with, and why DEFLECT does not fit: another kind of model, not one more row.
 REFUSED = {
@@ -66,6 +70,10 @@ REFUSED = {
     "Hiera": "it pools its tokens between stages, and DEFLECT needs one token per patch",
     "Sam": "it attends within windows of a map, with scores that are no call of transformers' attention interface",
 }
+TIMM = (
+    "what DEFLECT takes of timm: VisionTransformer with blocks of the class Block that take attn_mask (timm 1.0.16 or "
+    "later) and Attention with one qkv, without gate and norm"
+)
 NO_ATTENTION = "it has no attention whose displacement could be deflected (a convolutional encoder, say)"
 
 
@@ -122,9 +130,13 @@ def find_encoder(model: nn.Module) -> Encoder:
     """
     modules = outermost_modules(model)
     rows = {row.embeddings: row for row in ARCHITECTURES}
-    found = [(name, module) for name, module in modules.items() if type(module).__name__ in rows]
+    found = [
+        (name, module)
+        for name, module in modules.items()
+        if (row := rows.get(type(module).__name__)) and (not row.fused or _is_timm_vit(modules, name))
+    ]
     if not found:
-        known = listing(dict.fromkeys(row.block for row in ARCHITECTURES))
+        known = listing(dict.fromkeys("timm's Block" if row.fused else row.block for row in ARCHITECTURES))
         raise ArchitectureError(
             f"DEFLECT finds no vision transformer that it knows in {type(model).__name__}: "
             f"{_what_is_missing(modules)}. It adapts models built of {known}. To add another one, enter its "
@@ -142,20 +154,38 @@ def find_encoder(model: nn.Module) -> Encoder:
         key for key, module in modules.items() if type(module).__name__ == architecture.block and key.startswith(prefix)
     ]
     container = blocks[0][len(prefix) :].rpartition(".")[0]
-    between = architecture.between and prefix + architecture.between
-    single = "|".join(re.escape(part) for part in (name[len(prefix) :], architecture.between) if part)
+    norm: str | None = architecture.between
+    if norm and not list(modules[prefix + norm].parameters()):
+        norm = None  # timm's is an identity, mostly
+    single = "|".join(re.escape(part) for part in (name[len(prefix) :], norm) if part)
     attention: Any = getattr(modules[blocks[0]], architecture.attention)
     projection = patch_projection(embeddings)
     return Encoder(
         architecture=architecture,
         target_modules=rf"(?:.*\.)?(?:{single}|{re.escape(container)}\.\d+)",
         embeddings=name,
-        between=between,
+        between=norm and prefix + norm,
         blocks=tuple(blocks),
         num_channels=projection.in_channels,
         patch_size=(projection.kernel_size[-2], projection.kernel_size[-1]),
         hidden_size=projection.out_channels,
         num_heads=projection.out_channels // attention.head_dim,
+    )
+
+
+def _is_timm_vit(modules: Mapping[str, nn.Module], embeddings: str) -> bool:
+    """Whether the model around this `PatchEmbed` is built as timm's VisionTransformer is; others use that name, too."""
+    prefix = embeddings.rpartition(".")[0]
+    model = modules[prefix]
+    block: Any = modules.get(f"{prefix}.blocks.0".removeprefix("."))
+    attention = getattr(block, "attn", None)
+    return (
+        hasattr(model, "_pos_embed")
+        and type(block).__name__ == "Block"
+        and "attn_mask" in inspect.signature(type(block).forward).parameters
+        and hasattr(attention, "qkv")
+        and getattr(attention, "gate", None) is None
+        and isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity)
     )
 
 
@@ -167,6 +197,8 @@ def _what_is_missing(modules: Mapping[str, nn.Module]) -> str:
             return f"{start} is refused, since {reason}"
     if not any("Attention" in kind for kind in kinds):
         return NO_ATTENTION
+    if "PatchEmbed" in kinds and "Block" in kinds:
+        return f"it is not {TIMM}"
     projected = any(all(hasattr(part, f"{key}_proj") for key in "qkv") for part in modules.values())
     lacking = {
         "a module of embeddings with a convolution over the patches": any(kind.endswith("Embeddings") for kind in kinds)

@@ -13,12 +13,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from deflect_hf.errors import UnsupportedOperationError
 
 if TYPE_CHECKING:
     from deflect_hf.tuners.deflect.architectures import Architecture
@@ -86,11 +89,28 @@ def deflected_attention(
     )
     scale = getattr(attention, architecture.scale)
     call = partial(kernel, attention, attention_mask=attention_mask, scaling=scale, **kwargs)
-    dropout = getattr(attention, architecture.dropout) if attention.training else 0.0
+    wide = attention.config._attn_implementation == WIDENED
+    return _deflected(attention, architecture, deflect, (query, key, value), call, wide)
+
+
+def _deflected(
+    attention: Any,
+    architecture: Architecture,
+    deflect: Deflection,
+    projected: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    call: Callable[..., Any],
+    wide: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(B, h, N, D/h) queries, keys, values -> (B, N, D) deflected displacement, and weights where `call` gives them.
+
+    `call` is the frozen attention's kernel; `wide` tells whether it takes values of another width than the keys.
+    """
+    query, key, value = projected
+    dropout = attrgetter(architecture.dropout)(attention) if attention.training else 0.0
     stream = deflect.stream.view(*deflect.stream.shape[:-1], query.shape[1], -1).transpose(1, 2).to(value.dtype)
     mixed: torch.Tensor
     weights: torch.Tensor | None = None
-    widened = attention.config._attn_implementation == WIDENED and dropout == 0.0
+    widened = wide and dropout == 0.0
     # In evaluation a model gives the same bits with and without autograd state.
     differentiable = attention.training and torch.is_grad_enabled() and query.requires_grad
     if widened and _is_exact_when_wide(query):
@@ -101,7 +121,7 @@ def deflected_attention(
         mixed, weights = call(query, key, value, dropout=dropout)
         radiometry = _mixed_stream(call, query, key, stream, weights)
     output = getattr(attention, architecture.output)
-    displacement = output(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
+    displacement = output(mixed.reshape(*deflect.stream.shape[:-1], -1).contiguous())
     radiometry = radiometry.reshape(deflect.stream.shape)
     return deflect_displacement(displacement, _push(deflect, radiometry)), weights
 
@@ -215,16 +235,61 @@ def _without_checkpointing(forward: Any) -> Any:
     return forward
 
 
+def deflected_timm_block(
+    block: Any, tokens: torch.Tensor, *args: Any, deflect: Deflection | None = None, **kwargs: Any
+) -> torch.Tensor:
+    """(B, N, D) tokens -> (B, N, D) tokens: timm's block hands on its mask alone, so the deflection goes in its place.
+
+    Raises:
+        UnsupportedOperationError: there is a mask already.
+    """
+    if deflect is not None:
+        if any(value is not None and value is not False for value in (*args, *kwargs.values())):
+            raise UnsupportedOperationError("DEFLECT on timm's VisionTransformer takes no attn_mask and no is_causal.")
+        args, kwargs = (), {"attn_mask": deflect}
+    return type(block).forward(block, tokens, *args, **kwargs)
+
+
+def deflected_timm_attention(
+    attention: Any, architecture: Architecture, tokens: torch.Tensor, attn_mask: Any = None, **kwargs: Any
+) -> torch.Tensor:
+    """(B, N, D) normalised tokens -> (B, N, D) deflected displacement, with timm's fused `qkv` and its kernels."""
+    if not isinstance(attn_mask, Deflection):
+        return type(attention).forward(attention, tokens, attn_mask=attn_mask, **kwargs)
+    parts = attention.qkv(tokens).reshape(*tokens.shape[:-1], 3, -1, attention.head_dim).permute(2, 0, 3, 1, 4)
+    query, key, value = parts.unbind(0)
+    projected = (attention.q_norm(query), attention.k_norm(key), value)
+    call = partial(_timm_kernel, attention)
+    bent, _ = _deflected(attention, architecture, attn_mask, projected, call, attention.fused_attn)
+    return attention.proj_drop(bent)
+
+
+def _timm_kernel(
+    attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weights = None
+    if attention.fused_attn:
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=attention.scale)
+    else:
+        weights = F.dropout(((query * attention.scale) @ key.transpose(-2, -1)).softmax(dim=-1), dropout)
+        mixed = weights @ value
+    return mixed.transpose(1, 2), weights
+
+
 def install(block: nn.Module, architecture: Architecture) -> None:
     """Let `block` and its attention accept the keyword `deflect`; without it they do what they always did."""
     attention: Any = getattr(block, architecture.attention)
-    block.forward = partial(deflected_block, block)
-    attention.forward = partial(deflected_attention, attention, architecture)
+    timm = architecture.fused
+    block.forward = partial(deflected_timm_block if timm else deflected_block, block)
+    attention.forward = partial(deflected_timm_attention if timm else deflected_attention, attention, architecture)
 
 
 def uninstall(block: nn.Module, architecture: Architecture) -> None:
     """Undo [`install`]: the block is again what its class says."""
     for module in (block, getattr(block, architecture.attention)):
         own = module.__dict__.get("forward")
-        if isinstance(own, partial) and own.func in (deflected_block, deflected_attention):
+        if isinstance(own, partial) and own.func in INSTALLED:
             del module.__dict__["forward"]
+
+
+INSTALLED = (deflected_block, deflected_attention, deflected_timm_block, deflected_timm_attention)

@@ -7,6 +7,7 @@ block as the pixel-set features (no parameters, so the frozen prefix keeps no au
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -120,10 +121,36 @@ class DeflectEmbeddings(DeflectLayer):
             features = features.masked_fill(masked.unsqueeze(-1), 0.0)
         if rest:
             features = _kept_patches(features, ids_restore=rest[1], keep=tokens.shape[1] - 1)
-        prefix = features.mean(dim=1, keepdim=True).expand(-1, tokens.shape[1] - features.shape[1], -1)
-        stream = torch.cat([prefix, features], dim=1).to(tokens.dtype)
-        tokens = torch.cat([tokens, stream], dim=-1)
+        if tokens.dim() == 4:  # timm's with dynamic_img_size
+            return torch.cat([tokens, features.view(*tokens.shape[:-1], -1).to(tokens.dtype)], dim=-1)
+        tokens = _beside(tokens, features)
         return (tokens, *rest) if rest else tokens
+
+
+def _beside(tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """(B, P + N, D), (B, N, 2F) -> (B, P + N, D + 2F): the P prefix tokens get the mean of the features."""
+    prefix = features.mean(dim=1, keepdim=True).expand(-1, tokens.shape[1] - features.shape[1], -1)
+    return torch.cat([tokens, torch.cat([prefix, features], dim=1).to(tokens.dtype)], dim=-1)
+
+
+def install_positions(model: Any) -> None:
+    """Let timm's `_pos_embed`, which stands between its patch embedding and its blocks, see the tokens alone."""
+    if hasattr(model, "_pos_embed"):
+        model._pos_embed = partial(_positioned, model)
+
+
+def uninstall_positions(model: Any) -> None:
+    """Undo [`install_positions`]."""
+    model.__dict__.pop("_pos_embed", None)
+
+
+def _positioned(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, N, D + 2F) or (B, h, w, D + 2F) patches -> (B, P + N, D + 2F), with prefix tokens and positions."""
+    width = model.patch_embed.out_features
+    positioned = type(model)._pos_embed(model, tokens[..., :width].contiguous())
+    if tokens.shape[-1] == width:
+        return positioned
+    return _beside(positioned, tokens[..., width:].flatten(1, -2))
 
 
 def _kept_patches(features: torch.Tensor, ids_restore: torch.Tensor, keep: int) -> torch.Tensor:

@@ -22,6 +22,8 @@ from deflect_hf.tuners.deflect.layer import (
     DeflectEmbeddings,
     DeflectLayer,
     DeflectNorm,
+    install_positions,
+    uninstall_positions,
 )
 from deflect_hf.tuners.deflect.spectral_input import OTHER_BASE
 
@@ -143,6 +145,10 @@ class DeflectModel(Tuner):
         setattr(parent, child_name, new_module)
         new_module.train(child.training)
         self._rename_unit(type(child).__name__, type(new_module).__name__)
+        if isinstance(new_module, DeflectEmbeddings):
+            install_positions(parent)
+        if isinstance(child, DeflectEmbeddings):
+            uninstall_positions(parent)
         if isinstance(child, DeflectBlock):
             child.uninstall()
 
