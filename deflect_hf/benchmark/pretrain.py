@@ -21,7 +21,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule
 from deflect_hf.artifacts.saved_model import reading
 from deflect_hf.benchmark.masked_autoencoder import build_masked_autoencoder, random_views, to_vit_encoder
 from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.data import Batch, Count, Side
+from deflect_hf.config.run import Width
 from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, brief, listing, user_errors
 from deflect_hf.files import refuse_used, temp_dir, write_json
@@ -42,6 +44,7 @@ from deflect_hf.files import refuse_used, temp_dir, write_json
 logger = logging.getLogger(__name__)
 
 BASE_BANDS = ("R", "G", "B")
+Few = Annotated[int, Field(ge=1, le=1024)]
 # What does not change the numbers: a resumed run may differ in it, and an encoder that is passed on need not tell it.
 _NOT_IN_RECIPE = {"images", "output", "resume", "save_every_epochs"}
 
@@ -52,25 +55,25 @@ class PretrainArguments(Arguments):
     images: UserPath = Field(description="a .npz file, or a folder of them, with key 'rgb': (N, H, W, 3) integers")
     output: UserPath = Field(description="folder for the encoder, its intermediate versions and the checkpoint")
     scale: float = option(1e-4, "reflectance of one digital number", gt=0)
-    image_size: int = option(64, "side of the square that the encoder sees, in pixels", ge=1)
-    patch_size: int = option(8, "side of a patch, in pixels", ge=1)
-    hidden_size: int = option(192, "width of the encoder, a multiple of 4 and of the heads", ge=1)
-    layers: int = option(6, "blocks of the encoder", ge=1)
-    heads: int = option(6, "attention heads of the encoder", ge=1)
-    mlp_ratio: int = option(3, "width of the feed-forward layers over the hidden size", ge=1)
-    decoder_hidden_size: int = option(96, "width of the decoder, thrown away afterwards", ge=1)
-    decoder_layers: int = option(2, "blocks of the decoder", ge=1)
-    decoder_heads: int = option(3, "attention heads of the decoder", ge=1)
+    image_size: Side = option(64, "side of the square that the encoder sees, in pixels")
+    patch_size: Side = option(8, "side of a patch, in pixels")
+    hidden_size: Width = option(192, "width of the encoder, a multiple of 4 and of the heads")
+    layers: Few = option(6, "blocks of the encoder")
+    heads: Few = option(6, "attention heads of the encoder")
+    mlp_ratio: Few = option(3, "width of the feed-forward layers over the hidden size")
+    decoder_hidden_size: Width = option(96, "width of the decoder, thrown away afterwards")
+    decoder_layers: Few = option(2, "blocks of the decoder")
+    decoder_heads: Few = option(3, "attention heads of the decoder")
     mask_ratio: float = option(0.75, "share of the patches hidden from the encoder", gt=0, lt=1)
     raw_target: bool = option(False, "reconstruct pixels not standardised per patch")
     smallest_crop: float = option(0.4, "smallest area of a random crop, as a share", gt=0, le=1)
-    epochs: int = option(100, "passes over the chips", ge=1)
-    warmup_epochs: int = option(5, "epochs in which the learning rate rises from 0", ge=0)
-    batch_size: int = option(64, "chips per step and process", ge=1)
+    epochs: Count = option(100, "passes over the chips")
+    warmup_epochs: int = option(5, "epochs in which the learning rate rises from 0", ge=0, le=10**6)
+    batch_size: Batch = option(64, "chips per step and process")
     learning_rate: float = option(1e-3, "highest learning rate of AdamW", gt=0)
     weight_decay: float = option(0.05, "weight decay of the matrices", ge=0)
     seed: int = option(0, "fixes weights, order, crops and masks", ge=0)
-    save_every_epochs: int = option(10, "also keep the encoder every this many epochs", ge=1)
+    save_every_epochs: Count = option(10, "also keep the encoder every this many epochs")
     resume: bool = option(False, "go on from the checkpoint in the output folder")
 
     @model_validator(mode="after")

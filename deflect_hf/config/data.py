@@ -20,6 +20,10 @@ def _height_and_width(size: list[int]) -> list[int]:
     return size
 
 
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+# far above what anybody uses: a slip of the keyboard must not fill the memory
+Batch = Annotated[int, Field(ge=1, le=2**16)]
+Count = Annotated[int, Field(ge=1, le=10**6)]
 Size = Annotated[list[int], AfterValidator(_height_and_width)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Chance = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -145,7 +149,7 @@ class DatasetArguments(Arguments):
     val_fraction: Share = option(0.15, "Share held out for validation where no split file says otherwise.")
     test_fraction: Share = option(0.15, "Share held out for test where neither a split file nor a fold says otherwise.")
     num_folds: int | None = option(
-        None, "Cross-validation: number of (stratified) folds; one of them is the test set.", ge=2
+        None, "Cross-validation: number of (stratified) folds; one of them is the test set.", ge=2, le=1000
     )
     fold: int = option(0, "Cross-validation: which fold is the test set, from 0.", ge=0)
     place_km: PositiveFloat | None = option(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from deflect_hf.config.data import Bit, Number, QualityClass, QualityPreset, refuse_half_a_quality
+from deflect_hf.config.data import Batch, Bit, Number, QualityClass, QualityPreset, Side, refuse_half_a_quality
 from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import ConfigError
 
@@ -41,11 +41,11 @@ class SceneArguments(Arguments):
     )
     cog: bool = option(False, "write a Cloud Optimized GeoTIFF")
     overwrite: bool = option(False, "replace maps that are there, and parts of others")
-    window: PositiveInt | None = option(
+    window: Side | None = option(
         None, "side of the windows in pixels; null: as in evaluation, else that of the training images"
     )
     overlap: Overlap = option(0.25, "share of its side by which a window overlaps the next")
-    batch_size: PositiveInt = option(8, "windows per forward pass")
+    batch_size: Batch = option(8, "windows per forward pass")
     sensor: str | dict[str, Any] | None = option(None, "sensor preset: names, order, scale and offset of the bands")
     source_bands: list[str] | None = option(None, "names of the bands in file order, for files that do not name them")
     scale: float | None = option(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from deflect_hf.config.data import AugmentationArguments, DatasetArguments, Seed
+from deflect_hf.config.data import AugmentationArguments, Batch, Count, DatasetArguments, Seed, Side
 from deflect_hf.config.methods import OPTIONS, PREFIX, Finetune, options_of
 from deflect_hf.config.schema import Arguments, UserPath, group, option
 from deflect_hf.config.unused import refuse_unused
@@ -18,8 +18,6 @@ from deflect_hf.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-# far above what anybody uses: a slip of the keyboard must not fill the memory
-Batch = Annotated[int, Field(ge=1, le=2**16)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Workers = Annotated[int, Field(ge=0, le=1024)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -134,7 +132,7 @@ class SegmentorArguments(Arguments):
         None, "classification: class token or mean of the patches; null: cls"
     )
     auxiliary_loss: NonNegativeFloat = option(0.0, "weight of upernet's auxiliary head in the loss; 0: no such head")
-    window: PositiveInt | None = option(
+    window: Side | None = option(
         None, "segmentation: side of evaluation's sliding windows in pixels; null: the training crop's"
     )
     loss: LossArguments = group()
@@ -153,7 +151,7 @@ class RunArguments(Arguments):
     num_workers: Workers = option(4, "data loader processes, per process")
     batch_size: Batch = option(8, "images per step and process")
     accumulate: Batch = option(1, "batches whose gradients are added before a step")
-    epochs: PositiveInt = option(80, "passes over the training split")
+    epochs: Count = option(80, "passes over the training split")
     cache_prefix: bool = option(
         False, "deflect with a late start: keep on disk what enters the first deflected block, per image"
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 
-from deflect_hf.errors import DataError, listing
+from deflect_hf.errors import ConfigError, DataError, listing
 
 Example = dict[str, Any]
 IGNORED = -100  # label of pixels that were filled up, where nobody says which it is
@@ -34,6 +36,21 @@ def collate_examples(examples: Sequence[Example]) -> Example:
         batch["labels"] = torch.stack([example["labels"] for example in examples])
     batch["name"] = [example["name"] for example in examples]
     return batch
+
+
+def refuse_beyond_memory(key: str, number: int, shape: Sequence[int]) -> None:
+    """Refuse as many images, or windows, of this shape in float32 as the machine has no memory for.
+
+    Raises:
+        ConfigError: naming the key that asks for them.
+    """
+    needed, there = 4 * number * math.prod(shape), psutil.virtual_memory().total
+    if needed > there:
+        size = " x ".join(map(str, shape))
+        raise ConfigError(
+            f"{key}: {number} of {size} values in float32 take {needed / 2**30:,.0f} GiB, this machine has "
+            f"{there / 2**30:,.0f}: give a smaller number."
+        )
 
 
 def fill_up(example: Example, height: int, width: int, ignore_index: int = IGNORED) -> Example:

@@ -170,7 +170,7 @@ def draw(
     name = selection_metric(images.task)
     title = f"{results['split']}: {name} {results[name]:.3f}, {results['images']} images"
     confusion_figure(output / "confusion_matrix.png", np.asarray(results["confusion_matrix"]), images.classes, title)
-    chosen = np.unique(np.linspace(0, len(images) - 1, panels).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(panels, len(images))).round().astype(int))
     for number, index in enumerate(chosen.tolist()):
         example = images[index]
         pixel_values: torch.Tensor = example["pixel_values"]

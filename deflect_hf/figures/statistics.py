@@ -26,7 +26,7 @@ AXIS = {"reflectance": "reflectance (1.0 = 100 %)", "8bit": "8-bit value (no ref
 
 def spread(available: int, wanted: int) -> list[int]:
     """Up to ``wanted`` positions spread over ``range(available)``, both ends among them."""
-    return np.unique(np.linspace(0, available - 1, wanted).round().astype(int)).tolist()
+    return np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(int)).tolist()
 
 
 def collect(images: ImageDataset, chosen: Sequence[int]) -> tuple[Array, Array, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.inference import SceneArguments
+from deflect_hf.data.collate import refuse_beyond_memory
 from deflect_hf.data.contract import check_reflectance
 from deflect_hf.data.folder_reader import FolderReader, settle_reader
 from deflect_hf.data.processor import MultispectralImageProcessor
@@ -183,6 +184,7 @@ def cut(predictor: TrainedModel, info: RasterInfo, arguments: SceneArguments) ->
         return Axis.cover(length, size, arguments.overlap, 1)
 
     sizes = window_size(predictor, arguments.window)
+    refuse_beyond_memory("--window", 1, [len(predictor.processor.bands), *sizes])
     return (
         axis(info.height, sizes[0], predictor.patch_size[0]),
         axis(info.width, sizes[1], predictor.patch_size[1]),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deflect_hf.artifacts import saved_model
-from deflect_hf.data.collate import fill_up
+from deflect_hf.data.collate import fill_up, refuse_beyond_memory
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.evaluate import Interrupted, Protocol, evaluate, named
@@ -76,6 +76,7 @@ class TrainingLoop:
             trained = prefix.with_stored_prefix(trained, config.augmentation, work_dir / prefix.FOLDER)
         self.model, self.optimizer = prepared(trained, optimizer, accelerator)
         self.protocol = Protocol.of(config, train, experiment.model)
+        refuse_beyond_memory("batch_size", config.batch_size, train[0]["pixel_values"].shape)
         self.class_weights: list[float] | None = task_model(experiment.model).config.class_weights
         # on the device, since the last line of the log; and what the loss was of, since it was last looked at
         self.loss_sum, self.loss_steps = torch.zeros((), device=accelerator.device), 0

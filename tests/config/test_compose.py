@@ -176,7 +176,7 @@ def test_unknown_keys_are_refused_with_the_nearest(write) -> None:
     ("argv", "message"),
     [
         (("--epochs", "many"), "the command line: 'epochs' must be a whole number, not 'many'"),
-        (("--epochs", "0"), "the command line: 'epochs' must be greater than 0, not 0"),
+        (("--epochs", "0"), "the command line: 'epochs' must be at least 1, not 0"),
         (("--bf16", "perhaps"), "the command line: 'bf16' must be true or false, not 'perhaps'"),
         (
             ("--finetune", "deflct"),
