@@ -11,22 +11,20 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 
 from deflect_hf.config.run import RunArguments
-from deflect_hf.errors import ConfigError
+from deflect_hf.errors import ConfigError, listing
 
 # For the others, while the first process publishes a model, say; NCCL's own 10 minutes are short for that.
 LONGEST_WAIT = timedelta(minutes=30)
 
 
 def make_accelerator(config: RunArguments, **trackers: Any) -> Accelerator:
-    """The processes, device and precision of the run.
-
-    Args:
-        trackers: what accelerate is to know of them.
-
-    Raises:
-        ConfigError: the machine cannot do the precision, or the launcher asks for what this training does not do.
-    """
-    _refuse_launcher_accumulation()
+    """The processes, device and precision of the run; ``trackers`` is what accelerate is to know of them."""
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        raise ConfigError(
+            f"accelerate launch says gradient_accumulation_steps {steps}: leave it at 1 there, and give --accumulate "
+            f"{steps}, which weighs every label the same"
+        )
     precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
     # Without being told so, accelerate does not see that it was launched as one of several processes on CPUs, and
     # each of them would train alone and write over the others.
@@ -45,11 +43,7 @@ def make_accelerator(config: RunArguments, **trackers: Any) -> Accelerator:
 
 
 def launcher_precision(config: RunArguments) -> RunArguments:
-    """The configuration with the precision that ``accelerate launch`` was told, so that evaluation knows it too.
-
-    Raises:
-        ConfigError: the configuration says another one, or it is neither fp16 nor bf16.
-    """
+    """The configuration with the precision that ``accelerate launch`` was told, so that evaluation knows it too."""
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     own = "fp16" if config.fp16 else "bf16" if config.bf16 else told
     if told == "no" or own == told in ("fp16", "bf16"):
@@ -58,15 +52,6 @@ def launcher_precision(config: RunArguments) -> RunArguments:
         f"accelerate launch says --mixed_precision {told}, and the run --{own}: give the run --fp16 or --bf16, and the "
         "launcher no"
     )
-
-
-def _refuse_launcher_accumulation() -> None:
-    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if steps != "1":
-        raise ConfigError(
-            f"accelerate launch says gradient_accumulation_steps {steps}: leave it at 1 there, and give --accumulate "
-            f"{steps}, which weighs every label the same"
-        )
 
 
 def _check_sharding(accelerator: Accelerator) -> None:
@@ -90,6 +75,6 @@ def _check_sharding(accelerator: Accelerator) -> None:
             "fsdp_cpu_ram_efficient_loading": plugin.cpu_ram_efficient_loading,
             "use_parallelism_config": os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true",
         }
-        for name, on in switched_on.items():
-            if on:
-                raise ConfigError(f"accelerate launch: {name} is not supported; set it to false, as fsdp.yaml does")
+        on = [name for name, value in switched_on.items() if value]
+        if on:
+            raise ConfigError(f"accelerate launch: {listing(on)} not supported; set to false, as fsdp.yaml does")

@@ -84,11 +84,7 @@ def model_class(task: str) -> type[EncoderForImageClassification] | type[Encoder
 
 
 def result_folder(folder: Path) -> Path:
-    """The result folder that ``folder`` is, or holds as ``best/``.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The result folder that ``folder`` is, or holds as ``best/``."""
     for candidate in (folder, folder / "best", folder / ("best" + REPLACED)):
         if (candidate / CONFIG).is_file() and (candidate / "config.json").is_file():
             return candidate
@@ -101,11 +97,7 @@ def result_folder(folder: Path) -> Path:
 
 
 def while_whole(folder: Path, load: Callable[[Path], Read]) -> Read:
-    """``load(result_folder(folder))``; once more where a run put a better model there in the meantime.
-
-    Raises:
-        CheckpointError: there is no result folder, or whatever ``load`` raises for one that nobody replaced.
-    """
+    """``load(result_folder(folder))``; once more where a run put a better model there in the meantime."""
     for attempt in range(ATTEMPTS):
         before = None
         try:
@@ -137,9 +129,6 @@ def encoder_source(folder: Path, config: RunArguments) -> str:
     """Where the base encoder of a result folder lies: the Hub id or folder of its configuration.
 
     A random encoder was written beside the results; a folder that moved with its run is found there too.
-
-    Raises:
-        CheckpointError: a random encoder that is not there any more.
     """
     if config.encoder.name_or_path is not None:
         return config.encoder.name_or_path
@@ -179,10 +168,11 @@ def load_model(folder: Path, config: RunArguments, encoder: str | PreTrainedMode
     model = reading(folder / "config.json", lambda: model_class(_task(folder))(model_config, encoder))
     if config.finetune == "frozen":
         parts = _frozen_parts(model, config)
-        reading(folder / HEAD, lambda: _load_parts(load_file(folder / HEAD), parts))
-        refuse_unfit(
-            folder / HEAD, {prefix + k: v for prefix, part in parts.items() for k, v in part.state_dict().items()}
-        )
+        own = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()}
+        stored = reading(folder / HEAD, lambda: load_file(folder / HEAD))
+        refuse_unfit(folder / HEAD, own)
+        for name, tensor in own.items():
+            tensor.copy_(stored[name])
         return model.eval()
     return _load_adapter(model, folder).eval()
 
@@ -193,18 +183,8 @@ def _frozen_parts(model: EncoderWithHead, config: RunArguments) -> dict[str, nn.
     return {**({PATCH_EMBEDDING: trained_projection(model)} if wide else {}), "": model.head}
 
 
-def _load_parts(stored: dict[str, Tensor], parts: dict[str, nn.Module]) -> None:
-    for prefix, part in parts.items():
-        own = [name for name in stored if name.startswith(prefix)]
-        part.load_state_dict({name.removeprefix(prefix): stored.pop(name) for name in own})
-
-
 def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcessor:
-    """The processor of a result folder, which reads images as ``model``, the trained model of that folder, takes them.
-
-    Raises:
-        CheckpointError: the file is missing or broken, or says something else about the bands than the model.
-    """
+    """The processor of a result folder, which reads images as ``model``, of the same folder, takes them."""
     processor: MultispectralImageProcessor = reading(
         folder / "preprocessor_config.json", lambda: MultispectralImageProcessor.from_pretrained(folder)
     )
@@ -248,9 +228,6 @@ def refuse_unfit(path: Path, expected: Mapping[str, Tensor]) -> None:
 
     Args:
         expected: the model's tensors by their names in the file.
-
-    Raises:
-        CheckpointError: a tensor is missing, left over, of another shape or dtype, or not finite.
     """
     stored = load_file(path)
     for name, tensor in stored.items():
@@ -271,11 +248,7 @@ def refuse_unfit(path: Path, expected: Mapping[str, Tensor]) -> None:
 
 
 def _load_adapter(model: nn.Module, folder: Path) -> PeftModel:
-    """``model`` with the adapter in ``folder``, whole.
-
-    Raises:
-        CheckpointError: a file is missing or broken, or does not fit; the message names it.
-    """
+    """``model`` with the adapter in ``folder``, whole."""
     settings = reading(folder / ADAPTER, lambda: PeftConfig.from_pretrained(str(folder)))
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder / WEIGHTS} is missing: copy the folder again")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deflect_hf.figures.canvas import new_figure, plain, save
-from deflect_hf.figures.curves import COLOURS
+from deflect_hf.figures.curves import COLORS
 
 MARKERS = "osD^vPX*<>"
 
@@ -45,7 +45,7 @@ def _scatter(
     methods = list(dict.fromkeys(one["method"] for one in summary))
     for one, cost in zip(summary, costs, strict=True):
         number = methods.index(one["method"])
-        color = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         axes.errorbar(
             cost,
             one["mean"],

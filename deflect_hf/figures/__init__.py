@@ -1,10 +1,10 @@
 """Pictures of data and results, as PNG: samples, band statistics, predictions, confusion matrices, learning curves.
 
 matplotlib is imported when something is drawn, on a canvas of its own: no display is needed and no global backend
-changes. Class colours keep apart under the common colour-vision deficiencies.
+changes. Class colors keep apart under the common color-vision deficiencies.
 """
 
-from deflect_hf.figures.colours import class_colours as class_colours
+from deflect_hf.figures.colors import class_colors as class_colors
 from deflect_hf.figures.curves import curves_figure as curves_figure
 from deflect_hf.figures.results import confusion_figure as confusion_figure
 from deflect_hf.figures.results import prediction_panel as prediction_panel

@@ -38,8 +38,7 @@ def draw_dataset(words: Sequence[str]) -> list[Path]:
     description = "Sample sheets, band histograms and class counts of a data set."
     arguments = parse_arguments(DatasetFigureArguments, description, words)
     from deflect_hf.data import load_dataset_splits
-    from deflect_hf.figures.samples import sample_sheets
-    from deflect_hf.figures.statistics import statistics_figure
+    from deflect_hf.figures.dataset import sample_sheets, statistics_figure
 
     dataset, split, folder = arguments.dataset, arguments.split, Path(arguments.output)
     if dataset.image_size == ENCODER_SIZE:

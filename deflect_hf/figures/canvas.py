@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deflect_hf.figures.colours import IGNORED, Array, class_colours
+from deflect_hf.figures.colors import IGNORED, Array, class_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,10 +41,10 @@ def class_legend(figure: Figure, classes: Sequence[str], maps: Iterable[Array]) 
     """Name the classes that maps of class numbers show, and the ignored pixels if there are any, below the figure."""
     from matplotlib.patches import Patch
 
-    colours = class_colours(len(classes))
+    colors = class_colors(len(classes))
     seen = np.unique(np.concatenate([values.ravel() for values in maps]))
     inside = [int(k) for k in seen if 0 <= k < len(classes)]
-    patches = [Patch(facecolor=tuple(colours[k]), edgecolor="black", label=classes[k]) for k in inside]
+    patches = [Patch(facecolor=tuple(colors[k]), edgecolor="black", label=classes[k]) for k in inside]
     if len(inside) < len(seen):
         patches.append(Patch(facecolor=IGNORED, edgecolor="black", label="no label"))
     # narrow figures and long names: as many columns as fit

@@ -11,7 +11,7 @@ import numpy as np
 
 from deflect_hf.errors import DataError
 from deflect_hf.figures.canvas import new_figure, plain, save
-from deflect_hf.figures.colours import OKABE_ITO, Array
+from deflect_hf.figures.colors import OKABE_ITO, Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,18 +25,14 @@ PANELS = (
     ("validation mIoU", "val.miou"),
     ("validation macro F1", "val.f1_macro"),
 )
-COLOURS = tuple(colour for colour in OKABE_ITO if colour != "#F0E442")  # yellow lines vanish on white
+COLORS = tuple(color for color in OKABE_ITO if color != "#F0E442")  # yellow lines vanish on white
 STYLES = ("-", "--", ":", "-.")
 SMOOTHED_FROM = 40  # lines of the log
 WINDOW_SHARE = 20
 
 
 def read_curves(run: Path) -> tuple[dict[str, Array], int | None]:
-    """(N, 2) steps and values by key of a run's log, and the step of its best checkpoint where its results say it.
-
-    Raises:
-        DataError: the folder has no log, an empty or a broken one.
-    """
+    """(N, 2) steps and values by key of a run's log, and the step of its best checkpoint where its results say it."""
     path = run / LOG
     found: dict[str, list[tuple[int, float]]] = {}
     try:
@@ -61,11 +57,7 @@ def read_curves(run: Path) -> tuple[dict[str, Array], int | None]:
 
 
 def curves_figure(path: Path, runs: Sequence[Path]) -> Path:
-    """Write the learning curves of one or several runs, one above the other; a star marks the best checkpoint.
-
-    Raises:
-        DataError: a folder holds no log.
-    """
+    """Write the learning curves of one or several runs, one above the other; a star marks the best checkpoint."""
     curves = [read_curves(run) for run in runs]
     names = [run.resolve().name for run in runs]
     names = [str(run) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
@@ -77,8 +69,8 @@ def curves_figure(path: Path, runs: Sequence[Path]) -> Path:
     for axis, (title, key) in zip(axes.flat, PANELS, strict=True):
         for number, (name, (values, best)) in enumerate(zip(names, curves, strict=True)):
             if key in values:
-                style = STYLES[number // len(COLOURS) % len(STYLES)]
-                _draw(axis, key, values[key], best, color=COLOURS[number % len(COLOURS)], linestyle=style, label=name)
+                style = STYLES[number // len(COLORS) % len(STYLES)]
+                _draw(axis, key, values[key], best, color=COLORS[number % len(COLORS)], linestyle=style, label=name)
         plain(axis).set_title(title, fontsize=10)
         axis.margins(y=0.1)
         if key == "lr":

@@ -9,7 +9,7 @@ from textwrap import wrap
 import numpy as np
 
 from deflect_hf.figures.canvas import class_legend, new_figure, save
-from deflect_hf.figures.colours import Array, composite, composites_of, paint
+from deflect_hf.figures.colors import Array, composite, composites_of, paint
 
 CELL_INCHES = 3.0
 LETTERS_PER_INCH = 13  # of the title
@@ -25,7 +25,7 @@ def prediction_panel(
     label: Array | None,
     title: str,
 ) -> Path:
-    """Write RGB, false colour, label and prediction of one image side by side, with the classes' legend.
+    """Write RGB, false color, label and prediction of one image side by side, with the classes' legend.
 
     ``prediction`` and ``label`` are (H, W) class numbers for segmentation, 0-d class numbers for classification.
     """

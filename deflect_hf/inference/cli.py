@@ -5,7 +5,7 @@
     python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
     accelerate launch --multi_gpu evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
 
-A map has the size, CRS and transform of its image: class numbers with colours and names, 255 where nothing was
+A map has the size, CRS and transform of its image: class numbers with colors and names, 255 where nothing was
 measured in any band (where only some bands were, those decide), or one band of probabilities per class. Where training
 masks stored other numbers than 0, 1, 2 ..., the band's tags say which (CLASS_0_VALUE). Windows overlap and are
 blended. Interrupted, the same command goes on where it stopped. --report writes OUT.html beside OUT.tif: the image,

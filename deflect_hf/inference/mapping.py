@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
-from deflect_hf.figures import class_colours
+from deflect_hf.figures import class_colors
 from deflect_hf.inference.blocks import Block, SceneWindows
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.parts import Parts
@@ -141,9 +141,9 @@ def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapL
     """What the bands of the map are, and what makes stored values (count, h, W) of logits (K, h, W)."""
     classes = predictor.classes
     if arguments.output == "classes":
-        colours = [tuple(round(255 * part) for part in colour) for colour in class_colours(len(classes)).tolist()]
+        colors = [tuple(round(255 * part) for part in color) for color in class_colors(len(classes)).tolist()]
         values = predictor.class_values or ()
-        return MapLayout("uint8", NODATA, ("class",), 1.0, classes, values, tuple(colours)), _classes
+        return MapLayout("uint8", NODATA, ("class",), 1.0, classes, values, tuple(colors)), _classes
     if arguments.dtype == "uint8":
         return MapLayout("uint8", NODATA, classes, scale=1 / STEPS), _stepped_probabilities
     return MapLayout("float32", float("nan"), classes), _probabilities

@@ -49,10 +49,6 @@ class Parts:
 
         Args:
             overwrite: remove what another job has finished, unless it is at work right now.
-
-        Raises:
-            ConfigError: another command is at work there, or it holds parts of another job that are not to be removed.
-            DataError: it cannot be written, or something else has its name.
         """
         if self.folder.exists() and not self._is_ours():
             raise DataError(
@@ -115,9 +111,6 @@ class Parts:
         """Keep a block, given as (count, h, W) stored values of its pixel rows from top to bottom.
 
         It is there only when all of it is.
-
-        Raises:
-            DataError: the disk is full, or the folder is not writable.
         """
         path = self._path(block)
         partial = path.with_suffix(f".{os.getpid()}")
@@ -135,11 +128,7 @@ class Parts:
             partial.unlink(missing_ok=True)
 
     def squares(self, blocks: Sequence[Block]) -> Iterator[Square]:
-        """The whole map, square by square: rows of squares from top to bottom, each from left to right.
-
-        Raises:
-            DataError: a part is damaged.
-        """
+        """The whole map, square by square: rows of squares from top to bottom, each from left to right."""
         height, width = blocks[-1].bottom, blocks[-1].right
         checked: set[Block] = set()
         for row in range(0, height, SQUARE):

@@ -27,7 +27,7 @@ from deflect_hf.artifacts.environment import PACKAGES, version
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.data.folder_reader import names_in_training
 from deflect_hf.errors import DataError
-from deflect_hf.figures.colours import IGNORED, class_colours, composite, composites_of
+from deflect_hf.figures.colors import IGNORED, class_colors, composite, composites_of
 from deflect_hf.files import write_text
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.methods import task_model
@@ -179,7 +179,7 @@ def _rows(sizes: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
     mapped = sizes[:-1].sum()
     rows = [
         {"name": name, "color": to_hex(color), "size": float(size), "share": float(size / mapped) if mapped else 0.0}
-        for name, color, size in zip(classes, class_colours(len(classes)), sizes[:-1], strict=True)
+        for name, color, size in zip(classes, class_colors(len(classes)), sizes[:-1], strict=True)
     ]
     return [*rows, {"name": "no data", "color": None, "size": float(sizes[-1]), "share": sizes[-1] / sizes.sum()}]
 
@@ -191,8 +191,8 @@ def _quick_look(source: Path, info: RasterInfo, reading: Mapping[str, Any], besi
     with in_pieces(source, beside) as scene:
         raster = read_raster(scene, list(dict.fromkeys(shown)), size=overview_size(info, OVERVIEW_SIDE), **reading)
     values = np.where(raster.valid, raster.values.astype(np.float32), np.nan)
-    colours = (composite(values, raster.bands, shown) * 255).round().astype(np.uint8)
-    return said, _picture(colours, "JPEG", f"{source.name}, {said}", quality=JPEG_QUALITY)
+    colors = (composite(values, raster.bands, shown) * 255).round().astype(np.uint8)
+    return said, _picture(colors, "JPEG", f"{source.name}, {said}", quality=JPEG_QUALITY)
 
 
 def _class_picture(prediction: Path, info: RasterInfo, count: int) -> dict[str, Any]:
@@ -200,13 +200,13 @@ def _class_picture(prediction: Path, info: RasterInfo, count: int) -> dict[str, 
     with open_raster(prediction) as opened:
         mask = read_mask(opened, size=overview_size(info, OVERVIEW_SIDE))
     numbers = np.where(mask.valid[0], mask.values[0], count).astype(np.uint8)
-    palette = bytes((class_colours(count) * 255).round().astype(np.uint8)) + bytes.fromhex(IGNORED[1:])
+    palette = bytes((class_colors(count) * 255).round().astype(np.uint8)) + bytes.fromhex(IGNORED[1:])
     text = f"{prediction.name}, the most frequent class"
     return _picture(numbers, "PNG", text, palette=palette, transparency=count, optimize=True)
 
 
 def _picture(values: Array, kind: str, text: str, palette: bytes | None = None, **options: Any) -> dict[str, Any]:
-    """(H, W) numbers of a palette or (H, W, 3) colours, uint8 -> a data URI, its text, and width over height."""
+    """(H, W) numbers of a palette or (H, W, 3) colors, uint8 -> a data URI, its text, and width over height."""
     from PIL import Image
 
     image = Image.fromarray(values)

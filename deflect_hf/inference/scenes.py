@@ -55,12 +55,7 @@ class Scene:
 
     @classmethod
     def of(cls, file: OpenRaster, trained: MultispectralImageProcessor, arguments: SceneArguments) -> Scene:
-        """Settle what the numbers of a file mean for a trained model, and look at some of them.
-
-        Raises:
-            BandError: the bands cannot be named, or one that the model needs is missing.
-            UnitError: the values cannot be reflectance, or the model was trained in another unit.
-        """
+        """Settle what the numbers of a file mean for a trained model, and look at some of them."""
         info = raster_info(file)
         gsd_m = arguments.gsd_m if arguments.gsd_m is not None else _ground_m(info)
         if gsd_m is None and trained.gsd_m is not None:

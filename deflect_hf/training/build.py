@@ -52,20 +52,12 @@ class Experiment:
 
 
 def check_method(config: RunArguments) -> RunArguments:
-    """The configuration with the options of a method of PEFT complete; those of ours are from the start.
-
-    Raises:
-        ConfigError: an option that the method does not have, or a value of the wrong type.
-    """
+    """The configuration with the options of a method of PEFT complete; those of ours are from the start."""
     return config.replace(method=as_values(method_options(config.finetune, config.method)))
 
 
 def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, ImageDataset]:
-    """The splits with their transforms.
-
-    Raises:
-        DataError: a needed split is empty, or the masks of a split have no label.
-    """
+    """The splits with their transforms."""
     splits = load_dataset_splits(config.dataset)
     where = config.dataset.root or config.dataset.name
     missing = [name for name in needed if name not in splits]
@@ -154,9 +146,6 @@ def build(
     Args:
         continued: the run in ``work_dir`` goes on, with the random encoder that is there.
         stored: statistics of the run that goes on, from its checkpoint.
-
-    Raises:
-        DeflectError: whatever the user's configuration or data got wrong.
     """
     config = check_method(config)
     config = with_encoder_size(config)

@@ -73,11 +73,7 @@ def list_checkpoints(work_dir: Path) -> list[Path]:
 
 
 def write_checkpoint(work_dir: Path, progress: Mapping[str, Any], training: Mapping[str, Any]) -> None:
-    """Write ``checkpoints/step-N`` from what goes to ``progress.json`` and what ``torch.save`` takes.
-
-    Raises:
-        OSError: the disk is full, or not writable; what was there before is untouched.
-    """
+    """Write ``checkpoints/step-N`` from what goes to ``progress.json`` and what ``torch.save`` takes."""
     with atomic_dir(work_dir / FOLDER / f"step-{progress['step']}") as folder:
         try:
             torch.save(dict(training), folder / TRAINING)
@@ -87,10 +83,9 @@ def write_checkpoint(work_dir: Path, progress: Mapping[str, Any], training: Mapp
         write_text(folder / DIGEST, digest(folder))
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
+def read_progress(folder: Path) -> Any:
     """What ``progress.json`` of a whole checkpoint holds."""
-    progress: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    return progress
+    return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
 
 
 def digest(folder: Path) -> str:
@@ -118,9 +113,6 @@ def find_checkpoint(work_dir: Path, resume_from: str) -> Path | None:
     """The checkpoint that ``--resume_from last`` or ``--resume_from PATH`` means, whole.
 
     ``last`` is the newest one that is whole, None where the run was interrupted before its first.
-
-    Raises:
-        CheckpointError: there is no such run, or the folder at PATH is broken, or all of the run's are.
     """
     if resume_from != LAST:
         named = Path(resume_from)
@@ -160,10 +152,7 @@ def recover_checkpoints(work_dir: Path) -> None:
 
 
 def drop_checkpoints_after(work_dir: Path, step: int) -> None:
-    """Remove checkpoints of later steps, from which this run does not go on.
-
-    They are named in a warning: from here on, ``last`` has to mean what this run writes.
-    """
+    """Remove checkpoints of later steps: from here on, ``last`` has to mean what this run writes."""
     later = [path for path in list_checkpoints(work_dir) if step_of(path) > step]
     if later:
         named = ", ".join(path.name for path in later)
@@ -199,9 +188,6 @@ class Checkpoints:
 
         Args:
             own: what this process keeps for itself, numbers and tensors.
-
-        Raises:
-            DataError: the weights are not finite.
         """
         if progress.step == 0:
             return  # nothing has changed
@@ -242,9 +228,6 @@ class Checkpoints:
 
         Returns:
             How far it was, and what this process kept for itself.
-
-        Raises:
-            CheckpointError: it belongs to a run with other settings.
         """
         stored = read_progress(folder)
         fixed = json.loads(json.dumps(self.fixed))

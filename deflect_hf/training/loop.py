@@ -103,9 +103,6 @@ class TrainingLoop:
 
         Returns:
             Whether the end was reached: not if SIGTERM came to any process, after which everything is saved.
-
-        Raises:
-            DataError: the loss is not finite; the files of the batch are named, earlier checkpoints are kept.
         """
         config, progress = self.config, self.progress
         started = time.monotonic() - progress.seconds
@@ -235,11 +232,7 @@ class TrainingLoop:
         return loss
 
     def _read_losses(self) -> float:
-        """The mean over the steps since the last line of the log, in all processes: waits for the device.
-
-        Raises:
-            DataError: it is not finite.
-        """
+        """The mean over the steps since the last line of the log, in all processes: waits for the device."""
         mean = self._summed(self.loss_sum).item() / max(1, self.loss_steps)
         if not math.isfinite(mean):
             broken = [
@@ -267,12 +260,7 @@ class TrainingLoop:
             self.log.write(step, {"epoch": self.progress.epoch, "loss": loss, "lr": rate}, self.progress.seconds)
 
     def score(self, model: nn.Module, split: str, **options: Any) -> dict[str, Any]:
-        """Scores of ``model`` on a split; ``options`` are those of ``evaluate``.
-
-        Raises:
-            DataError: its outputs on some of the images are not finite.
-            Interrupted: any of the processes was asked to stop.
-        """
+        """Scores of ``model`` on a split; ``options`` are those of ``evaluate``."""
         # the plain model: processes may have different numbers of batches, which the distributed wrapper forbids
         loader = evaluation_loader(self.splits[split], self.config.batch_size, self.config.num_workers, self.rank)
         with unsharded(model):
@@ -315,11 +303,7 @@ class TrainingLoop:
                 self.publish(folder, step)
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            CheckpointError: it belongs to a run with other settings.
-        """
+        """Go on from a checkpoint."""
         self.progress, own = self.checkpoints.load(folder)
         self.loss_sum, self.loss_steps = own["loss_sum"].to(self.accelerator.device), own["loss_steps"]
 

@@ -14,11 +14,7 @@ from deflect_hf.errors import ConfigError
 
 
 def build_optimizer(model: nn.Module, arguments: OptimizerArguments) -> AdamW:
-    """AdamW over the trainable parameters; vectors (norms, biases) go undecayed unless ``decay_vectors``.
-
-    Raises:
-        ConfigError: nothing is trainable.
-    """
+    """AdamW over the trainable parameters; vectors (norms, biases) go undecayed unless ``decay_vectors``."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ConfigError("nothing to train: every parameter of the model is frozen, the head included")

@@ -100,11 +100,7 @@ def _hash(tensors: Sequence[Tensor], how: Any) -> str:
 
 
 def refuse_changing_prefix(model: nn.Module, augmentation: AugmentationArguments) -> None:
-    """Refuse what makes the tokens before the first deflected block differ from epoch to epoch, or needs them later.
-
-    Raises:
-        ConfigError: naming it and the fix.
-    """
+    """Refuse what makes the tokens before the first deflected block differ from epoch to epoch, or needs them later."""
     adapter, encoder, task = deflect_config(model), find_encoder(model), task_model(model)
     if adapter is None or encoder.targeted_blocks(adapter.layers_to_transform)[0] == 0:
         raise ConfigError(
@@ -132,11 +128,7 @@ def refuse_changing_prefix(model: nn.Module, augmentation: AugmentationArguments
 
 
 def with_stored_prefix(model: nn.Module, augmentation: AugmentationArguments, folder: Path) -> nn.Module:
-    """The model to train in place of ``model``: the same parameters, but its frozen prefix is kept in ``folder``.
-
-    Raises:
-        ConfigError: the prefix changes from epoch to epoch, or there is none.
-    """
+    """The model to train in place of ``model``: the same parameters, but its frozen prefix is kept in ``folder``."""
     refuse_changing_prefix(model, augmentation)
     adapter, names = deflect_config(model), find_encoder(model)
     assert adapter is not None

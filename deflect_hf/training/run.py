@@ -70,7 +70,12 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
         raise CheckpointError(f"{work_dir} is not there, so there is nothing to resume; start without --resume_from.")
     with full_disk_explained(work_dir), run_lock(work_dir, accelerator):
         # Load
-        source = checkpoint_to_resume(config, work_dir, accelerator)
+        source = None
+        if config.resume_from is not None:
+            if accelerator.is_main_process and read_manifest(work_dir)["files"]:
+                checkpoint.recover_checkpoints(work_dir)
+            accelerator.wait_for_everyone()
+            source = checkpoint.find_checkpoint(work_dir, config.resume_from)
         continued = source is not None and source.parent.resolve() == (work_dir / checkpoint.FOLDER).resolve()
         refuse_loss(config, work_dir, continued)
 
@@ -118,20 +123,6 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
         return results, work_dir, accelerator.is_main_process
 
 
-def checkpoint_to_resume(config: RunArguments, work_dir: Path, accelerator: Accelerator) -> Path | None:
-    """The checkpoint that the run goes on from, None for a run from the beginning.
-
-    Raises:
-        CheckpointError: there is nothing to resume, or it is damaged.
-    """
-    if config.resume_from is None:
-        return None
-    if accelerator.is_main_process and read_manifest(work_dir)["files"]:
-        checkpoint.recover_checkpoints(work_dir)
-    accelerator.wait_for_everyone()
-    return checkpoint.find_checkpoint(work_dir, config.resume_from)
-
-
 def begin(config: RunArguments, work_dir: Path, loop: TrainingLoop, source: Path | None) -> None:
     """Write what a run begins with: its configuration, its encoder if that is random, and the log up to here."""
     if source is not None:
@@ -168,28 +159,20 @@ def warn_of_changes(config: RunArguments, work_dir: Path) -> None:
     except ConfigError as error:  # of another version, or edited: what counts is in the checkpoint
         logger.warning("settings are not compared with those of the run before: %s", error)
         return
-    changed = [
-        f"{name} {then.get(name)} -> {value}"
-        for name, value in now.items()
-        if name not in OF_ONE_START and then.get(name) != value
-    ]
+    changed = [name for name in now if name not in OF_ONE_START and then.get(name) != now[name]]
     if changed:
-        logger.warning("%s goes on with other settings: %s", work_dir, ", ".join(changed))
+        named = ", ".join(f"{name} {then.get(name)} -> {now[name]}" for name in changed)
+        logger.warning("%s goes on with other settings: %s", work_dir, named)
 
 
 def log_start(config: RunArguments, accelerator: Accelerator, counts: Mapping[str, Any]) -> None:
     """Log what is trained, and where."""
+    options = ", ".join(f"{name} {value}" for name, value in config.method.items())
     logger.info(
         "%s (%s) on %s: %d of %d encoder parameters are trained (%.2f %%), %d of them in the patch embedding, and %d "
         "of the head",
-        config.finetune,
-        ", ".join(f"{name} {value}" for name, value in config.method.items()),
-        accelerator.device,
-        counts["encoder_trainable"],
-        counts["encoder_total"],
-        counts["encoder_trainable_percent"],
-        counts["patch_embedding_trainable"],
-        counts["head_trainable"],
+        *(config.finetune, options, accelerator.device),
+        *counts.values(),
     )
 
 

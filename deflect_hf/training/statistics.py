@@ -66,9 +66,6 @@ class Statistics:
         Args:
             where: what a complaint calls the data set.
             fix: what to do about bands that do not vary.
-
-        Raises:
-            DataError: nothing was measured in one of them, or it does not vary.
         """
         positions = select_bands(self.bands, bands)
         count, mean, std = (
@@ -105,11 +102,7 @@ def pixel_set_features(
 def look_at(
     config: RunArguments, train: ImageDataset, features: SpectralFeatures | None, accelerator: Accelerator
 ) -> Statistics:
-    """Read every training image once over all processes, without random transforms.
-
-    Raises:
-        UnitError: the images are not in the unit that the features need.
-    """
+    """Read every training image once over all processes, without random transforms."""
     device = accelerator.device
     pixels = RunningMoments(len(train.bands))
     patches = None if features is None else RunningMoments(features.to(device).num_features)
@@ -170,11 +163,7 @@ def statistics_of(
     accelerator: Accelerator,
     stored: Mapping[str, Any] | None,
 ) -> Statistics:
-    """Those of the run that goes on, which its checkpoint holds, else of a pass over the training split.
-
-    Raises:
-        CheckpointError: they are of other bands, indices or classes than this run's.
-    """
+    """Those of the run that goes on, which its checkpoint holds, else of a pass over the training split."""
     features = pixel_set_features(config, train, patch_size)
     if stored is None:
         return look_at(config, train, features, accelerator)

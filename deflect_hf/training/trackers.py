@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Iterable, Mapping
@@ -22,34 +23,17 @@ EVENTS = "tensorboard"  # folder of TensorBoard's files in that of the run
 PROJECT = "deflect_hf"
 
 
-def require_trackers(names: Iterable[str]) -> None:
-    """Refuse trackers that are not installed, which accelerate would leave out without a word.
-
-    Raises:
-        ConfigError: naming what to install.
-    """
-    for name in names:
+def tracker_options(config: RunArguments, work_dir: Path) -> dict[str, Any]:
+    """What an ``Accelerator`` is made with, to be followed by the run's trackers."""
+    for name in config.tracker:  # accelerate would leave it out without a word
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"--tracker {name}: the package is not installed: pip install {name}")
-
-
-def tracker_options(config: RunArguments, work_dir: Path) -> dict[str, Any]:
-    """What an ``Accelerator`` is made with, to be followed by the run's trackers.
-
-    Raises:
-        ConfigError: one of them is not installed.
-    """
-    require_trackers(config.tracker)
     folders = ProjectConfiguration(project_dir=str(work_dir), logging_dir=str(work_dir / EVENTS))
     return {"log_with": list(config.tracker) or None, "project_config": folders}
 
 
 def start_trackers(accelerator: Accelerator, config: RunArguments, work_dir: Path, step: int) -> None:
-    """Open the trackers that ``accelerator`` was made with, and tell them the configuration.
-
-    Args:
-        step: where the run stands; what an interrupted run told TensorBoard of later steps is forgotten.
-    """
+    """Open the trackers, and tell them the configuration; what TensorBoard knows of later steps is forgotten."""
     if not config.tracker:
         return
     options: dict[str, dict[str, Any]] = {
@@ -100,23 +84,16 @@ class RunLog:
     def drop_after(self, step: int, epoch: int) -> None:
         """Forget what a run resumed at ``step``, ``epoch`` epochs being done, writes again, and half written lines."""
         if self.accelerator.is_main_process and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            write_text(self.path, "".join(f"{line}\n" for line in lines if _is_before(line, step, epoch)))
-
-
-def _is_before(line: str, step: int, epoch: int) -> bool:
-    try:
-        told = json.loads(line)
-        return bool(told["step"] <= step and told["epoch"] <= epoch)  # an epoch's scores have the step of its last loss
-    except (ValueError, KeyError):
-        return False
+            kept = []
+            for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+                with contextlib.suppress(ValueError, KeyError):
+                    logged = json.loads(line)
+                    # an epoch's scores have the step of its last loss
+                    kept += [line] if logged["step"] <= step and logged["epoch"] <= epoch else []
+            write_text(self.path, "".join(kept))
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
-    """End the trackers, and nothing else.
-
-    `Accelerator.end_training` also destroys the process group. After DDP on gloo, a process was once seen to wait for
-    ever there or thereafter; the group ends with its process (`distributed_exit.distributed_exit`).
-    """
+    """End the trackers alone: after DDP on gloo, `end_training` was seen to wait for ever for the process group."""
     for tracker in accelerator.trackers:
         tracker.finish()

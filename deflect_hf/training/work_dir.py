@@ -68,9 +68,6 @@ def refuse_loss(config: RunArguments, work_dir: Path, continued: bool) -> None:
 
     Args:
         continued: the run in the folder goes on.
-
-    Raises:
-        ConfigError: another run that is not to be replaced is there, or what no run wrote, or what this run reads.
     """
     own = [name for name in read_manifest(work_dir)["files"] if _is_there(work_dir / name)]
     if CONFIG in own and not (continued or config.overwrite or config.resume_from == checkpoint.LAST):
@@ -137,9 +134,6 @@ def run_lock(work_dir: Path, accelerator: Accelerator) -> Iterator[None]:
     """Hold the folder, which is made, inside the block; it ends with the first process, however that ends.
 
     A second run, started while the first still trains, would mix its checkpoints with it.
-
-    Raises:
-        ConfigError: in every process, if another run holds it, or a file is in the way.
     """
     if any(path.exists() and not path.is_dir() for path in (work_dir, *work_dir.parents)):
         raise ConfigError(f"{work_dir} cannot be a folder, a file is in the way: give another --work_dir")
@@ -177,11 +171,7 @@ def _held(handle: int, work_dir: Path) -> bool:
 
 @contextmanager
 def full_disk_explained(work_dir: Path) -> Iterator[None]:
-    """Say what to do about a full disk, which only a checkpoint can do without.
-
-    Raises:
-        CheckpointError: in its place.
-    """
+    """Say what to do about a full disk, which only a checkpoint can do without."""
     try:
         yield
     except (OSError, SafetensorError) as error:

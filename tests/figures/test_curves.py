@@ -42,20 +42,12 @@ def test_curves_are_those_of_the_log(tmp_path: Path) -> None:
     assert read_curves(going_on)[1] is None
 
 
-def test_a_run_before_its_first_validation_and_one_after_a_single_one_are_drawn(tmp_path: Path) -> None:
+def test_runs_are_overlaid_also_those_before_their_first_validation(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a", steps=1, best_epoch=None), write_run(tmp_path / "b", steps=2, best_epoch=1)]
-    for number in (1, 2):
-        path = curves_figure(tmp_path / f"{number}.png", runs[:number])
-        assert Image.open(path).size[0] > 1000
-
-
-def test_many_runs_are_overlaid(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / str(number) / "run", steps=60) for number in range(4)]
-    one, all_of_them = (curves_figure(tmp_path / f"{k}.png", runs[:k]) for k in (1, 4))
-    assert Image.open(all_of_them).size[1] > Image.open(one).size[1]  # the legend has more lines
-    assert not np.array_equal(
-        np.asarray(Image.open(one)), np.asarray(Image.open(all_of_them))[: Image.open(one).size[1]]
-    )
+    runs += [write_run(tmp_path / str(number) / "run", steps=60) for number in range(2)]
+    one, all_of_them = (Image.open(curves_figure(tmp_path / f"{k}.png", runs[:k])) for k in (1, 4))
+    assert one.size[0] > 1000 and all_of_them.size[1] > one.size[1]  # the legend has more lines
+    assert not np.array_equal(np.asarray(one), np.asarray(all_of_them)[: one.size[1]])
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,8 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data import ImageDataset, load_dataset_splits
 from deflect_hf.errors import DataError
 from deflect_hf.figures import __main__ as command
-from deflect_hf.figures import samples
-from deflect_hf.figures.samples import index_maps, sample_sheets
-from deflect_hf.figures.statistics import by_wavelength, collect, statistics_figure
+from deflect_hf.figures import dataset
+from deflect_hf.figures.dataset import by_wavelength, collect, index_maps, sample_sheets, statistics_figure
 
 
 def images(task: str, count: int = 30) -> ImageDataset:
@@ -38,7 +36,7 @@ def test_indices_are_those_of_the_catalogue_where_all_their_bands_were_measured(
 
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
 def test_sheets_show_the_samples_asked_for(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "ROWS", 2)
+    monkeypatch.setattr(dataset, "ROWS", 2)
     paths = sample_sheets(tmp_path, images(task), "train", "synthetic", 3)
     assert [path.name for path in paths] == ["samples_train_00.png", "samples_train_01.png"]  # 2 rows and 1
     few = images(task, count=6)
@@ -71,28 +69,18 @@ def test_a_band_without_a_measurement_is_drawn_as_such(tmp_path: Path) -> None:
     assert Image.open(statistics_figure(tmp_path / "x.png", blind, "x")).size[0] > 1000
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["figures", *words])
-    command.main()
-
-
-def test_the_command_draws_a_data_set_and_curves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("dataset", "--dataset.name", "synthetic", "--dataset.num_samples", "20", "--split", "val")
-    run(monkeypatch, *words, "--output", str(tmp_path), "--samples", "1", "--dataset.image_size", "encoder")
+def test_the_command_draws_a_data_set_and_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["dataset", "--dataset.name", "synthetic", "--dataset.num_samples", "20", "--split", "val"]
+    command.main([*words, "--output", str(tmp_path), "--samples", "1", "--dataset.image_size", "encoder"])
     drawn = [str(tmp_path / name) for name in ("samples_val_00.png", "statistics_val.png")]
     assert capsys.readouterr().out.splitlines() == drawn
-    run(monkeypatch, "--help")
+    command.main(["--help"])
     assert "figures curves work-dir/RUN" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, "curves", str(tmp_path))
+        command.main(["curves", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, "pie")
+        command.main(["pie"])
     assert "error: unknown picture 'pie': choose one of 'dataset', 'curves'." in capsys.readouterr().err
-
-
-def test_a_split_that_is_not_there_is_said(tmp_path: Path) -> None:
     words = ["--dataset.name", "synthetic", "--dataset.test_fraction", "0", "--split", "test", "--output"]
     with pytest.raises(DataError, match="the data set has no split 'test', only 'train', 'val': give --split"):
         command.draw_dataset([*words, str(tmp_path)])

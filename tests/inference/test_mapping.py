@@ -58,7 +58,7 @@ def test_a_map_lies_where_its_image_lies(predictor: Predictor, scene: Path, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tif", "out.tif"]
 
 
-def test_classes_have_names_and_colours_that_gis_programs_show(
+def test_classes_have_names_and_colors_that_gis_programs_show(
     predictor: Predictor, scene: Path, values: np.ndarray, tmp_path: Path
 ) -> None:
     predictor.class_values = (10, 20)

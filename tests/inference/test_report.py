@@ -18,7 +18,7 @@ import rasterio
 from PIL import Image
 
 from deflect_hf.errors import BandError, DataError
-from deflect_hf.figures import class_colours
+from deflect_hf.figures import class_colors
 from deflect_hf.inference import cli
 from deflect_hf.inference.report import write_report
 from deflect_hf.raster.georeference import pixel_areas
@@ -114,7 +114,7 @@ def test_areas_in_hectares_and_shares(scene: tuple[Path, Path], tmp_path: Path) 
     assert facts["Model"] == "work-dir/RUN"
     assert facts["Size"] == "40 x 60 pixels (height x width)"
     assert facts["Reference system"] == "EPSG:32631, upper left 500000, 5000000"
-    assert facts["Picture"] == "true colour R/G/B, stretched from the 2nd to the 98th percentile"
+    assert facts["Picture"] == "true color R/G/B, stretched from the 2nd to the 98th percentile"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", facts["Date"])
     assert facts["Versions"].startswith("Python 3.") and "torch " in facts["Versions"]
     text = page.read_text()
@@ -160,11 +160,11 @@ def test_a_map_of_nodata_alone_has_a_report(scene: tuple[Path, Path], tmp_path: 
 def test_the_pictures_show_the_scene_and_the_classes(scene: tuple[Path, Path], tmp_path: Path) -> None:
     picture, overlay = pictures(write_report(tmp_path / "report.html", *scene, CLASSES))
     assert picture.size == overlay.size == (60, 40)
-    colours = (class_colours(len(CLASSES)) * 255).round().astype(int).tolist()
+    colors = (class_colors(len(CLASSES)) * 255).round().astype(int).tolist()
     seen = overlay.convert("RGBA")
-    assert seen.getpixel((30, 5)) == (*colours[0], 255)
-    assert seen.getpixel((5, 35)) == (*colours[1], 255)
-    assert seen.getpixel((55, 35)) == (*colours[2], 255)
+    assert seen.getpixel((30, 5)) == (*colors[0], 255)
+    assert seen.getpixel((5, 35)) == (*colors[1], 255)
+    assert seen.getpixel((55, 35)) == (*colors[2], 255)
     assert seen.getpixel((5, 5))[3] == 0  # no data: the picture shows through
     assert all(abs(part - 191) < 8 for part in picture.convert("RGB").getpixel((4, 4)))  # nothing measured: grey
 
@@ -183,7 +183,7 @@ def test_a_scene_without_red_green_blue_and_one_that_does_not_name_its_bands(
         write_report(tmp_path / "unnamed.html", prediction, unnamed, CLASSES)
     reading = {"source_bands": ["B", "G", "R", "N"], "nodata": [0]}
     text = write_report(tmp_path / "unnamed.html", prediction, unnamed, CLASSES, reading=reading).read_text()
-    assert "unnamed.tif, true colour R/G/B" in text
+    assert "unnamed.tif, true color R/G/B" in text
 
 
 def test_nothing_is_loaded_and_no_text_becomes_markup(scene: tuple[Path, Path], tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_browser_shows_pictures_slider_and_legend(scene: tuple[Path, Path], tm
     assert found["now"] == "30 %" and found["faded"]["opacity"] == "0.3"
     left, right = found["beside"]["picture"], found["beside"]["map"]
     assert right[0] > left[0] + left[2] and right[1] == left[1] and found["beside"]["opacity"] == "1"
-    rgb = [f"rgb({red}, {green}, {blue})" for red, green, blue in (class_colours(4) * 255).round().astype(int).tolist()]
+    rgb = [f"rgb({red}, {green}, {blue})" for red, green, blue in (class_colors(4) * 255).round().astype(int).tolist()]
     assert found["keys"][:4] == rgb
     assert found["wide"]
 

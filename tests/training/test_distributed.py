@@ -44,10 +44,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def last_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return torch_file(folder, list_checkpoints(folder)[-1].name)
-
-
 def test_losses_and_rates_are_those_of_one_process(runs: Path) -> None:
     one, two = lines(runs / "one"), lines(runs / "two")
     steps = [line["step"] for line in one]

@@ -83,9 +83,9 @@ def test_sigterm_stops_after_a_step_and_damaged_checkpoints_are_passed_over(
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
         patched.setattr(TrainingLoop, "_log_step", told_to_stop)
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit, match="143"):
             train(tmp_path, "--ckpt_steps", "5")
-    assert left.value.code == 143 and signal.getsignal(signal.SIGTERM) == handler
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-10", "step-11"]
     broken = tmp_path / "checkpoints" / "step-11"
     (broken / TRAINING).write_bytes((broken / TRAINING).read_bytes()[:-1])
@@ -112,9 +112,9 @@ def test_sigterm_in_a_validation_leaves_the_state_before_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(evaluation, "predict_logits", told_to_stop)
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit, match="143"):
             train(tmp_path, "--ckpt_steps", "5")
-    assert left.value.code == 143 and len(predicted) == 1  # of the batches that validation has
+    assert len(predicted) == 1  # of the batches that validation has
     state = list_checkpoints(tmp_path)[-1]
     progress = json.loads((state / "progress.json").read_text())
     assert (state.name, progress["epoch"], progress["batch"], progress["best_epoch"]) == ("step-8", 0, 8, None)
@@ -158,58 +158,52 @@ def test_a_run_resumed_elsewhere_ends_with_the_best_model_so_far(deflect_run, tm
     assert again["test"] == resumed["test"] and again["best_epoch"] == 2
 
 
-def test_a_checkpoint_of_another_run_is_refused(deflect_run, tmp_path: Path) -> None:
-    state = str(deflect_run[0] / "checkpoints" / "step-15")
-    with pytest.raises(CheckpointError, match="is of a run with batch_size 4, not 8"):
-        train(tmp_path / "a", "--resume_from", state, "--batch_size", "8")
-    with pytest.raises(CheckpointError, match=r"does not fit this run: \d+ tensors differ"):
-        train(tmp_path / "b", "--resume_from", state, "--method.rank", "3")
-    with pytest.raises(CheckpointError, match="is not there, so there is nothing to resume"):
-        train(tmp_path / "c", "--resume_from", "last")
-    # a frozen encoder of the same shapes that computes something else
-    shutil.copytree(deflect_run[0], tmp_path / "e")
-    with pytest.raises(CheckpointError, match=r"of a run with encoder\.random .*num_attention_heads.*not "):
-        train(tmp_path / "e", "--resume_from", "last", "--encoder.random.num_attention_heads", "4")
-    # the optimizer goes on as it was: a new learning rate would do nothing
-    words = ("--segmentor.optimizer.lr", "0.5", "--segmentor.optimizer.decay_vectors", "false")
-    with pytest.raises(
-        CheckpointError, match=r"optimizer\.lr 0\.01, not 0\.5, segmentor\.optimizer\.decay_vectors True, not F"
-    ):
-        train(tmp_path / "d", "--resume_from", state, *words)
-
-
-def test_a_refused_resumption_leaves_the_run_as_it_is(deflect_run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--batch_size 8", "is of a run with batch_size 4, not 8, .*: resume with the same"),
+        ("--method.rank 3", r"does not fit this run: \d+ tensors differ"),
+        # a frozen encoder that computes something else
+        ("--encoder.random.num_attention_heads 4", r"with encoder\.random .*num_attention_heads.*not "),
+        ("--encoder.random_seed 7", r"with encoder\.random_seed 0, not 7"),
+        # the optimizer goes on as it was: a new learning rate would do nothing
+        (
+            "--segmentor.optimizer.lr 0.5 --segmentor.optimizer.decay_vectors false",
+            r"optimizer\.lr 0\.01, not 0\.5, segmentor\.optimizer\.decay_vectors True, not F",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(
+    words: str, message: str, deflect_run, tmp_path: Path
+) -> None:
     work_dir = tmp_path / "run"
     shutil.copytree(deflect_run[0], work_dir)
     before = {path: path.read_bytes() for path in sorted(work_dir.rglob("*")) if path.is_file()}
-    state = str(work_dir / "checkpoints" / "step-15")
-    with pytest.raises(CheckpointError, match=r"segmentor\.optimizer\.lr 0\.01, not 0\.5"):
-        train(work_dir, "--resume_from", state, "--segmentor.optimizer.lr", "0.5")
-    with pytest.raises(CheckpointError, match=r"with encoder\.random_seed 0, not 7: resume with the same"):
-        train(work_dir, "--resume_from", "last", "--encoder.random_seed", "7")
+    for resumed in ("last", str(work_dir / "checkpoints" / "step-15")):
+        with pytest.raises(CheckpointError, match=message):
+            train(work_dir, "--resume_from", resumed, *words.split())
     assert {path: path.read_bytes() for path in sorted(work_dir.rglob("*")) if path.is_file()} == before
+    with pytest.raises(CheckpointError, match="is not there, so there is nothing to resume"):
+        train(tmp_path / "none", "--resume_from", "last")
 
 
-def test_a_full_disk_is_told_whoever_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "name", "told"),
+    [(run, "atomic_dir", "File too large (os error 27)"), (checkpoints, "save_model", "No space left (os error 28)")],
+    ids=["before training", "the best model"],
+)
+def test_a_full_disk_is_told_whoever_meets_it(
+    module: Any, name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(folder: Path, *_: Any) -> None:
-        (folder / "half").write_text("")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        if folder.is_dir():
+            (folder / "half").write_text("")
+        raise SafetensorError(f"Error while serializing: I/O error: {told}")
 
-    monkeypatch.setattr(checkpoints, "save_model", full)  # stands for best/
-    with pytest.raises(
-        CheckpointError, match=r"no space is left on the disk. Fix: free some, then go on with --resume"
-    ):
+    monkeypatch.setattr(module, name, full)
+    with pytest.raises(CheckpointError, match=r"no space is left on the disk\. Fix: free some, then go on with --resu"):
         train(tmp_path, "--epochs", "1")
     assert not list(tmp_path.rglob("half"))
-
-
-def test_a_disk_that_is_full_before_training_is_told_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
-
-    monkeypatch.setattr(run, "atomic_dir", full)
-    with pytest.raises(CheckpointError, match=r"no space is left on the disk\. Fix: free some"):
-        train(tmp_path, "--epochs", "1")
 
 
 def test_others_may_read_a_run_as_far_as_the_umask_lets_them(deflect_run) -> None:

@@ -13,7 +13,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.training.run import run
-from deflect_hf.training.trackers import flat_settings, require_trackers
+from deflect_hf.training.trackers import flat_settings
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "classification.yaml"
 
@@ -62,7 +62,6 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_done(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
-    require_trackers(["tensorboard"])
     with pytest.raises(ConfigError) as caught:
         train(tmp_path / "run", "--use_wandb")
     assert str(caught.value) == "--tracker wandb: the package is not installed: pip install wandb"

@@ -1,0 +1,195 @@
+"""Pictures of a data set: sample sheets, the values of each band, and how often each class occurs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from deflect_hf.figures.canvas import class_legend, new_figure, plain, save
+from deflect_hf.figures.colors import IGNORED, Array, class_colors, composite, composites_of, paint
+from deflect_hf.spectral.bands import SPECTRUM, Unit
+from deflect_hf.spectral.formulas import bands_of, parse
+from deflect_hf.spectral.indices import compile_formula, select_indices
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+
+    from deflect_hf.data import ImageDataset
+
+CELL_INCHES = 2.0
+ROWS = 6  # images on a sheet
+# normalised differences, of vegetation, water, burns and built-up land, from -1 to 1: one scale serves all
+SHOWN_INDICES = ("NDVI", "MNDWI", "NBR", "NDWI", "NDBI", "NDTI")
+MAX_INDICES = 3
+BINS = 120
+PIXELS_PER_IMAGE = 4096  # drawn of each image for the histograms; labels are counted in full
+MIN_BARS = 6  # places for bars, so that those of few classes do not get fat
+SPANNED = (0.1, 99.9)  # percentiles of all values that the axis spans
+AXIS = {"reflectance": "reflectance (1.0 = 100 %)", "8bit": "8-bit value (no reflectance)"}
+
+
+def index_maps(pixel_values: torch.Tensor, bands: Sequence[str], unit: Unit) -> dict[str, Array]:
+    """(C, H, W) reflectance -> up to MAX_INDICES spectral indices (H, W) by name, NaN where a band of theirs is."""
+    planes = dict(zip(bands, pixel_values, strict=True))
+    maps = {}
+    for name, formula in list(select_indices(bands, SHOWN_INDICES, unit).formulas.items())[:MAX_INDICES]:
+        values = compile_formula(formula, bands)({band: plane.nan_to_num(0.0) for band, plane in planes.items()})
+        measured = torch.stack([planes[band].isfinite() for band in bands_of(parse(formula, bands))]).all(dim=0)
+        maps[name] = torch.where(measured, values, torch.nan).numpy()
+    return maps
+
+
+def sample_sheets(folder: Path, images: ImageDataset, split: str, title: str, count: int) -> list[Path]:
+    """Write ``samples_SPLIT_NN.png`` of ``count`` images spread over a split, ROWS of them on each."""
+    chosen = spread(len(images), count)
+    sheets = [chosen[start : start + ROWS] for start in range(0, len(chosen), ROWS)]
+    return [_sheet(folder / f"samples_{split}_{k:02d}.png", images, title, sheet) for k, sheet in enumerate(sheets)]
+
+
+def _sheet(path: Path, images: ImageDataset, title: str, chosen: Sequence[int]) -> Path:
+    examples = [images[index] for index in chosen]
+    rows = [_pictures(example, images) for example in examples]
+    masks = [example["labels"].numpy() for example in examples if _has_mask(example)]
+    columns = max(map(len, rows))
+    width, height = CELL_INCHES * columns + 1.4, CELL_INCHES * len(rows) + 1.3
+    figure = new_figure(width, height)
+    axes = figure.subplots(
+        len(rows), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": [], "facecolor": "0.75"}
+    )
+    scale = None
+    for number, (row, example, pictures) in enumerate(zip(axes, examples, rows, strict=True)):
+        for axis, (name, picture) in zip(row, pictures.items(), strict=False):
+            drawn = axis.imshow(picture, cmap="BrBG", vmin=-1, vmax=1, interpolation="nearest")
+            scale = drawn if picture.ndim == 2 else scale
+            axis.set_title(name if number == 0 else "", fontsize=9)
+        row[0].set_ylabel(_caption(example, images), fontsize=8)
+    if masks:
+        class_legend(figure, images.classes, masks)
+    if scale is not None:
+        bar = figure.colorbar(scale, ax=axes, shrink=min(1.0, 2.5 / height), aspect=18, pad=0.01)
+        bar.set_label("spectral index", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+    size = " x ".join(map(str, images[0]["pixel_values"].shape[-2:]))
+    gsd = "" if images.gsd_m is None else f", {images.gsd_m:.3g} m"
+    facts = f"{len(images)} images, the first {size} pixels{gsd}; grey: not measured or no label"
+    figure.suptitle(f"{title}: {facts}", fontsize=10)
+    return save(figure, path)
+
+
+def _pictures(example: Mapping[str, Any], images: ImageDataset) -> dict[str, Array]:
+    """By title: (H, W, 3) colors, or (H, W) indices from -1 to 1."""
+    pixels, bands = example["pixel_values"], images.bands
+    found = {name: composite(pixels.numpy(), bands, shown) for name, shown in composites_of(bands).items()}
+    found |= index_maps(pixels, bands, images.processor.unit)
+    if _has_mask(example):
+        found["label"] = paint(example["labels"].numpy(), images.num_classes)
+    return found
+
+
+def _has_mask(example: Mapping[str, Any]) -> bool:
+    return "labels" in example and example["labels"].ndim == 2
+
+
+def _caption(example: Mapping[str, Any], images: ImageDataset) -> str:
+    """What stands beside a row: the image's name without folders and its class."""
+    name = "\n".join(textwrap.wrap(str(example["name"]).rpartition("/")[2], 26))
+    if "labels" not in example or _has_mask(example):
+        return name
+    return f"{name}\n{images.classes[int(example['labels'])]}"
+
+
+def spread(available: int, wanted: int) -> list[int]:
+    """Up to ``wanted`` positions spread over ``range(available)``, both ends among them."""
+    return np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(int)).tolist()
+
+
+def collect(images: ImageDataset, chosen: Sequence[int]) -> tuple[Array, Array, int]:
+    """Pixels (N, C) of the chosen images, labels of each class, and labels that do not count."""
+    pixels, counts, ignored = [], np.zeros(images.num_classes, dtype=np.int64), 0
+    for index in chosen:
+        example = images[index]
+        values = example["pixel_values"].flatten(1).numpy().T
+        pixels.append(values[:: max(1, len(values) // PIXELS_PER_IMAGE)])
+        if "labels" in example:
+            labels = example["labels"].numpy().ravel()
+            counts += np.bincount(labels[labels >= 0], minlength=images.num_classes)
+            ignored += int((labels < 0).sum())
+    return np.concatenate(pixels), counts, ignored
+
+
+def by_wavelength(bands: Sequence[str]) -> dict[str, str]:
+    """Bands in the order of their wavelength, each with its range in words; unknown ones last."""
+    ranges = {code: (low, high) for code, _, low, high, _ in SPECTRUM}
+    ranges |= {code: (float(code[1:]),) * 2 for code in bands if code[0] == "W" and code[1:].isdigit()}
+    words = {code: f"{low:.0f}-{high:.0f} nm" for code, (low, high) in ranges.items()}
+    words |= {code: f"{low:.0f} nm" for code, (low, high) in ranges.items() if low == high}
+    ordered = sorted(bands, key=lambda code: sum(ranges.get(code, (np.inf, np.inf))))
+    return {code: words.get(code, "") for code in ordered}
+
+
+def statistics_figure(path: Path, images: ImageDataset, title: str, limit: int | None = None) -> Path:
+    """Write the histogram of each band beside the labels of each class, of ``limit`` images, or all for None."""
+    chosen = spread(len(images), min(limit or len(images), len(images)))
+    pixels, counts, ignored = collect(images, chosen)
+    height = max(4.0, 0.5 * len(images.bands) + 1.4, 0.3 * images.num_classes + 1.6)
+    figure = new_figure(11, height)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.15, 1))[0]
+    _histograms(left, pixels, images)
+    _class_counts(right, counts, ignored, images)
+    some = "all" if len(chosen) == len(images) else f"{len(chosen)} of"
+    figure.suptitle(f"{title}: {some} {len(images)} images", fontsize=10)
+    return save(figure, path)
+
+
+def _histograms(figure: SubFigure, pixels: Array, images: ImageDataset) -> None:
+    finite = pixels[np.isfinite(pixels)]
+    low, high = np.percentile(finite, SPANNED) if finite.size else (0.0, 1.0)
+    low, high = (low, high) if high > low else (low - 0.5, low + 0.5)
+    edges = np.linspace(min(low, 0.0), high, BINS + 1)
+    ranges = by_wavelength(images.bands)
+    axes = figure.subplots(len(ranges), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (band, where) in zip(axes, ranges.items(), strict=True):
+        values = pixels[:, images.bands.index(band)]
+        measured = values[np.isfinite(values)]
+        axis.hist(measured, bins=edges, color="#0072B2", alpha=0.8)
+        plain(axis).set_yticks([])
+        axis.spines["left"].set_visible(False)
+        axis.set_ylabel(f"{band}\n{where}".strip(), rotation=0, ha="right", va="center", fontsize=8)
+        note = "nothing measured"
+        if len(measured):
+            axis.axvline(float(np.median(measured)), color="#D55E00", linewidth=1.2)
+            missing = 1 - len(measured) / len(values)
+            note = f"median {np.median(measured):.3g}" + (f", {missing:.1%} not measured" if missing else "")
+        axis.text(0.995, 0.92, note, transform=axis.transAxes, ha="right", va="top", fontsize=7)
+    axes[-1].set_xlabel(AXIS[images.processor.unit], fontsize=9)
+
+
+def _class_counts(figure: SubFigure, labelled: Array, ignored: int, images: ImageDataset) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axis = plain(figure.add_subplot())
+    counts, names, colors = labelled.tolist(), list(images.classes), [*class_colors(images.num_classes)]
+    if ignored:
+        counts, names, colors = [*counts, ignored], [*names, "no label"], [*colors, IGNORED]
+    bars = axis.barh(range(len(counts)), counts, height=0.7, color=colors, edgecolor="black", linewidth=0.6)
+    axis.set_yticks(range(len(counts)), names, fontsize=8)
+    axis.set_ylim(max(len(counts), MIN_BARS) - 0.5, -0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.grid(axis="y", visible=False)
+    axis.margins(x=0.3)
+    positive = [count for count in counts if count]
+    if positive and max(positive) > 100 * min(positive):
+        axis.set_xscale("log")
+        axis.set_xlim(min(positive) / 3, max(positive) * (max(positive) / min(positive)) ** 0.3)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    total = max(int(labelled.sum()), 1)
+    shares = [f" ({count / total:.1%})" for count in counts[: images.num_classes]] + [""] * bool(ignored)
+    written = [f"{count:,}{share}" for count, share in zip(counts, shares, strict=True)]
+    axis.bar_label(bars, written, padding=3, fontsize=7)
+    unit = "images" if images.task == "classification" else "pixels"
+    axis.set_xlabel(f"labelled {unit} (share of the labelled)", fontsize=9)
