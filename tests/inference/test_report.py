@@ -280,12 +280,7 @@ def test_a_browser_runs_no_script_but_the_pages_own(scene: tuple[Path, Path], tm
     assert '<output id="percent">70 %</output>' in dom  # its own has run
 
 
-def test_the_command_line_writes_a_report_beside_the_map(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_command_line_writes_a_report_beside_the_map(tmp_path: Path, monkeypatch, capsys, caplog) -> None:
     encoder = encoder_folder(tmp_path / "encoder")
     result_folder(tmp_path / "run" / "best", encoder, crop=16, aux_dim=8, rank=2)
     values = np.random.default_rng(0).random((len(ALL_BANDS) + 1, 24, 40), dtype=np.float32) * 0.4

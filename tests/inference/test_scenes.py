@@ -90,14 +90,6 @@ def test_a_model_that_looks_around_is_the_same_away_from_the_edges_of_the_scene(
     assert np.abs(without - whole).max() > 0.01
 
 
-def test_a_window_as_large_as_the_scene_is_the_scene_at_once(tmp_path: Path) -> None:
-    values = stored(64, 64)
-    scene = write_scene(tmp_path / "in.tif", values)
-    predictor = predictor_of(WindowDependent())
-    found = read(map_of(predictor, scene, tmp_path / "out.tif", window=64))
-    np.testing.assert_allclose(found, probabilities_of(predictor, values), atol=1e-6)
-
-
 def test_blending_leaves_no_seams(tmp_path: Path) -> None:
     scene = write_scene(tmp_path / "in.tif", np.full((3, 64, 256), 1000, dtype=np.int16))
     predictor = predictor_of(WindowDependent())
@@ -144,14 +136,6 @@ def test_an_undeclared_fill_value_is_refused_and_does_not_make_holes(tmp_path: P
         map_of(predictor_of(Overflowing()), scene, tmp_path / "out.tif")
     named = map_of(predictor_of(Overflowing()), scene, tmp_path / "named.tif", nodata=[float(np.float32(-3.4e38))])
     assert np.isnan(read(named)).sum() == 2  # probabilities of one pixel
-
-
-def test_a_quality_layer_says_where_nothing_was_measured(tmp_path: Path) -> None:
-    quality = np.zeros((1, 64, 64), dtype=np.int16)
-    quality[0, :10] = 9
-    scene = write_scene(tmp_path / "in.tif", np.vstack([stored(64, 64), quality]), descriptions=[*BANDS, "SCL"])
-    found = read(map_of(predictor_of(Stub()), scene, tmp_path / "out.tif", qa_band="scl", qa_values=[8, 9]))
-    assert np.isnan(found[:, :10]).all() and np.isfinite(found[:, 10:]).all()
 
 
 def test_bands_are_found_by_name_and_a_missing_one_is_named(tmp_path: Path) -> None:
@@ -354,10 +338,13 @@ def test_a_mosaic_of_files_is_read_through_a_vrt(tmp_path: Path) -> None:
     assert math.isnan(rasterio.open(tmp_path / "out.tif").nodata)
 
 
-def test_what_training_knew_of_its_files_needs_no_repeating(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_said_of_a_file_or_known_of_training_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = stored(64, 64)
     quality = np.zeros((1, 64, 64), dtype=np.int16)
     quality[0, :10] = 9
+    plain = write_scene(tmp_path / "in.tif", np.vstack([values, quality]), descriptions=[*BANDS, "SCL"])
+    said = read(map_of(predictor_of(Stub()), plain, tmp_path / "out.tif", qa_band="scl", qa_values=[8, 9]))
+    assert np.isnan(said[:, :10]).all() and np.isfinite(said[:, 10:]).all()
     own = {"name": "mine", "bands": [{"code": code, "aliases": [f"X{code}"]} for code in BANDS]}
     trained = {"sensor": own, "source_bands": ["N", "R", "G"], "quality": ["SCL", [9], []]}
     predictor = predictor_of(Stub(), reading=trained)

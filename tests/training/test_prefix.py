@@ -93,7 +93,7 @@ def test_what_changes_from_epoch_to_epoch_is_refused(augmentation, options, mess
 
 def test_a_run_with_the_prefix_kept_has_the_losses_and_scores_of_one_without(tmp_path: Path) -> None:
     words = ["--config", str(CONF / "classification.yaml"), "--augmentation.horizontal_flip", "0"]
-    words += ["--augmentation.rot90", "false", "--method.layers_to_transform", "-1", "--overwrite", "true"]
+    words += ["--augmentation.rot90", "false", "--method.layers_to_transform", "-1", "--dataset.num_samples", "24"]
     told = []
     for kept in ("false", "true"):
         folder = tmp_path / kept
@@ -102,6 +102,6 @@ def test_a_run_with_the_prefix_kept_has_the_losses_and_scores_of_one_without(tmp
         )
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         told.append(([line["loss"] for line in lines if "loss" in line], results["test"]["accuracy"]))
-    assert told[1][0] == pytest.approx(told[0][0], rel=1e-4) and len(told[0][0]) > 10
+    assert told[1][0] == pytest.approx(told[0][0], rel=1e-4) and len(told[0][0]) >= 8
     assert told[1][1] == told[0][1]
     assert len(list((folder / "prefix").glob("*/*.safetensors"))) == results["images"]["train"]

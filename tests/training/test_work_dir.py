@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,32 +16,30 @@ from deflect_hf.training.loop import TrainingLoop
 from deflect_hf.training.work_dir import run_lock
 from tests.training.test_run import ONE_EPOCH, train
 
-# Holds the folder, as does a process that it forks, like the workers of a data loader, and that outlives it.
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from accelerate import Accelerator
-from deflect_hf.training.work_dir import run_lock
-with run_lock(Path(sys.argv[1]), Accelerator(cpu=True)):
-    if os.fork() == 0:
-        os.close(1)
-        time.sleep(30)
-        os._exit(0)
-    print("held", flush=True)
-    time.sleep(60)
-"""
+
+def hold(work_dir: Path, held: int) -> None:
+    """Hold the folder, as does a process that is forked, like the workers of a data loader, and that outlives this."""
+    with run_lock(work_dir, Accelerator(cpu=True)):
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+        os.write(held, b"held")
+        time.sleep(60)
 
 
 def test_a_second_run_is_refused_until_the_first_ends_however_it_ends(tmp_path: Path) -> None:
     work_dir = tmp_path / "runs" / "one"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(work_dir)], stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-            message = r"one is in use: another run trains there at this moment\. Fix: wait"
-            with pytest.raises(ConfigError, match=message), run_lock(work_dir, Accelerator(cpu=True)):
-                pytest.fail("two runs in one folder")
-        finally:
-            holder.kill()
+    reading, writing = os.pipe()
+    holder = multiprocessing.get_context("fork").Process(target=hold, args=(work_dir, writing), daemon=True)
+    holder.start()
+    try:
+        assert os.read(reading, 4) == b"held"
+        message = r"one is in use: another run trains there at this moment\. Fix: wait"
+        with pytest.raises(ConfigError, match=message), run_lock(work_dir, Accelerator(cpu=True)):
+            pytest.fail("two runs in one folder")
+    finally:
+        holder.kill()
+        holder.join()
     with run_lock(work_dir, Accelerator(cpu=True)):
         pass
     with run_lock(work_dir, Accelerator(cpu=True)):  # and again in the same process
