@@ -231,6 +231,14 @@ def _predict(
             with closing(windows.logits(block, bar.update)) as pieces:
                 parts.write(block, (finish(piece.numpy()) for piece in pieces))
             give_back()
+    quality = windows.scene.reader.quality
+    if quality is not None and missing == blocks and not windows.scene.flagged:  # all of it was read here
+        logger.warning(
+            "%s: nothing is left out by the quality layer %r: no pixel has a value or bit that is to be (--qa_values, "
+            "--qa_bits, or the product, --qa)",
+            windows.scene.info.path,
+            quality.band,
+        )
 
 
 def _assemble(

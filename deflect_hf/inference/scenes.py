@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ class Scene:
     """An open image, and how its stored values become reflectance.
 
     Attributes:
+        flagged: not empty once the quality layer has taken out a pixel that was read.
         processor: neither resizes nor judges the values, which is for a whole window and for the whole scene.
     """
 
@@ -52,6 +53,7 @@ class Scene:
     info: RasterInfo
     reader: FolderReader
     processor: MultispectralImageProcessor
+    flagged: set[bool] = field(default_factory=set)
 
     @classmethod
     def of(cls, file: OpenRaster, trained: MultispectralImageProcessor, arguments: SceneArguments) -> Scene:
@@ -98,6 +100,7 @@ class Scene:
             window=(row, column, min(height, self.info.height - row), min(width, self.info.width - column)),
             quality=self.reader.quality,
         )
+        self.flagged.update({True} if stored.flagged else ())
         pixels = self.processor.convert(stored.values, stored.bands, stored.valid, self.info.path)
         beyond = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
         return F.pad(pixels, beyond, value=math.nan) if any(beyond) else pixels

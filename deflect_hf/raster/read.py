@@ -57,6 +57,7 @@ class Raster:
         bands: C band codes; see :func:`~deflect_hf.raster.header.file_bands` for bands that have none.
         scales: GDAL scale tag of the C bands read, in their order.
         info: The header; its transform is that of the whole file, not of the window.
+        flagged: whether the quality layer takes out any of the pixels.
     """
 
     values: np.ndarray
@@ -65,6 +66,7 @@ class Raster:
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
     info: RasterInfo
+    flagged: bool = False
 
 
 @contextmanager
@@ -193,9 +195,11 @@ def read_raster(
             positions = [position for position in found if position is not None]
             names = [band for band, position in zip(bands, found, strict=True) if position is not None]
         values, valid = _read(source, info, positions, window, size, Resampling.average, nodata)
+        flags = None
         if quality is not None:
             layer, _ = _read(source, info, [info.position(quality.band)], window, size, Resampling.mode)
-            valid &= ~quality.flags(layer)
+            flags = quality.flags(layer)
+            valid &= ~flags
     return Raster(
         values=values,
         valid=valid,
@@ -203,6 +207,7 @@ def read_raster(
         scales=tuple(info.scales[position] for position in positions),
         offsets=tuple(info.offsets[position] for position in positions),
         info=info,
+        flagged=flags is not None and bool(flags.any()),
     )
 
 

@@ -138,6 +138,17 @@ def test_an_undeclared_fill_value_is_refused_and_does_not_make_holes(tmp_path: P
     assert np.isnan(read(named)).sum() == 2  # probabilities of one pixel
 
 
+def test_a_quality_layer_says_where_nothing_was_measured(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quality = np.zeros((1, 64, 64), dtype=np.int16)
+    quality[0, :10] = 9
+    scene = write_scene(tmp_path / "in.tif", np.vstack([stored(64, 64), quality]), descriptions=[*BANDS, "SCL"])
+    found = read(map_of(predictor_of(Stub()), scene, tmp_path / "out.tif", qa_band="scl", qa_values=[8, 9]))
+    assert np.isnan(found[:, :10]).all() and np.isfinite(found[:, 10:]).all()
+    assert "is left out" not in caplog.text
+    map_of(predictor_of(Stub()), scene, tmp_path / "none.tif", qa_band="SCL", qa_values=[3])
+    assert "in.tif: nothing is left out by the quality layer 'SCL'" in caplog.text
+
+
 def test_bands_are_found_by_name_and_a_missing_one_is_named(tmp_path: Path) -> None:
     values = stored(64, 64)
     predictor = predictor_of(Stub())
