@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.faults import checkpoints, encoder_files, rasters, results, settings, yaml_files
+from tests.faults import checkpoints, encoder_files, rasters, results, settings, silent, yaml_files
 from tests.faults.fault import Fault, complaints
 from tests.faults.inputs import Valid
 
@@ -35,6 +35,10 @@ KINDS: dict[str, list[Fault]] = {
     "conversion": checkpoints.CONVERSION,
     "hub": checkpoints.HUB,
     "benchmark": checkpoints.BENCHMARK,
+    "silent, data set": silent.SILENT_DATA,
+    "silent, checkpoint": silent.SILENT_STATES,
+    "silent, scene": silent.SILENT_MAPS,
+    "silent, result": silent.SILENT_RESULTS,
 }
 FAULTS = {f"{kind}: {fault.name}": fault for kind, faults in KINDS.items() for fault in faults}
 

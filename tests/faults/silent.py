@@ -1,0 +1,194 @@
+"""Inputs that no library finds fault with, and that would give wrong labels, maps or weights without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.transform import Affine, from_origin
+
+from tests.faults.fault import table
+from tests.faults.inputs import BANDS, SIDE, Place, Words, change_json, change_tensors, digital_numbers, mask_values
+
+LATER = "a2.tif"
+NORTH_UP = from_origin(500_000, 5_000_000, 10, 10)
+
+
+def placed(path: Path, values: np.ndarray, transform: Affine = NORTH_UP, **profile: Any) -> None:
+    """A GeoTIFF in UTM, with the names of the bands where there are as many."""
+    count, height, width = values.shape
+    profile = {"crs": "EPSG:32632", "dtype": values.dtype.name, **profile}
+    with rasterio.open(
+        path, "w", driver="GTiff", transform=transform, count=count, height=height, width=width, **profile
+    ) as sink:
+        sink.write(values)
+        if count == len(BANDS):
+            sink.descriptions = BANDS
+
+
+def georeferenced(place: Place) -> None:
+    """All images and masks of the data set on one grid."""
+    for index in range(8):
+        placed(place.data / "images" / f"a{index}.tif", digital_numbers(index))
+        placed(place.data / "masks" / f"a{index}.tif", mask_values(index))
+
+
+def grid_of_mask(transform: Affine = NORTH_UP, side: int = SIDE, **profile: Any) -> Callable[[Place], Words]:
+    """Training where one mask is on this grid."""
+
+    def damage(place: Place) -> Words:
+        georeferenced(place)
+        placed(place.data / "masks" / LATER, mask_values(2, side), transform, **profile)
+        return place.train()
+
+    return damage
+
+
+def one_image(change: Callable[[Path], Any], **dataset: Any) -> Callable[[Place], Words]:
+    """Training on georeferenced images, one of them changed."""
+
+    def damage(place: Place) -> Words:
+        georeferenced(place)
+        change(place.data / "images" / LATER)
+        return place.train(**dataset)
+
+    return damage
+
+
+def virtual(source: str, kind: str = "UInt16") -> str:
+    """A virtual raster of one source."""
+    band = (
+        f'<VRTRasterBand dataType="{kind}" band="1"><SimpleSource><SourceFilename relativeToVRT="1">{source}'
+        "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+    )
+    return f'<VRTDataset rasterXSize="16" rasterYSize="16">{band * 4}</VRTDataset>'
+
+
+def as_virtual(source: str, **dataset: Any) -> Callable[[Place], Words]:
+    return one_image(lambda path: path.write_text(virtual(source)), source_bands=list(BANDS), **dataset)
+
+
+def tags(**changes: Any) -> Callable[[Path], None]:
+    """One image with other tags of GDAL."""
+
+    def change(path: Path) -> None:
+        with rasterio.open(path, "r+") as file:
+            for name, value in changes.items():
+                setattr(file, name, value)
+
+    return change
+
+
+def foreign(name: str, words: Callable[[Place], Words]) -> Callable[[Place], Words]:
+    """A file of the user's where a program writes."""
+
+    def damage(place: Place) -> Words:
+        (place.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (place.folder / name).write_text("mine")
+        return words(place)
+
+    return damage
+
+
+def mixed_bits(name: str) -> Callable[[Place], Words]:
+    """Resuming from a checkpoint in which one bit of this file has flipped."""
+
+    def damage(place: Place) -> Words:
+        path = place.run / "checkpoints" / "step-1" / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+        return place.resume()
+
+    return damage
+
+
+def another_image(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Place], Words]:
+    """The map of a scene whose values are another product's."""
+
+    def damage(place: Place) -> Words:
+        placed(place.folder / "scene.tif", change(digital_numbers(0, side=32)))
+        return place.predict(scene=place.folder / "scene.tif")
+
+    return damage
+
+
+def beside(name: str) -> Callable[[Place], Words]:
+    def damage(place: Place) -> Words:
+        (place.folder / name).write_text("mine")
+        return place.predict()
+
+    return damage
+
+
+def of_another_rank(place: Place) -> Words:
+    change_json(place.run / "best" / "adapter_config.json", formulas={"NDVI": "(N - R)/(N + R + 0.5)"})
+    return place.evaluate()
+
+
+def not_finite(place: Place) -> Words:
+    weights = place.run / "best" / "adapter_model.safetensors"
+    change_tensors(weights, lambda found: found.update({next(iter(found)): next(iter(found.values())) * torch.nan}))
+    return place.evaluate()
+
+
+ROTATED = NORTH_UP * Affine.rotation(20)
+HTTP = "http://127.0.0.1:9/x.tif"
+SILENT_DATA = table(
+    "train.py",
+    ("a mask 1 pixel away", grid_of_mask(from_origin(500_010, 5_000_000, 10, 10)), [LATER, "pixels", "10 m"]),
+    ("a mask half a pixel away", grid_of_mask(from_origin(500_000, 5_000_005, 10, 10)), [LATER, "0.5 pixels"]),
+    ("a mask 3 km away", grid_of_mask(from_origin(503_000, 5_000_000, 10, 10)), [LATER, "300 pixels"]),
+    ("a mask in another zone", grid_of_mask(crs="EPSG:32633"), [LATER, "grid"]),
+    ("a mask on the other side of the equator", grid_of_mask(crs="EPSG:32732"), [LATER, "grid"]),
+    ("a mask of other pixels", grid_of_mask(from_origin(500_000, 5_000_000, 20, 20)), [LATER, "grid"]),
+    ("a mask turned by 20 degrees", grid_of_mask(ROTATED), [LATER, "grid"]),
+    ("an image turned by 20 degrees", one_image(lambda p: placed(p, digital_numbers(2), ROTATED)), [LATER, "grid"]),
+    ("an image of 30 m", one_image(lambda p: placed(p, digital_numbers(2), from_origin(0, 0, 30, 30))), [LATER]),
+    ("a scale tag in one file", one_image(tags(scales=(1e-4,) * 4), scale=None), ["scale", "a"]),
+    ("an offset tag in one file", one_image(tags(offsets=(-0.1,) * 4), scale=None), ["offset", "a"]),
+    ("an image that is http", as_virtual(HTTP), [LATER, "http"]),
+    ("an image that is an archive on a server", as_virtual(f"/vsizip//vsicurl/{HTTP}"), [LATER, "vsi"]),
+    ("an image that is itself", as_virtual(LATER), [LATER]),
+    ("an image of a source with a name of megabytes", as_virtual("x" * 2_000_000 + ".tif"), [LATER]),
+    ("a window of a planet", lambda p: p.train("--segmentor.window", "1000000"), ["segmentor.window"]),
+    ("a window of no whole patches", lambda p: p.train("--segmentor.window", "20"), ["segmentor.window", "patch"]),
+    ("epochs beyond life", lambda p: p.train("--epochs", "1000000000000"), ["epochs"]),
+    ("folds beyond reason", lambda p: p.train("--dataset.num_folds", "1000000"), ["num_folds"]),
+    ("a word of megabytes", lambda p: p.train("--finetune", "x" * 2_000_000), ["finetune"]),
+    (
+        "an encoder called best in the folder of the run",
+        foreign("out/best/config.json", lambda p: p.train()),
+        ["out", "'best'"],
+    ),
+)
+SILENT_STATES = table(
+    "train.py",
+    *(
+        (f"a flipped bit in {name}", mixed_bits(name), ["step-1"])
+        for name in ("progress.json", "training.pt", "sha256")
+    ),
+)
+SILENT_MAPS = table(
+    "deflect-predict",
+    ("values of the product before an offset", another_image(lambda v: v + 1000), ["scene.tif", "offset"]),
+    ("values of twice the scale", another_image(lambda v: v * 2), ["scene.tif", "scale"]),
+    ("a window of a planet", lambda p: p.predict("--window", "1000000"), ["window"]),
+    ("batches beyond memory", lambda p: p.predict("--batch_size", "1000000000"), ["batch_size"]),
+    ("a sidecar of somebody else's", beside("map.tif.aux.xml"), ["map.tif.aux.xml"]),
+    ("a file of somebody else's", beside("map.tif"), ["map.tif"]),
+)
+SILENT_RESULTS = table(
+    "evaluate.py",
+    ("formulas of other weights", of_another_rank, ["adapter_config.json", "formulas"]),
+    ("weights that are not finite", not_finite, ["adapter_model.safetensors", "NaN"]),
+    (
+        "a picture of somebody else's",
+        foreign("out/confusion_matrix.png", lambda p: p.evaluate("--output_dir", str(p.folder / "out"))),
+        ["confusion_matrix.png"],
+    ),
+)
