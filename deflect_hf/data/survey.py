@@ -38,16 +38,19 @@ def typical(infos: Sequence[RasterInfo]) -> RasterInfo:
 
 
 def report_grids(root: str, infos: Sequence[RasterInfo], info: RasterInfo) -> None:
-    """Log which images have pixels of another size, or a coordinate reference system of another kind, than ``info``."""
+    """Log which images have pixels of another size, reference systems or numbers of another kind than ``info``."""
     sizes: dict[float, list[str]] = defaultdict(list)
     systems: dict[str, list[str]] = defaultdict(list)
-    own_gsd, own_system = info.gsd_m, projection(info)
+    numbers: dict[str, list[str]] = defaultdict(list)
+    own_gsd, own_system, own_numbers = info.gsd_m, projection(info), _numbers(info)
     for other in infos:
         gsd, system = other.gsd_m, projection(other)
         if gsd is not None and own_gsd is not None and not 1 / GSD_RATIO <= gsd / own_gsd <= GSD_RATIO:
             sizes[round(gsd, 3)].append(other.path)
         if system != own_system:
             systems[system or "not known"].append(other.path)
+        if _numbers(other) != own_numbers:
+            numbers[_numbers(other)].append(other.path)
     for gsd, paths in sizes.items():
         logger.warning(
             "%s: pixels of %g m in %d of %d images, unlike the %g m that the model is told of all: %s (bring them to "
@@ -60,6 +63,18 @@ def report_grids(root: str, infos: Sequence[RasterInfo], info: RasterInfo) -> No
             "one: gdalwarp -t_srs)",
             root, system, len(paths), len(infos), own_system or "not known", _named(paths),
         )  # fmt: skip
+    for kind, paths in numbers.items():
+        logger.warning(
+            "%s: the values are %s in %d of %d images, unlike %s in the others: %s (all are read by one scale and "
+            "offset: separate the images where these differ)",
+            root, kind, len(paths), len(infos), own_numbers, _named(paths),
+        )  # fmt: skip
+
+
+def _numbers(info: RasterInfo) -> str:
+    """What kind of numbers a file holds: 8 bits and fractions are seldom of the scale of digital numbers."""
+    stored = np.dtype(info.dtype)
+    return "fractions" if stored.kind == "f" else "of 8 bits" if stored.itemsize == 1 else "whole numbers"
 
 
 def refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: FolderReader, args: Any) -> None:
