@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 
 from deflect_hf.config.compose import load_config, to_yaml
 from deflect_hf.config.run import RunArguments
+from deflect_hf.data.entries import check_entries
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, brief, listing
 from deflect_hf.files import CONFIG as CONFIG
@@ -185,9 +187,9 @@ def _frozen_parts(model: EncoderWithHead, config: RunArguments) -> dict[str, nn.
 
 def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcessor:
     """The processor of a result folder, which reads images as ``model``, of the same folder, takes them."""
-    processor: MultispectralImageProcessor = reading(
-        folder / "preprocessor_config.json", lambda: MultispectralImageProcessor.from_pretrained(folder)
-    )
+    path = folder / "preprocessor_config.json"
+    reading(path, lambda: check_entries(path, json.loads(path.read_text(encoding="utf-8"))))
+    processor: MultispectralImageProcessor = reading(path, lambda: MultispectralImageProcessor.from_pretrained(folder))
     adapter = deflect_config(model)
     bands = adapter.bands if adapter is not None else task_model(model).config.bands
     unit = adapter.unit if adapter is not None else processor.unit
@@ -253,6 +255,13 @@ def _load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder / WEIGHTS} is missing: copy the folder again")
 
+    written = reading(folder / ADAPTER, lambda: json.loads((folder / ADAPTER).read_text(encoding="utf-8")))
+    unknown = sorted(written.keys() - {field.name for field in dataclasses.fields(settings)})
+    if unknown:
+        raise CheckpointError(
+            f"{folder / ADAPTER}: {listing(unknown[:4])} is no entry of {settings.peft_type}, and would do nothing: "
+            "put the file back that was saved with the weights, or use the versions that saved it."
+        )
     stated = settings.to_dict()
 
     def load() -> PeftModel:

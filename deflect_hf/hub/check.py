@@ -11,15 +11,15 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.artifacts.saved_model import model_class
 from deflect_hf.config.run import RunArguments
+from deflect_hf.data.entries import ProcessorEntries, check_entries
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, listing
 from deflect_hf.hub.adapters import check_adapter
@@ -48,46 +48,6 @@ REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]{0,199}")
 LARGEST = {"num_hidden_layers": 128, "hidden_size": 16_384, "intermediate_size": 65_536, "image_size": 16_384}
 MAX_SIDE = 16_384
 MAX_CLASSES = 10_000
-Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Size(BaseModel):
-    """Height and width in pixels."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    height: Side
-    width: Side
-
-
-class Reading(BaseModel):
-    """How the training files were read; see ``MultispectralImageProcessor``."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    sensor: str | dict[str, Any] | None = None
-    source_bands: list[str] | None = None
-    quality: Annotated[list[str | list[int]], Field(min_length=3, max_length=3)] | None = None
-
-
-class ProcessorEntries(BaseModel):
-    """The types of ``preprocessor_config.json``; what the values must be like says the processor."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    bands: list[str]
-    image_processor_type: str = ""
-    source_bands: list[str] | None = None
-    needed_bands: list[str] | None = None
-    scale: Number | list[Number] = 1.0
-    offset: Number | list[Number] = 0.0
-    nodata: list[Number] = []
-    unit: str = ""
-    unit_check: bool = True
-    size: Size | None = None
-    trained_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
-    gsd_m: Number | None = None
-    projection: str | None = None
-    quantiles: dict[str, list[Number]] = {}
-    reading: Reading | None = None
 
 
 def check_folder(folder: Path, *, published: bool) -> RunArguments:
@@ -215,12 +175,7 @@ def check_processor(path: Path) -> None:
     """
     entries = read_json(path)
     check_keys(path, entries, {*ProcessorEntries.model_fields}, "preprocessor_config.json")
-    try:
-        ProcessorEntries.model_validate(entries)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        raise CheckpointError(f"{path}: {key} is {entries.get(key)!r:.80}: {first['msg']}.") from None
+    check_entries(path, entries)
     try:
         MultispectralImageProcessor.from_dict(entries)
     except DeflectError as error:

@@ -14,7 +14,7 @@ from rasterio.transform import Affine, from_origin
 from tests.faults.fault import table
 from tests.faults.inputs import BANDS, SIDE, Place, Words, change_json, change_tensors, digital_numbers, mask_values
 
-LATER = "a2.tif"
+LATER, PROCESSOR = "a2.tif", "preprocessor_config.json"
 NORTH_UP = from_origin(500_000, 5_000_000, 10, 10)
 
 
@@ -130,6 +130,16 @@ def of_another_rank(place: Place) -> Words:
     return place.evaluate()
 
 
+def result_entry(name: str, **changes: Any) -> Callable[[Place], Words]:
+    """Evaluation with other entries in a file of the result."""
+
+    def damage(place: Place) -> Words:
+        change_json(place.run / "best" / name, **changes)
+        return place.evaluate()
+
+    return damage
+
+
 def not_finite(place: Place) -> Words:
     weights = place.run / "best" / "adapter_model.safetensors"
     change_tensors(weights, lambda found: found.update({next(iter(found)): next(iter(found.values())) * torch.nan}))
@@ -185,6 +195,21 @@ SILENT_MAPS = table(
 SILENT_RESULTS = table(
     "evaluate.py",
     ("formulas of other weights", of_another_rank, ["adapter_config.json", "formulas"]),
+    (
+        "an entry that no adapter has",
+        result_entry("adapter_config.json", colour="red"),
+        ["adapter_config.json", "colour"],
+    ),
+    ("code to load an adapter with", result_entry("adapter_config.json", auto_map={"A": "x.y"}), ["auto_map"]),
+    (
+        "a processor of huge images",
+        result_entry(PROCESSOR, size={"height": 10**7, "width": 10**7}),
+        [PROCESSOR, "size"],
+    ),
+    ("a processor with a scale in words", result_entry(PROCESSOR, scale="1e-4"), [PROCESSOR, "scale"]),
+    ("a processor with a scale of true", result_entry(PROCESSOR, scale=True), [PROCESSOR, "scale"]),
+    ("a processor with nodata in words", result_entry(PROCESSOR, nodata="0"), [PROCESSOR, "nodata"]),
+    ("a processor with a switch in words", result_entry(PROCESSOR, unit_check="no"), [PROCESSOR, "unit_check"]),
     ("weights that are not finite", not_finite, ["adapter_model.safetensors", "NaN"]),
     (
         "a picture of somebody else's",
