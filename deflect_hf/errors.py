@@ -69,28 +69,19 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
     """Print what a user can fix on stderr and exit with status 2; ``--debug`` shows the traceback instead."""
     try:
         yield
-    except DeflectError as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from None
-    except OSError as error:
+    except (DeflectError, OSError, RuntimeError) as error:
+        text = str(error) if isinstance(error, DeflectError) else ""
         # what the file system refuses: rights, names that are too long, links in a circle, a read-only disk
-        if "--debug" in argv or error.filename is None or error.strerror is None:
+        if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+            text = f"{bounded(str(error.filename))}: {error.strerror}. Correct the path, or its rights."
+        elif isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+            text = (
+                "a process that reads images was killed from outside, most often because the memory was full. Fix: "
+                "lower --num_workers or --batch_size; a training goes on with --resume_from last."
+            )
+        if "--debug" in argv or not text:
             raise
-        print(
-            f"error: {bounded(str(error.filename))}: {error.strerror}. Correct the path, or its rights.",
-            file=sys.stderr,
-        )
-        raise SystemExit(USER_ERROR) from None
-    except RuntimeError as error:
-        if "--debug" in argv or not str(error).startswith("DataLoader worker (pid"):
-            raise
-        print(
-            "error: a process that reads images was killed from outside, most often because the memory was full. Fix: "
-            "lower --num_workers or --batch_size; a training goes on with --resume_from last.",
-            file=sys.stderr,
-        )
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
 
 

@@ -60,18 +60,14 @@ class DatasetArguments(Arguments):
 
     name: str = option("synthetic", f"Which data set: {listing(dataset_names())}.")
     root: UserPath | None = option(None, "Folder of the data; needed by every reader but 'synthetic'.")
-    download: bool = option(
-        False,
-        "Public data sets: fetch what is missing from where it is published into root.",
-    )
+    download: bool = option(False, "Public data sets: fetch what is missing from where it is published into root.")
     task: Literal["classification", "segmentation"] | None = option(
         None,
         "null: 'folder' looks for images/ and masks/ (segmentation), else one sub-folder per class; 'synthetic' makes "
         "classification scenes.",
     )
     sensor: str | dict[str, Any] | None = option(
-        None,
-        "Sensor preset, or a mapping describing one: band names, order, scale, offset, nodata values.",
+        None, "Sensor preset, or a mapping describing one: band names, order, scale, offset, nodata values."
     )
     bands: list[str] | None = option(
         None, "Bands the model gets, by name and in this order. null: all the data has.", min_length=1
@@ -80,24 +76,20 @@ class DatasetArguments(Arguments):
         None, "Names of the stored bands in file order, for files that do not name them.", min_length=1
     )
     band_order: Annotated[Literal["true", "nominal"], Word] = option(
-        "true",
-        "'m-brick-kiln', 'm-eurosat': 'true' names the stored bands as they are, 'nominal' as the files do.",
+        "true", "'m-brick-kiln', 'm-eurosat': 'true' names the stored bands as they are, 'nominal' as the files do."
     )
     scale: float | None = option(
         None, "reflectance = stored * scale + offset. null: the files' own tags, else the sensor's."
     )
     offset: float | None = option(None, "See scale; -0.1 for Sentinel-2 baseline >= 04.00.")
     nodata: list[Number] | None = option(
-        None,
-        "Stored values that are no measurements, besides NaN and the files' tags. null: the sensor's.",
+        None, "Stored values that are no measurements, besides NaN and the files' tags. null: the sensor's."
     )
     qa_band: str | None = option(
-        None,
-        "Description of a band that classifies the pixels, such as SCL; it is no band of the model.",
+        None, "Description of a band that classifies the pixels, such as SCL; it is no band of the model."
     )
     qa_values: list[int] = option(
-        [],
-        "Values of qa_band at which nothing was measured, cloud for example; SCL: [0, 1, 3, 8, 9, 10].",
+        [], "Values of qa_band at which nothing was measured, cloud for example; SCL: [0, 1, 3, 8, 9, 10]."
     )
     qa_bits: list[Bit] = option([], "Bits of qa_band, from 0, any of which says that nothing was measured.")
     qa: QualityPreset | None = option(None, "Product whose quality band the files have.")
@@ -130,19 +122,14 @@ class DatasetArguments(Arguments):
         None, "Stored mask value of each class. null: 0, 1, 2, ... in the order of classes."
     )
     ignore_values: list[int] = option([], "Stored mask values that mean 'not labelled'; they become ignore_index.")
-    ignore_index: int = option(
-        -100,
-        "Label of pixels that count neither in loss nor in metrics; negative.",
-        lt=0,
-    )
+    ignore_index: int = option(-100, "Label of pixels that count neither in loss nor in metrics; negative.", lt=0)
     partition: str = option(
         "default",
         "GEO-Bench: which PARTITION_partition.json splits the images; '0.01x_train' ... '1.00x_train' keep that share "
         "of the training images.",
     )
     train_split: str | None = option(
-        None,
-        "File below root listing training ids, one a line. null: train.txt, or the published one.",
+        None, "File below root listing training ids, one a line. null: train.txt, or the published one."
     )
     val_split: str | None = option(None, "File below root listing validation ids. null: val.txt, or the published one.")
     test_split: str | None = option(None, "File below root listing test ids. null: test.txt, or the published one.")

@@ -25,13 +25,6 @@ _LAZY = {
     "load_dataset_splits": "load",
 }
 
-__all__ = [
-    "ImageDataset",
-    "Labels",
-    "adapt_dataset",
-    "build_transform",
-    "collate_examples",
-    "load_dataset_splits",
-]
+__all__ = ["ImageDataset", "Labels", "adapt_dataset", "build_transform", "collate_examples", "load_dataset_splits"]
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -67,17 +67,15 @@ def adapt_dataset(
     own = MultispectralImageProcessor(bands, **options)
     codes = tuple(own.bands)
     if processor is not None:
-        processor.contract.compare(type(dataset).__name__, codes, own.unit, own.gsd_m)
-        own = MultispectralImageProcessor(
-            bands=processor.bands,
-            needed_bands=processor.needed_bands,
-            source_bands=codes,
+        own = MultispectralImageProcessor.for_images(
+            type(dataset).__name__,
+            codes,
+            processor,
             scale=own.scale,
             offset=own.offset,
             nodata=own.nodata,
             unit=own.unit,
-            unit_check=own.unit_check and processor.unit_check,
-            size=processor.size,
+            unit_check=own.unit_check,
             gsd_m=own.gsd_m,
         )
     labels = Labels(task, tuple(classes), values, tuple(ignore_values), ignore_index)

@@ -29,9 +29,11 @@ from deflect_hf.data.splits import (
     refuse_idle_shares,
     split_indices,
 )
-from deflect_hf.data.survey import read_headers, survey, typical
+from deflect_hf.data.survey import survey, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import places_of
+from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.read import raster_info
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,11 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
 def _stored(images: ImageDataset, index: int) -> tuple[Any, ...]:
     stored = images.reader.read(images.table[index])
     return stored.values, stored.bands, stored.valid, stored.where
+
+
+def read_headers(rows: Sequence[Row]) -> list[RasterInfo]:
+    """The headers of the images of all rows."""
+    return [raster_info(row["image"]) for row in rows]
 
 
 def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Labels:

@@ -70,10 +70,7 @@ class FolderReader:
 
 
 def settle_reader(
-    args: DatasetArguments,
-    info: RasterInfo,
-    trained: MultispectralImageProcessor | None,
-    height: int | None = None,
+    args: DatasetArguments, info: RasterInfo, trained: MultispectralImageProcessor | None, height: int | None = None
 ) -> tuple[FolderReader, MultispectralImageProcessor]:
     """Settle bands, scale, offset, nodata and unit from the config, a file's header and the sensor preset.
 
@@ -169,9 +166,7 @@ def _quality_in_training(info: RasterInfo, trained: MultispectralImageProcessor)
     if any(text.casefold() == str(band).casefold() for text in info.descriptions):
         return Quality(band, tuple(values), tuple(bits))
     logger.warning(
-        "%s: has no quality band %s, by which pixels were left out in training: clouds are mapped, too",
-        info.path,
-        band,
+        "%s: has no quality band %s, by which pixels were left out in training: clouds are mapped, too", info.path, band
     )
     return None
 

@@ -125,6 +125,21 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         return cls(bands=preset.codes if bands is None else resolve_bands(bands, preset), **options)
 
     @classmethod
+    def for_images(
+        cls, where: str, available: Sequence[str], trained: Self | None, *, unit_check: bool = True, **options: Any
+    ) -> Self:
+        """That of images that have the bands ``available``: all of them, or of a ``trained`` model what it takes."""
+        unit, gsd_m = options.get("unit", "reflectance"), options.get("gsd_m")
+        if trained is not None:
+            trained.contract.compare(where, available, unit, gsd_m, options.get("projection"))
+            options |= {"bands": trained.bands, "needed_bands": trained.needed_bands, "size": trained.size}
+            unit_check = unit_check and trained.unit_check
+        try:
+            return cls(**{"bands": available, **options}, source_bands=available, unit_check=unit_check)
+        except BandError as error:
+            raise BandError(f"{where}: {error}") from error
+
+    @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from the contents of ``preprocessor_config.json``; keyword arguments override its entries.
 
@@ -187,11 +202,7 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         return BatchFeature({"pixel_values": batch if return_tensors == "pt" else batch.numpy()})
 
     def convert(
-        self,
-        image: Image,
-        source_bands: Sequence[str] | None = None,
-        valid: Image | None = None,
-        where: str = "image",
+        self, image: Image, source_bands: Sequence[str] | None = None, valid: Image | None = None, where: str = "image"
     ) -> torch.Tensor:
         """``(C_in, H, W) stored values -> (C, H, W) float32 reflectance``, NaN where invalid.
 

@@ -120,9 +120,23 @@ def build_splits(
         keep = keep_share([row.get("label") for row in splits["train"]], args.limited_label, args.seed)
         splits["train"] = [splits["train"][i] for i in keep]
     first = next(iter(splits.values()))[0]
-    processor = _processor(dataset, args, processor, _grid(first))
-    positions = match_bands(dataset.sensor.codes, processor.bands, processor.needed_bands)
-    bands = tuple(dataset.sensor.codes[position] for position in sorted(p for p in positions if p is not None))
+    sensor = dataset.sensor
+    processor = MultispectralImageProcessor.for_images(
+        dataset.title,
+        sensor.codes,
+        processor,
+        bands=resolve_bands(args.bands, sensor) if processor is None and args.bands is not None else sensor.codes,
+        scale=args.scale if args.scale is not None else sensor.scale,
+        offset=args.offset if args.offset is not None else sensor.offset,
+        nodata=args.nodata if args.nodata is not None else sensor.nodata,
+        unit=sensor.unit,
+        unit_check=args.unit_check,
+        size=args.size,
+        gsd_m=dataset.gsd_m,
+        projection=_grid(first),
+    )
+    positions = match_bands(sensor.codes, processor.bands, processor.needed_bands)
+    bands = tuple(sensor.codes[position] for position in sorted(p for p in positions if p is not None))
     reader = RasterReader(dataset, bands) if make_reader is None else make_reader(bands)
     gsd_m = processor.gsd_m
     if processor.size is not None:
@@ -135,31 +149,3 @@ def _grid(row: Row) -> str | None:
     """How the grid of an image lies on the ground, None where its files are not georeferenced."""
     path = str(row.get("image") or row["mask"])  # a scene of several files has its mask on the same grid
     return projection(raster_info(path)) if Path(path).suffix == ".tif" else None
-
-
-def _processor(
-    dataset: PublicDataset, args: DatasetArguments, trained: MultispectralImageProcessor | None, grid: str | None
-) -> MultispectralImageProcessor:
-    """Stored values of the release -> reflectance, for the bands of the config or of a trained model."""
-    sensor = dataset.sensor
-    if trained is None:
-        bands = needed = resolve_bands(args.bands, sensor) if args.bands is not None else sensor.codes
-    else:
-        bands, needed = trained.bands, trained.needed_bands
-        trained.contract.compare(dataset.title, sensor.codes, sensor.unit, dataset.gsd_m, grid)
-    try:
-        return MultispectralImageProcessor(
-            bands=bands,
-            needed_bands=needed,
-            source_bands=sensor.codes,
-            scale=args.scale if args.scale is not None else sensor.scale,
-            offset=args.offset if args.offset is not None else sensor.offset,
-            nodata=args.nodata if args.nodata is not None else sensor.nodata,
-            unit=sensor.unit,
-            unit_check=args.unit_check and (trained is None or trained.unit_check),
-            size=args.size if trained is None else trained.size,
-            gsd_m=dataset.gsd_m,
-            projection=grid,
-        )
-    except BandError as error:
-        raise BandError(f"{dataset.title}: {error}") from error

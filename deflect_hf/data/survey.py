@@ -26,11 +26,6 @@ NAMED = 5  # files that a message names one by one
 TAGS = ("scale", "offset")
 
 
-def read_headers(rows: Sequence[Mapping[str, Any]]) -> list[RasterInfo]:
-    """The headers of the images of all rows."""
-    return [raster_info(row["image"]) for row in rows]
-
-
 def typical(infos: Sequence[RasterInfo]) -> RasterInfo:
     """The first image with the tags, the pixel size and the kind of reference system that most of them have."""
     kinds = [(info.gsd_m and round(info.gsd_m, 3), projection(info), info.scales, info.offsets) for info in infos]

@@ -10,25 +10,10 @@ DATASET = DatasetSpec(
     title="images of the author",
     task=None,
     keys=frozenset(
-        {
-            *(
-                "root",
-                "task",
-                "sensor",
-                "source_bands",
-                "scale",
-                "offset",
-                "nodata",
-                "qa_band",
-                "qa_values",
-                "qa_bits",
-                "qa",
-                "qa_classes",
-                "label_alignment",
-                "gsd_m",
-            ),
-            *("classes", "class_values", "ignore_values", "ignore_index"),
-            *(*SPLIT_FILES, "val_fraction", "test_fraction", "num_folds", "fold", "place_km"),
-        }
+        [
+            *("root", "task", "sensor", "source_bands", "scale", "offset", "nodata", "label_alignment", "gsd_m"),
+            *("qa_band", "qa_values", "qa_bits", "qa", "qa_classes", *SPLIT_FILES, "val_fraction", "test_fraction"),
+            *("num_folds", "fold", "place_km", "classes", "class_values", "ignore_values", "ignore_index"),
+        ]
     ),
 )

@@ -34,10 +34,7 @@ DATASET = DatasetSpec(
     title="synthetic scenes",
     task="classification",  # unless `task` says segmentation
     keys=frozenset(
-        {
-            *("task", "num_samples", "noise", "ignore_index"),
-            *("val_fraction", "test_fraction", "num_folds", "fold"),
-        }
+        ["task", "num_samples", "noise", "ignore_index", "val_fraction", "test_fraction", "num_folds", "fold"]
     ),
 )
 MEASURED = ("A", "B", "G", "R", "N", "S1", "S2")  # the columns SR_B1 .. SR_B7 of the bundled samples
@@ -146,25 +143,13 @@ def spectral_library() -> dict[str, np.ndarray]:
 
 def _processor(args: DatasetArguments, trained: MultispectralImageProcessor | None) -> MultispectralImageProcessor:
     """Digital numbers of the scenes -> reflectance, for the bands of the config or of a trained model."""
-    if trained is None:
-        bands = needed = resolve_bands(args.bands if args.bands is not None else MEASURED)
-    else:
-        bands, needed = trained.bands, trained.needed_bands
-    unknown = [band for band in needed if band not in MIXED]
+    bands = resolve_bands(args.bands if args.bands is not None else MEASURED) if trained is None else trained.bands
+    unknown = [band for band in (bands if trained is None else trained.needed_bands) if band not in MIXED]
     if unknown:
         raise BandError(f"Data set 'synthetic' has no band {listing(unknown)}: choose among {listing(MIXED)}.")
-    if trained is None:
-        return MultispectralImageProcessor(bands, scale=SCALE, unit_check=args.unit_check, gsd_m=GSD_M)
     made = [band for band in bands if band in MIXED]
-    trained.contract.compare("synthetic", made, "reflectance", GSD_M)
-    return MultispectralImageProcessor(
-        bands=bands,
-        needed_bands=needed,
-        source_bands=made,
-        scale=SCALE,
-        unit_check=args.unit_check and trained.unit_check,
-        size=trained.size,
-        gsd_m=GSD_M,
+    return MultispectralImageProcessor.for_images(
+        "synthetic", made, trained, scale=SCALE, unit_check=args.unit_check, gsd_m=GSD_M
     )
 
 
