@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from deflect_hf.config.compose import parse_arguments
-from deflect_hf.config.methods import METHOD_OPTIONS
+from deflect_hf.config.methods import methods_help
 from deflect_hf.config.run import EvaluateArguments, RunArguments
 from deflect_hf.errors import show_log, user_errors
 from deflect_hf.training.distributed_exit import distributed_exit
@@ -43,7 +43,7 @@ def train(argv: Sequence[str] | None = None) -> None:
         evaluate(words)
         return
     with distributed_exit(), user_errors(words):
-        config = parse_arguments(RunArguments, TRAIN + METHOD_OPTIONS, words)
+        config = parse_arguments(RunArguments, TRAIN + methods_help(), words)
         from deflect_hf.evaluation.tables import results_text  # torch and PEFT: not before --help and mistakes
         from deflect_hf.hub.push import Publication
         from deflect_hf.training.run import run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deflect_hf.config.inference import PredictArguments
-from deflect_hf.config.methods import OPTIONS
+from deflect_hf.config.methods import METHODS, method_class
 from deflect_hf.config.run import EvaluateArguments, RunArguments
 from deflect_hf.config.schema import Arguments, keys_of
 
@@ -33,7 +33,7 @@ def page() -> str:
     """The whole page."""
     programs = [
         table(RunArguments, "Training"),
-        *(table(schema, f"Training: `method` of `--finetune {name}`") for name, schema in OPTIONS.items()),
+        *(table(method_class(name), f"Training: `method` of `--finetune {name}`") for name in METHODS),
         table(EvaluateArguments, "Evaluation"),
         table(PredictArguments, "Maps"),
     ]

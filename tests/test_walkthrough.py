@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from peft import PeftConfig
 
+from deflect_hf import methods
 from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.methods import METHODS, methods_help
 from deflect_hf.config.readers import dataset_names
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data import sets
+from deflect_hf.errors import ConfigError
 from deflect_hf.raster import write_raster
 from deflect_hf.training.run import run
 
@@ -53,3 +58,26 @@ def test_a_new_data_set_is_one_file(lakes: Path, tmp_path: Path, caplog: pytest.
     words += ("--epochs", "1", "--batch_size", "4", "--work_dir", str(tmp_path / "run"))
     results, _, _ = run(parse_arguments(RunArguments, "test", words))
     assert "accuracy" in results["test"] and "Lakes: 4 images in the train split, but 800 are published" in caplog.text
+
+
+@pytest.fixture
+def vera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The method of the walk-through: its file among those of the package, its row in the table."""
+    code, row = blocks("A new method", "python")
+    (tmp_path / "vera.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"{methods.__name__}.vera", raising=False)
+    for name, place in ast.literal_eval(f"{{{row.strip()}}}").items():
+        monkeypatch.setitem(METHODS, name, place)
+
+
+@pytest.mark.usefixtures("vera")
+def test_a_new_method_is_one_file_and_one_row(tmp_path: Path) -> None:
+    assert "    vera      patch_embed, rank, target" in methods_help().splitlines()
+    words = ["--config", str(REPOSITORY / "tests" / "conf" / "classification.yaml"), "--method", "{}", "--epochs", "1"]
+    words += ["--finetune", "vera", "--work_dir", str(tmp_path / "run")]
+    results, folder, _ = run(parse_arguments(RunArguments, "test", [*words, "--method.rank", "4"]))
+    adapter = PeftConfig.from_pretrained(folder / "best")
+    assert (adapter.peft_type, adapter.r) == ("VERA", 4) and results["parameters"]["encoder_trainable"] > 0
+    with pytest.raises(ConfigError, match=r"finetune vera: 'method\.target' must be one of 'qv', 'qkvo'"):
+        parse_arguments(RunArguments, "test", [*words, "--method.target", "everything"])

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from deflect_hf.config.data import AugmentationArguments, Batch, Count, DatasetArguments, Seed, Side
-from deflect_hf.config.methods import OPTIONS, PREFIX, Finetune, options_of
+from deflect_hf.config.methods import METHODS, PREFIX, Finetune, options_of
 from deflect_hf.config.schema import Arguments, UserPath, group, option
 from deflect_hf.config.unused import refuse_unused
 from deflect_hf.errors import ConfigError
@@ -143,7 +143,7 @@ class SegmentorArguments(Arguments):
 class RunArguments(Arguments):
     """One training run, complete. ``config.yaml`` in the run's folder holds exactly these keys."""
 
-    finetune: Finetune = option("deflect", f"what is trained besides the head: {', '.join(OPTIONS)}, {PREFIX}NAME")
+    finetune: Finetune = option("deflect", f"what is trained besides the head: {', '.join(METHODS)}, {PREFIX}NAME")
     work_dir: UserPath | None = option(None, "folder of the run; null: work-dir/DATASET-ENCODER-FINETUNE-SEED")
     overwrite: bool = option(False, "replace the run that work_dir already holds")
     resume_from: UserPath | None = option(None, "'last', or a checkpoint folder: continue exactly where it stopped")

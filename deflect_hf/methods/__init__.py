@@ -7,8 +7,8 @@ train the task head.
 
 from __future__ import annotations
 
-from deflect_hf.config.methods import as_values
-from deflect_hf.methods.adaptation import METHODS, adapt, method_options
+from deflect_hf.config.methods import METHODS, as_values
+from deflect_hf.methods.adaptation import adapt, method_options
 from deflect_hf.methods.bands import Bands, extra_bands, trained_projection
 from deflect_hf.methods.inspect import (
     HEAD,

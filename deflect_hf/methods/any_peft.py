@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig
 from peft.config import PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PrivateAttr, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from deflect_hf.config.methods import PREFIX, PeftOptions
+from deflect_hf.config.methods import PREFIX
+from deflect_hf.config.schema import option
 from deflect_hf.errors import ConfigError, listing, nearest
+from deflect_hf.methods.bands import Bands, EncoderMethod
+from deflect_hf.methods.layers import Target, linear_layers
+
+if TYPE_CHECKING:
+    from deflect_hf.models.base import EncoderWithHead
 
 # Fields that say where an adapter comes from, or are set by us.
 MANAGED = {
@@ -30,6 +36,20 @@ REFUSED: Mapping[str, str] = {
     "XLoraConfig": "it mixes adapters of a language model that were trained before",
 }
 PROMPTS = "it trains vectors that stand before the words of a text, and an image has none"
+
+
+class PeftMethod(EncoderMethod):
+    """`peft:NAME`: any other method of PEFT, by the name of its configuration, whose fields are its options."""
+
+    target: Target | None = option(None, "layers of every block, unless the field `target_modules` names them")
+    fields: dict[str, Any] = option({}, "of PEFT's configuration, as given")
+    _schema: type[PeftConfig] = PrivateAttr()
+
+    def configure(self, model: EncoderWithHead, bands: Bands) -> PeftConfig:
+        fields = dict(self.fields)
+        if self.target is not None:
+            fields["target_modules"] = linear_layers(model, self.target)
+        return self._schema(**fields, modules_to_save=self.show_bands(model, bands))
 
 
 def peft_config_class(method: str) -> type[PeftConfig]:
@@ -51,14 +71,14 @@ def peft_config_class(method: str) -> type[PeftConfig]:
     return classes[name]
 
 
-def peft_options(method: str, values: Mapping[str, Any]) -> PeftOptions:
+def peft_options(method: str, values: Mapping[str, Any]) -> PeftMethod:
     """The options of `peft:NAME`: `patch_embed`, `target`, and fields of PEFT's configuration.
 
     Raises:
         ConfigError: the configuration or a field is unknown, or a value has the wrong type or does not fit.
     """
     schema = peft_config_class(method)
-    own = [name for name in PeftOptions.model_fields if name != "fields"]
+    own = [name for name in PeftMethod.model_fields if name != "fields"]
     known = [*own, *(item.name for item in dataclasses.fields(schema) if item.name not in MANAGED)]
     for name in values:
         if name not in known:
@@ -67,7 +87,8 @@ def peft_options(method: str, values: Mapping[str, Any]) -> PeftOptions:
             )
     hints = typing.get_type_hints(schema)
     fields = {name: _typed(name, value, hints[name]) for name, value in values.items() if name not in own}
-    options = PeftOptions(fields=fields, **{name: value for name, value in values.items() if name in own})
+    options = PeftMethod(fields=fields, **{name: value for name, value in values.items() if name in own})
+    options._schema = schema
     named = fields.get("target_modules") is not None
     if named == (options.target is not None):
         raise ConfigError(
@@ -75,22 +96,6 @@ def peft_options(method: str, values: Mapping[str, Any]) -> PeftOptions:
             "method.target_modules, names or a regular expression of modules" + (", not both." if named else ".")
         )
     return options
-
-
-def make_peft_config(method: str, options: PeftOptions, target_modules: str | None, saved: list[str]) -> PeftConfig:
-    """PEFT's configuration; `target_modules` is what `options.target` stands for, None without one.
-
-    Raises:
-        ConfigError: PEFT does not take these values.
-    """
-    schema = peft_config_class(method)
-    fields = dict(options.fields)
-    if target_modules is not None:
-        fields["target_modules"] = target_modules
-    try:
-        return schema(**fields, modules_to_save=saved)
-    except (ValueError, TypeError, KeyError, ImportError) as error:
-        raise ConfigError(f"finetune={method!r}: PEFT does not take these options: {error}") from error
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

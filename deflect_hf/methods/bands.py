@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from deflect_hf.config.methods import EncoderOptions
+from deflect_hf.config.methods import Method
+from deflect_hf.config.schema import option
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.methods.inspect import HEAD, task_model
 from deflect_hf.models.patch_embedding import Projection, patch_projection
@@ -61,37 +62,6 @@ def extra_bands(bands: Sequence[str], base_bands: Sequence[str]) -> list[str]:
     return [code for position, code in enumerate(codes) if position not in base]
 
 
-def show_bands(model: EncoderWithHead, options: EncoderOptions, bands: Bands) -> list[str]:
-    """Let the model take the bands, and hand its encoder those that `options.patch_embed` says.
-
-    Returns:
-        Names of the modules that are trained in full: the head, and a patch embedding that takes all bands.
-
-    Raises:
-        ConfigError: there is no band to take in, or statistics are missing or do nothing.
-    """
-    if options.patch_embed == "frozen":
-        bands.refuse_extra_statistics()
-        model.set_bands(**bands.base_fields())
-        return [HEAD]
-    further = extra_bands(bands.bands, bands.base_bands)
-    if not further and options.patch_embed == "rgb+random":
-        raise ConfigError(
-            f"method.patch_embed=rgb+random has no band to start at random: {listing(bands.bands)} are all base bands."
-        )
-    extra: dict[str, Any] = {}
-    if further:
-        extra = {"extra_bands": further, "extra_mean": bands.extra_mean, "extra_std": bands.extra_std}
-    model.set_bands(**bands.base_fields(), **extra)
-    return [HEAD, projection_name(model)]
-
-
-def projection_name(model: EncoderWithHead) -> str:
-    """The name of the convolution that embeds the patches."""
-    projection = patch_projection(model.get_input_embeddings())
-    return next(name for name, module in model.named_modules() if module is projection)
-
-
 def trained_projection(model: nn.Module) -> Projection:
     """The convolution that embeds the patches; of one that PEFT trains in full, the trained copy."""
     embedding = task_model(model).get_input_embeddings()
@@ -101,18 +71,62 @@ def trained_projection(model: nn.Module) -> Projection:
     return patch_projection(embedding)
 
 
-def start_patch_embedding(model: nn.Module, options: EncoderOptions) -> None:
-    """Give a patch embedding that takes all bands the kernel it starts with, and let it be trained."""
-    if options.patch_embed == "frozen":
-        return
-    projection = trained_projection(model).requires_grad_(True)
-    pretrained = projection.weight.detach()[:, : len(task_model(model).config.selected_base_bands)]
-    with torch.no_grad():
-        projection.weight.copy_(starting_kernel(pretrained, projection.in_channels, options.patch_embed))
+class EncoderMethod(Method):
+    """A method that changes the encoder alone, or nothing: which bands the encoder sees.
+
+    `frozen`: the base bands, through the pretrained patch embedding. Otherwise all bands enter a wider patch embedding,
+    which is trained in full and counted: the base bands first, then the others in the order of the images, each
+    normalised by its own mean and standard deviation. Its kernel starts as follows.
+
+    - `repeat`: channel j gets the pretrained kernel of base channel j mod n (n base bands), divided by the number of
+      channels that share it. For 3k channels this is the RGB kernel k times, as published baselines have it, over k;
+      images whose bands all equal the base band that they share a kernel with are embedded as by the pretrained one.
+    - `rgb+random`: the base bands keep their pretrained kernel, the others start as normal noise with its standard
+      deviation.
+    """
+
+    patch_embed: Literal["frozen", "repeat", "rgb+random"] = option(
+        "frozen", "frozen: the base bands; otherwise all bands, trained"
+    )
+
+    def show_bands(self, model: EncoderWithHead, bands: Bands) -> list[str]:
+        """Let the model take the bands, and hand its encoder those that `patch_embed` says.
+
+        Returns:
+            Names of the modules that are trained in full: the head, and a patch embedding that takes all bands.
+
+        Raises:
+            ConfigError: there is no band to take in, or statistics are missing or do nothing.
+        """
+        if self.patch_embed == "frozen":
+            bands.refuse_extra_statistics()
+            model.set_bands(**bands.base_fields())
+            return [HEAD]
+        further = extra_bands(bands.bands, bands.base_bands)
+        if not further and self.patch_embed == "rgb+random":
+            raise ConfigError(
+                f"method.patch_embed=rgb+random has no band to start at random: {listing(bands.bands)} are all base "
+                "bands."
+            )
+        extra: dict[str, Any] = {}
+        if further:
+            extra = {"extra_bands": further, "extra_mean": bands.extra_mean, "extra_std": bands.extra_std}
+        model.set_bands(**bands.base_fields(), **extra)
+        projection = patch_projection(model.get_input_embeddings())
+        return [HEAD, next(name for name, module in model.named_modules() if module is projection)]
+
+    def start_patch_embedding(self, model: nn.Module) -> None:
+        """Give a patch embedding that takes all bands the kernel it starts with, and let it be trained."""
+        if self.patch_embed == "frozen":
+            return
+        projection = trained_projection(model).requires_grad_(True)
+        pretrained = projection.weight.detach()[:, : len(task_model(model).config.selected_base_bands)]
+        with torch.no_grad():
+            projection.weight.copy_(starting_kernel(pretrained, projection.in_channels, self.patch_embed))
 
 
 def starting_kernel(pretrained: Tensor, channels: int, kind: str) -> Tensor:
-    """(D, n, *) kernel of the base bands -> (D, channels, *): see [`EncoderOptions`]."""
+    """(D, n, *) kernel of the base bands -> (D, channels, *): see [`EncoderMethod`]."""
     base = pretrained.shape[1]
     if kind == "rgb+random":
         noise = torch.randn_like(pretrained[:, :1].expand(-1, channels - base, *pretrained.shape[2:]))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from deflect_hf.config.run import Finetune
 from deflect_hf.errors import BandError, ConfigError
-from deflect_hf.methods import METHODS, adapt, deflect_config, encoder_parameters, further_bands, needed_bands
-from deflect_hf.methods.adaptation import norms
+from deflect_hf.methods import adapt, deflect_config, encoder_parameters, further_bands, needed_bands
+from deflect_hf.methods.layers import norms
 from deflect_hf.models import EncoderForImageClassification
 from tests.methods.models import BASE, EVERY, WIDE, adapted, task_model, trainable
 from tests.tuners.fused import fused_encoder, vit
@@ -153,10 +152,6 @@ def test_the_adapter_names_its_base_and_revision():
 def test_encoder_parameters_leave_the_head_out():
     model = adapted("frozen")
     assert encoder_parameters(model) == (0, sum(p.numel() for p in model.encoder.parameters()))
-
-
-def test_the_command_line_takes_every_method():
-    assert set(get_args(get_args(Finetune)[0])) == set(METHODS)
 
 
 @pytest.mark.parametrize(

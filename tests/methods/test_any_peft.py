@@ -99,7 +99,7 @@ def test_target_modules_instead_of_a_target():
         (
             "peft:LoraConfig",
             {"target": "qv", "layers_to_transform": [0]},
-            "PEFT does not take these options: `layers_to",
+            "PEFT cannot adapt .*: `layers_to",
         ),
     ],
 )
