@@ -56,7 +56,7 @@ def test_a_run_with_another_method_of_peft(tmp_path: Path) -> None:
         (("--finetune", "norm", "--method.patch_embed", "rgb"), r"finetune norm: 'method.patch_embed' must be one of"),
         (("--finetune", "peft:VeraConfig"), "needs either method.target, one of"),
         (("--finetune", "peft:XLoraConfig"), "cannot adapt a vision transformer: it mixes adapters"),
-        (("--finetune", "vera"), "choose from .* or peft:NAME with the name of one of PEFT's configurations"),
+        (("--finetune", "vera"), "must be one of .* or peft:NAME with the name of one of PEFT's configurations"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_read(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
