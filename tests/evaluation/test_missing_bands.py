@@ -89,6 +89,14 @@ def test_without_band_dropout_the_report_is_a_diagnosis_and_says_so(plain_run, t
     )
 
 
+def test_the_pixel_head_takes_images_that_lack_a_band(tmp_path: Path) -> None:
+    words = ("--method.band_dropout", "0.4", "--segmentor.head", "pixel", *FAST)
+    results = train(tmp_path / "run", *words, *ONE_EPOCH, task="segmentation")
+    dropped = evaluated(tmp_path / "run", tmp_path / "out", drop_bands=True)["drop_bands"]
+    assert dropped["scores"][""] == means(results["test"])
+    assert len({tuple(row.values()) for row in dropped["scores"].values()}) > 1
+
+
 def test_a_model_that_sees_its_base_bands_alone_needs_no_others(tmp_path: Path) -> None:
     results = train(tmp_path / "run", "--finetune", "lora", "--method", "{}", *ONE_EPOCH)
     again = evaluated(tmp_path / "run", tmp_path / "out", dataset=stored(tmp_path / "images", ["R", "G", "B"]))
