@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
         ConfigError: only finished rows are asked for, and the first one is not.
     """
     plan = read_plan(argv)
-    refuse_used(plan.output, ("rows", "runs", "summary.json"))
+    refuse_used(plan.output, ("rows", "runs"))
     summary: list[dict[str, Any]] = []
     for row in plan.rows:
         try:

@@ -285,6 +285,7 @@ def test_the_rate_is_chosen_on_validation_of_the_first_folds(tmp_path: Path, mon
     monkeypatch.setattr(accuracy, "train", pretend)
     words = folds(tmp_path, "--folds", "3", "--lr", "1e-3", "1e-2", "--rows", "frozen")
     accuracy.main(words)
+    (tmp_path / "rows").mkdir()  # where finished runs lie, of which these are none
     assert summary(tmp_path)[0]["lr"] == 1e-3
     accuracy.main([*words, "--lr_folds", "2"])
     assert summary(tmp_path)[0]["lr"] == 1e-2
