@@ -13,6 +13,7 @@ from rasterio.transform import Affine, from_origin
 
 from tests.faults.fault import table
 from tests.faults.inputs import BANDS, SIDE, Place, Words, change_json, change_tensors, digital_numbers, mask_values
+from tests.faults.rasters import tagged
 
 LATER, PROCESSOR = "a2.tif", "preprocessor_config.json"
 NORTH_UP = from_origin(500_000, 5_000_000, 10, 10)
@@ -70,17 +71,6 @@ def virtual(source: str, kind: str = "UInt16") -> str:
 
 def as_virtual(source: str, **dataset: Any) -> Callable[[Place], Words]:
     return one_image(lambda path: path.write_text(virtual(source)), source_bands=list(BANDS), **dataset)
-
-
-def tags(**changes: Any) -> Callable[[Path], None]:
-    """One image with other tags of GDAL."""
-
-    def change(path: Path) -> None:
-        with rasterio.open(path, "r+") as file:
-            for name, value in changes.items():
-                setattr(file, name, value)
-
-    return change
 
 
 def foreign(name: str, words: Callable[[Place], Words]) -> Callable[[Place], Words]:
@@ -159,8 +149,8 @@ SILENT_DATA = table(
     ("a mask turned by 20 degrees", grid_of_mask(ROTATED), [LATER, "grid"]),
     ("an image turned by 20 degrees", one_image(lambda p: placed(p, digital_numbers(2), ROTATED)), [LATER, "grid"]),
     ("an image of 30 m", one_image(lambda p: placed(p, digital_numbers(2), from_origin(0, 0, 30, 30))), [LATER]),
-    ("a scale tag in one file", one_image(tags(scales=(1e-4,) * 4), scale=None), ["scale", "a"]),
-    ("an offset tag in one file", one_image(tags(offsets=(-0.1,) * 4), scale=None), ["offset", "a"]),
+    ("a scale tag in one file", one_image(tagged(scales=(1e-4,) * 4), scale=None), ["scale", "a"]),
+    ("an offset tag in one file", one_image(tagged(offsets=(-0.1,) * 4), scale=None), ["offset", "a"]),
     ("an image that is http", as_virtual(HTTP), [LATER, "http"]),
     ("an image that is an archive on a server", as_virtual(f"/vsizip//vsicurl/{HTTP}"), [LATER, "vsi"]),
     ("an image that is itself", as_virtual(LATER), [LATER]),
