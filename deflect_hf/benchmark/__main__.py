@@ -1,4 +1,4 @@
-"""`python -m deflect_hf.benchmark accuracy|cost ...`."""
+"""`python -m deflect_hf.benchmark accuracy|cost|gpu ...`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from deflect_hf.errors import ConfigError, listing, nearest, show_log, user_errors
 
-COMMANDS = ("accuracy", "cost")
+COMMANDS = ("accuracy", "cost", "gpu")
 
 
 def main(

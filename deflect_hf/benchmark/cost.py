@@ -136,8 +136,8 @@ def main(argv: Sequence[str]) -> None:
     """Measure the rows and print a Markdown table; the numbers go to `cost.json`."""
     own = parse(argv)
     refuse_used(own.output, ("rows",))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pixels = torch.rand(own.batch_size, len(BANDS), own.image_size, own.image_size, device=device) * 0.4
+    device = torch.device(own.device)
+    pixels = torch.rand(own.batch_size, len(own.bands), own.image_size, own.image_size, device=device) * 0.4
     with tempfile.TemporaryDirectory() as folder, many_graphs() if own.compile else contextlib.nullcontext():
         subjects = [subject for text in own.rows for subject in subjects_of(text, own, pixels, Path(folder))]
         for subject in subjects:
@@ -162,6 +162,8 @@ def many_graphs() -> Any:
 def subjects_of(text: str, own: argparse.Namespace, pixels: torch.Tensor, folder: Path) -> list[Subject]:
     """A row, measured but for its times; then, where asked for, with its frozen prefix kept on disk, and compiled."""
     model = build(Row.parse(text), own).to(pixels.device)
+    if own.bf16:
+        model.forward = torch.autocast(pixels.device.type, torch.bfloat16)(model.forward)
     subjects = [Subject(text, model, pixels)]
     if own.cache_prefix and "layers_to_transform" in text:
         stored = with_stored_prefix(model, AugmentationArguments(), folder / file_name(text))
@@ -202,6 +204,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--patch_size", type=int, default=16, help="side of the patches in pixels")
     parser.add_argument("--batch_size", type=int, default=4, help="images per step")
+    parser.add_argument(
+        "--bands", nargs="+", default=BANDS, help="codes of the bands; default: the 12 of Sentinel-2 L2A"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
+    )
+    parser.add_argument("--bf16", action="store_true", help="measure under autocast to bfloat16")
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each time")
     parser.add_argument("--compile", action="store_true", help="measure each row compiled by torch.compile as well")
     parser.add_argument(
@@ -240,20 +249,21 @@ def build(row: Row, own: argparse.Namespace) -> nn.Module:
     torch.manual_seed(0)
     encoder = make_vit(own.size, (own.image_size, own.image_size), own.patch_size)
     model = EncoderForImageClassification.from_encoder(encoder, num_labels=10)
-    return row.adapt(model, BANDS)
+    return row.adapt(model, own.bands)
 
 
 def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.device) -> str:
     """One line per row; times and memory as ratios to the reference, whose own values stand below."""
     reference = next(cost for cost in costs if cost.row == own.reference)
-    images = 4 * own.batch_size * len(BANDS) * own.image_size**2  # bytes
+    images = 4 * own.batch_size * len(own.bands) * own.image_size**2  # bytes
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     lines += [f"| {' | '.join(_cells(cost, reference, images))} |" for cost in costs]
     threads = torch.get_num_threads()
     clock = "wall time" if wall_clock(device) else "processor time"
     lines.append(
-        f"\nViT-{own.size}, patch {own.patch_size}, {own.image_size} px, {len(BANDS)} bands, batch {own.batch_size}, "
-        f"float32, {device.type}, {threads} thread(s), {clock}, fastest of {len(reference.step_seconds)} rounds. "
+        f"\nViT-{own.size}, patch {own.patch_size}, {own.image_size} px, {len(own.bands)} bands, "
+        f"batch {own.batch_size}, {'bfloat16 (autocast)' if own.bf16 else 'float32'}, {device.type}, "
+        f"{threads} thread(s), {clock}, fastest of {len(reference.step_seconds)} rounds. "
         f"Ratios to {reference.row}: step {min(reference.step_seconds) * 1e3:.0f} ms, inference "
         f"{min(reference.inference_seconds) * 1e3:.0f} ms, peak memory of a step "
         f"{(reference.peak_bytes or 0) / 1e6:.0f} MB, saved activations "

@@ -31,7 +31,7 @@ def check(model: PeftModel, pixel_values: torch.Tensor | None = None) -> None:
     if not isinstance(model, PeftModel):
         raise ConfigError("check(model) is for adapted models: get_peft_model(model, config) or deflect_hf.adapt.")
     encoder, training = find_encoder(model), model.training
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
         torch.manual_seed(0)
         images = _random_image(model, encoder) if pixel_values is None else pixel_values
         images = images.to(next(model.parameters()).device)
@@ -71,6 +71,7 @@ def _check_start(model: PeftModel, encoder: Encoder, images: torch.Tensor) -> No
     finally:
         for handle in handles:
             handle.remove()
+        torch.clear_autocast_cache()  # weights that were cast without autograd would be taken again with it
     for name, (adapted, frozen) in outputs.items():
         if not torch.equal(adapted, frozen):
             raise ArchitectureError(
