@@ -17,6 +17,10 @@ from contextlib import contextmanager
 USER_ERROR = 2  # exit status
 LONGEST_REASON = 200  # characters
 LONGEST_MESSAGE = 2000
+KILLED_READER = (
+    "a process that reads images was killed from outside, most often because the memory was full. Fix: lower "
+    "--num_workers or --batch_size; a training goes on with --resume_from last."
+)
 
 
 class DeflectError(ValueError):
@@ -75,10 +79,7 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
             text = f"{bounded(str(error.filename))}: {error.strerror}. Correct the path, or its rights."
         elif isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-            text = (
-                "a process that reads images was killed from outside, most often because the memory was full. Fix: "
-                "lower --num_workers or --batch_size; a training goes on with --resume_from last."
-            )
+            text = KILLED_READER
         if "--debug" in argv or not text:
             raise
         print(f"error: {text}", file=sys.stderr)

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from deflect_hf.data.collate import IGNORED, batches_of_one_size, collate_filled_up
+from deflect_hf.errors import KILLED_READER, DataError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -92,8 +93,20 @@ def evaluation_loader(dataset: Any, batch_size: int, workers: int, rank: Rank) -
     return EvaluationLoader(_loader(dataset, batches, workers, batches_of_one_size))
 
 
+class _Loader(DataLoader[Any]):
+    """One that tells in words that a worker was killed, also where it died while it handed over an image."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if self.num_workers == 0 or str(error).startswith("Caught"):  # the data set's own
+                raise
+            raise DataError(KILLED_READER) from error
+
+
 def _loader(dataset: Any, batches: list[list[int]], workers: int, collate: Callable[[Any], Any]) -> DataLoader[Any]:
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=min(workers, len(batches)),

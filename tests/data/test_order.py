@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 from itertools import chain
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing import reductions
 
 from deflect_hf.config.data import AugmentationArguments, DatasetArguments
 from deflect_hf.data import build_transform, load_dataset_splits
@@ -97,17 +99,46 @@ def test_a_worker_obeys_sigterm_of_its_own_process_alone() -> None:
     subprocess.run(["kill", str(worker)], check=True)
     assert [int(batch["pixel_values"]) for batch in itertools.islice(batches, 3)] == [worker] * 3
     (child,) = (process for process in multiprocessing.active_children() if process.pid == worker)
-    child.terminate()
-    child.join(20)
+    for _ in range(200):  # one that comes while another is pending is lost
+        child.terminate()
+        child.join(0.1)
     assert child.exitcode == 0
 
 
-def test_a_killed_worker_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def killed(worker: int) -> None:
+    """SIGKILL to it; it is dead afterwards, and still a child that nobody has waited for."""
+    os.kill(worker, signal.SIGKILL)
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+
+
+def broken_off(*_: object) -> None:
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
+@pytest.mark.parametrize("handing_over", [False, True])
+def test_a_killed_worker_is_a_sentence(
+    handing_over: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SystemExit), user_errors([]):
         batches = iter(evaluation_loader(Numbers(), 1, 1, Rank()))
-        subprocess.run(["kill", "-KILL", str(int(next(batches)["pixel_values"]))], check=True)
+        worker = int(next(batches)["pixel_values"])
+        if handing_over:  # what the socket says while the worker's death is not yet known
+            monkeypatch.setattr(reductions, "rebuild_tensor", broken_off)
+        else:
+            killed(worker)
         list(batches)
     assert capsys.readouterr().err.startswith("error: a process that reads images was killed from outside")
+
+
+class Absent(Numbers):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        raise FileNotFoundError("a.tif")
+
+
+def test_what_a_data_set_raised_in_a_worker_stays_as_it_is() -> None:
+    for workers in (0, 1):
+        with pytest.raises(FileNotFoundError, match=r"a\.tif"):
+            list(evaluation_loader(Absent(), 1, workers, Rank()))
 
 
 def test_batches_of_several_sizes() -> None:
