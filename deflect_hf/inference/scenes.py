@@ -25,7 +25,7 @@ from deflect_hf.inference.tiling import Axis
 from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.methods import task_model
 from deflect_hf.models.configuration import as_pair
-from deflect_hf.raster.georeference import pixel_areas
+from deflect_hf.raster.georeference import ground_m
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.read import (
     OpenRaster,
@@ -59,7 +59,7 @@ class Scene:
     def of(cls, file: OpenRaster, trained: MultispectralImageProcessor, arguments: SceneArguments) -> Scene:
         """Settle what the numbers of a file mean for a trained model, and look at some of them."""
         info = raster_info(file)
-        gsd_m = arguments.gsd_m if arguments.gsd_m is not None else _ground_m(info)
+        gsd_m = arguments.gsd_m if arguments.gsd_m is not None else ground_m(info)
         if gsd_m is None and trained.gsd_m is not None:
             logger.warning(
                 "%s: how large its pixels are is not known; the model was trained on %g m (--gsd_m says it)",
@@ -130,14 +130,6 @@ def _warn_of_loose_georeference(file: OpenRaster) -> None:
             kind,
             shlex.quote(file.path),
         )
-
-
-def _ground_m(info: RasterInfo) -> float | None:
-    """Size of a pixel on the ground in metres, by latitude where the coordinates are degrees."""
-    if info.gsd_m is not None:
-        return info.gsd_m
-    areas = pixel_areas(info).rows_m2
-    return None if areas is None else float(np.sqrt(np.median(areas)))
 
 
 def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:

@@ -182,6 +182,21 @@ def _in_grid(info: RasterInfo, x: Array, y: Array) -> tuple[Array, Array]:
     return (e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area
 
 
+def to_pixels(crs: str, image: RasterInfo, x: Array, y: Array) -> tuple[Array, Array]:
+    """Columns and rows in an image of points in the reference system ``crs``; not finite where it does not reach."""
+    assert image.crs is not None
+    between = _between(crs, image.crs)
+    return _in_grid(image, *(between.transform(x, y) if between is not None else (x, y)))
+
+
+def ground_m(info: RasterInfo) -> float | None:
+    """Size of a pixel on the ground in metres, by latitude where the coordinates are degrees."""
+    if info.gsd_m is not None:
+        return info.gsd_m
+    areas = pixel_areas(info).rows_m2
+    return None if areas is None else float(np.sqrt(np.median(areas)))
+
+
 def _across(source: RasterInfo, target: RasterInfo, columns: Array, rows: Array) -> tuple[Array, Array]:
     """Where points of one grid are in another. A system that one of the files does not name is the other's."""
     x, y = _on_the_map(source, columns, rows)

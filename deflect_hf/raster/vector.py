@@ -1,0 +1,243 @@
+"""Polygons and points as labels: read from any vector file, brought to an image's pixels, burnt window by window.
+
+pyogrio and shapely (`pip install deflect_hf[vector]`) are imported when a vector file is read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deflect_hf.errors import ConfigError, DataError, brief, listing, nearest
+from deflect_hf.raster.georeference import to_pixels
+from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.local import OFFLINE, refuse_remote
+
+Array = np.ndarray[Any, Any]
+Box = tuple[int, int, int, int]  # row, column, height, width
+
+SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet", ".geoparquet")
+DRIVERS = ("GPKG", "GeoJSON", "ESRI Shapefile", "FlatGeobuf")
+STRETCHES = 64  # into which the longer side of a layer is cut, so that long edges bend as their reference system does
+NAMED = 5  # features that a message names
+
+
+def is_vector(path: str | Path) -> bool:
+    """Whether a file of labels holds polygons or points, by its ending."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def need_vector(what: str) -> None:
+    """Refuse to go on without the packages that read and write vector files."""
+    try:
+        import pyogrio
+        import shapely  # noqa: F401
+    except ImportError:
+        raise ConfigError(f"{what} needs pyogrio and shapely: pip install deflect_hf[vector].") from None
+    pyogrio.set_gdal_config_options(dict(OFFLINE))
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a layer, as the file stores them.
+
+    Attributes:
+        geometries: (n,) of shapely, in the reference system ``crs`` (WKT).
+        columns: (n,) values of each attribute.
+    """
+
+    path: str
+    crs: str | None
+    geometries: Array
+    columns: Mapping[str, Array]
+
+    def column(self, name: str, key: str) -> Array:
+        """The values of an attribute that the configuration names in ``key``."""
+        if name not in self.columns:
+            raise DataError(
+                f"{self.path} has no attribute {name!r}, only {listing(self.columns)}: correct `{key}`."
+                f"{nearest(name, self.columns)}"
+            )
+        return self.columns[name]
+
+    def chosen(self, which: Array) -> Features:
+        """Some of them."""
+        columns = {name: values[which] for name, values in self.columns.items()}
+        return Features(self.path, self.crs, self.geometries[which], columns)
+
+
+def read_features(path: str | Path, layer: str | None = None) -> Features:
+    """Read a layer of a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file.
+
+    Raises:
+        ConfigError: pyogrio and shapely are not installed.
+        DataError: the file is missing, broken or of another kind, or it has several layers and none is named.
+    """
+    need_vector(str(path))
+    import shapely
+
+    refuse_remote(path)
+    crs, wkb, columns = _from_parquet(path) if "parquet" in Path(path).suffix else _from_gdal(path, layer)
+    geometries = np.asarray(shapely.from_wkb(wkb), dtype=object)
+    there = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
+    invalid = there & ~shapely.is_valid(geometries)
+    geometries[invalid] = shapely.make_valid(geometries[invalid])
+    if not there.any():
+        raise DataError(f"{path} holds no polygons or points: draw some, or take the file away.")
+    return Features(str(path), crs, geometries, columns).chosen(there)
+
+
+def _from_gdal(path: str | Path, layer: str | None) -> tuple[str | None, Array, dict[str, Array]]:
+    import pyogrio
+    from pyproj import CRS
+
+    try:
+        layers = [str(name) for name, _ in pyogrio.list_layers(path)]
+        if layer is None and len(layers) > 1:
+            raise DataError(f"{path} has the layers {listing(layers)}: say which one, `layer`.")
+        if layer is not None and layer not in layers:
+            raise DataError(f"{path} has no layer {layer!r}: it has {listing(layers)}.{nearest(layer, layers)}")
+        driver = pyogrio.read_info(path, layer=layer)["driver"]
+        if driver not in DRIVERS:
+            raise DataError(f"{path} is {driver}: give {listing(DRIVERS)} or GeoParquet.")
+        found, _, wkb, values = pyogrio.raw.read(path, layer=layer)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeError) as error:
+        raise DataError(f"{path} cannot be read as a vector file ({brief(error)}): copy it again.") from error
+    crs = CRS.from_user_input(found["crs"]).to_wkt() if found["crs"] else None
+    return crs, wkb, dict(zip(map(str, found["fields"]), values, strict=True))
+
+
+def _from_parquet(path: str | Path) -> tuple[str | None, Array, dict[str, Array]]:
+    """GeoParquet without GDAL, whose wheels do not read it."""
+    import json
+
+    import pyarrow.parquet
+    from pyproj import CRS
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        described = json.loads((table.schema.metadata or {})[b"geo"])
+        name = described["primary_column"]
+        column = described["columns"][name]
+        crs = CRS.from_user_input(column.get("crs", "OGC:CRS84"))  # which it is where nothing is said
+        wkb = table[name].to_numpy()
+    except (pyarrow.ArrowInvalid, KeyError, ValueError) as error:
+        raise DataError(f"{path} is no GeoParquet file ({brief(error)}): copy it again.") from error
+    columns = {one: table[one].to_numpy() for one in table.column_names if one != name}
+    return crs.to_wkt(), wkb, columns
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Polygons and points in the pixels of an image: x counts columns, y counts rows.
+
+    Attributes:
+        values: (n,) what each is burnt as.
+        tree: finds those in a box.
+    """
+
+    geometries: Array
+    values: Array
+    tree: Any
+
+    def touching(self, box: Box) -> Array:
+        """Numbers of those in a box, in order."""
+        import shapely
+
+        row, column, height, width = box
+        return np.sort(self.tree.query(shapely.box(column, row, column + width, row + height), "intersects"))
+
+    def burn(self, box: Box, all_touched: bool = False) -> tuple[Array, Array]:
+        """(h, w) values of a box and where there are any: pixels with their middle in a polygon, or all it touches.
+
+        Where features of two values meet in a pixel, it has none.
+        """
+        from rasterio import Affine
+        from rasterio.features import rasterize
+
+        row, column, height, width = box
+        found = self.touching(box)
+        if not len(found):
+            return np.zeros((height, width), np.int32), np.zeros((height, width), dtype=bool)
+        unlike = int(self.values.min()) - 1  # any value may be a class
+        burnt = [
+            rasterize(
+                [(self.geometries[number], int(self.values[number])) for number in order],
+                out_shape=(height, width),
+                fill=unlike,
+                transform=Affine.translation(column, row),
+                all_touched=all_touched,
+                dtype="int32",
+            )
+            for order in (found, found[::-1])
+        ]
+        return burnt[0], (burnt[0] == burnt[1]) & (burnt[0] != unlike)
+
+    def overlaps(self) -> list[tuple[int, int]]:
+        """Pairs of polygons of unlike values that share ground."""
+        import shapely
+
+        first, second = self.tree.query(self.geometries, "intersects")
+        unlike = (first < second) & (self.values[first] != self.values[second])
+        first, second = first[unlike], second[unlike]
+        shared = shapely.area(shapely.intersection(self.geometries[first], self.geometries[second])) > 1e-3
+        return list(zip(first[shared].tolist(), second[shared].tolist(), strict=True))
+
+
+def on_grid(features: Features, values: Array, image: RasterInfo) -> Shapes:
+    """Bring features to the pixels of an image, whatever reference system they are in; those outside are left out.
+
+    Raises:
+        DataError: the image or the file does not say where it lies.
+    """
+    import shapely
+
+    if not image.georeferenced or image.crs is None:
+        raise DataError(f"{image.path} does not say where it lies, so no polygon can be laid over it: georeference it.")
+    if features.crs is None:
+        raise DataError(
+            f"{features.path} does not say which reference system it is in: give it one "
+            f"(ogr2ogr -a_srs EPSG:CODE, or a .prj file beside a Shapefile)."
+        )
+    west, south, east, north = shapely.total_bounds(features.geometries)
+    stretch = max(east - west, north - south) / STRETCHES
+    fine = shapely.segmentize(features.geometries, stretch) if stretch > 0 else features.geometries
+    geometries = shapely.transform(
+        fine, lambda points: np.stack(to_pixels(features.crs, image, points[:, 0], points[:, 1]), axis=1)
+    )
+    inside = np.isfinite(shapely.bounds(geometries)).all(axis=1)
+    inside[inside] &= shapely.intersects(geometries[inside], shapely.box(0, 0, image.width, image.height))
+    geometries, values = geometries[inside], np.asarray(values)[inside]
+    return Shapes(geometries, values, shapely.STRtree(geometries))
+
+
+def class_values_of(
+    features: Features, attribute: str, classes: Sequence[str], values: Sequence[int], ignored: Sequence[int] = ()
+) -> tuple[Features, Array]:
+    """The features of a class and the stored value of it; those without any are left out.
+
+    An attribute of text holds names of ``classes``, one of numbers the ``values`` of them.
+
+    Raises:
+        DataError: there is no such attribute, or it holds something else.
+    """
+    column = features.column(attribute, "attribute")
+    numeric = column.dtype.kind in "iufb"
+    known = dict(zip(values if numeric else classes, values, strict=True))
+    missing = ~np.isfinite(column) if column.dtype.kind == "f" else np.array([one is None for one in column])
+    missing |= np.isin(column, ignored) if numeric else False
+    features, column = features.chosen(~missing), column[~missing]
+    strange = Counter(str(one) for one in column if one not in known)
+    if strange:
+        said = ", ".join(f"{name!r} ({count} features)" for name, count in strange.most_common(NAMED))
+        key, names = ("class_values", map(str, values)) if numeric else ("classes", classes)
+        raise DataError(
+            f"{features.path}: the attribute {attribute!r} holds {said}, which `{key}` does not name: known are "
+            f"{listing(map(str, known))}.{nearest(next(iter(strange)), names)} Correct it, or the file."
+        )
+    return features, np.array([known[one] for one in column], dtype=np.int64)
