@@ -21,6 +21,12 @@ KILLED_READER = (
     "a process that reads images was killed from outside, most often because the memory was full. Fix: lower "
     "--num_workers or --batch_size; a training goes on with --resume_from last."
 )
+# extras of setup.cfg, and the modules that each brings beyond what the tuners need
+EXTRAS = {
+    "train": ("datasets", "matplotlib", "PIL", "pooch", "pyproj", "rasterio", "scipy", "torchmetrics"),
+    "geobench": ("h5py",),
+    "vector": ("pyogrio", "shapely"),
+}
 
 
 class DeflectError(ValueError):
@@ -68,11 +74,31 @@ class UnsupportedOperationError(DeflectError, NotImplementedError):
     """DEFLECT cannot do this; the message says why and what to do instead."""
 
 
+class MissingPackageError(DeflectError, ImportError):
+    """What was asked for needs an extra of the package that is not installed."""
+
+
+@contextmanager
+def named_extras() -> Iterator[None]:
+    """Say which extra brings a module that an import in the block does not find."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = str(error.name).partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+        if extra is None:
+            raise
+        raise MissingPackageError(
+            f"this needs {module}, which is not installed: pip install 'deflect_hf[{extra}]' brings it."
+        ) from error
+
+
 @contextmanager
 def user_errors(argv: Sequence[str]) -> Iterator[None]:
     """Print what a user can fix on stderr and exit with status 2; ``--debug`` shows the traceback instead."""
     try:
-        yield
+        with named_extras():
+            yield
     except (DeflectError, OSError, RuntimeError) as error:
         text = str(error) if isinstance(error, DeflectError) else ""
         # what the file system refuses: rights, names that are too long, links in a circle, a read-only disk

@@ -1,14 +1,18 @@
 """What importing and installing the package promises."""
 
+import importlib
 import os
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib.metadata import requires, version
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 import deflect_hf
+from deflect_hf.errors import EXTRAS, MissingPackageError, named_extras, user_errors
 
 # Slow to import, and needed for reading files, drawing or measuring only.
 HEAVY = ("rasterio", "matplotlib", "torchmetrics", "sklearn", "datasets")
@@ -57,3 +61,25 @@ def test_installed_versions_satisfy_the_requirements():
     assert {"torch", "transformers", "peft"} <= {requirement.name for requirement in core}
     for requirement in core:
         assert requirement.specifier.contains(version(requirement.name), prereleases=True), requirement
+
+
+def test_every_package_of_an_extra_is_told_by_its_extra():
+    setup = ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    for extra, modules in EXTRAS.items():
+        named = {Requirement(line).name for line in setup["options.extras_require"][extra].split("\n") if line}
+        assert named == {{"PIL": "pillow"}.get(module, module) for module in modules}
+
+
+def test_a_missing_extra_is_told_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with (
+        pytest.raises(MissingPackageError, match=r"needs rasterio, .* pip install 'deflect_hf\[train\]'"),
+        named_extras(),
+    ):
+        importlib.import_module("rasterio.windows")
+    with pytest.raises(SystemExit), user_errors([]):
+        importlib.import_module("rasterio.windows")
+    assert capsys.readouterr().err.startswith("error: this needs rasterio, which is not installed: pip install ")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"), named_extras():
+        importlib.import_module("no_such_module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from multiprocessing.connection import Connection
+import time
 from pathlib import Path
 
 import pytest
@@ -17,34 +17,33 @@ from deflect_hf.training.work_dir import run_lock
 from tests.training.test_run import ONE_EPOCH, train
 
 
-def hold(work_dir: Path, accelerator: Accelerator, theirs: Connection, told: Connection) -> None:
+def hold(work_dir: Path, held: int) -> None:
     """Hold the folder, as does a process that is forked, like the workers of a data loader, and that outlives this."""
-    theirs.close()
-    with run_lock(work_dir, accelerator):
-        if os.fork() > 0:
-            told.send("held")
-        told.poll(None)  # until the test is over
-    os._exit(0)
+    with run_lock(work_dir, Accelerator(cpu=True)):
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+        os.write(held, b"held")
+        time.sleep(60)
 
 
 def test_a_second_run_is_refused_until_the_first_ends_however_it_ends(tmp_path: Path) -> None:
-    work_dir, accelerator = tmp_path / "runs" / "one", Accelerator(cpu=True)
-    ours, told = pipe = multiprocessing.Pipe()
-    holder = multiprocessing.get_context("fork").Process(target=hold, args=(work_dir, accelerator, *pipe))
+    work_dir = tmp_path / "runs" / "one"
+    reading, writing = os.pipe()
+    holder = multiprocessing.get_context("fork").Process(target=hold, args=(work_dir, writing), daemon=True)
     holder.start()
-    told.close()  # a holder that ends has said all
     try:
-        assert ours.recv() == "held"
+        assert os.read(reading, 4) == b"held"
         message = r"one is in use: another run trains there at this moment\. Fix: wait"
-        with pytest.raises(ConfigError, match=message), run_lock(work_dir, accelerator):
+        with pytest.raises(ConfigError, match=message), run_lock(work_dir, Accelerator(cpu=True)):
             pytest.fail("two runs in one folder")
     finally:
         holder.kill()
         holder.join()
-    for _ in range(2):  # and again in the same process
-        with run_lock(work_dir, accelerator):
-            pass
-    ours.close()
+    with run_lock(work_dir, Accelerator(cpu=True)):
+        pass
+    with run_lock(work_dir, Accelerator(cpu=True)):  # and again in the same process
+        pass
 
 
 def files(folder: Path) -> dict[Path, bytes]:
