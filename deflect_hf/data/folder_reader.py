@@ -12,10 +12,10 @@ import numpy as np
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import BandError, DataError, listing
+from deflect_hf.errors import BandError, ConfigError, DataError, listing
 from deflect_hf.raster.georeference import projection
 from deflect_hf.raster.header import SKIPPED, RasterInfo, file_bands, is_unnamed
-from deflect_hf.raster.quality import Quality, quality_layer
+from deflect_hf.raster.quality import Quality, is_quality_layer, quality_layer
 from deflect_hf.raster.read import read_mask, read_raster
 from deflect_hf.spectral.bands import Sensor
 from deflect_hf.spectral.selection import match_bands, resolve_bands
@@ -106,7 +106,7 @@ def settle_reader(
     else:
         unit, bands, needed = trained.unit, trained.bands, trained.needed_bands
         seen = info.height if height is None else height
-        given_unit = given.unit if given is not None else unit
+        given_unit = "reflectance" if info.calibrated else given.unit if given is not None else unit
         trained.contract.compare(info.path, [*named, *unknown], given_unit, gsd_m, grid, seen)
     try:
         positions = match_bands(names, bands, needed)
@@ -116,7 +116,8 @@ def settle_reader(
     # a band that this file lacks is taken to be tagged as the others are
     sources = [first if position is None else position for position in positions]
     scale, offset = _calibration(args, info, sources, given, trained)
-    fills = given.nodata if given is not None else trained.nodata if trained is not None else []
+    # reflectance has no stored value that means nodata
+    known = [] if info.calibrated else given.nodata if given is not None else trained.nodata if trained else []
     reading = {"sensor": args.sensor, "source_bands": args.source_bands, "quality": _entry(quality)}
     processor = MultispectralImageProcessor(
         bands=bands,
@@ -124,7 +125,7 @@ def settle_reader(
         source_bands=names,
         scale=scale,
         offset=offset,
-        nodata=args.nodata if args.nodata is not None else list(fills),
+        nodata=args.nodata if args.nodata is not None else list(known),
         unit=unit,
         unit_check=args.unit_check and (trained is None or trained.unit_check),
         size=args.size if trained is None else trained.size,
@@ -181,7 +182,10 @@ def _unknown(
     return [
         text or name
         for position, (name, text) in enumerate(zip(names, info.descriptions, strict=True))
-        if is_unnamed(name) and position not in meant and not (text and text.casefold() == quality_band)
+        if is_unnamed(name)
+        and position not in meant
+        and not is_quality_layer(text)
+        and not (text and text.casefold() == quality_band)
     ]
 
 
@@ -200,6 +204,13 @@ def _calibration(
         sources: Where the bands are in the file.
     """
     scales, offsets = ([tags[source] for source in sources] for tags in (info.scales, info.offsets))
+    if info.calibrated:
+        for key in ("scale", "offset"):
+            if getattr(args, key) is not None:
+                raise ConfigError(
+                    f"{info.path} is reflectance by the metadata of the product, which `{key}` would change: remove it."
+                )
+        return 1.0, 0.0
     tagged = set(scales) != {1.0} or set(offsets) != {0.0}
     explicit = args.scale is not None and args.offset is not None
     scale: Factor = scales[0] if len(set(scales)) == 1 else scales

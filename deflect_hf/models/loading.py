@@ -24,9 +24,7 @@ def _encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
-    """Arguments of a model's class for one without pooler: no head reads it, and many checkpoints lack its weights."""
-    if config.model_type == "siglip_vision_model":
-        config.vision_use_head = False  # it pools by attention
+    """No head reads the pooler, and many checkpoints lack its weights."""
     takes_option = "add_pooling_layer" in inspect.signature(_encoder_class(config).__init__).parameters
     return {"add_pooling_layer": False} if takes_option else {}
 
@@ -69,8 +67,6 @@ def load_encoder_config(
 ) -> PreTrainedConfig:
     """The configuration of a vision transformer in a folder or on the Hub, without its weights.
 
-    Of a model that reads images and text, such as CLIP, it is that of the part that reads images.
-
     Raises:
         CheckpointError: it cannot be read.
     """
@@ -78,7 +74,7 @@ def load_encoder_config(
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             source, revision=revision, local_files_only=local_files_only
         )
-    return getattr(config, "vision_config", config)
+    return config
 
 
 def load_encoder(
@@ -90,8 +86,6 @@ def load_encoder(
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Load a vision transformer without pooler from a folder or from the Hub.
-
-    Of a model that reads images and text, such as CLIP, only the part that reads images.
 
     Raises:
         CheckpointError: it cannot be read, or lacks weights that the encoder needs (all of them are named).
@@ -127,7 +121,4 @@ def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
         )
     if without_pooler(encoder.config):
         encoder.pooler = None
-    if getattr(encoder, "use_head", False):
-        encoder.use_head = False
-        del encoder.head
     return encoder

@@ -14,6 +14,7 @@ from deflect_hf.spectral.selection import resolve_bands
 
 PathLike = str | os.PathLike[str]
 SKIPPED = "_"  # in `source_bands`: a layer that is no band of the model
+REFLECTANCE = "reflectance"  # the unit of bands that hold it, 1.0 = 100 %
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the geotransform of files that have none
 
 # Presets that name the bands of both HLS products, whose numbers contradict each other: B05 of S30 is a red edge, B11
@@ -37,6 +38,7 @@ class RasterInfo:
         alpha: Position of a band that only says where the others are valid, None without one.
         lossy: How the values are stored where they come back changed (``"JPEG"``), else ``""``.
         colors: Color of each value of a band with a palette.
+        units: Unit of each band, ``""`` where the file has none.
     """
 
     path: str
@@ -54,11 +56,17 @@ class RasterInfo:
     alpha: int | None = None
     lossy: str = ""
     colors: tuple[tuple[int, ...], ...] = ()
+    units: tuple[str, ...] = ()
 
     @property
     def georeferenced(self) -> bool:
         """Whether the file says where it lies."""
         return self.transform != IDENTITY
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the file says that it holds reflectance."""
+        return REFLECTANCE in self.units
 
     def position(self, description: str) -> int:
         """Where the band of that description is, whatever its case, counted from 0."""

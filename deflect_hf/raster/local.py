@@ -44,12 +44,6 @@ def refuse_remote(path: PathLike) -> None:
         raise DataError(
             f"{address[1]}://{text[address.end() :]}: only files on disk are read; download it and give the file."
         )
-    if Path(path).is_dir():
-        raise DataError(
-            f"{path} is a folder, not a raster: give one file that holds all bands. Bands in files of their own are "
-            "stacked by: gdalbuildvrt -separate STACK.vrt BAND_FILES (all of one resolution, in the order of "
-            "`source_bands`)."
-        )
     if not Path(path).is_file():
         raise DataError(f"{path} is not there: check the path, and the data folder it should lie in.")
     _refuse_remote_sources(Path(path), set())

@@ -11,8 +11,31 @@ import numpy as np
 
 from deflect_hf.config.data import QualityClass, QualityPreset
 from deflect_hf.errors import DataError
+from deflect_hf.spectral.bands import fold
 
 DEFAULT_CLASSES: tuple[QualityClass, ...] = ("cloud", "cirrus", "shadow")
+
+
+# Layers of classes, bits and probabilities by the names of Sen2Cor, Sentinel Hub, Landsat, HLS and Planet
+_LAYERS = {
+    "scl",
+    "cld",
+    "clp",
+    "clm",
+    "snw",
+    "cldprb",
+    "qapixel",
+    "qaradsat",
+    "qaaerosol",
+    "srqaaerosol",
+    "fmask",
+    "udm2",
+}
+
+
+def is_quality_layer(name: str) -> bool:
+    """Whether products call a layer so that is no band."""
+    return fold(name) in _LAYERS
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from rasterio.windows import Window
 from deflect_hf.errors import BandError, DataError, brief
 from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
 from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, refuse_no_mask
-from deflect_hf.raster.local import DRIVERS, OFFLINE, refuse_remote
+from deflect_hf.raster.local import DRIVERS, OFFLINE
+from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import Quality
 from deflect_hf.spectral.bands import Sensor
 from deflect_hf.spectral.selection import match_bands
@@ -84,11 +85,11 @@ def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[
             with _reading(path, window):
                 yield path.source
             return
-        refuse_remote(path)
+        name = (path if isinstance(path, Product) else Product(str(path))).open_name()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips without a georeference are common
-                source = rasterio.io.DatasetReader(str(path), driver=list(DRIVERS))
+                source = rasterio.io.DatasetReader(name, driver=list(DRIVERS))
         except RasterioError as error:
             raise DataError(
                 f"{path} cannot be opened as a raster ({brief(error)}): it must be a GeoTIFF or PNG file; copy it "
@@ -135,6 +136,7 @@ def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
         alpha=kinds.index(ColorInterp.alpha) if ColorInterp.alpha in kinds and source.count > 1 else None,
         lossy=_lossy(source),
         colors=tuple(source.colormap(1).values()) if kinds[0] == ColorInterp.palette else (),
+        units=tuple(text or "" for text in source.units),
     )
 
 

@@ -55,6 +55,17 @@ _LANDSAT = tuple(
         ("S2", 2200.7, "B7"),
     )
 )
+_LANDSAT_TM = tuple(
+    standard_band(code, wavelength_nm, 30.0, number, f"SR_{number}")
+    for code, wavelength_nm, number in (
+        ("B", 485.0, "B1"),
+        ("G", 560.0, "B2"),
+        ("R", 660.0, "B3"),
+        ("N", 830.0, "B4"),
+        ("S1", 1650.0, "B5"),
+        ("S2", 2215.0, "B7"),
+    )
+)
 # The six bands that both HLS products share. Prithvi's configuration calls them B02..B07 (Landsat numbers) whichever
 # satellite took the image; with six bands both numberings are free of contradiction.
 _HLS_COMMON = (
@@ -91,6 +102,7 @@ SENSORS: Mapping[str, Sensor] = MappingProxyType(
             Sensor("sentinel2_l2a_harmonized", _sentinel2(_L2A), scale=1e-4, nodata=(0.0,)),
             # surface reflectance bands only: temperature has another unit and another scale
             Sensor("landsat_c2l2", _LANDSAT, scale=2.75e-5, offset=-0.2, nodata=(0.0,)),
+            Sensor("landsat_tm_c2l2", _LANDSAT_TM, scale=2.75e-5, offset=-0.2, nodata=(0.0,)),  # 4, 5 and 7
             Sensor("hls", _HLS_COMMON, scale=1e-4, nodata=(-9999.0,)),
             Sensor("hls_s30", _sentinel2(_L1C), scale=1e-4, nodata=(-9999.0,)),
             Sensor("hls_l30", _LANDSAT, scale=1e-4, nodata=(-9999.0,)),

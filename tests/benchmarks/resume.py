@@ -14,7 +14,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -29,6 +28,7 @@ from deflect_hf.errors import DeflectError, show_log
 from deflect_hf.files import PARTIAL, write_json
 from deflect_hf.training.checkpoint import FOLDER, list_checkpoints
 from deflect_hf.training.checkpoint import TRAINING as TENSORS
+from tests.meeting import meeting
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     return own
 
 
-Target = Callable[[Sequence[str], int, int, int, Path | None], None]
+Target = Callable[[Sequence[str], Path | None], None]
 
 
 def start(
@@ -136,21 +136,25 @@ def start(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store, environments = meeting(processes)
     started: list[BaseProcess] = []
-    for rank in range(processes):
-        process = context.Process(
-            target=target if target is not None else train, args=(list(words), rank, processes, port, log)
-        )
+    for environment in environments:
+        work = (target if target is not None else train, list(words), log)
+        process = context.Process(target=begin, args=(environment if processes > 1 else {}, *work))
         process.start()
+        process.store = store  # type: ignore[attr-defined]  # which lives as long as one of them is known
         started.append(process)
     return started
 
 
-def train(words: Sequence[str], rank: int, processes: int, port: int, log: Path | None) -> None:
-    """One process of a training, as `accelerate launch` would start it."""
+def begin(environment: dict[str, str], target: Target, words: Sequence[str], log: Path | None) -> None:
+    """One process, as `accelerate launch` would start it."""
+    os.environ.update(environment)
+    target(words, log)
+
+
+def train(words: Sequence[str], log: Path | None) -> None:
+    """A training."""
     from deflect_hf.config.compose import parse_arguments
     from deflect_hf.config.run import RunArguments
     from deflect_hf.training.distributed_exit import distributed_exit
@@ -160,16 +164,12 @@ def train(words: Sequence[str], rank: int, processes: int, port: int, log: Path 
     sink = os.open(log if log is not None else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
-    if processes > 1:
-        here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        os.environ.update({name: str(value) for name, value in here.items()})
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     show_log()
     with distributed_exit():
         run(parse_arguments(RunArguments, "", list(words)))
 
 
-def do_nothing(words: Sequence[str], rank: int, processes: int, port: int, log: Path | None) -> None:
+def do_nothing(words: Sequence[str], log: Path | None) -> None:
     """Have the server of processes started, which imports everything."""
 
 

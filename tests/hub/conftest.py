@@ -37,6 +37,8 @@ def connected(cache: Path) -> Iterator[Hub]:
             "HF_TOKEN_PATH": str(cache / "no-token"),
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_ETAG_TIMEOUT": 120,  # seconds; the machine may be busy
+            "HF_HUB_DOWNLOAD_TIMEOUT": 120,
         }.items():
             patch.setattr(constants, name, value)
         # clients that are made once per process, with their endpoint

@@ -38,7 +38,7 @@ def rendered(browser: str, page: Path, profile: Path) -> str:
         [browser, *QUIET, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=True,
     )
     return done.stdout

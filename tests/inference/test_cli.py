@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -21,6 +20,7 @@ from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.inference import cli
 from tests.inference.folders import ALL_BANDS, encoder_folder, result_folder
 from tests.inference.scenes_and_models import write_scene
+from tests.meeting import meeting
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # `deflect-predict`, telling when the interpreter is torn down, in which gloo's threads can abort a process
@@ -46,20 +46,17 @@ def scene_of(path: Path, height: int, width: int) -> Path:
 
 def in_two_processes(*words: str) -> list[str]:
     """What each of two processes says that are started as `accelerate launch` starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    _store, environments = meeting(2)
     started = [
         subprocess.Popen(
             [sys.executable, *words],
             cwd=REPOSITORY,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in (0, 1)
+        for environment in environments
     ]
     outputs = [process.communicate(timeout=200)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs

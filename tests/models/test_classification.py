@@ -32,16 +32,21 @@ def test_logits_and_round_trip(
     assert again.config.label2id["water"] == 1
 
 
-def test_round_trip_through_a_new_process(vit: ViTModel, images: torch.Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ["geovit"], indirect=True)
+def test_importing_the_package_is_enough_for_auto_classes_in_a_new_process(
+    encoder: PreTrainedModel, images: torch.Tensor, tmp_path: Path
+) -> None:
+    encoder.save_pretrained(tmp_path / "encoder")
     model = EncoderForImageClassification.from_encoder(
-        vit, num_labels=3, bands=["B", "G", "R"], base_mean=[0.1, 0.2, 0.3], base_std=[0.1, 0.1, 0.1]
+        encoder, num_labels=3, bands=["B", "G", "R"], base_mean=[0.1, 0.2, 0.3], base_std=[0.1, 0.1, 0.1]
     )
     model.save_pretrained(tmp_path)
     torch.save({"images": images, "logits": model(images).logits}, tmp_path / "expected.pt")
     script = (
-        "import sys, torch, deflect_hf.models; from transformers import AutoModelForImageClassification as Auto\n"
+        "import sys, torch, deflect_hf; from transformers import AutoModel, AutoModelForImageClassification as Auto\n"
         "expected = torch.load(sys.argv[1] + '/expected.pt')\n"
-        "assert torch.equal(Auto.from_pretrained(sys.argv[1])(expected['images']).logits, expected['logits'])"
+        "assert torch.equal(Auto.from_pretrained(sys.argv[1])(expected['images']).logits, expected['logits'])\n"
+        "assert type(AutoModel.from_pretrained(sys.argv[1] + '/encoder')).__name__ == 'GeoViTModel'"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
 

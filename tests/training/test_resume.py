@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -78,7 +77,7 @@ def test_sigterm_stops_after_a_step_and_damaged_checkpoints_are_passed_over(
     def told_to_stop(self: TrainingLoop, *arguments: Any) -> None:
         log(self, *arguments)
         if self.progress.step == 11:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
@@ -107,7 +106,7 @@ def test_sigterm_in_a_validation_leaves_the_state_before_it(
     def told_to_stop(*arguments: Any) -> list[torch.Tensor]:
         predicted.append(len(lines(tmp_path)))
         if len(predicted) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return predict_logits(*arguments)
 
     with monkeypatch.context() as patched:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -17,33 +17,34 @@ from deflect_hf.training.work_dir import run_lock
 from tests.training.test_run import ONE_EPOCH, train
 
 
-def hold(work_dir: Path, held: int) -> None:
+def hold(work_dir: Path, accelerator: Accelerator, theirs: Connection, told: Connection) -> None:
     """Hold the folder, as does a process that is forked, like the workers of a data loader, and that outlives this."""
-    with run_lock(work_dir, Accelerator(cpu=True)):
-        if os.fork() == 0:
-            time.sleep(30)
-            os._exit(0)
-        os.write(held, b"held")
-        time.sleep(60)
+    theirs.close()
+    with run_lock(work_dir, accelerator):
+        if os.fork() > 0:
+            told.send("held")
+        told.poll(None)  # until the test is over
+    os._exit(0)
 
 
 def test_a_second_run_is_refused_until_the_first_ends_however_it_ends(tmp_path: Path) -> None:
-    work_dir = tmp_path / "runs" / "one"
-    reading, writing = os.pipe()
-    holder = multiprocessing.get_context("fork").Process(target=hold, args=(work_dir, writing), daemon=True)
+    work_dir, accelerator = tmp_path / "runs" / "one", Accelerator(cpu=True)
+    ours, told = pipe = multiprocessing.Pipe()
+    holder = multiprocessing.get_context("fork").Process(target=hold, args=(work_dir, accelerator, *pipe))
     holder.start()
+    told.close()  # a holder that ends has said all
     try:
-        assert os.read(reading, 4) == b"held"
+        assert ours.recv() == "held"
         message = r"one is in use: another run trains there at this moment\. Fix: wait"
-        with pytest.raises(ConfigError, match=message), run_lock(work_dir, Accelerator(cpu=True)):
+        with pytest.raises(ConfigError, match=message), run_lock(work_dir, accelerator):
             pytest.fail("two runs in one folder")
     finally:
         holder.kill()
         holder.join()
-    with run_lock(work_dir, Accelerator(cpu=True)):
-        pass
-    with run_lock(work_dir, Accelerator(cpu=True)):  # and again in the same process
-        pass
+    for _ in range(2):  # and again in the same process
+        with run_lock(work_dir, accelerator):
+            pass
+    ours.close()
 
 
 def files(folder: Path) -> dict[Path, bytes]:

@@ -12,7 +12,7 @@ ASKED_AFTER = 3  # steps, of the second process; in the next step the processes 
 STOP_AFTER = 4
 
 
-def told_to_stop(words: Sequence[str], rank: int, processes: int, port: int, log: Path | None) -> None:
+def told_to_stop(words: Sequence[str], log: Path | None) -> None:
     """Train; the second process alone gets SIGTERM after a step."""
     from deflect_hf.training.loop import TrainingLoop
     from tests.benchmarks.resume import train
@@ -21,14 +21,14 @@ def told_to_stop(words: Sequence[str], rank: int, processes: int, port: int, log
 
     def log_step(self: TrainingLoop, *arguments: Any) -> None:
         plain(self, *arguments)
-        if rank == 1 and self.progress.step == ASKED_AFTER:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if os.environ["RANK"] == "1" and self.progress.step == ASKED_AFTER:
+            signal.raise_signal(signal.SIGTERM)
 
     TrainingLoop._log_step = log_step
-    train(words, rank, processes, port, log)
+    train(words, log)
 
 
-def sharded(words: Sequence[str], rank: int, processes: int, port: int, log: Path | None) -> None:
+def sharded(words: Sequence[str], log: Path | None) -> None:
     """Train with FSDP2 through Accelerate, which does not offer it on CPUs: it is told that these are accelerators."""
     import torch
     from accelerate import DistributedType, PartialState
@@ -49,6 +49,5 @@ def sharded(words: Sequence[str], rank: int, processes: int, port: int, log: Pat
     options |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
     os.environ.update(options, ACCELERATE_TORCH_DEVICE="cpu")
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
-    here = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": processes}
-    torch.distributed.init_process_group("gloo", **here)
-    train(words, rank, processes, port, log)
+    torch.distributed.init_process_group("gloo")
+    train(words, log)

@@ -1,11 +1,13 @@
-"""What `test_distributed.py` launches in two processes: the same training under DDP, FSDP1 and FSDP2.
+"""What `test_distributed.py` launches in two processes: the same training under DDP, FSDP1 and FSDP2, and statistics.
 
-Each kind writes its losses, the gradients of the first step and its adapter folder below the folder it is given.
+Each kind writes its losses, the gradients of the first step and its adapter folder below the folder it is given. Both
+kinds of FSDP checkpoint their blocks, each in its own way.
 `torchrun --standalone --nproc_per_node 2 -m tests.tuners.distributed_run FOLDER`
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -28,9 +30,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
-from tests.tuners.tiny import BANDS, IMAGE, make_encoder, randomise, spectral_config
+from deflect_hf.tuners.statistics import fit_statistics
+from tests.tuners.test_statistics import INDICES, images
+from tests.tuners.tiny import BANDS, IMAGE, adapted, make_encoder, randomise, spectral_config
 
-KINDS = ("ddp", "fsdp1", "fsdp1-checkpointed", "fsdp2", "fsdp2-checkpointed")
+KINDS = ("ddp", "fsdp1", "fsdp2")
 STEPS = 3
 BATCH = 4
 
@@ -52,23 +56,21 @@ def clean(name: str) -> str:
     return re.sub(r"(^module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", name)
 
 
-def shard_fsdp1(model: PeftModel, checkpointed: bool) -> nn.Module:
+def shard_fsdp1(model: PeftModel) -> nn.Module:
     policy = fsdp_auto_wrap_policy(model)
     sharded = FullyShardedDataParallel(
         model, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
     )
-    if checkpointed:
-        wrapper = partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
-        names = model._no_split_modules
-        apply_activation_checkpointing(
-            sharded, checkpoint_wrapper_fn=wrapper, check_fn=lambda module: type(module).__name__ in names
-        )
+    wrapper = partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+    names = model._no_split_modules
+    apply_activation_checkpointing(
+        sharded, checkpoint_wrapper_fn=wrapper, check_fn=lambda module: type(module).__name__ in names
+    )
     return sharded
 
 
-def shard_fsdp2(model: PeftModel, checkpointed: bool) -> nn.Module:
-    if checkpointed:
-        model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+def shard_fsdp2(model: PeftModel) -> nn.Module:
+    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     policy = fsdp2_prepare_auto_wrap_policy(plugin, model)
     mesh = init_device_mesh("cpu", (2,))
@@ -78,13 +80,13 @@ def shard_fsdp2(model: PeftModel, checkpointed: bool) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def prepare(kind: str, accelerator: Accelerator) -> nn.Module:
-    model = make_model()
-    if kind.startswith("fsdp1"):
-        return shard_fsdp1(model, kind.endswith("checkpointed"))
-    if kind.startswith("fsdp2"):
-        return shard_fsdp2(model, kind.endswith("checkpointed"))
-    return accelerator.prepare(model)
+def fit(accelerator: Accelerator) -> dict[str, Any]:
+    """The statistics of this process' share of the images, reduced over both."""
+    model = adapted("vit", indices=INDICES)
+    own = images()[accelerator.process_index :: accelerator.num_processes]
+    moments = fit_statistics(model, [image[None] for image in own], accelerator=accelerator)
+    config = model.peft_config["default"]
+    return {"mean": config.feature_mean, "std": config.feature_std, "count": moments.count.tolist()}
 
 
 def full(model: nn.Module, of: Any) -> dict[str, torch.Tensor]:
@@ -134,8 +136,10 @@ def save(model: nn.Module, folder: Path, is_main: bool) -> None:
 def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
+    (folder / f"{accelerator.process_index}.json").write_text(json.dumps(fit(accelerator)))
+    shard = {"ddp": accelerator.prepare, "fsdp1": shard_fsdp1, "fsdp2": shard_fsdp2}
     for kind in KINDS:
-        model = prepare(kind, accelerator)
+        model = shard[kind](make_model())
         losses, gradients = train(model, accelerator)
         save(model, folder / kind, accelerator.is_main_process)
         if accelerator.is_main_process:

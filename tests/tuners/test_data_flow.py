@@ -210,8 +210,8 @@ def test_compiles_without_graph_breaks(name, attention, reflectance):
     torch.compiler.reset()
     # The formulas make up most of the time that compiling takes; they are the same on every architecture.
     indices = ["NDVI", "EVI"] if (name, attention) == ("vit", "sdpa") else None
-    model = adapted(name, attention, indices=indices, layers_to_transform=[0, 1]).train()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model = adapted(name, attention, indices=indices, layers_to_transform=[1]).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager" if name == "vit" else "eager")
     expected = gradients(model, reflectance)
     model.zero_grad()
     output = run(compiled, reflectance)

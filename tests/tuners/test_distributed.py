@@ -6,11 +6,13 @@ itself: Accelerate prepares FSDP for accelerators alone.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -20,8 +22,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from deflect_hf.tuners.statistics import fit_statistics
 from tests.tuners.distributed_run import KINDS, batch, make_model, train
-from tests.tuners.tiny import make_encoder, spectral_config
+from tests.tuners.test_statistics import INDICES, images
+from tests.tuners.tiny import adapted, make_encoder, spectral_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +77,17 @@ def test_the_saved_adapter_is_the_trained_one(kind, two_processes, one_process):
     loaded = PeftModel.from_pretrained(base, two_processes / kind).eval()
     images = batch(0)[0]
     torch.testing.assert_close(loaded(images).logits, model.eval()(images).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_fit_what_one_fits(rank, two_processes):
+    model = adapted("vit", indices=INDICES)
+    moments = fit_statistics(model, [images()])
+    config = model.peft_config["default"]
+    found = json.loads((two_processes / f"{rank}.json").read_text())
+    assert found["count"] == moments.count.tolist()
+    np.testing.assert_allclose(found["mean"], config.feature_mean, rtol=1e-12)
+    np.testing.assert_allclose(found["std"], config.feature_std, rtol=1e-9)
 
 
 def test_the_units_to_keep_in_one_piece_are_the_wrappers(architecture):

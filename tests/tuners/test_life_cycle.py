@@ -6,8 +6,6 @@ import copy
 import json
 import math
 import pickle
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -30,7 +28,6 @@ from deflect_hf import DeflectConfig, fit_statistics
 from deflect_hf.errors import CheckpointError, ConfigError
 from tests.tuners.tiny import (
     BANDS,
-    ENCODERS,
     adapted,
     base_pixels,
     make_encoder,
@@ -39,33 +36,6 @@ from tests.tuners.tiny import (
     run,
     spectral_config,
 )
-
-LOAD = """
-import sys, torch, deflect_hf
-from pathlib import Path
-from peft import PeftModel
-from transformers import AutoModel
-for folder in map(Path, sys.argv[1:]):
-    base = AutoModel.from_pretrained(folder / "base", attn_implementation="sdpa")
-    model = PeftModel.from_pretrained(base, folder / "adapter").eval()
-    pixel_values, kwargs = torch.load(folder / "input.pt")
-    torch.save(model(pixel_values=pixel_values, **kwargs).last_hidden_state, folder / "output.pt")
-"""
-
-
-def test_save_then_load_in_a_new_process(tmp_path, reflectance):
-    expected = {}
-    for architecture in ENCODERS:
-        model, folder = adapted(architecture), tmp_path / architecture
-        kwargs = {"noise": torch.rand(2, 16)} if architecture == "vit_mae" else {}
-        expected[architecture] = run(model, reflectance, **kwargs)
-        make_encoder(architecture).save_pretrained(folder / "base")
-        model.save_pretrained(folder / "adapter")
-        torch.save((reflectance, kwargs), folder / "input.pt")
-    folders = [str(tmp_path / architecture) for architecture in ENCODERS]
-    subprocess.run([sys.executable, "-c", LOAD, *folders], check=True)
-    for architecture in ENCODERS:
-        assert torch.equal(torch.load(tmp_path / architecture / "output.pt"), expected[architecture]), architecture
 
 
 def test_the_file_holds_the_adapter_alone(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -131,28 +129,6 @@ def test_several_adapters(method, pixels):
     assert not any("second" in name for name, _ in model.named_parameters())
     model.set_adapter("default")
     assert torch.equal(run(model, pixels), first)
-
-
-LOAD = """
-import sys, torch, deflect_hf
-from pathlib import Path
-from peft import PeftModel
-from transformers import AutoModel
-for folder in map(Path, sys.argv[1:]):
-    model = PeftModel.from_pretrained(AutoModel.from_pretrained(folder / "base"), folder / "adapter").eval()
-    torch.save(model(pixel_values=torch.load(folder / "input.pt")).last_hidden_state, folder / "output.pt")
-"""
-
-
-def test_save_then_load_in_a_new_process(tmp_path, pixels):
-    models = {tmp_path / method: adapted(method, modules_to_save=["pooler"]) for method in CONFIGS}
-    for folder, model in models.items():
-        make_encoder().save_pretrained(folder / "base")
-        model.save_pretrained(folder / "adapter")
-        torch.save(pixels, folder / "input.pt")
-    subprocess.run([sys.executable, "-c", LOAD, *map(str, models)], check=True)
-    for folder, model in models.items():
-        assert torch.equal(torch.load(folder / "output.pt"), run(model, pixels)), folder.name
 
 
 def test_the_file_holds_the_adapter_alone_and_the_card_says_how_to_load_it(method, tmp_path):

@@ -118,7 +118,7 @@ def test_band_dropout_is_for_training_alone_and_draws_from_torch(reflectance):
 
 
 def test_band_dropout_compiles_and_can_be_checkpointed(reflectance):
-    model = adapted("vit", band_dropout=0.5).train()
+    model = adapted("vit", band_dropout=0.5, indices=["NDVI"]).train()
 
     def step(call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model.zero_grad()
@@ -128,7 +128,7 @@ def test_band_dropout_compiles_and_can_be_checkpointed(reflectance):
         return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     output, gradients = step(model)
-    compiled, _ = step(torch.compile(model, fullgraph=True, backend="aot_eager"))
+    compiled, _ = step(torch.compile(model, fullgraph=True, backend="eager"))
     torch.testing.assert_close(compiled, output, rtol=1e-5, atol=1e-5)
     for reentrant in (True, False):
         model.base_model.model.gradient_checkpointing_enable({"use_reentrant": reentrant})

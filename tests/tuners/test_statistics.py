@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,27 +12,7 @@ from deflect_hf.errors import ConfigError, DataError, UnitError
 from deflect_hf.tuners.statistics import fit_statistics
 from tests.tuners.tiny import BANDS, adapted, make_encoder
 
-ROOT = Path(__file__).resolve().parents[2]
 INDICES = ["NDVI", "EVI"]
-
-SCRIPT = """
-import json, os, sys
-from accelerate import Accelerator
-from deflect_hf.tuners.statistics import fit_statistics
-from tests.tuners.test_statistics import INDICES, images
-from tests.tuners.tiny import adapted
-
-accelerator = Accelerator(cpu=True)
-model = adapted("vit", indices=INDICES)
-own = images()[accelerator.process_index :: accelerator.num_processes]
-moments = fit_statistics(model, [image[None] for image in own], accelerator=accelerator)
-config = model.peft_config["default"]
-with open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w") as file:
-    json.dump([config.feature_mean, config.feature_std, moments.count.tolist(), accelerator.num_processes], file)
-accelerator.wait_for_everyone()
-accelerator.end_training()
-os._exit(0)  # gloo's threads can abort a process while the interpreter is torn down
-"""
 
 
 def images() -> torch.Tensor:
@@ -63,24 +38,6 @@ def test_statistics_are_those_of_all_valid_patches():
     standardised = features(images()[2:])
     assert standardised.mean(dim=(0, 1)).abs().max() < 0.5
     assert torch.isfinite(features(images())).all()
-
-
-def test_two_processes_fit_what_one_fits(tmp_path):
-    script = tmp_path / "fit.py"
-    script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launch, str(script), str(tmp_path)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    model = adapted("vit", indices=INDICES)
-    moments = fit_statistics(model, [images()])
-    config = model.peft_config["default"]
-    for rank in (0, 1):
-        mean, std, count, processes = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert processes == 2
-        assert count == moments.count.tolist()
-        np.testing.assert_allclose(mean, config.feature_mean, rtol=1e-12)
-        np.testing.assert_allclose(std, config.feature_std, rtol=1e-9)
 
 
 def test_what_does_not_vary_is_centred_and_not_blown_up():

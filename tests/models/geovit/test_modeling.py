@@ -1,8 +1,5 @@
 """GeoViT as a model of transformers, whatever its positions."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoBackbone, AutoConfig, AutoModel
@@ -69,13 +66,6 @@ def test_saved_and_loaded_it_is_the_same(encoder, pixels, tmp_path):
     assert type(loaded) is GeoViTModel
     assert loaded.config.to_diff_dict() == encoder.config.to_diff_dict()
     assert torch.equal(loaded(pixels).last_hidden_state, encoder(pixels).last_hidden_state)
-
-
-def test_importing_the_package_is_enough_for_auto_classes(tmp_path):
-    make_encoder("sincos").save_pretrained(tmp_path)
-    code = f"import deflect_hf, transformers; print(type(transformers.AutoModel.from_pretrained({str(tmp_path)!r})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "deflect_hf.models.geovit.modeling.GeoViTModel" in done.stdout, done.stderr
 
 
 def test_backbone_returns_maps_of_the_chosen_blocks(encoder, pixels, tmp_path):

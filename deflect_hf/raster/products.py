@@ -1,0 +1,252 @@
+"""What agencies deliver, as one raster: a Sentinel-2 SAFE, a Landsat or HLS scene, a STAC item, one file per band.
+
+All of them are opened as any file is, ``open_raster(PATH)``; what a path alone does not say is in a :class:`Product`.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from deflect_hf.errors import BandError, ConfigError, DataError, listing
+from deflect_hf.raster import metadata
+from deflect_hf.raster.header import PathLike
+from deflect_hf.raster.local import refuse_remote
+from deflect_hf.raster.quality import is_quality_layer
+from deflect_hf.raster.stack import Layer, stack
+from deflect_hf.spectral.bands import is_band_number
+from deflect_hf.spectral.selection import resolve_bands
+
+BAND = "{band}"
+LAYER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")
+ARCHIVES = {".zip": "/vsizip/", ".tar": "/vsitar/"}
+DEEPEST = 6  # folders below that of a product; a SAFE has five
+
+
+@dataclass(frozen=True)
+class Product(os.PathLike[str]):
+    """A scene of several files, and what of it is not in the files; stands wherever the path of a raster does.
+
+    Attributes:
+        path: Its folder, archive or metadata file; or the files of its bands, ``SCENE/*_{band}.tif``.
+        files: Where the bands are in the folder: such a pattern, or pairs of band and file (a pattern for one file).
+        grid: The band whose grid the others come onto, or the side of a pixel in metres; None: the finest.
+        resampling: How bands come onto it, ``"bilinear"`` or ``"cubic"``. Classes are taken from the nearest pixel.
+    """
+
+    path: str
+    files: str | tuple[tuple[str, str], ...] | None = None
+    grid: str | float | None = None
+    resampling: str = "bilinear"
+
+    @classmethod
+    def of(
+        cls,
+        path: PathLike,
+        files: str | Mapping[str, str] | None = None,
+        grid: str | float | None = None,
+        resampling: str = "bilinear",
+    ) -> Product:
+        """The product at a path, with what a configuration says of it."""
+        pairs = tuple(files.items()) if isinstance(files, Mapping) else files
+        return cls(os.fspath(path), pairs, grid, resampling)
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        return self.path
+
+    @functools.cached_property
+    def layers(self) -> list[Layer] | None:
+        """Its bands; None where the path is a raster already.
+
+        Raises:
+            DataError: It is not there, files are missing, or there are several products.
+        """
+        return find_layers(self)
+
+    def open_name(self) -> str:
+        """What GDAL opens: the file, or a virtual raster as XML."""
+        if self.layers is None:
+            refuse_remote(self.path)
+            return self.path
+        return _stack(tuple(self.layers), self.path, self.grid, self.resampling)
+
+
+@functools.lru_cache(maxsize=256)  # as many scenes as are read in turns
+def _stack(layers: Sequence[Layer], where: str, grid: str | float | None, resampling: str) -> str:
+    for layer in layers:
+        if not layer.file.startswith(tuple(ARCHIVES.values())):
+            refuse_remote(layer.file)
+    return stack(layers, where, grid, resampling)
+
+
+class Folder:
+    """The files of a product, in a folder or in an archive."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        archive = path.suffix.lower() if path.is_file() else ""
+        try:
+            if archive == ".zip":
+                with zipfile.ZipFile(path) as opened:
+                    names = opened.namelist()
+            elif archive == ".tar":
+                with tarfile.open(path, "r:") as tar:
+                    names = [member.name for member in tar if member.isfile()]
+            else:
+                names = _names_below(path)
+        except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise DataError(f"{path} is a damaged archive ({error}): copy it again.") from error
+        self.names = sorted(name.removeprefix("./") for name in names if not name.endswith("/"))
+        self.prefix = ARCHIVES.get(archive, "")
+
+    def gdal(self, name: str) -> str:
+        """What GDAL opens for one of its files."""
+        return f"{self.prefix}{self.path.absolute() if self.prefix else self.path}/{name}"
+
+    def text(self, name: str) -> str:
+        """A metadata file."""
+        if self.prefix == "/vsizip/":
+            with zipfile.ZipFile(self.path) as opened:
+                return opened.read(name).decode("utf-8", "replace")
+        if self.prefix == "/vsitar/":
+            with tarfile.open(self.path, "r:") as tar:
+                member = tar.extractfile(next(m for m in tar if m.name.removeprefix("./") == name))
+                return "" if member is None else member.read().decode("utf-8", "replace")
+        return (self.path / name).read_text(encoding="utf-8", errors="replace")
+
+
+def _names_below(path: Path) -> list[str]:
+    """The files of a folder; of its sub-folders where it is, or holds, a SAFE."""
+    here = sorted(path.iterdir())
+    safe = any(entry.suffix.upper() == ".SAFE" or metadata.SAFE.search(entry.name) for entry in here)
+    if not safe:
+        return [entry.name for entry in here if entry.is_file()]
+    found = []
+    for folder, folders, files in os.walk(path):
+        below = Path(folder).relative_to(path)
+        if len(below.parts) >= DEEPEST:
+            folders.clear()
+        found += [(below / file).as_posix() for file in files]
+    return found
+
+
+def find_layers(product: Product) -> list[Layer] | None:
+    """The bands of a product: as ``files`` says, else by its metadata, else by the names of its files."""
+    path = Path(product.path)
+    if BAND in product.path and not path.exists():
+        return _by_pattern(Folder(_existing_parent(path)), product.path)
+    if path.suffix.lower() in (".json", ".geojson") and path.is_file():
+        return metadata.stac_layers(path)
+    if metadata.LANDSAT.search(path.name) or metadata.SAFE.search(path.name):
+        path = path.parent
+    elif not path.is_dir() and not (path.suffix.lower() in ARCHIVES and path.is_file()):
+        return None
+    folder = Folder(path)
+    if isinstance(product.files, str):
+        return _by_pattern(folder, f"{path}/{product.files}")
+    if product.files is not None:
+        return [_by_file(folder, band, pattern) for band, pattern in product.files]
+    return known_product(folder) or _by_name(folder)
+
+
+def known_product(folder: Folder) -> list[Layer] | None:
+    """The bands of a product that brings metadata, or that is known by its names; None for any other folder."""
+    return metadata.safe_layers(folder) or metadata.landsat_layers(folder) or metadata.hls_layers(folder)
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.is_dir())
+
+
+def _matches(folder: Folder, pattern: str) -> list[str]:
+    """The files, relative to the folder, that fit a pattern with ``*`` and ``?``."""
+    if folder.prefix:
+        return [name for name in folder.names if PurePosixPath(name).match(pattern)]
+    found = glob.glob(pattern, root_dir=folder.path)
+    return sorted(name for name in found if Path(name).suffix.lower() in LAYER_SUFFIXES)
+
+
+def _by_pattern(folder: Folder, pattern: str) -> list[Layer]:
+    below = os.path.relpath(pattern, folder.path)
+    if below.count(BAND) != 1:
+        raise ConfigError(f"{pattern}: {BAND} stands once in a pattern of files, where the band is in their names.")
+    parts = [re.escape(part).replace(r"\*", "[^/]*").replace(r"\?", "[^/]") for part in below.split(BAND)]
+    # of QA_PIXEL and SR_B4, the first half is no part of what stands before
+    named = re.compile(parts[0] + r"(?<![_.]QA_)(?<![_.]SR_)(?P<band>[^/]+?)" + parts[1])
+    found: dict[str, str] = {}
+    for name in _matches(folder, below.replace(BAND, "*")):
+        match = named.fullmatch(name)
+        if match is None:
+            continue
+        band = match["band"]
+        if band in found:
+            raise DataError(
+                f"{folder.path}: {found[band]} and {name} are both band {band}: make the pattern {below!r} narrower, "
+                "or give a pair of band and file for each."
+            )
+        found[band] = name
+    if not found:
+        raise DataError(f"{folder.path}: no file fits {below!r}{_holding(folder)}: correct `files`.")
+    return [_layer(folder, band, name) for band, name in found.items()]
+
+
+def _by_file(folder: Folder, band: str, pattern: str) -> Layer:
+    names = _matches(folder, pattern)
+    if len(names) != 1:
+        found = f"{listing(names)} fit" if names else "no file fits"
+        raise DataError(f"{folder.path}: band {band}: {found} {pattern!r}{_holding(folder)}: correct `files`.")
+    return _layer(folder, band, names[0])
+
+
+def _layer(folder: Folder, band: str, name: str) -> Layer:
+    return Layer(band, folder.gdal(name), classes=is_quality_layer(band))
+
+
+def _by_name(folder: Folder) -> list[Layer]:
+    """One file per band, by the last word of their names."""
+    layers: dict[str, Layer] = {}
+    begins = set()
+    for name in folder.names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in LAYER_SUFFIXES:
+            continue
+        match = re.fullmatch(r"(?P<begin>.*?)(?P<band>(?:QA_|SR_)?[^_.\- ]+)", stem)
+        band = "" if match is None else match["band"].removeprefix("SR_")
+        begin = "" if match is None else match["begin"]
+        if is_quality_layer(band) or (_is_band(band) and (len(band) > 1 or not begin)):
+            begins.add(begin)
+            layers[band] = _layer(folder, band, name)
+    if len(layers) < 2 or len(begins) != 1 or all(layer.classes for layer in layers.values()):
+        raise DataError(
+            f"{folder.path} is a folder, not a raster{_holding(folder)}: give one file that holds all bands, a product "
+            "(a Sentinel-2 SAFE, a Landsat scene with its MTL file, an HLS scene), or say which file is which band, "
+            "`files: '*_{band}.tif'`."
+        )
+    return list(layers.values())
+
+
+def _is_band(name: str) -> bool:
+    if is_band_number(name):
+        return True
+    try:
+        return bool(resolve_bands([name]))
+    except BandError:
+        return False
+
+
+def _holding(folder: Folder) -> str:
+    names = [name for name in folder.names if Path(name).suffix.lower() in LAYER_SUFFIXES] or folder.names
+    if not names:
+        return "; it holds no files"
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"; it holds {', '.join(names[:4])}{more}"

@@ -1,0 +1,271 @@
+"""Bands in files of their own as one virtual raster (GDAL's VRT): on one grid, read by window, nothing read whole."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio.enums import MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.vrt import WarpedVRT
+
+from deflect_hf.errors import ConfigError, DataError, brief, listing
+from deflect_hf.raster.header import REFLECTANCE
+from deflect_hf.raster.local import DRIVERS, OFFLINE
+from deflect_hf.spectral.bands import fold
+
+GDAL_TYPES = {"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32",
+              "int32": "Int32", "float32": "Float32", "float64": "Float64"}  # fmt: skip
+SAME_PIXELS = 1e-3  # of a pixel, by which the corners of one grid may miss those of another
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One band of a scene, in a file of its own.
+
+    Attributes:
+        name: Its description in the stack: a band code, a quality layer, or what its file is called by.
+        file: What GDAL opens.
+        alias: What the product calls it.
+        scale: reflectance = stored * scale + offset; None where the product does not say.
+        nodata: Stored value that is no measurement, besides the file's own tag and mask; of a layer of classes, the
+            value beyond its edges.
+        classes: Classes or bits, which are never interpolated.
+    """
+
+    name: str
+    file: str
+    alias: str = ""
+    scale: float | None = None
+    offset: float = 0.0
+    nodata: float | None = None
+    classes: bool = False
+
+
+@dataclass(frozen=True)
+class _Grid:
+    crs: Any
+    transform: Any
+    width: int
+    height: int
+
+    def same(self, other: _Grid) -> bool:
+        if (self.crs, self.width, self.height) != (other.crs, other.width, other.height):
+            return False
+        corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
+        own = [~self.transform @ (other.transform @ corner) for corner in corners]
+        return bool(np.abs(np.subtract(own, corners)).max() <= SAME_PIXELS)
+
+
+@dataclass(frozen=True)
+class _Header:
+    layer: Layer
+    grid: _Grid
+    dtype: str
+    block: tuple[int, int]
+    nodata: float | None
+    masked: bool
+    scale: float
+    offset: float
+
+
+def stack(layers: Sequence[Layer], where: str, grid: str | float | None, resampling: str) -> str:
+    """A virtual raster of layers, as XML that GDAL opens like a file.
+
+    Bands whose unit is known hold reflectance, NaN where nothing was measured; others what is stored. A layer on
+    another grid is interpolated over what is valid, classes are taken from the nearest pixel.
+
+    Args:
+        where: What messages call it.
+        grid: The layer whose grid all others come onto, or the side of a pixel in the unit of the reference system;
+            None: the finest.
+        resampling: ``"bilinear"`` or ``"cubic"``.
+
+    Raises:
+        DataError: A file is missing, damaged, or lies nowhere while the others do.
+        ConfigError: There is no such layer.
+    """
+    headers = [_header(layer, where) for layer in layers]
+    target = _target(headers, where, grid)
+    root = _root(target)
+    for header in headers:
+        _append_band(root, header, target, Resampling[resampling], where)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _header(layer: Layer, where: str) -> _Header:
+    try:
+        with _quiet(), rasterio.io.DatasetReader(layer.file, driver=list(DRIVERS)) as source:
+            if source.count != 1:
+                raise DataError(
+                    f"{where}: {layer.file}, band {layer.name}, holds {source.count} bands: only files of one band are "
+                    "put together; give a file with all bands by itself."
+                )
+            masked = MaskFlags.all_valid not in source.mask_flag_enums[0]
+            placed = _Grid(source.crs, source.transform, source.width, source.height)
+            return _Header(layer, placed, source.dtypes[0], source.block_shapes[0], source.nodata, masked,
+                           source.scales[0], source.offsets[0])  # fmt: skip
+    except RasterioError as error:
+        raise DataError(
+            f"{where}: {layer.file}, band {layer.name}, cannot be opened ({brief(error)}): copy it again."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), rasterio.Env(**OFFLINE):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def _target(headers: Sequence[_Header], where: str, grid: str | float | None) -> _Grid:
+    """The grid of the stack."""
+    bands = [header for header in headers if not header.layer.classes] or list(headers)
+    loose = [header for header in headers if header.grid.transform.is_identity]
+    first = bands[0].grid
+    if loose and not all(header.grid.same(first) for header in headers):
+        raise DataError(
+            f"{where}: {loose[0].layer.file} does not say where it lies, and the files differ in that or in size: give "
+            "all of them a georeference, or files of one size."
+        )
+    if isinstance(grid, str):
+        named = [header for header in headers if fold(grid) in map(fold, (header.layer.name, header.layer.alias))]
+        if not named:
+            raise ConfigError(
+                f"{where} has no band {grid!r}, on whose grid the others were to come: `grid` is one of "
+                f"{listing(header.layer.name for header in headers)}, or the side of a pixel."
+            )
+        return named[0].grid
+    alike = [header.grid for header in bands if header.grid.crs == first.crs]
+    finest = min(alike, key=lambda one: abs(one.transform.determinant))
+    if grid is None:
+        return finest
+    if finest.crs is None or not finest.crs.is_projected:
+        raise ConfigError(f"{where} is not in metres: `grid` is then the name of a band, not {grid:g}.")
+    wide, high = (math.hypot(*side) for side in ((finest.transform.a, finest.transform.d),
+                                                 (finest.transform.b, finest.transform.e)))  # fmt: skip
+    scaled = finest.transform * rasterio.Affine.scale(grid / wide, grid / high)
+    return _Grid(
+        finest.crs,
+        scaled,
+        max(1, math.ceil(finest.width * wide / grid - SAME_PIXELS)),
+        max(1, math.ceil(finest.height * high / grid - SAME_PIXELS)),
+    )
+
+
+def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampling, where: str) -> None:
+    """Append a layer to a virtual raster, as it is stored, in reflectance, or brought to its grid."""
+    layer, there = header.layer, header.grid.same(target)
+    if layer.classes:
+        fill = next((value for value in (layer.nodata, header.nodata) if value is not None), 0)
+        name = layer.file if there else _warped(layer.file, target, Resampling.nearest, fill, where)
+        band = _band(root, layer.name, header.dtype, None)
+        _source(band, name, "SimpleSource", header)
+        return
+    plain = there and layer.scale is None and (not header.masked or header.nodata is not None)
+    if plain:
+        band = _band(root, layer.name, header.dtype, header.nodata)
+        _source(band, layer.file, "SimpleSource", header)
+    elif there:
+        band = _measured(root, header, layer.nodata)
+    else:
+        # whole numbers of 16 bits without a tag: 0 is no measurement in all products that store reflectance so
+        unsaid = 0 if header.dtype == "uint16" and not header.masked else None
+        single = _root(header.grid)
+        _measured(single, header, unsaid if layer.nodata is None else layer.nodata)
+        name = ElementTree.tostring(single, encoding="unicode")
+        band = _band(root, layer.name, "float32", math.nan)
+        _source(band, _warped(name, target, resampling, math.nan, where), "SimpleSource", None)
+    if layer.scale is not None:
+        _text(band, "UnitType", REFLECTANCE)
+    elif (header.scale, header.offset) != (1.0, 0.0):
+        _text(band, "Offset", repr(header.offset))
+        _text(band, "Scale", repr(header.scale))
+
+
+def _measured(root: Any, header: _Header, nodata: float | None) -> Any:
+    """A band of the layer's own grid: reflectance where the unit is known, NaN where nothing was measured."""
+    layer = header.layer
+    band = _band(root, layer.name, "float32", math.nan)
+    source = _source(band, layer.file, "ComplexSource", header)
+    if layer.scale is not None:
+        _text(source, "ScaleOffset", repr(layer.offset))
+        _text(source, "ScaleRatio", repr(layer.scale))
+    if header.masked:
+        _text(source, "UseMaskBand", "true")
+    if nodata is not None:
+        _text(source, "NODATA", repr(nodata))
+    return band
+
+
+def _root(grid: _Grid) -> Any:
+    root = ElementTree.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
+    if grid.crs is not None:
+        _text(root, "SRS", grid.crs.to_wkt())
+    if not grid.transform.is_identity:
+        _text(root, "GeoTransform", ", ".join(map(repr, map(float, grid.transform.to_gdal()))))
+    return root
+
+
+def _band(root: Any, name: str, dtype: str, nodata: float | None) -> Any:
+    number = len(root.findall("VRTRasterBand")) + 1
+    band = ElementTree.SubElement(root, "VRTRasterBand", dataType=GDAL_TYPES[dtype], band=str(number))
+    _text(band, "Description", name)
+    if nodata is not None:
+        _text(band, "NoDataValue", "nan" if math.isnan(nodata) else repr(nodata))
+    return band
+
+
+def _source(band: Any, name: str, kind: str, header: _Header | None) -> Any:
+    source = ElementTree.SubElement(band, kind)
+    _text(source, "SourceFilename", name, relativeToVRT="0")
+    _text(source, "SourceBand", "1")
+    if header is not None and name == header.layer.file:  # GDAL then opens the file when it is read
+        rows, columns = header.block
+        sizes = {"RasterXSize": header.grid.width, "RasterYSize": header.grid.height, "BlockXSize": columns}
+        sizes["BlockYSize"] = rows
+        kinds = {key: str(size) for key, size in sizes.items()}
+        ElementTree.SubElement(source, "SourceProperties", kinds, DataType=GDAL_TYPES[header.dtype])
+    return source
+
+
+def _text(parent: Any, tag: str, text: str, **attributes: str) -> None:
+    ElementTree.SubElement(parent, tag, attributes).text = text
+
+
+def _warped(name: str, target: _Grid, resampling: Resampling, fill: float, where: str) -> str:
+    """A virtual raster of one on another grid, as XML."""
+    nodata = {"nodata": fill, "src_nodata": fill} if math.isnan(fill) else {"nodata": fill}
+    grid = {"crs": target.crs, "transform": target.transform, "width": target.width, "height": target.height}
+    try:
+        with (
+            _quiet(),
+            rasterio.io.DatasetReader(name, driver=list(DRIVERS)) as source,
+            WarpedVRT(source, resampling=resampling, tolerance=0.01, **grid, **nodata) as warped,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            file = Path(folder) / "warped.vrt"
+            rasterio.shutil.copy(warped, file, driver="VRT")
+            return file.read_text(encoding="utf-8")
+    except RasterioError as error:
+        raise DataError(f"{where}: its files cannot be brought to one grid ({brief(error)}).") from error
+
+
+def sources_of(xml: str) -> list[str]:
+    """The files that a virtual raster refers to, also by way of others."""
+    found: list[str] = []
+    for element in ElementTree.fromstring(xml).iter():
+        text = element.text or ""
+        if element.tag in ("SourceFilename", "SourceDataset"):
+            found += sources_of(text) if text.lstrip().startswith("<") else [text]
+    return list(dict.fromkeys(found))
