@@ -67,6 +67,13 @@ class EncoderWithHead(PreTrainedModel):
         config.take_encoder(encoder.config)
         self.encoder = encoder
         parameters = inspect.signature(encoder.forward).parameters
+        needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+        needed = [name for name in needed if name not in ("pixel_values", "kwargs")]
+        if needed:
+            raise ArchitectureError(
+                f"{type(encoder).__name__} needs {listing(needed)} beside the images: the encoder must take "
+                "(batch, channels, height, width) alone."
+            )
         self._takes_noise = "noise" in parameters
         self._takes_interpolation = "interpolate_pos_encoding" in parameters
         # Hidden state i + 1 is the output of block i; the last block's goes through the encoder's final norm instead.

@@ -15,7 +15,7 @@ from deflect_hf.config.data import ENCODER_SIZE
 from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.errors import ConfigError, brief, nearest
 from deflect_hf.models.configuration import as_pair
-from deflect_hf.models.loading import load_encoder_config
+from deflect_hf.models.loading import adopt_encoder, load_encoder_config
 from deflect_hf.spectral.selection import resolve_bands, select_bands
 
 if TYPE_CHECKING:
@@ -82,9 +82,8 @@ def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
         torch.manual_seed(arguments.random_seed)
         with _buildable(config.model_type):
             model: PreTrainedModel = AutoModel.from_config(config)
-    if hasattr(model, "pooler"):
-        model.pooler = None  # no head reads it
-    return model
+    # made with it and taken off: without, the same seed would draw other weights
+    return adopt_encoder(model)
 
 
 def pretraining_size(arguments: EncoderArguments) -> list[int]:

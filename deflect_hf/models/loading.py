@@ -24,7 +24,9 @@ def _encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
-    """No head reads the pooler, and many checkpoints lack its weights."""
+    """Arguments of a model's class for one without pooler: no head reads it, and many checkpoints lack its weights."""
+    if config.model_type == "siglip_vision_model":
+        config.vision_use_head = False  # it pools by attention
     takes_option = "add_pooling_layer" in inspect.signature(_encoder_class(config).__init__).parameters
     return {"add_pooling_layer": False} if takes_option else {}
 
@@ -67,6 +69,8 @@ def load_encoder_config(
 ) -> PreTrainedConfig:
     """The configuration of a vision transformer in a folder or on the Hub, without its weights.
 
+    Of a model that reads images and text, such as CLIP, it is that of the part that reads images.
+
     Raises:
         CheckpointError: it cannot be read.
     """
@@ -74,7 +78,7 @@ def load_encoder_config(
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             source, revision=revision, local_files_only=local_files_only
         )
-    return config
+    return getattr(config, "vision_config", config)
 
 
 def load_encoder(
@@ -86,6 +90,8 @@ def load_encoder(
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Load a vision transformer without pooler from a folder or from the Hub.
+
+    Of a model that reads images and text, such as CLIP, only the part that reads images.
 
     Raises:
         CheckpointError: it cannot be read, or lacks weights that the encoder needs (all of them are named).
@@ -121,4 +127,7 @@ def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
         )
     if without_pooler(encoder.config):
         encoder.pooler = None
+    if getattr(encoder, "use_head", False):
+        encoder.use_head = False
+        del encoder.head
     return encoder
