@@ -60,6 +60,34 @@ class DatasetArguments(Arguments):
 
     name: str = option("synthetic", f"Which data set: {listing(dataset_names())}.")
     root: UserPath | None = option(None, "Folder of the data; needed by every reader but 'synthetic'.")
+    scenes: list[dict[str, Any]] | UserPath | None = option(
+        None,
+        "'scenes': a list of {image, labels, layer, split, name}, all but image optional, or a CSV or vector file with "
+        "such columns. Paths are relative to root.",
+    )
+    labels: UserPath | None = option(
+        None, "'scenes': polygons, points or a raster of classes, for scenes that name no labels of their own."
+    )
+    attribute: str | None = option(
+        None, "'scenes': attribute of the polygons or points that holds the class: names of classes, or class_values."
+    )
+    background: str | None = option(
+        None, "'scenes': class of the ground outside of all polygons. null: it has no label."
+    )
+    all_touched: bool = option(
+        False, "'scenes': polygons label every pixel that they touch, not only those with their middle inside."
+    )
+    window: Side = option(224, "'scenes': side in pixels of the windows that are read from the scenes.")
+    windows_per_epoch: Count | None = option(
+        None, "'scenes': training windows of an epoch. null: one for each window of a grid that has a label."
+    )
+    block_km: PositiveFloat | None = option(
+        None, "'scenes': side in km of the blocks that are drawn into splits or folds. null: each scene is one."
+    )
+    buffer_km: NonNegativeFloat = option(0.0, "'scenes': distance in km between blocks, in which no label counts.")
+    split_column: str | None = option(
+        None, "'scenes': attribute of the polygons or points that says train, val or test."
+    )
     download: bool = option(False, "Public data sets: fetch what is missing from where it is published into root.")
     task: Literal["classification", "segmentation"] | None = option(
         None,
@@ -154,7 +182,9 @@ class DatasetArguments(Arguments):
     @model_validator(mode="after")
     def _check(self) -> Self:
         refuse_unused(self)
-        if self.root is None and "root" in dataset_spec(self.name).keys:
+        if self.name == "scenes":
+            self._check_scenes()
+        elif self.root is None and "root" in dataset_spec(self.name).keys:
             kind = "images/ and masks/ or the classes" if self.name == "folder" else "the files as they are published"
             raise ConfigError(f"Data set {self.name!r} needs `root`, the folder with {kind}.")
         if self.val_fraction + self.test_fraction >= 1.0:
@@ -173,6 +203,18 @@ class DatasetArguments(Arguments):
         if overlap:
             raise ConfigError(f"Mask value(s) {overlap} are in both class_values and ignore_values: keep one of them.")
         return self
+
+    def _check_scenes(self) -> None:
+        if not self.scenes:
+            raise ConfigError("Data set 'scenes' needs `scenes`: a list of {image: FILE, labels: FILE}, or a table.")
+        if self.buffer_km and (self.block_km is None or self.buffer_km >= self.block_km):
+            raise ConfigError(f"buffer_km={self.buffer_km:g} lies between blocks: give a larger block_km.")
+        if self.split_column is not None:
+            for key in ("block_km", "num_folds", "background"):
+                if getattr(self, key) is not None:
+                    raise ConfigError(f"split_column says which polygon is in which split: remove `{key}`.")
+        if self.background is not None and self.background not in (self.classes or ()):
+            raise ConfigError(f"background={self.background!r} is none of `classes`, {listing(self.classes or ())}.")
 
     @property
     def size(self) -> list[int] | None:

@@ -119,6 +119,7 @@ class ImageDataset(torch.utils.data.Dataset):
         processor: Turns stored values into reflectance.
         labels: What the labels mean.
         gsd_m: Pixel size on the ground of the examples, in metres, before any transform.
+        drawn: Let the reader draw which window of a scene a row stands for, where it can: ``reader.draw(row, generator)``.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class ImageDataset(torch.utils.data.Dataset):
         seed: int = 0,
         transform: Transform | None = None,
         resize_labels: bool = True,
+        drawn: bool = False,
     ) -> None:
         self.table = table
         self.reader = reader
@@ -140,6 +142,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.transform = transform
         self.resize_labels = resize_labels
+        self.draw = getattr(reader, "draw", None) if drawn else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
 
     @property
@@ -172,12 +175,15 @@ class ImageDataset(torch.utils.data.Dataset):
         """Ids of the examples, in order."""
         return list(self.table["name"])
 
-    def with_transform(self, transform: Transform | None, resize_labels: bool = True) -> ImageDataset:
+    def with_transform(
+        self, transform: Transform | None, resize_labels: bool = True, drawn: bool = False
+    ) -> ImageDataset:
         """The same examples, passed through ``transform(example, generator)``.
 
         Without ``resize_labels``, masks keep their stored size where ``image_size`` resizes the images: for scores.
+        With ``drawn``, a reader of scenes draws its windows anew in each epoch.
         """
-        return self._changed(transform=transform, resize_labels=resize_labels)
+        return self._changed(transform=transform, resize_labels=resize_labels, drawn=drawn)
 
     def select(self, indices: Sequence[int]) -> ImageDataset:
         """The examples at ``indices``, in that order."""
@@ -185,7 +191,8 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _changed(self, **changes: Any) -> ImageDataset:
         names = ("table", "reader", "processor", "labels", "gsd_m", "seed", "transform", "resize_labels")
-        return ImageDataset(**{**{name: getattr(self, name) for name in names}, **changes})
+        kept = {name: getattr(self, name) for name in names} | {"drawn": self.draw is not None}
+        return ImageDataset(**{**kept, **changes})
 
     def set_epoch(self, epoch: int) -> None:
         """Make the random transforms draw anew for this epoch, in the workers of a running loader as well."""
@@ -202,6 +209,9 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Example:
         row = self.table[index]
+        generator = example_generator(self.seed, int(self._epoch), index)
+        if self.draw is not None:
+            row = self.draw(row, generator)
         stored = self.reader.read(row)
         pixels = self.processor.convert(stored.values, stored.bands, stored.valid, stored.where)
         example: Example = {"pixel_values": pixels, "name": row["name"]}
@@ -218,7 +228,7 @@ class ImageDataset(torch.utils.data.Dataset):
         elif stored.target is not None:
             example["labels"] = torch.tensor(stored.target, dtype=torch.int64)
         if self.transform is not None:
-            example = self.transform(example, example_generator(self.seed, int(self._epoch), index))
+            example = self.transform(example, generator)
             if self.ignore_index != IGNORED and "labels" in example:
                 example["labels"][example["labels"] == IGNORED] = self.ignore_index
         return example

@@ -70,12 +70,19 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     survey(args, everything, infos, info, reader, labels)
     gsd_m = processor.effective_gsd_m(info.height)
     datasets = make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
-    if trained is not None and processor.unit_check:
-        for split, images in datasets.items():
-            chosen = range(0, len(images), max(1, len(images) // SAMPLED_IMAGES))
-            pixels = [processor.convert(*_stored(images, index)).flatten(1) for index in chosen]
-            trained.contract.check_values(torch.cat(pixels, dim=1), f"{root}, {split} split")
+    compare_with_training(datasets, trained, str(root))
     return datasets
+
+
+def compare_with_training(
+    datasets: dict[str, ImageDataset], trained: MultispectralImageProcessor | None, where: str
+) -> None:
+    """Refuse splits whose values are shifted or scaled against those that a model was trained on."""
+    for split, images in datasets.items() if trained is not None else ():
+        if images.processor.unit_check:
+            chosen = range(0, len(images), max(1, len(images) // SAMPLED_IMAGES))
+            pixels = [images.processor.convert(*_stored(images, index)).flatten(1) for index in chosen]
+            trained.contract.check_values(torch.cat(pixels, dim=1), f"{where}, {split} split")
 
 
 def _stored(images: ImageDataset, index: int) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ pyproj and rasterio are imported when they are asked.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -187,6 +188,33 @@ def to_pixels(crs: str, image: RasterInfo, x: Array, y: Array) -> tuple[Array, A
     assert image.crs is not None
     between = _between(crs, image.crs)
     return _in_grid(image, *(between.transform(x, y) if between is not None else (x, y)))
+
+
+def pixels_of(source: RasterInfo, target: RasterInfo | None, columns: Array, rows: Array) -> tuple[Array, Array]:
+    """Where points of one grid are in another; None: as longitude and latitude, on the map where no system is known."""
+    if target is not None:
+        return _across(source, target, columns, rows)
+    x, y = _on_the_map(source, columns, rows)
+    between = _between(source.crs, None) if source.crs is not None else None
+    return (x, y) if between is None else between.transform(x, y)
+
+
+def in_degrees(info: RasterInfo) -> bool:
+    """Whether a grid is in degrees of longitude and latitude."""
+    return projection(info) == GEOGRAPHIC
+
+
+def unit_m(info: RasterInfo) -> float:
+    """Metres of one unit of a projected reference system."""
+    return _unit(_system(str(info.crs)))
+
+
+def part_of(info: RasterInfo, box: tuple[int, int, int, int]) -> RasterInfo:
+    """The header that a window (row, column, height, width) of a raster would have as a file of its own."""
+    row, column, height, width = box
+    a, b, _, d, e, _ = info.transform
+    x, y = _on_the_map(info, np.array(column), np.array(row))
+    return dataclasses.replace(info, height=height, width=width, transform=(a, b, float(x), d, e, float(y)))
 
 
 def ground_m(info: RasterInfo) -> float | None:

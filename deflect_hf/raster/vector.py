@@ -157,26 +157,36 @@ class Shapes:
 
         Where features of two values meet in a pixel, it has none.
         """
+        first, last = (self._burnt(box, backwards, all_touched) for backwards in (False, True))
+        return first, (first == last) & (first != self._unlike)
+
+    def claimed(self, box: Box, all_touched: bool = False) -> Array:
+        """(h, w) where there is any feature."""
+        return self._burnt(box, False, all_touched) != self._unlike
+
+    @property
+    def _unlike(self) -> int:
+        """A value that no feature has."""
+        return int(self.values.min(initial=0)) - 1
+
+    def _burnt(self, box: Box, backwards: bool, all_touched: bool) -> Array:
         from rasterio import Affine
         from rasterio.features import rasterize
 
         row, column, height, width = box
         found = self.touching(box)
         if not len(found):
-            return np.zeros((height, width), np.int32), np.zeros((height, width), dtype=bool)
-        unlike = int(self.values.min()) - 1  # any value may be a class
-        burnt = [
-            rasterize(
-                [(self.geometries[number], int(self.values[number])) for number in order],
-                out_shape=(height, width),
-                fill=unlike,
-                transform=Affine.translation(column, row),
-                all_touched=all_touched,
-                dtype="int32",
-            )
-            for order in (found, found[::-1])
-        ]
-        return burnt[0], (burnt[0] == burnt[1]) & (burnt[0] != unlike)
+            return np.full((height, width), self._unlike, np.int32)
+        order = found[::-1] if backwards else found
+        burnt: Array = rasterize(
+            [(self.geometries[number], int(self.values[number])) for number in order],
+            out_shape=(height, width),
+            fill=self._unlike,
+            transform=Affine.translation(column, row),
+            all_touched=all_touched,
+            dtype="int32",
+        )
+        return burnt
 
     def overlaps(self) -> list[tuple[int, int]]:
         """Pairs of polygons of unlike values that share ground."""

@@ -73,7 +73,7 @@ def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, Imag
             "or nodata. Correct dataset.class_values and dataset.ignore_values, or the masks"
         )
     splits = {
-        name: split.with_transform(build_transform(config.augmentation, name))
+        name: split.with_transform(build_transform(config.augmentation, name), drawn=True)
         if name == "train"
         else for_evaluation(split, config.augmentation)
         for name, split in splits.items()

@@ -1,0 +1,133 @@
+"""Windows straight from scenes: the pixels of the image, and of its labels, whatever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from deflect_hf.data.dataset import Stored
+from deflect_hf.data.folder_reader import FolderReader
+from deflect_hf.data.places import Box, Region
+from deflect_hf.raster.georeference import part_of
+from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.read import read_mask, read_raster
+from deflect_hf.raster.vector import Shapes
+
+Array = np.ndarray[Any, Any]
+
+
+class SceneLabels(Protocol):
+    """The labels of a scene."""
+
+    path: str
+
+    def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
+        """(h, w) stored class values of a box of the scene, and where there are any that the split may see."""
+
+
+@dataclass(frozen=True)
+class ShapeLabels:
+    """Polygons and points.
+
+    Attributes:
+        shapes: By split, under ``""`` where all splits see the same.
+        background: Class value of all other ground, None where it has no label.
+    """
+
+    path: str
+    shapes: Mapping[str, Shapes]
+    all_touched: bool
+    background: int | None
+
+    def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
+        """(h, w) values burnt, and where."""
+        shapes = self.shapes.get(split, self.shapes.get(""))
+        if shapes is None:
+            return np.zeros(box[2:], np.int32), np.zeros(box[2:], dtype=bool)
+        values, labelled = shapes.burn(box, self.all_touched)
+        if self.background is None:
+            return values, labelled
+        claimed = shapes.claimed(box, self.all_touched)  # by two classes, maybe, which is no background
+        return np.where(claimed, values, self.background), labelled | ~claimed
+
+
+@dataclass(frozen=True)
+class RasterLabels:
+    """A raster of classes, on the grid of the scene or resampled to it."""
+
+    path: str
+    georeferenced: bool
+
+    def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
+        """(h, w) stored values, and where they are valid."""
+        if self.georeferenced:
+            mask = read_mask(self.path, onto=part_of(info, box), resample=True)
+        else:
+            mask = read_mask(self.path, window=box)
+        return mask.values[0], mask.valid[0]
+
+
+@dataclass(frozen=True)
+class SceneReader:
+    """Reads the window of a row.
+
+    Attributes:
+        reader: What the bands of the scenes are.
+        infos, labels: Of each scene.
+        window: Side of the windows in pixels; a smaller one is filled up with pixels that were not measured.
+        regions: What is in which split.
+    """
+
+    reader: FolderReader
+    infos: tuple[RasterInfo, ...]
+    labels: tuple[SceneLabels, ...]
+    window: int
+    regions: tuple[Region, ...]
+    classes: tuple[str, ...]
+
+    def read(self, row: Mapping[str, Any]) -> Stored:
+        """Read the window of a row: only its ``core`` keeps its labels, the rest belongs to other windows."""
+        info, labels, box = self.infos[row["scene"]], self.labels[row["scene"]], tuple(row["box"])
+        raster = read_raster(
+            info.path,
+            self.reader.bands,
+            needed=self.reader.needed_bands,
+            source_bands=self.reader.source_bands,
+            sensor=self.reader.sensor,
+            quality=self.reader.quality,
+            window=box,
+        )
+        values, labelled = labels.read(info, box, row["split"])
+        top, left, height, width = row["core"]
+        rows, columns = np.arange(box[0], box[0] + box[2]), np.arange(box[1], box[1] + box[3])
+        labelled &= ((rows >= top) & (rows < top + height))[:, None] & ((columns >= left) & (columns < left + width))
+        return Stored(
+            self._filled(raster.values),
+            raster.bands,
+            self._filled(values),
+            info.path,
+            self._filled(raster.valid),
+            self._filled(labelled),
+            labels.path,
+        )
+
+    def draw(self, row: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Another window of the same region, that holds one of the labelled pixels of this one, anywhere in it."""
+        core, (top, left, height, width) = tuple(row["core"]), row["region"]
+        _, labelled = self.labels[row["scene"]].read(self.infos[row["scene"]], core, row["split"])
+        rows, columns = labelled.nonzero()
+        at = int(torch.randint(len(rows), (), generator=generator))
+        shift = torch.randint(self.window, (2,), generator=generator).tolist()
+        row_, column_ = core[0] + int(rows[at]) - shift[0], core[1] + int(columns[at]) - shift[1]
+        high, wide = min(self.window, height), min(self.window, width)
+        box = (min(max(row_, top), top + height - high), min(max(column_, left), left + width - wide), high, wide)
+        return {**row, "box": box, "core": box}
+
+    def _filled(self, values: Array) -> Array:
+        """(..., h, w) -> (..., window, window), zeros on the right and below, which are valid nowhere."""
+        short = [(0, 0)] * (values.ndim - 2) + [(0, self.window - side) for side in values.shape[-2:]]
+        return np.pad(values, short) if values.shape[-2:] != (self.window, self.window) else values
