@@ -78,5 +78,5 @@ def _users(key: str) -> str:
     specs = [dataset_spec(name) for name in dataset_names()]
     users = [spec for spec in specs if key in spec.keys]
     if all(spec in users for spec in specs if spec.public):
-        return " and ".join([*(repr(spec.name) for spec in users if not spec.public), "the public data sets"])
+        return ", ".join([*(repr(spec.name) for spec in users if not spec.public), "the public data sets"])
     return listing([spec.name for spec in users])

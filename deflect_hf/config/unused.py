@@ -71,6 +71,11 @@ RULES = (
         lambda run, _: f"keeps what enters the first deflected block, but finetune is {run.finetune}",
     ),
     Rule(
+        ("cache_prefix",),
+        lambda run, _: run.dataset.name != "scenes",
+        lambda *_: "keeps what images give, but windows of scenes are drawn anew in each epoch",
+    ),
+    Rule(
         ("overwrite",),
         lambda run, _: run.resume_from is None,
         lambda run, _: "replaces the run that resume_from continues",

@@ -119,7 +119,7 @@ class ImageDataset(torch.utils.data.Dataset):
         processor: Turns stored values into reflectance.
         labels: What the labels mean.
         gsd_m: Pixel size on the ground of the examples, in metres, before any transform.
-        drawn: Let the reader draw which window of a scene a row stands for, where it can: ``reader.draw(row, generator)``.
+        drawn: Let a reader of scenes draw which window a row stands for: ``reader.draw(row, generator)``.
     """
 
     def __init__(

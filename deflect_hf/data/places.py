@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def _stretches(length: int, start: float, step: float, side: float, share: float
     edges = sorted({0, length, *(edge for edge in inside if 0 < edge < length)})
     margin = math.ceil(share * side / abs(step)) if share else 0
     pieces = []
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         first, last = first + margin * (first > 0), last - margin * (last < length)
         if last > first:
             pieces.append((first, last - first))
@@ -124,8 +124,9 @@ def draw_splits(counts: Sequence[Sequence[int]], args: DatasetArguments) -> list
 def balanced(counts: Sequence[Sequence[int]], shares: Mapping[str, float], seed: int) -> list[str]:
     """A split for each place, so that of each class every split has about its share.
 
-    The rarest class is dealt first, each place to the split that lacks most of it. Source: the iterative
-    stratification of Sechidis, Tsoumakas and Vlahavas, On the Stratification of Multi-label Data, ECML PKDD 2011.
+    Places that hold much of a class are dealt first, each to the split where it takes most off the squares of what is
+    lacking; a greedy form of the stratification of Sechidis, Tsoumakas and Vlahavas (On the Stratification of
+    Multi-label Data, ECML PKDD 2011).
     """
     labels, names = np.asarray(counts, dtype=float), list(shares)
     if len(labels) < len(names):
@@ -135,19 +136,13 @@ def balanced(counts: Sequence[Sequence[int]], shares: Mapping[str, float], seed:
         )
     labels = labels / np.maximum(labels.sum(axis=0), 1)  # of each class 1 in all
     wanted = np.array([shares[name] for name in names])[:, None] * (labels.sum(axis=0) > 0)
-    chance = np.random.default_rng(seed).permutation(len(labels))
-    open_places, found = set(range(len(labels))), np.full(len(labels), -1)
-    while open_places:
-        left = sorted(open_places)
-        remaining = (labels[left] > 0).sum(axis=0)
-        rarest = int(np.where(remaining > 0, remaining, np.inf).argmin())
-        place = max(left, key=lambda one: (labels[one, rarest], chance[one]))
+    weight = labels.max(axis=1, initial=0) * np.random.default_rng(seed).uniform(0.5, 1, len(labels))
+    found = np.full(len(labels), -1)
+    for done, place in enumerate(np.argsort(-weight, kind="stable")):
         empty = [split for split in range(len(names)) if split not in found]
-        splits = empty if len(empty) >= len(left) else range(len(names))
-        split = max(splits, key=lambda one: (wanted[one, rarest], wanted[one].sum()))
-        found[place] = split
-        wanted[split] -= labels[place]
-        open_places.remove(place)
+        splits = empty if len(empty) >= len(labels) - done else range(len(names))
+        found[place] = max(splits, key=lambda split: float(wanted[split] @ labels[place]))
+        wanted[found[place]] -= labels[place]
     return [names[split] for split in found]
 
 
@@ -184,7 +179,7 @@ def touching(regions: Sequence[Region], infos: Sequence[RasterInfo]) -> Counter[
         if second is None:
             continue
         near = (first[:, None, :2] <= second[None, :, 2:] + 0.5) & (second[None, :, :2] <= first[:, None, 2:] + 0.5)
-        for k, n in zip(*near.all(axis=2).nonzero(), strict=True):
+        for k, n in np.argwhere(near.all(axis=2)).tolist():
             if here[k].split != there[n].split and (one != other or k < n):
                 low, high = sorted((here[k].split, there[n].split))
                 found[low, high] += 1
@@ -218,7 +213,7 @@ def write_regions(path: Path, regions: Sequence[Region], infos: Sequence[RasterI
 
 
 def settled(regions: Sequence[Region], args: DatasetArguments, given: Mapping[int, str]) -> list[Region]:
-    """The regions with labels, each with its split: that of its scene where one is ``given``, else one that is drawn."""
+    """The regions with labels, each in a split: that of its scene where one is ``given``, else one that is drawn."""
     labelled = [region for region in regions if sum(region.counts)]
     if given:
         return [dataclasses.replace(region, split=given[region.scene]) for region in labelled]

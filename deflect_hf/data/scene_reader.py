@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.folder_reader import FolderReader
-from deflect_hf.data.places import Box, Region
+from deflect_hf.data.places import Box, Region, write_regions
 from deflect_hf.raster.georeference import part_of
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.read import read_mask, read_raster
@@ -23,7 +24,9 @@ Array = np.ndarray[Any, Any]
 class SceneLabels(Protocol):
     """The labels of a scene."""
 
-    path: str
+    @property
+    def path(self) -> str:
+        """Their file."""
 
     def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
         """(h, w) stored class values of a box of the scene, and where there are any that the split may see."""
@@ -80,6 +83,7 @@ class SceneReader:
         infos, labels: Of each scene.
         window: Side of the windows in pixels; a smaller one is filled up with pixels that were not measured.
         regions: What is in which split.
+        values: Stored value of each of the ``classes``.
     """
 
     reader: FolderReader
@@ -88,6 +92,7 @@ class SceneReader:
     window: int
     regions: tuple[Region, ...]
     classes: tuple[str, ...]
+    values: tuple[int, ...]
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the window of a row: only its ``core`` keeps its labels, the rest belongs to other windows."""
@@ -126,6 +131,10 @@ class SceneReader:
         high, wide = min(self.window, height), min(self.window, width)
         box = (min(max(row_, top), top + height - high), min(max(column_, left), left + width - wide), high, wide)
         return {**row, "box": box, "core": box}
+
+    def write_places(self, path: Path) -> None:
+        """Write where each split lies as GeoJSON, with the labelled pixels of each class."""
+        write_regions(path, self.regions, self.infos, self.classes)
 
     def _filled(self, values: Array) -> Array:
         """(..., h, w) -> (..., window, window), zeros on the right and below, which are valid nowhere."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,7 +77,7 @@ def load_scenes(args: DatasetArguments, trained: MultispectralImageProcessor | N
     refuse_other_bands(infos, info, reader, args)
     report_grids(where, infos, info)
     regions, cells = place(entries, infos, labels, args, meaning)
-    scenes = SceneReader(reader, tuple(infos), tuple(labels), args.window, tuple(regions), classes)
+    scenes = SceneReader(reader, tuple(infos), tuple(labels), args.window, tuple(regions), classes, values)
     report_splits(regions, infos, classes, where)
     rows = {split: [cell for cell in cells if cell["split"] == split] for split in SPLITS}
     rows = {split: members for split, members in rows.items() if members}
@@ -285,9 +285,3 @@ def _as_many(rows: list[Row], wanted: int | None) -> list[Row]:
         if wanted < len(rows)
         else [{**rows[k % len(rows)], "name": f"{rows[k % len(rows)]['name']}+{k // len(rows)}"} for k in range(wanted)]
     )
-
-
-def regions_of(datasets: Mapping[str, ImageDataset]) -> SceneReader | None:
-    """The reader of scenes, which knows where the splits lie; None for other data sets."""
-    reader = next(iter(datasets.values())).reader
-    return reader if isinstance(reader, SceneReader) else None

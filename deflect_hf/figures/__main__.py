@@ -38,7 +38,9 @@ def draw_dataset(words: Sequence[str]) -> list[Path]:
     description = "Sample sheets, band histograms and class counts of a data set."
     arguments = parse_arguments(DatasetFigureArguments, description, words)
     from deflect_hf.data import load_dataset_splits
+    from deflect_hf.data.scene_reader import SceneReader
     from deflect_hf.figures.dataset import sample_sheets, statistics_figure
+    from deflect_hf.figures.places import splits_figure
 
     dataset, split, folder = arguments.dataset, arguments.split, Path(arguments.output)
     if dataset.image_size == ENCODER_SIZE:
@@ -46,10 +48,13 @@ def draw_dataset(words: Sequence[str]) -> list[Path]:
     splits = load_dataset_splits(dataset)
     if split not in splits:
         raise DataError(f"the data set has no split {split!r}, only {listing(splits)}: give --split.")
-    refuse_foreign(folder / f"statistics_{split}.png", *folder.glob(f"samples_{split}_*.png"))
+    refuse_foreign(folder / "splits.png", folder / f"statistics_{split}.png", *folder.glob(f"samples_{split}_*.png"))
+    reader = splits[split].reader
+    drawn = [splits_figure(folder / "splits.png", reader)] if isinstance(reader, SceneReader) else []
     title = f"{Path(dataset.root).name if dataset.root else dataset.name}, {split}"
     sheets = sample_sheets(folder, splits[split], split, title, arguments.samples)
-    return [*sheets, statistics_figure(folder / f"statistics_{split}.png", splits[split], title, arguments.images)]
+    statistics = statistics_figure(folder / f"statistics_{split}.png", splits[split], title, arguments.images)
+    return [*drawn, *sheets, statistics]
 
 
 def draw_curves(words: Sequence[str]) -> list[Path]:

@@ -18,6 +18,7 @@ from deflect_hf.artifacts.processes import launcher_precision, make_accelerator
 from deflect_hf.config.compose import flatten, plain
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.yaml import read_yaml
+from deflect_hf.data.scene_reader import SceneReader
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.evaluation.bootstrap import REPLICATES
 from deflect_hf.evaluation.metrics import selection_metric
@@ -33,6 +34,7 @@ from deflect_hf.training.trackers import finish_trackers, start_trackers, tracke
 from deflect_hf.training.work_dir import (
     CURVES,
     ENVIRONMENT,
+    PLACES,
     claim,
     default_work_dir,
     drop_former,
@@ -97,6 +99,8 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
             claim(config, work_dir, continued)
             begin(config, work_dir, loop, source)
             write_json(work_dir / ENVIRONMENT, surroundings)
+            if isinstance(experiment.train.reader, SceneReader):
+                experiment.train.reader.write_places(work_dir / PLACES)
             log_start(config, accelerator, parameter_counts(experiment.model))
         accelerator.wait_for_everyone()
 

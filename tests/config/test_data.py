@@ -42,6 +42,16 @@ OTHER_THAN_DEFAULT = {
     "place_km": 5.0,
     "num_samples": 8,
     "noise": 0.01,
+    "scenes": "list.csv",
+    "labels": "labels.gpkg",
+    "attribute": "class",
+    "background": "land",
+    "all_touched": True,
+    "window": 64,
+    "windows_per_epoch": 100,
+    "block_km": 2.0,
+    "buffer_km": 0.5,
+    "split_column": "split",
 }
 TOGETHER = {
     "qa_band": "qa_values",
@@ -49,6 +59,8 @@ TOGETHER = {
     "qa_bits": "qa_band",
     "qa_classes": "qa",
     "fold": "num_folds",
+    "buffer_km": "block_km",
+    "background": "classes",
 }  # refused without the other
 
 
@@ -56,6 +68,7 @@ TOGETHER = {
 def test_a_key_is_refused_by_the_readers_that_do_not_look_at_it(key: str) -> None:
     for name in dataset_names():
         given = {"root": "data"} if name != "synthetic" else {}
+        given |= {"scenes": "list.csv"} if name == "scenes" else {}
         given[key] = OTHER_THAN_DEFAULT[key]
         if key in dataset_spec(name).keys:
             if key in TOGETHER:
@@ -67,18 +80,25 @@ def test_a_key_is_refused_by_the_readers_that_do_not_look_at_it(key: str) -> Non
 
 
 def test_the_message_names_the_readers_that_use_the_key() -> None:
-    with pytest.raises(ConfigError, match=r"It is for 'folder' and the public data sets\.$"):
+    with pytest.raises(ConfigError, match=r"It is for 'folder', 'scenes', the public data sets\.$"):
         DatasetArguments(root="data")
     with pytest.raises(ConfigError, match=r"It is for the public data sets\.$"):
         DatasetArguments(name="folder", root="data", download=True)
-    with pytest.raises(ConfigError, match=r"It is for 'folder', 'synthetic'\.$"):
+    with pytest.raises(ConfigError, match=r"It is for 'folder', 'scenes', 'synthetic'\.$"):
         DatasetArguments(name="mados", root="data", num_folds=3)
 
 
-@pytest.mark.parametrize("name", [name for name in dataset_names() if "root" in dataset_spec(name).keys])
+@pytest.mark.parametrize(
+    "name", [name for name in dataset_names() if "root" in dataset_spec(name).keys and name != "scenes"]
+)
 def test_stored_images_need_a_folder(name: str) -> None:
     with pytest.raises(ConfigError, match=f"Data set '{name}' needs `root`, the folder with "):
         DatasetArguments(name=name)
+
+
+def test_scenes_need_a_list_of_them() -> None:
+    with pytest.raises(ConfigError, match="Data set 'scenes' needs `scenes`: a list of"):
+        DatasetArguments(name="scenes")
 
 
 def test_arguments_of_one_reader_carried_over_to_another() -> None:
