@@ -66,7 +66,7 @@ class Scene:
                 info.path,
                 trained.gsd_m,
             )
-        shared = DatasetArguments.model_fields.keys() & SceneArguments.model_fields.keys() - {"gsd_m"}
+        shared = DatasetArguments.model_fields.keys() & SceneArguments.model_fields.keys() - {"gsd_m", "window"}
         reading = {name: getattr(arguments, name) for name in shared}
         described = DatasetArguments(name="folder", root=info.path, gsd_m=gsd_m, **reading)
         if info.crs is None:
