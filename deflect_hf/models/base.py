@@ -19,6 +19,7 @@ from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataErr
 from deflect_hf.models.configuration import EncoderWithHeadConfig, as_pair
 from deflect_hf.models.loading import adopt_encoder, load_encoder, refuse_new_weights, without_pooler
 from deflect_hf.models.patch_embedding import widen
+from deflect_hf.models.targets import target_of
 from deflect_hf.spectral.selection import normalise_base_bands, select_bands
 
 # transformers before 5.23 returns all hidden states or none, and takes a list of them for another thing
@@ -89,6 +90,24 @@ class EncoderWithHead(PreTrainedModel):
                 f"{type(encoder).__name__} was pretrained on rectangular images ({image_size[0]} x {image_size[1]}), "
                 "whose position embeddings transformers cannot interpolate; use an encoder pretrained on square ones."
             )
+
+    def in_units(self, predictions: Tensor) -> Tensor:
+        """(B, K, ...) outputs of the head -> logits, or values in the unit of the labels."""
+        mean, std = self.config.target_mean, self.config.target_std
+        if mean is None or std is None:
+            return predictions
+        return predictions.float() * std + mean  # half precision has too few digits for some units
+
+    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, K, ...) logits and the labels of the task -> scalar."""
+        target = target_of(self.config)
+        expected = target.label_shape(logits)
+        if labels.shape != expected:
+            raise DataError(
+                f"labels have the shape {tuple(labels.shape)} instead of {tuple(expected)}"
+                f"{', batch x height x width of the image' * (len(expected) == 3)}."
+            )
+        return target.loss(logits, labels)
 
     @classmethod
     def from_encoder(

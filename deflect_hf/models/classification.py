@@ -1,4 +1,4 @@
-"""Image classification with any vision transformer."""
+"""Classification, multi-label classification and regression of images with any vision transformer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from deflect_hf.errors import ArchitectureError, DataError
+from deflect_hf.errors import ArchitectureError
 from deflect_hf.models.base import EncoderFeatures, EncoderWithHead
 from deflect_hf.models.configuration import EncoderForImageClassificationConfig
 from deflect_hf.models.heads import TokenHead
-from deflect_hf.models.loss import binary_cross_entropy, cross_entropy
 
 
 class EncoderForImageClassification(EncoderWithHead):
@@ -33,7 +32,7 @@ class EncoderForImageClassification(EncoderWithHead):
 
         Args:
             labels: (B,) int64 class indices, ``config.ignore_index`` where unknown; for multi-label classification
-                (B, K) with 0, 1, or NaN where unknown.
+                (B, K) with 0, 1, or NaN where unknown; for regression (B,) values, NaN where unknown.
             kwargs: go to the encoder.
 
         Raises:
@@ -41,9 +40,9 @@ class EncoderForImageClassification(EncoderWithHead):
             BandError: the number of channels is not that of ``config.bands``.
         """
         features = self.encode(pixel_values, **kwargs)
-        logits = self.head(self._pool(features))
+        logits = self.in_units(self.head(self._pool(features)))
         return ImageClassifierOutput(
-            loss=None if labels is None else self._loss(logits, labels),
+            loss=None if labels is None else self.label_loss(logits, labels),
             logits=logits,
             hidden_states=features.outputs.hidden_states if kwargs.get("output_hidden_states") else None,
             attentions=features.outputs.attentions,
@@ -58,13 +57,3 @@ class EncoderForImageClassification(EncoderWithHead):
                 " (segmentor.pooling: mean in a run's configuration)."
             )
         return [layer[:, 0] for layer in features.layers]
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        multi_label = self.config.problem_type == "multi_label_classification"
-        expected = logits.shape if multi_label else logits.shape[:1]
-        if labels.shape != expected:
-            raise DataError(f"labels have the shape {tuple(labels.shape)} instead of {tuple(expected)}.")
-        if multi_label:
-            return binary_cross_entropy(logits, labels)
-        config = self.config
-        return cross_entropy(logits, labels, config.ignore_index, config.class_weights, config.label_smoothing)

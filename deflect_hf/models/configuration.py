@@ -55,6 +55,9 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         ignore_index: label value that no loss and no metric counts.
         class_weights: one weight per class, for the cross-entropy.
         label_smoothing: of the cross-entropy, in [0, 1).
+        target_mean, target_std: of a regression's training labels: the head predicts the deviation from the mean in
+            units of ``target_std``; logits and labels are values in their own unit.
+        target_unit: that unit, which maps carry.
         initializer_range: standard deviation of the head's initial weights.
     """
 
@@ -82,6 +85,9 @@ class EncoderWithHeadConfig(PreTrainedConfig):
     ignore_index: int = -100
     class_weights: list[float | int] | None = None
     label_smoothing: float | int = 0.0
+    target_mean: float | int | None = None
+    target_std: float | int | None = None
+    target_unit: str | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -226,6 +232,22 @@ class EncoderWithHeadConfig(PreTrainedConfig):
                 "class_weights and label_smoothing belong to the cross-entropy; leave them out for "
                 f"problem_type={self.problem_type!r}."
             )
+        self._check_target()
+
+    def _check_target(self) -> None:
+        fields = {name: getattr(self, name) for name in ("target_mean", "target_std", "target_unit")}
+        given = [name for name, value in fields.items() if value is not None]
+        if self.problem_type != "regression":
+            if given:
+                raise ConfigError(f"{listing(given)} belong to problem_type='regression': leave them out.")
+            return
+        if self.num_labels != 1:
+            raise ConfigError(f"problem_type='regression' predicts one value: num_labels={self.num_labels}.")
+        mean, std = self.target_mean, self.target_std
+        if (mean is None) != (std is None) or not (std is None or 0 < std < math.inf) or not math.isfinite(mean or 0):
+            raise ConfigError(
+                f"target_mean={mean}, target_std={std}: give both as numbers, the deviation above 0, or neither."
+            )
 
 
 @strict
@@ -234,12 +256,17 @@ class EncoderForImageClassificationConfig(EncoderWithHeadConfig):
 
     Args:
         pooling: ``cls`` reads the class token, ``mean`` the mean of the patch tokens.
-        problem_type: ``single_label_classification`` (default) or ``multi_label_classification``.
+        problem_type: ``single_label_classification`` (default), ``multi_label_classification``, or ``regression`` (one
+            value per image, num_labels=1).
     """
 
     model_type = "deflect_image_classification"
     head_choices: ClassVar[tuple[str, ...]] = ("linear", "mlp")
-    problem_types: ClassVar[tuple[str, ...]] = ("single_label_classification", "multi_label_classification")
+    problem_types: ClassVar[tuple[str, ...]] = (
+        "single_label_classification",
+        "multi_label_classification",
+        "regression",
+    )
 
     pooling: str = "cls"
 
@@ -278,8 +305,6 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
                 f"auxiliary_loss_weight={self.auxiliary_loss_weight} with head={self.head!r}: it must be >= 0, and "
                 "only the upernet head has an auxiliary head."
             )
-        if self.problem_type == "regression" and self.num_labels != 1:
-            raise ConfigError(f"problem_type='regression' predicts one value per pixel: num_labels={self.num_labels}.")
 
     def _check_pixel_bands(self) -> None:
         fields = [self.pixel_bands, self.pixel_mean, self.pixel_std]

@@ -34,7 +34,7 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def squared_error(predictions: Tensor, labels: Tensor) -> Tensor:
-    """(B, 1, H, W) predictions, (B, H, W) values, NaN where unknown -> scalar: mean over the known pixels."""
+    """(B, 1, ...) predictions, (B, ...) values, NaN where unknown -> scalar: mean over the known values."""
     known = labels.isfinite()
     error = predictions.float().squeeze(1) - labels.float().where(known, 0.0)
     return (error.square() * known).sum() / known.sum().clamp(min=1)

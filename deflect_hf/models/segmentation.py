@@ -10,11 +10,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
-from deflect_hf.errors import DataError
 from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.models.configuration import EncoderForSemanticSegmentationConfig
 from deflect_hf.models.heads import segmentation_head
-from deflect_hf.models.loss import cross_entropy, squared_error
 
 
 class EncoderForSemanticSegmentation(EncoderWithHead):
@@ -45,28 +43,18 @@ class EncoderForSemanticSegmentation(EncoderWithHead):
         features = self.encode(pixel_values, **kwargs)
         seen = (pixel_values,) if self.config.head == "pixel" else ()
         coarse = self.head(features.patch_maps(), *seen)
-        logits = F.interpolate(coarse.logits, size=size, mode="bilinear", align_corners=False)
+        logits = F.interpolate(self.in_units(coarse.logits), size=size, mode="bilinear", align_corners=False)
         loss = None
         if labels is not None:
-            loss = self._loss(logits, labels)
+            loss = self.label_loss(logits, labels)
             if coarse.auxiliary is not None:
-                auxiliary = F.interpolate(coarse.auxiliary, size=size, mode="bilinear", align_corners=False)
-                loss = loss + self.config.auxiliary_loss_weight * self._loss(auxiliary, labels)
+                auxiliary = F.interpolate(
+                    self.in_units(coarse.auxiliary), size=size, mode="bilinear", align_corners=False
+                )
+                loss = loss + self.config.auxiliary_loss_weight * self.label_loss(auxiliary, labels)
         return SemanticSegmenterOutput(
             loss=loss,
             logits=logits,
             hidden_states=features.outputs.hidden_states if kwargs.get("output_hidden_states") else None,
             attentions=features.outputs.attentions,
         )
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        expected = (logits.shape[0], *logits.shape[-2:])
-        if labels.shape != expected:
-            raise DataError(
-                f"labels have the shape {tuple(labels.shape)} instead of {tuple(expected)}, batch x height x width of "
-                "the image."
-            )
-        if self.config.problem_type == "regression":
-            return squared_error(logits, labels)
-        config = self.config
-        return cross_entropy(logits, labels, config.ignore_index, config.class_weights, config.label_smoothing)

@@ -1,0 +1,123 @@
+"""What the labels of a task mean to a model: which are known, the loss over them, what logits become.
+
+Labels of one class are numbers, ``ignore_index`` where unknown; those of the other kinds are floats, NaN where unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from deflect_hf.config.tasks import PROBLEM_TYPES, Output
+from deflect_hf.models.loss import binary_cross_entropy, cross_entropy, squared_error
+
+
+@dataclass(frozen=True)
+class Target:
+    """Labels that belong to (B, K, ...) logits; see the subclasses.
+
+    Attributes:
+        class_weights, label_smoothing: of the cross-entropy over one of K classes.
+        std: of values, in their unit: errors are counted in it.
+    """
+
+    ignore_index: int = -100
+    class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
+    std: float = 1.0
+
+    def label_shape(self, logits: Tensor) -> torch.Size:
+        """(B, K, ...) logits -> the shape of their labels."""
+        return torch.Size((logits.shape[0], *logits.shape[2:]))
+
+    def known(self, labels: Tensor) -> Tensor:
+        """Labels -> bool of their shape."""
+        return labels.isfinite()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, K, ...) logits and their labels -> scalar mean over the known labels, 0 without any."""
+        raise NotImplementedError
+
+    def weight(self, labels: Tensor) -> Tensor:
+        """Labels -> scalar float32: what the mean of :meth:`loss` was divided by.
+
+        Mean loss times this weight can be summed over batches and processes and divided by the summed weights: the
+        mean over all labels, however unevenly the unknown ones are spread.
+        """
+        return self.known(labels).sum().float()
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """(B, K, ...) logits -> (B, K, ...) probabilities or values."""
+        raise NotImplementedError
+
+    def unweighted(self) -> Self:
+        """The same for scores: every label counts alike."""
+        return replace(self, class_weights=None, label_smoothing=0.0)
+
+
+class OneClass(Target):
+    """One of K classes: (B, ...) int64 labels; probabilities add up to 1."""
+
+    def known(self, labels: Tensor) -> Tensor:
+        """(B, ...) labels -> (B, ...) bool."""
+        return labels != self.ignore_index
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, K, ...) logits, (B, ...) labels -> scalar."""
+        return cross_entropy(logits, labels, self.ignore_index, self.class_weights, self.label_smoothing)
+
+    def weight(self, labels: Tensor) -> Tensor:
+        """(B, ...) labels -> scalar: their number, or the sum of their classes' weights."""
+        if self.class_weights is None:
+            return super().weight(labels)
+        known = self.known(labels)
+        weights = torch.tensor(self.class_weights, dtype=torch.float32, device=labels.device)
+        return (weights[labels.masked_fill(~known, 0)] * known).sum()
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """(B, K, ...) logits -> (B, K, ...) probabilities."""
+        return logits.softmax(dim=1)
+
+
+class AnyClasses(Target):
+    """Any number of K classes: (B, K) labels, 0 or 1; a probability for each class."""
+
+    def label_shape(self, logits: Tensor) -> torch.Size:
+        """(B, K) logits -> the same."""
+        return logits.shape
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, K) logits, (B, K) labels -> scalar."""
+        return binary_cross_entropy(logits, labels)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """(B, K) logits -> (B, K) probabilities."""
+        return logits.sigmoid()
+
+
+class Value(Target):
+    """A number: (B, 1, ...) predictions and (B, ...) labels in its unit."""
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, 1, ...) predictions, (B, ...) labels -> scalar: squared error in units of the deviation."""
+        return squared_error(logits, labels) / self.std**2
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """(B, 1, ...) predictions, which are values."""
+        return logits
+
+
+KINDS: dict[Output, type[Target]] = {"class": OneClass, "labels": AnyClasses, "value": Value}
+
+
+def target_of(config: Any) -> Target:
+    """The labels of a model with this configuration."""
+    kinds = {PROBLEM_TYPES[output]: kind for output, kind in KINDS.items()}
+    std = 1.0 if config.target_std is None else config.target_std
+    return kinds.get(config.problem_type, OneClass)(
+        config.ignore_index, config.class_weights, config.label_smoothing, std
+    )
