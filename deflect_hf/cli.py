@@ -30,7 +30,7 @@ EVALUATE = """Evaluate a trained model on a data set, or predict maps of scenes 
     python evaluate.py --eval_dir work-dir/RUN --drop_bands
     python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
 
-Evaluation writes scores, confusion matrix and prediction panels; it needs that folder and the base encoder, nothing
+Evaluation writes scores, their picture and prediction panels; it needs that folder and the base encoder, nothing
 else of the run. Prediction has flags of its own: python evaluate.py --predict --help
 """
 
@@ -77,4 +77,4 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
             print(f"{results['split']}, {results['images']} images: {score_table(results)}")
             if "drop_bands" in results:
                 print(f"\n{drop_table(results['drop_bands'])}")
-            print(f"\nScores, confusion matrix and panels are in {output}")
+            print(f"\nScores, their picture and panels are in {output}")

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from deflect_hf.config.compose import load_config, to_yaml
 from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import MODEL_TYPES, TASKS, task_of
 from deflect_hf.data.entries import check_entries
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, brief, listing
@@ -81,8 +82,8 @@ def save_model(
 
 
 def model_class(task: str) -> type[EncoderForImageClassification] | type[EncoderForSemanticSegmentation]:
-    """The task model of ``"classification"`` or ``"segmentation"``."""
-    return EncoderForImageClassification if task == "classification" else EncoderForSemanticSegmentation
+    """The model of one of the tasks."""
+    return EncoderForSemanticSegmentation if TASKS[task].dense else EncoderForImageClassification
 
 
 def result_folder(folder: Path) -> Path:
@@ -206,12 +207,13 @@ def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcesso
 
 def _task(folder: Path) -> str:
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, problem_type = settings.get("model_type"), settings.get("problem_type")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: cannot be read: {brief(error)}") from error
-    if kind not in ("deflect_image_classification", "deflect_semantic_segmentation"):
+    if kind not in MODEL_TYPES:
         raise CheckpointError(f"{folder / 'config.json'}: describes a {kind!r}, not a model that was trained here")
-    return "classification" if kind == "deflect_image_classification" else "segmentation"
+    return task_of(kind, problem_type).name
 
 
 def reading(path: Path, load: Callable[[], Read]) -> Read:

@@ -36,9 +36,9 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import dataset_spec
 from deflect_hf.config.run import RunArguments, SegmentorArguments
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.splits import SPLITS
 from deflect_hf.errors import ConfigError, listing
-from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.files import refuse_used, write_json, write_text
 from deflect_hf.training.run import run
 
@@ -285,4 +285,4 @@ def finished(plan: Plan, files: RunFiles, config: RunArguments) -> dict[str, Any
 
 def validation_score(results: dict[str, Any]) -> float:
     """What learning rates are compared by."""
-    return results["val"][selection_metric(results["task"])]
+    return TASKS[results["task"]].rank(results["val"])

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, P
 
 from deflect_hf.config.readers import dataset_names, dataset_spec, refuse_unused
 from deflect_hf.config.schema import Arguments, UserPath, option
+from deflect_hf.config.tasks import TaskName
 from deflect_hf.errors import ConfigError, listing
 
 ENCODER_SIZE = "encoder"
@@ -89,10 +90,11 @@ class DatasetArguments(Arguments):
         None, "'scenes': attribute of the polygons or points that says train, val or test."
     )
     download: bool = option(False, "Public data sets: fetch what is missing from where it is published into root.")
-    task: Literal["classification", "segmentation"] | None = option(
+    task: TaskName | None = option(
         None,
         "null: 'folder' looks for images/ and masks/ (segmentation), else one sub-folder per class; 'synthetic' makes "
-        "classification scenes.",
+        "classification scenes. multi_label and regression read a table beside images/, pixel_regression masks of "
+        "numbers.",
     )
     sensor: str | dict[str, Any] | None = option(
         None, "Sensor preset, or a mapping describing one: band names, order, scale, offset, nodata values."
@@ -146,6 +148,14 @@ class DatasetArguments(Arguments):
         "Class names in label order; needed for masks. null: the class folders, in alphabetical order.",
         min_length=2,
     )
+    label_table: str | None = option(
+        None,
+        "multi_label, regression: CSV below root, first column the image's name. null: labels.csv.",
+    )
+    target: str | None = option(
+        None, "Regression: name of the value, for an image's the column of label_table. null: the only column, 'value'."
+    )
+    target_unit: str | None = option(None, "Regression: unit of the value, which scores and maps carry.")
     class_values: list[int] | None = option(
         None, "Stored mask value of each class. null: 0, 1, 2, ... in the order of classes."
     )

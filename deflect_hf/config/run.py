@@ -69,23 +69,33 @@ class EncoderArguments(Arguments):
 
 
 class LossArguments(Arguments):
-    """Cross-entropy over the labelled pixels or images, optionally weighted, smoothed, or with a Dice term.
+    """The loss over the labelled pixels or images: a sum of terms, each with its weight.
 
     Raises:
-        ConfigError: neither of the two terms has a weight.
+        ConfigError: none of the terms has a weight.
     """
 
-    cross_entropy: NonNegativeFloat = option(1.0, "weight of the cross-entropy; 0 trains on the Dice loss alone")
+    cross_entropy: NonNegativeFloat = option(
+        1.0, "weight of the cross-entropy (binary for multi_label, the squared error for regression); 0: without it"
+    )
     class_weights: Literal["balanced"] | list[NonNegativeFloat] | None = option(
         None, "one weight per class, or 'balanced': 1 / share of the class in the training split"
     )
     label_smoothing: Probability = option(0.0, "share of the target spread over all classes")
-    dice: NonNegativeFloat = option(0.0, "weight of the soft Dice loss that is added")
+    focal: NonNegativeFloat = option(0.0, "weight of the focal loss, which counts easy labels less")
+    focal_gamma: NonNegativeFloat = option(2.0, "of the focal loss: how much less; 0 is the cross-entropy")
+    dice: NonNegativeFloat = option(0.0, "weight of the soft Dice loss")
+    tversky: NonNegativeFloat = option(0.0, "weight of the Tversky loss")
+    tversky_alpha: Probability = option(
+        0.3, "of the Tversky loss: cost of false alarms; that of misses is 1 - alpha; 0.5 is Dice"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.cross_entropy and not self.dice:
-            raise ConfigError("segmentor.loss: cross_entropy and dice are both 0, which leaves nothing to train on")
+        if not (self.cross_entropy or self.focal or self.dice or self.tversky):
+            raise ConfigError(
+                "segmentor.loss: cross_entropy, focal, dice and tversky are all 0, which leaves nothing to train on"
+            )
         return self
 
 

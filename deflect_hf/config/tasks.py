@@ -17,6 +17,15 @@ SCORES: dict[Output, tuple[str, ...]] = {
     "labels": ("map", "f1_macro"),
     "value": ("mae", "rmse", "r2"),
 }
+TITLES = {  # of scores
+    "accuracy": "accuracy",
+    "miou": "mIoU",
+    "map": "mAP",
+    "f1_macro": "macro F1",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R2",
+}
 PROBLEM_TYPES: dict[Output, str | None] = {  # transformers' names
     "class": None,
     "labels": "multi_label_classification",
@@ -32,7 +41,7 @@ class Task:
         dense: whether every pixel gets a prediction, which makes maps.
         metric: the score by which the best model is chosen.
         lower_is_better: whether that is one of errors.
-        pipeline: what the Hub calls it.
+        pipeline: what the Hub calls it, None where it has no name for it.
     """
 
     name: str
@@ -40,7 +49,7 @@ class Task:
     dense: bool
     metric: str
     lower_is_better: bool = False
-    pipeline: str
+    pipeline: str | None = None
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -52,43 +61,29 @@ class Task:
         """What the model's configuration calls it."""
         return PROBLEM_TYPES[self.output]
 
+    def logged(self, scores: Mapping[str, Any]) -> dict[str, float]:
+        """What the log tells of each validation: loss and scores, without those that do not exist."""
+        return {name: scores[name] for name in ("loss", *self.scores) if scores[name] is not None}
+
     def rank(self, scores: Mapping[str, Any]) -> float:
         """A number that is larger for a better model."""
         score = float(scores[self.metric])
         return -score if self.lower_is_better else score
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            name="classification", output="class", dense=False, metric="accuracy", pipeline="image-classification"
-        ),
-        Task(name="segmentation", output="class", dense=True, metric="miou", pipeline="image-segmentation"),
-        Task(name="multi_label", output="labels", dense=False, metric="map", pipeline="image-classification"),
-        Task(
-            name="regression",
-            output="value",
-            dense=False,
-            metric="rmse",
-            lower_is_better=True,
-            pipeline="image-feature-extraction",
-        ),
-        Task(
-            name="pixel_regression",
-            output="value",
-            dense=True,
-            metric="rmse",
-            lower_is_better=True,
-            pipeline="image-to-image",
-        ),
-    )
-}  # fmt: skip
+_ROWS = (
+    Task(name="classification", output="class", dense=False, metric="accuracy", pipeline="image-classification"),
+    Task(name="segmentation", output="class", dense=True, metric="miou", pipeline="image-segmentation"),
+    Task(name="multi_label", output="labels", dense=False, metric="map", pipeline="image-classification"),
+    Task(name="regression", output="value", dense=False, metric="rmse", lower_is_better=True),
+    Task(name="pixel_regression", output="value", dense=True, metric="rmse", lower_is_better=True),
+)
+TASKS = {task.name: task for task in _ROWS}
 TaskName = Literal["classification", "segmentation", "multi_label", "regression", "pixel_regression"]
 MODEL_TYPES = {"deflect_image_classification": False, "deflect_semantic_segmentation": True}  # whether it is dense
 
 
 def task_of(model_type: str, problem_type: str | None) -> Task:
-    """The task of a model's configuration."""
-    known = None if problem_type == "single_label_classification" else problem_type
-    return next(task for task in TASKS.values() if (task.dense, task.problem_type) == (MODEL_TYPES[model_type], known))
+    """The task of a model's configuration; that of classes for a ``problem_type`` that is none."""
+    alike = [task for task in TASKS.values() if task.dense == MODEL_TYPES[model_type]]
+    return next((task for task in alike if task.problem_type == problem_type), alike[0])

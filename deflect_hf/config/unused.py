@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from deflect_hf.config.readers import dataset_spec
 from deflect_hf.config.schema import Arguments, keys_of
+from deflect_hf.config.tasks import TASKS, Task
 from deflect_hf.errors import ConfigError
 
 
@@ -21,9 +22,12 @@ class Rule(NamedTuple):
     why: Callable[[Any, str | None], str]
 
 
-def _of_task(task: str, *keys: str) -> Rule:
+def _of_tasks(holds: Callable[[Task], bool], *keys: str) -> Rule:
+    users = ", ".join(name for name, task in TASKS.items() if holds(task))
     return Rule(
-        keys, lambda _, own: own in (None, task), lambda _, own: f"is for {task}, but the data set's task is {own}"
+        keys,
+        lambda _, own: own is None or holds(TASKS[own]),
+        lambda _, own: f"is for {users}, but the data set's task is {own}",
     )
 
 
@@ -36,14 +40,40 @@ def _of_head(heads: tuple[str, ...], *keys: str) -> Rule:
 
 
 RULES = (
-    _of_task("classification", "segmentor.pooling"),
-    _of_task("segmentation", "segmentor.auxiliary_loss", "segmentor.window", "augmentation.focus_crop"),
+    _of_tasks(lambda task: not task.dense, "segmentor.pooling"),
+    _of_tasks(lambda task: task.dense, "segmentor.auxiliary_loss", "segmentor.window", "augmentation.focus_crop"),
+    _of_tasks(
+        lambda task: task.output == "class",
+        *("segmentor.loss.class_weights", "segmentor.loss.label_smoothing", "segmentor.loss.dice"),
+        *("segmentor.loss.tversky", "metrics"),
+        *("dataset.class_values", "dataset.ignore_index"),
+    ),
+    _of_tasks(lambda task: task.output != "value", "segmentor.loss.focal"),
+    _of_tasks(lambda task: task.output == "value", "dataset.target", "dataset.target_unit"),
+    _of_tasks(lambda task: task.output != "value", "dataset.classes"),
+    _of_tasks(lambda task: task.name in ("multi_label", "regression"), "dataset.label_table"),
+    _of_tasks(lambda task: task.dense, "dataset.ignore_values"),
     _of_head(("mlp", "conv", "upernet", "pixel"), "segmentor.channels"),
     _of_head(("upernet",), "segmentor.auxiliary_loss"),
     Rule(
-        ("segmentor.loss.class_weights", "segmentor.loss.label_smoothing", "segmentor.auxiliary_loss"),
+        ("segmentor.loss.label_smoothing", "segmentor.auxiliary_loss"),
         lambda run, _: run.segmentor.loss.cross_entropy > 0,
         lambda run, _: "belongs to the cross-entropy, but segmentor.loss.cross_entropy is 0",
+    ),
+    Rule(
+        ("segmentor.loss.class_weights",),
+        lambda run, _: run.segmentor.loss.cross_entropy > 0 or run.segmentor.loss.focal > 0,
+        lambda run, _: "belongs to the cross-entropy and the focal loss, but both are 0 in segmentor.loss",
+    ),
+    Rule(
+        ("segmentor.loss.focal_gamma",),
+        lambda run, _: run.segmentor.loss.focal > 0,
+        lambda run, _: "belongs to the focal loss, but segmentor.loss.focal is 0",
+    ),
+    Rule(
+        ("segmentor.loss.tversky_alpha",),
+        lambda run, _: run.segmentor.loss.tversky > 0,
+        lambda run, _: "belongs to the Tversky loss, but segmentor.loss.tversky is 0",
     ),
     Rule(
         ("segmentor.scheduler.milestones", "segmentor.scheduler.gamma"),

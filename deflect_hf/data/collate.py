@@ -60,8 +60,10 @@ def fill_up(example: Example, height: int, width: int, ignore_index: int = IGNOR
     if not any(margins):
         return example
     filled = {**example, "pixel_values": F.pad(example["pixel_values"], margins, value=torch.nan)}
-    if "labels" in example and example["labels"].ndim > 1:
-        filled["labels"] = F.pad(example["labels"], margins, value=ignore_index)
+    labels = example.get("labels")
+    if labels is not None and labels.ndim == example["pixel_values"].ndim - 1:  # a mask
+        unknown = torch.nan if labels.is_floating_point() else ignore_index
+        filled["labels"] = F.pad(labels, margins, value=unknown)
     return filled
 
 

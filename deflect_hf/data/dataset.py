@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset as Table
 
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.collate import IGNORED
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DataError, listing
@@ -29,7 +31,8 @@ class Stored:
 
     Attributes:
         values: (C, H, W) stored values, channels in the order of ``bands``.
-        target: (H, W) stored mask values, a class id, or None without labels.
+        target: (H, W) stored mask values; or of the whole image a class id, a value, or 0, 1 or NaN for each class; or
+            None without labels.
         valid: (C, H, W) bool, or None where the reader knows of no invalid pixels.
         target_valid: (H, W) bool, False where the mask itself says nodata; None: everywhere valid.
         where: File name of the image, for error messages.
@@ -39,7 +42,7 @@ class Stored:
 
     values: np.ndarray
     bands: Sequence[str]
-    target: np.ndarray | int | None
+    target: np.ndarray | int | float | Sequence[float] | None
     where: str
     valid: np.ndarray | None = None
     target_valid: np.ndarray | None = None
@@ -59,10 +62,11 @@ class Labels:
     """What labels mean.
 
     Attributes:
-        task: ``"classification"`` or ``"segmentation"``.
-        classes: Class names in label order.
+        task: One of :data:`~deflect_hf.config.tasks.TASKS`.
+        classes: Class names in label order; of a regression the name of the value.
         values: Stored mask value of each class (segmentation).
-        ignore_values: Stored mask values that become ``ignore_index``.
+        ignore_values: Stored mask values that mean "not labelled".
+        unit: Of the value of a regression.
     """
 
     task: str
@@ -70,15 +74,29 @@ class Labels:
     values: tuple[int, ...] = ()
     ignore_values: tuple[int, ...] = ()
     ignore_index: int = -100
+    unit: str | None = None
+
+    @property
+    def unknown(self) -> float:
+        """The label of what is not labelled."""
+        return self.ignore_index if TASKS[self.task].output == "class" else math.nan
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of labels."""
+        return torch.int64 if TASKS[self.task].output == "class" else torch.float32
 
     def encode(
         self, mask: np.ndarray, valid: np.ndarray | None, where: str, nodata: float | None = None
     ) -> torch.Tensor:
-        """``(H, W) stored mask values -> (H, W) int64 class ids``, ignore_index where ignored or invalid.
+        """``(H, W) stored mask values -> (H, W) labels``, ``unknown`` where ignored or invalid.
 
         Raises:
             DataError: The mask holds a value that is neither a class nor ignored, or a class that it tags as nodata.
         """
+        if TASKS[self.task].output == "value":
+            known = ~np.isin(mask, self.ignore_values) & (True if valid is None else valid)
+            return torch.from_numpy(np.where(known, mask, np.nan).astype(np.float32))
         for name, value in zip(self.classes, self.values, strict=True):
             if value == nodata and value in mask:
                 raise DataError(
@@ -104,11 +122,12 @@ class Labels:
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Examples ``{"pixel_values": (C, H, W) float32 reflectance, "labels": int64, "name": str}``.
+    """Examples ``{"pixel_values": (C, H, W) float32 reflectance, "labels": tensor, "name": str}``.
 
-    ``labels`` is a scalar class id (classification) or (H, W) class ids (segmentation). NaN in ``pixel_values`` marks
-    what is not a measurement; a pixel without any valid band has the label ``ignore_index``. Backed by a table of
-    Hugging Face ``datasets``; images are read when asked for.
+    ``labels`` are int64 class ids, a scalar (classification) or (H, W) (segmentation), or float32: a scalar
+    (regression), (H, W) (pixel_regression), or (K,) of 0 and 1 (multi_label). NaN in ``pixel_values`` marks what is not
+    a measurement; a pixel without any valid band has the label ``ignore_index``, NaN if labels are floats. Backed by a
+    table of Hugging Face ``datasets``; images are read when asked for.
 
     Random transforms draw from a generator seeded by (seed, epoch, index), so an example looks the same whatever
     process or worker reads it, and a resumed run sees what an uninterrupted one would have seen.
@@ -152,7 +171,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @property
     def task(self) -> str:
-        """``"classification"`` or ``"segmentation"``."""
+        """One of :data:`~deflect_hf.config.tasks.TASKS`."""
         return self.labels.task
 
     @property
@@ -199,10 +218,13 @@ class ImageDataset(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
     def is_labelled(self) -> bool:
-        """Whether any mask has a pixel of a class, measured or not; they are read until one has."""
+        """Whether any image has a label, or a mask a pixel with one, measured or not; they are read until one has."""
         if self.task == "classification":
             return True
-        return any(bool((self._encoded(self.reader.read(row)) != self.ignore_index).any()) for row in self.table)
+        if not TASKS[self.task].dense:
+            return any(bool(np.isfinite(row["target"]).any()) for row in self.table)
+        labels = (self._encoded(self.reader.read(row)) for row in self.table)
+        return any(bool((one.isfinite() & (one != self.labels.unknown)).any()) for one in labels)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -223,13 +245,13 @@ class ImageDataset(torch.utils.data.Dataset):
                 labels = resize_labels(labels, *unseen.shape)
             elif labels.shape != unseen.shape:
                 unseen = resize_labels(unseen, *labels.shape).bool()
-            labels[unseen] = self.ignore_index
+            labels[unseen] = self.labels.unknown
             example["labels"] = labels
         elif stored.target is not None:
-            example["labels"] = torch.tensor(stored.target, dtype=torch.int64)
+            example["labels"] = torch.tensor(stored.target, dtype=self.labels.dtype)
         if self.transform is not None:
             example = self.transform(example, generator)
-            if self.ignore_index != IGNORED and "labels" in example:
+            if self.ignore_index != IGNORED and "labels" in example:  # which labels of classes alone have
                 example["labels"][example["labels"] == IGNORED] = self.ignore_index
         return example
 
@@ -264,9 +286,10 @@ def make_datasets(
 
 
 def resize_labels(labels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """``(H, W) class ids -> (height, width) class ids``, nearest neighbour on pixel centres."""
+    """``(H, W) labels -> (height, width) labels``, nearest neighbour on pixel centers."""
     # float64 holds every class id exactly
-    return F.interpolate(labels[None, None].double(), size=(height, width), mode="nearest-exact")[0, 0].long()
+    resized = F.interpolate(labels[None, None].double(), size=(height, width), mode="nearest-exact")[0, 0]
+    return resized.to(torch.float32 if labels.is_floating_point() else torch.int64)
 
 
 def example_generator(seed: int, epoch: int, index: int) -> torch.Generator:

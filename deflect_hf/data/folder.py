@@ -1,6 +1,7 @@
 """A folder of images as a data set.
 
-Segmentation: ``images/ID.tif`` with ``masks/ID.png`` (or .tif). Classification: one sub-folder of images per class.
+Segmentation, regression per pixel: ``images/ID.tif`` with ``masks/ID.png`` (or .tif). Classification: one sub-folder of
+images per class. Several classes per image, regression: ``images/ID.tif`` and ``labels.csv``.
 Images are GeoTIFFs, JPEG 2000 or virtual rasters; where there are none of these, PNG or JPEG.
 Splits come from ``train.txt``, ``val.txt`` and ``test.txt``, from sub-folders train/, val/ and test/ that repeat the
 layout, or are drawn at random (seeded, each class on its own).
@@ -8,6 +9,7 @@ layout, or are drawn at random (seeded, each class on its own).
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,8 +19,10 @@ from typing import Any
 import torch
 
 from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
 from deflect_hf.data.folder_reader import settle_reader
+from deflect_hf.data.label_table import TABLE, cells_of, class_labels, class_names, number_of, read_table
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import (
     SPLITS,
@@ -59,14 +63,15 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     bases = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"": root}
     task = args.task or ("segmentation" if (next(iter(bases.values())) / "images").is_dir() else "classification")
     labels = _labels(args, task, bases)
-    rows = {split: _rows(base, labels) for split, base in bases.items()}
+    rows = {split: _rows(base, labels, args) for split, base in bases.items()}
     splits = _splits(rows, root, args)
-    if len(labels.classes) < 2:
+    if labels.task == "classification" and len(labels.classes) < 2:
         raise DataError(f"{root} has one class folder, {labels.classes[0]!r}: there is nothing to tell it apart from.")
     everything = [row for members in splits.values() for row in members]
     infos = read_headers(everything)
     info = typical(infos)
     reader, processor = settle_reader(args, info, trained)
+    reader = dataclasses.replace(reader, numbers=task == "pixel_regression")
     survey(args, everything, infos, info, reader, labels)
     gsd_m = processor.effective_gsd_m(info.height)
     datasets = make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
@@ -102,6 +107,10 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
             raise ConfigError(f"{args.root}: masks need `classes`, the class names in order of their stored values.")
         values = tuple(args.class_values if args.class_values is not None else range(len(classes)))
         return Labels(task, tuple(classes), values, tuple(args.ignore_values), args.ignore_index)
+    if task == "pixel_regression":
+        return Labels(task, (args.target or "value",), ignore_values=tuple(args.ignore_values), unit=args.target_unit)
+    if task != "classification":
+        return _table_labels(args, task, bases)
     folders = sorted({folder.name for base in bases.values() for folder in _class_folders(base)})
     if not folders:
         raise DataError(
@@ -119,6 +128,25 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
             f"{listing(classes)}.{nearest(unknown[0], classes)} Rename the folder or extend `classes`."
         )
     return Labels(task, tuple(classes or folders), ignore_index=args.ignore_index)
+
+
+def _table_labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Labels:
+    path = _table_path(args, next(iter(bases.values())))
+    table, columns = read_table(path)
+    if task == "multi_label":
+        classes = args.classes or class_names(table, columns)
+        if len(classes) < 2:
+            raise DataError(f"{path} has the classes {listing(classes)}: at least two are needed.")
+        return Labels(task, tuple(classes))
+    if (args.target is None and len(columns) > 1) or (args.target is not None and args.target not in columns):
+        raise ConfigError(f"{path} has the columns {listing(columns)}: name the one to predict by `target`.")
+    return Labels(task, (args.target or columns[0],), unit=args.target_unit)
+
+
+def _table_path(args: DatasetArguments, base: Path) -> Path:
+    """The table of labels beside the images of a split, or one for all splits in the root."""
+    name = args.label_table or TABLE
+    return base / name if (base / name).is_file() else Path(str(args.root)) / name
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -148,21 +176,23 @@ def _class_folders(base: Path) -> dict[Path, list[Path]]:
     return _images([folder for folder in sorted(base.iterdir()) if folder.is_dir() and folder.name[0] not in "._"])
 
 
-def _rows(base: Path, labels: Labels) -> list[Row]:
-    """One row per image below ``base``: name, image, and mask or label."""
+def _rows(base: Path, labels: Labels, args: DatasetArguments) -> list[Row]:
+    """One row per image below ``base``: name, image, and mask, label (of classification) or target."""
     if labels.task == "classification":
         return [
             {"name": f"{folder.name}/{name}", "image": str(path), "label": labels.classes.index(folder.name)}
             for folder, files in _class_folders(base).items()
             for name, path in _by_name(files, "images of the same name").items()
         ]
-    folder, masked = base / "images", base / "masks"
-    images = _by_name(_images([folder]).get(folder, []), "images of the same name")
-    if not images:
-        raise DataError(
-            f"{folder} holds no GeoTIFF, nor another image ({listing((*RASTER_SUFFIXES, *PICTURE_SUFFIXES))})"
-            f"{_holding(folder)}: put the images there."
-        )
+    images = _listed_images(base)
+    if not TASKS[labels.task].dense:
+        path = _table_path(args, base)
+        cells = cells_of(read_table(path)[0], list(images), path)
+        return [
+            {"name": name, "image": str(image), "target": _target(row, labels, f"{path}, {name}")}
+            for (name, image), row in zip(images.items(), cells, strict=True)
+        ]
+    masked = base / "masks"
     masks = _by_name(_files(masked, MASK_SUFFIXES), "masks of the same image")
     bare = [path for name, path in images.items() if name not in masks]
     if bare:
@@ -172,6 +202,24 @@ def _rows(base: Path, labels: Labels) -> list[Row]:
             f"add {masked / bare[0].stem}.png, or take the image away."
         )
     return [{"name": name, "image": str(path), "mask": str(masks[name])} for name, path in images.items()]
+
+
+def _target(cells: dict[str, str], labels: Labels, where: str) -> float | list[float]:
+    if labels.task == "multi_label":
+        return class_labels(cells, labels.classes, where)
+    return number_of(cells[labels.classes[0]], where)
+
+
+def _listed_images(base: Path) -> dict[str, Path]:
+    """The images of ``base/images`` by name."""
+    folder = base / "images"
+    images = _by_name(_images([folder]).get(folder, []), "images of the same name")
+    if not images:
+        raise DataError(
+            f"{folder} holds no GeoTIFF, nor another image ({listing((*RASTER_SUFFIXES, *PICTURE_SUFFIXES))})"
+            f"{_holding(folder)}: put the images there."
+        )
+    return images
 
 
 def _by_name(paths: Sequence[Path], what: str) -> dict[str, Path]:

@@ -34,6 +34,7 @@ class FolderReader:
         bands: Band codes to read, in order.
         needed_bands: Those that every file must have.
         resample: Bring masks on another grid to that of their images.
+        numbers: Masks hold numbers, not classes.
     """
 
     bands: tuple[str, ...]
@@ -42,6 +43,7 @@ class FolderReader:
     sensor: Sensor | None
     quality: Quality | None = None
     resample: bool = False
+    numbers: bool = False
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the example of a row."""
@@ -55,12 +57,16 @@ class FolderReader:
             quality=self.quality,
         )
         if row.get("mask") is None:
-            return Stored(raster.values, raster.bands, row["label"], path, raster.valid)
-        mask = read_mask(row["mask"], onto=raster.info, resample=self.resample)
+            target = row["target"] if "target" in row else row["label"]
+            return Stored(raster.values, raster.bands, target, path, raster.valid)
+        mask = read_mask(row["mask"], onto=raster.info, resample=self.resample, numbers=self.numbers)
+        values = mask.values[0]
+        if self.numbers:
+            values = values * mask.scales[0] + mask.offsets[0]
         return Stored(
             raster.values,
             raster.bands,
-            mask.values[0],
+            values,
             path,
             raster.valid,
             mask.valid[0],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.contract import GSD_RATIO
 from deflect_hf.data.dataset import Labels
 from deflect_hf.data.folder_reader import FolderReader
@@ -115,7 +116,7 @@ def refuse_other_masks(
                 refuse_misplaced(mask, image)
         except DataError as error:
             problems.append(str(error).removesuffix("."))
-        for name, value in zip(labels.classes, labels.values, strict=True):
+        for name, value in zip(labels.classes, labels.values, strict=False):
             if 0 <= value < len(mask.colors):
                 color, where = colors.setdefault(value, (mask.colors[value], mask.path))
                 if color != mask.colors[value]:
@@ -164,7 +165,7 @@ def survey(
     """Log or refuse what differs in the files of ``rows`` from the image ``info``."""
     root = str(args.root)
     refuse_other_bands(infos, info, reader, args)
-    if labels.task == "segmentation":
+    if TASKS[labels.task].dense:
         refuse_other_masks(rows, infos, labels, reader.resample)
     report_grids(root, infos, info)
     report_quality(root, rows, reader)

@@ -77,7 +77,10 @@ class RandomCrop:
             return fitting(example, generator)
         example = fill_up(example, self.height, self.width)
         rows, columns = _room(example, self.height, self.width)
-        labelled = example["labels"] >= 0 if self.focus and _has_mask(example) else None
+        labelled = None
+        if self.focus and _has_mask(example):
+            labels = example["labels"]
+            labelled = labels.isfinite() if labels.is_floating_point() else labels >= 0
         top, left = _draw(rows, generator), _draw(columns, generator)
         if labelled is not None and bool(labelled.any()):
             for _ in range(FOCUS_TRIALS):

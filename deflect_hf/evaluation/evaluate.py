@@ -1,4 +1,4 @@
-"""A model on a split: one confusion matrix, whole images or sliding windows, at the resolution of the labels."""
+"""A model on a split: its scores, whole images or sliding windows, at the resolution of the labels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import TASKS, Task
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.evaluation.bootstrap import Bootstrap
-from deflect_hf.evaluation.losses import label_weight
-from deflect_hf.evaluation.metrics import Confusion, Convention, scores
+from deflect_hf.evaluation.metrics import Convention
+from deflect_hf.evaluation.task_metrics import METRICS
 from deflect_hf.methods import task_model
+from deflect_hf.models.targets import Target, target_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,23 +36,29 @@ class Protocol:
     """How a model is evaluated.
 
     Attributes:
+        target: what the labels mean.
         window: side of the sliding windows; None for whole images.
         convention: of the means over classes.
         patch_size: height and width of the encoder's patches, to whole ones of which images are filled up.
         batch_size: of images whose windows are predicted together.
+        mean, unit: of the training labels of a regression.
     """
 
+    task: Task
     classes: list[str]
-    ignore_index: int
+    target: Target
     window: int | None
     convention: Convention
     patch_size: tuple[int, int] = (1, 1)
     batch_size: int = 1
+    mean: float = 0.0
+    unit: str | None = None
 
     @classmethod
     def of(cls, config: RunArguments, images: ImageDataset, model: nn.Module) -> Protocol:
         """How a run's configuration has its model evaluated on these images."""
-        window, patch_size = evaluation_window(config, images.task), task_model(model).config.patch_size
+        settings = task_model(model).config
+        window, patch_size = evaluation_window(config, images.task), settings.patch_size
         if window is not None and any(window % side for side in patch_size):
             name = (
                 "segmentor.window" if config.segmentor.window is not None else "the window of augmentation.random_crop"
@@ -61,7 +68,17 @@ class Protocol:
                 f"{name} is {window}, no multiple of the encoder's patches, {patch_size[0]} x {patch_size[1]} pixels: "
                 f"give {side}"
             )
-        return cls(images.classes, images.ignore_index, window, config.metrics, patch_size, config.batch_size)
+        return cls(
+            TASKS[images.task],
+            images.classes,
+            target_of(settings),
+            window,
+            config.metrics,
+            patch_size,
+            config.batch_size,
+            settings.target_mean or 0.0,
+            settings.target_unit,
+        )
 
 
 class Interrupted(Exception):
@@ -70,7 +87,7 @@ class Interrupted(Exception):
 
 def evaluation_window(config: RunArguments, task: str) -> int | None:
     """Side of segmentation's sliding windows: as configured, else the training crop's, so that both see one scale."""
-    if task == "classification" or config.segmentor.window is not None:
+    if not TASKS[task].dense or config.segmentor.window is not None:
         return config.segmentor.window
     crop = config.augmentation.crop
     return max(crop) if crop is not None and config.augmentation.center_crop is None else None
@@ -138,7 +155,7 @@ def predict_logits(
 
 def at_labels(logits: Tensor, labels: Tensor) -> Tensor:
     """(B, K, h, w) logits, (B, H, W) labels -> (B, K, H, W): bilinear where images were resized, labels were not."""
-    if logits.shape[2:] == labels.shape[1:]:
+    if logits.ndim == 2 or logits.shape[2:] == labels.shape[1:]:
         return logits
     return F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
 
@@ -152,7 +169,7 @@ def evaluate(
     replicates: int = 0,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Scores and confusion matrix of a model on the images of ``loader``, summed over all processes.
+    """Scores of a model on the images of ``loader``, summed over all processes.
 
     The model is put into evaluation mode and back. Give the model itself, not its distributed wrapper: processes may
     have different numbers of batches.
@@ -167,8 +184,8 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    confusion = Confusion(len(protocol.classes), protocol.ignore_index).to(accelerator.device)
-    bootstrap = Bootstrap(len(protocol.classes), protocol.ignore_index, replicates) if replicates else None
+    metrics = METRICS[protocol.task.output](protocol, accelerator, replicates)
+    target = protocol.target.unweighted()
     # sum of the losses, labelled pixels or images, processes that were asked to stop
     sums = torch.zeros(3, device=accelerator.device)
     losses: list[tuple[Tensor, Sequence[str]]] = []
@@ -180,19 +197,17 @@ def evaluate(
             labels = batch["labels"].to(accelerator.device)
             logits = list(islice(predicted, len(labels)))
             # masks larger than the images are scored one by one: their logits together might not fit the memory
-            step = len(labels) if logits[0].shape[1:] == labels.shape[1:] else 1
+            step = len(labels) if logits[0].ndim == 1 or logits[0].shape[1:] == labels.shape[1:] else 1
             for first in range(0, len(labels), step):
                 some, names = slice(first, first + step), batch["name"][first : first + step]
                 scored = at_labels(torch.stack(logits[some]), labels[some])
-                confusion.update(scored, labels[some])
-                if bootstrap is not None:
-                    bootstrap.update(scored, labels[some], names)
-                loss = F.cross_entropy(scored, labels[some], ignore_index=protocol.ignore_index, reduction="sum")
+                metrics.update(scored, labels[some], names)
+                weight = target.weight(labels[some])
+                loss = target.loss(scored, labels[some]) * weight
                 losses.append((loss, names))
-                sums[:2] += torch.stack([loss, label_weight(labels[some], protocol.ignore_index, None)])
+                sums[:2] += torch.stack([loss, weight])
     sums[2] = float(asked_to_stop())
     model.train(training)
-    matrix = confusion.matrix(accelerator)
     total, weight, asked = accelerator.reduce(sums, reduction="sum").tolist()
     if asked:
         raise Interrupted
@@ -203,14 +218,7 @@ def evaluate(
             "no image of the split has a label: all of its pixels are ignored or not measured. Correct the classes' "
             "values, ignore_values or nodata"
         )
-    found: dict[str, Any] = {
-        "loss": total / max(weight, 1.0),
-        **scores(matrix, protocol.classes, protocol.convention),
-        "confusion_matrix": matrix.tolist(),
-    }
-    if bootstrap is not None:
-        found["intervals"] = bootstrap.intervals(protocol.classes, protocol.convention, accelerator)
-    return found
+    return {"loss": total / max(weight, 1.0), **metrics.result()}
 
 
 def _together(

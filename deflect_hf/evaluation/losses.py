@@ -1,4 +1,4 @@
-"""What the training loop adds to the models' own loss: exact averaging, balanced class weights, a soft Dice term."""
+"""What the training loop adds to the models' own loss: balanced class weights; focal, Dice and Tversky terms."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deflect_hf.errors import DataError
+from deflect_hf.models.targets import Target
 
 
-def label_weight(labels: Tensor, ignore_index: int, class_weights: Sequence[float] | None) -> Tensor:
-    """(B, ...) labels -> scalar float32: what the models' mean cross-entropy was divided by.
+def focal(logits: Tensor, labels: Tensor, target: Target, gamma: float) -> Tensor:
+    """(B, K, ...) logits and their labels of classes -> scalar: the mean loss of the known labels, easy ones less.
 
-    Mean loss times this weight can be summed over batches and processes and divided by the summed weights: the mean
-    over all labels, however unevenly the ignored ones are spread.
+    The terms of the cross-entropy, with its class weights, times (1 - p)^gamma of the label's probability p.
+
+    Source: T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (arXiv 1708.02002).
     """
-    labelled = labels != ignore_index
-    if class_weights is None:
-        return labelled.sum().float()
-    weights = torch.tensor(class_weights, dtype=torch.float32, device=labels.device)
-    return (weights[labels.masked_fill(~labelled, 0)] * labelled).sum()
+    known = target.known(labels)
+    weights: Tensor = known.float()
+    if labels.is_floating_point():
+        terms = F.binary_cross_entropy_with_logits(logits.float(), labels.where(known, 0.0), reduction="none")
+    else:
+        index = labels.masked_fill(~known, 0)
+        terms = F.cross_entropy(logits.float(), index, reduction="none")
+        if target.class_weights is not None:
+            weights = weights * torch.tensor(target.class_weights, device=labels.device)[index]
+    terms = (1 - torch.exp(-terms)).clamp(min=1e-6) ** gamma * terms
+    return (terms * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def soft_dice(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -31,14 +39,25 @@ def soft_dice(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
 
     Source: F. Milletari et al., "V-Net", 3DV 2016 (arXiv 1606.04797), with linear instead of squared denominators.
     """
+    return tversky(logits, labels, ignore_index, 0.5, 0.5)
+
+
+def tversky(logits: Tensor, labels: Tensor, ignore_index: int, alpha: float, beta: float) -> Tensor:
+    """(B, K, ...) logits, (B, ...) labels -> scalar 1 - mean Tversky index over the classes that the labels hold.
+
+    ``alpha`` is the cost of pixels taken for a class that they are not of, ``beta`` that of missed ones; 0.5 and 0.5
+    are the Dice loss. Zero, and still tied to the graph, when every label is ignored.
+
+    Source: S. Salehi et al., "Tversky loss function for image segmentation", MLMI 2017 (arXiv 1706.05721).
+    """
     labelled = (labels != ignore_index).flatten()
     probabilities = logits.float().softmax(dim=1).transpose(0, 1).flatten(1) * labelled
     targets = F.one_hot(labels.flatten().masked_fill(~labelled, 0), logits.shape[1]).T * labelled
-    overlap = 2 * (probabilities * targets).sum(dim=1)
-    size = probabilities.sum(dim=1) + targets.sum(dim=1)
-    present = targets.sum(dim=1) > 0
-    loss = (1 - overlap / size.clamp(min=1e-6)) * present
-    return loss.sum() / present.sum().clamp(min=1)
+    hits = (probabilities * targets).sum(dim=1)
+    size, predicted = targets.sum(dim=1), probabilities.sum(dim=1)
+    index = hits / (hits + alpha * (predicted - hits) + beta * (size - hits)).clamp(min=1e-6)
+    present = size > 0
+    return ((1 - index) * present).sum() / present.sum().clamp(min=1)
 
 
 def balanced_weights(counts: Sequence[int], classes: Sequence[str]) -> list[float]:

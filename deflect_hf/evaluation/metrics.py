@@ -105,8 +105,3 @@ def scores(matrix: Tensor, classes: Sequence[str], convention: Convention = "pre
         "convention": convention,
         "per_class": table,
     }
-
-
-def selection_metric(task: str) -> str:
-    """The score by which the best checkpoint is chosen: accuracy of images, mIoU of maps."""
-    return "accuracy" if task == "classification" else "miou"

@@ -17,6 +17,7 @@ from deflect_hf.artifacts.environment import environment
 from deflect_hf.artifacts.processes import make_accelerator
 from deflect_hf.config.readers import keys_of_reader
 from deflect_hf.config.run import DatasetArguments, EvaluateArguments, RunArguments
+from deflect_hf.config.tasks import Task, task_of
 from deflect_hf.data import ImageDataset, load_dataset_splits
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.data.processor import MultispectralImageProcessor
@@ -24,14 +25,11 @@ from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.evaluation.bootstrap import REPLICATES
 from deflect_hf.evaluation.evaluate import Protocol, at_labels, evaluate, predict_logits
-from deflect_hf.evaluation.metrics import selection_metric
-from deflect_hf.figures import confusion_figure, prediction_panel
+from deflect_hf.figures import FIGURES, prediction_panel, scores_figure
 from deflect_hf.files import refuse_foreign
 from deflect_hf.methods import deflect_config, further_bands, task_model
 
 logger = logging.getLogger(__name__)
-
-MEANS = ("accuracy", "miou", "f1_macro")
 
 
 def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
@@ -54,7 +52,7 @@ def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
 
 
 def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
-    """Evaluate ``eval_dir`` on a split; write ``results_SPLIT.json``, ``confusion_matrix.png`` and panels.
+    """Evaluate ``eval_dir`` on a split; write ``results_SPLIT.json``, a picture of the scores and panels.
 
     Images are read by the saved processor, so that units, bands and size are those of training.
 
@@ -63,8 +61,8 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     """
     folder = checkpoints.result_folder(Path(arguments.eval_dir))
     output = Path(arguments.output_dir) if arguments.output_dir is not None else folder
-    scored, drawn = output / f"results_{arguments.split}.json", output / "confusion_matrix.png"
-    refuse_foreign(scored, drawn, *output.glob("predictions_??.png"))
+    scored = output / f"results_{arguments.split}.json"
+    refuse_foreign(scored, *(output / name for name in FIGURES.values()), *output.glob("predictions_??.png"))
 
     def load(found: Path) -> tuple[RunArguments, nn.Module, MultispectralImageProcessor]:
         config = overlay(checkpoints.read_config(found), arguments)
@@ -139,21 +137,25 @@ def scores_without_bands(
             "(train with --finetune deflect --method.band_dropout)",
             listing(bands),
         )
-    table = {"": {name: scores[name] for name in MEANS}}
+    means = protocol.task.scores
+    table = {"": {name: scores[name] for name in means}}
     for band in bands:
         found = evaluate(model, without_band(loader, channels.index(band)), accelerator, protocol)
-        table[band] = {name: found[name] for name in MEANS}
-    return {"band_dropout": band_dropout, "scores": table}
+        table[band] = {name: found[name] for name in means}
+    return {"band_dropout": band_dropout, "metric": protocol.task.metric, "scores": table}
 
 
 def check_classes(model: nn.Module, images: ImageDataset, folder: Path) -> None:
-    """Refuse data whose classes are not those the model was trained on, or are in another order."""
+    """Refuse data of another task, or whose classes are not those the model was trained on, or in another order."""
     config = task_model(model).config
+    task = task_of(config.model_type, config.problem_type).name
+    if task != images.task:
+        raise DataError(f"{folder} was trained for {task}, but the labels are for {images.task}: give dataset.task")
     trained = [config.id2label[k] for k in range(config.num_labels)]
     if trained != images.classes:
         raise DataError(
             f"{folder} was trained on the classes {listing(trained)}, but the data set has {listing(images.classes)}: "
-            "give the same dataset.classes in the same order"
+            "give the same dataset.classes in the same order (dataset.target of a regression)"
         )
 
 
@@ -166,10 +168,10 @@ def draw(
     output: Path,
     panels: int,
 ) -> None:
-    """Write the confusion matrix and panels of ``panels`` images spread over the split."""
-    name = selection_metric(images.task)
-    title = f"{results['split']}: {name} {results[name]:.3f}, {results['images']} images"
-    confusion_figure(output / "confusion_matrix.png", np.asarray(results["confusion_matrix"]), images.classes, title)
+    """Write the picture of the scores and panels of ``panels`` images spread over the split."""
+    task = protocol.task
+    title = f"{results['split']}: {task.metric} {results[task.metric]:.3g}, {results['images']} images"
+    scores_figure(output / FIGURES[task.output], results, images.classes, title)
     chosen = np.unique(np.linspace(0, len(images) - 1, min(panels, len(images))).round().astype(int))
     for number, index in enumerate(chosen.tolist()):
         example = images[index]
@@ -182,7 +184,15 @@ def draw(
             pixel_values.numpy(),
             images.bands,
             images.classes,
-            at_labels(logits[None], example["labels"][None]).argmax(dim=1)[0].cpu().numpy(),
+            shown(task, at_labels(logits[None].cpu(), example["labels"][None]))[0].numpy(),
             example["labels"].numpy(),
             str(example["name"]),
+            "" if protocol.unit is None else protocol.unit,
         )
+
+
+def shown(task: Task, logits: torch.Tensor) -> torch.Tensor:
+    """(B, K, ...) logits or values -> what a panel shows of them: (B, ...) class or value, (B, K) 0 or 1."""
+    if task.output == "class":
+        return logits.argmax(dim=1)
+    return logits.squeeze(1) if task.output == "value" else (logits > 0).float()

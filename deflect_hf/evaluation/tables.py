@@ -6,17 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deflect_hf.config.tasks import SCORES
+
 
 def score_table(scores: Mapping[str, Any]) -> str:
     """The means and the table per class of one split as text."""
-    intervals = scores.get("intervals") or {}  # results of earlier versions have none
+    intervals = scores.get("intervals") or {}  # results of earlier versions have none, nor have those of other tasks
     means = ", ".join(
-        f"{name} {scores[name]:.4f}{_interval(intervals.get(name), ' [{:.4f}, {:.4f}]')}"
-        for name in ("accuracy", "miou", "f1_macro")
+        f"{name} {_cell(scores[name])}{_interval(intervals.get(name), ' [{:.4f}, {:.4f}]')}"
+        for name in dict.fromkeys(name for names in SCORES.values() for name in names)
+        if name in scores
     )
-    means += " (means over all classes)" if scores["convention"] == "pangaea" else " (means over classes present)"
+    if "per_class" not in scores:
+        unit = "" if scores["unit"] is None else f" in {scores['unit']}"
+        return f"{means}, bias {scores['bias']:.4g}{unit}, over {scores['labels']} labels"
+    means += " (means over all classes)" if scores.get("convention") == "pangaea" else " (means over classes present)"
     width = max(len("class"), *map(len, scores["per_class"]))
-    columns = ("iou", "f1", "precision", "recall", "support")
+    columns = tuple(next(iter(scores["per_class"].values())))
     heading = f"{'class':<{width}}" + "".join(f"{name:>10}" for name in columns)
     lines = [means, heading + (f"{'interval of iou':>18}" if intervals else "")]
     for name, row in scores["per_class"].items():
@@ -39,14 +45,15 @@ def results_text(results: Mapping[str, Any], work_dir: Path) -> str:
 
 
 def drop_table(dropped: Mapping[str, Any]) -> str:
-    """The means with each band missing, and the change of the mIoU, as text."""
-    table = dropped["scores"]
+    """The means with each band missing, and the change of the most important one, as text."""
+    table, metric = dropped["scores"], dropped["metric"]
+    names = tuple(table[""])
     width = max(len("no band"), *map(len, table))
-    lines = [f"{'missing':<{width}}{'accuracy':>10}{'miou':>10}{'f1_macro':>10}{'change':>10}"]
+    lines = [f"{'missing':<{width}}{''.join(f'{name:>10}' for name in (*names, 'change'))}"]
     for band, row in table.items():
-        means = "".join(f"{row[name]:>10.4f}" for name in ("accuracy", "miou", "f1_macro"))
-        lines.append(f"{band or 'no band':<{width}}{means}{row['miou'] - table['']['miou']:>+10.4f}")
-    lines.append(f"change: of miou; trained with band_dropout {dropped['band_dropout']:g}")
+        means = "".join(f"{_cell(row[name]):>10}" for name in names)
+        lines.append(f"{band or 'no band':<{width}}{means}{row[metric] - table[''][metric]:>+10.4f}")
+    lines.append(f"change: of {metric}; trained with band_dropout {dropped['band_dropout']:g}")
     return "\n".join(lines)
 
 

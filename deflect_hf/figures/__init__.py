@@ -8,3 +8,5 @@ from deflect_hf.figures.colors import class_colors as class_colors
 from deflect_hf.figures.curves import curves_figure as curves_figure
 from deflect_hf.figures.results import confusion_figure as confusion_figure
 from deflect_hf.figures.results import prediction_panel as prediction_panel
+from deflect_hf.figures.scores import FIGURES as FIGURES
+from deflect_hf.figures.scores import scores_figure as scores_figure

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deflect_hf.config.tasks import TITLES
 from deflect_hf.errors import DataError
 from deflect_hf.figures.canvas import new_figure, plain, save
 from deflect_hf.figures.colors import OKABE_ITO, Array
@@ -21,10 +22,9 @@ PANELS = (
     ("training loss", "loss"),
     ("validation loss", "val.loss"),
     ("learning rate", "lr"),
-    ("validation accuracy", "val.accuracy"),
-    ("validation mIoU", "val.miou"),
-    ("validation macro F1", "val.f1_macro"),
+    *((f"validation {title}", f"val.{name}") for name, title in TITLES.items()),
 )
+MOST = 6  # panels: those of the scores that the runs have
 COLORS = tuple(color for color in OKABE_ITO if color != "#F0E442")  # yellow lines vanish on white
 STYLES = ("-", "--", ":", "-.")
 SMOOTHED_FROM = 40  # lines of the log
@@ -66,7 +66,11 @@ def curves_figure(path: Path, runs: Sequence[Path]) -> Path:
     height = 5.6 + legend_inches
     figure = new_figure(11, height, layout="none")
     axes = figure.subplots(2, 3, sharex=True)
-    for axis, (title, key) in zip(axes.flat, PANELS, strict=True):
+    has = [
+        panel for panel in PANELS if not panel[1].startswith("val.") or any(panel[1] in found for found, _ in curves)
+    ]
+    shown = (has + [panel for panel in PANELS if panel not in has])[:MOST]
+    for axis, (title, key) in zip(axes.flat, shown, strict=True):
         for number, (name, (values, best)) in enumerate(zip(names, curves, strict=True)):
             if key in values:
                 style = STYLES[number // len(COLORS) % len(STYLES)]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.figures.canvas import class_legend, new_figure, plain, save
 from deflect_hf.figures.colors import IGNORED, Array, class_colors, composite, composites_of, paint
+from deflect_hf.figures.results import in_words
 from deflect_hf.spectral.bands import SPECTRUM, Unit
 from deflect_hf.spectral.formulas import bands_of, parse
 from deflect_hf.spectral.indices import compile_formula, select_indices
@@ -54,7 +56,8 @@ def sample_sheets(folder: Path, images: ImageDataset, split: str, title: str, co
 def _sheet(path: Path, images: ImageDataset, title: str, chosen: Sequence[int]) -> Path:
     examples = [images[index] for index in chosen]
     rows = [_pictures(example, images) for example in examples]
-    masks = [example["labels"].numpy() for example in examples if _has_mask(example)]
+    classes = TASKS[images.task].output == "class"
+    masks = [example["labels"].numpy() for example in examples if classes and _has_mask(example)]
     columns = max(map(len, rows))
     width, height = CELL_INCHES * columns + 1.4, CELL_INCHES * len(rows) + 1.3
     figure = new_figure(width, height)
@@ -86,8 +89,11 @@ def _pictures(example: Mapping[str, Any], images: ImageDataset) -> dict[str, Arr
     pixels, bands = example["pixel_values"], images.bands
     found = {name: composite(pixels.numpy(), bands, shown) for name, shown in composites_of(bands).items()}
     found |= index_maps(pixels, bands, images.processor.unit)
-    if _has_mask(example):
+    if _has_mask(example) and TASKS[images.task].output == "class":
         found["label"] = paint(example["labels"].numpy(), images.num_classes)
+    elif _has_mask(example):
+        values = example["labels"].numpy()
+        found[f"{images.classes[0]}, dark: low"] = composite(values[None], ["label"], ("label",) * 3)
     return found
 
 
@@ -100,7 +106,7 @@ def _caption(example: Mapping[str, Any], images: ImageDataset) -> str:
     name = "\n".join(textwrap.wrap(str(example["name"]).rpartition("/")[2], 26))
     if "labels" not in example or _has_mask(example):
         return name
-    return f"{name}\n{images.classes[int(example['labels'])]}"
+    return f"{name}\n{in_words(example['labels'].numpy(), images.classes, images.labels.unit or '')}"
 
 
 def spread(available: int, wanted: int) -> list[int]:
@@ -117,8 +123,14 @@ def collect(images: ImageDataset, chosen: Sequence[int]) -> tuple[Array, Array, 
         pixels.append(values[:: max(1, len(values) // PIXELS_PER_IMAGE)])
         if "labels" in example:
             labels = example["labels"].numpy().ravel()
-            counts += np.bincount(labels[labels >= 0], minlength=images.num_classes)
-            ignored += int((labels < 0).sum())
+            if TASKS[images.task].output == "labels":
+                counts += (labels == 1).astype(np.int64)
+            elif TASKS[images.task].output == "value":
+                counts += int(np.isfinite(labels).sum())
+                ignored += int(np.isnan(labels).sum())
+            else:
+                counts += np.bincount(labels[labels >= 0], minlength=images.num_classes)
+                ignored += int((labels < 0).sum())
     return np.concatenate(pixels), counts, ignored
 
 
@@ -191,5 +203,5 @@ def _class_counts(figure: SubFigure, labelled: Array, ignored: int, images: Imag
     shares = [f" ({count / total:.1%})" for count in counts[: images.num_classes]] + [""] * bool(ignored)
     written = [f"{count:,}{share}" for count, share in zip(counts, shares, strict=True)]
     axis.bar_label(bars, written, padding=3, fontsize=7)
-    unit = "images" if images.task == "classification" else "pixels"
+    unit = "pixels" if TASKS[images.task].dense else "images"
     axis.set_xlabel(f"labelled {unit} (share of the labelled)", fontsize=9)

@@ -24,29 +24,43 @@ def prediction_panel(
     prediction: Array,
     label: Array | None,
     title: str,
+    unit: str = "",
 ) -> Path:
     """Write RGB, false color, label and prediction of one image side by side, with the classes' legend.
 
-    ``prediction`` and ``label`` are (H, W) class numbers for segmentation, 0-d class numbers for classification.
+    ``prediction`` and ``label`` are (H, W) class numbers, or values as floats with NaN where unknown; of a whole image
+    a 0-d class number or value in ``unit``, or (K,) 0 and 1.
     """
     pictures = {name: composite(pixel_values, bands, shown) for name, shown in composites_of(bands).items()}
     maps = {"label": label, "prediction": prediction} if prediction.ndim == 2 else {}
     drawn = {name: values for name, values in maps.items() if values is not None}
-    pictures |= {name: paint(values, len(classes)) for name, values in drawn.items()}
+    numbers = prediction.dtype.kind == "f"
+    pictures |= {name: values if numbers else paint(values, len(classes)) for name, values in drawn.items()}
+    known = [values[np.isfinite(values)] for values in drawn.values()]
+    low, high = np.percentile(np.concatenate(known), (1, 99)) if numbers and sum(map(len, known)) else (0.0, 1.0)
     figure = new_figure(CELL_INCHES * len(pictures), CELL_INCHES + 0.9)
     axes = figure.subplots(1, len(pictures), squeeze=False)[0]
     for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
         axis.set_axis_off()
-        axis.imshow(picture, interpolation="nearest")
+        shown = axis.imshow(picture, interpolation="nearest", vmin=low, vmax=high)  # which colors are not asked for
         axis.set_title(name, fontsize=9)
-    if drawn:
+    if drawn and numbers:
+        figure.colorbar(shown, ax=axes, shrink=0.7, label=f"{classes[0]} {unit}".strip())
+    elif drawn:
         class_legend(figure, classes, drawn.values())
     else:
-        true = "" if label is None else f"\nlabel: {classes[int(label)]}"
-        title = f"{title}{true}\nprediction: {classes[int(prediction)]}"
+        true = "" if label is None else f"\nlabel: {in_words(label, classes, unit)}"
+        title = f"{title}{true}\nprediction: {in_words(prediction, classes, unit)}"
     letters = int(LETTERS_PER_INCH * figure.get_figwidth())
     figure.suptitle("\n".join(part for line in title.splitlines() for part in wrap(line, letters)), fontsize=9)
     return save(figure, path)
+
+
+def in_words(value: Array, classes: Sequence[str], unit: str) -> str:
+    """A class, several classes, or a value of a whole image."""
+    if value.ndim == 1:
+        return ", ".join(name for name, has in zip(classes, value, strict=True) if has == 1) or "none"
+    return f"{classes[0]} {value:.4g} {unit}".strip() if value.dtype.kind == "f" else classes[int(value)]
 
 
 def confusion_figure(path: Path, matrix: Array, classes: Sequence[str], title: str) -> Path:

@@ -14,9 +14,11 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.tasks import TASKS, TITLES
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.dataset import Example
 from deflect_hf.errors import DeflectError
+from deflect_hf.evaluation.report import shown
 from deflect_hf.figures import prediction_panel
 from deflect_hf.files import write_text
 from deflect_hf.hub.metadata import Metadata, read_metadata
@@ -30,8 +32,10 @@ from deflect_hf.spectral.sensors import get_sensor
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
-# type of the Hub, name, key in results.json
-METRICS = (("accuracy", "accuracy", "accuracy"), ("mean_iou", "mIoU", "miou"), ("f1", "macro F1", "f1_macro"))
+# key in results.json -> type of the Hub
+METRICS = {"accuracy": "accuracy", "miou": "mean_iou", "f1_macro": "f1", "map": "map", "mae": "mae", "rmse": "rmse"}
+METRICS |= {"r2": "r_squared"}
+COLUMNS = {"iou": "IoU", "ap": "AP", "f1": "F1", "precision": "precision", "recall": "recall"}
 METHODS = {
     "deflect": "DEFLECT",
     "lora": "LoRA",
@@ -89,12 +93,13 @@ def write_card(
 
 def card_data(meta: Metadata, repo_id: str | None) -> ModelCardData:
     """What the Hub reads of the card: library, base model, task, license, scores."""
-    finetune, task = str(meta.config.finetune), "image-segmentation" if meta.is_segmentation else "image-classification"
+    finetune = str(meta.config.finetune)
     fields: dict[str, Any] = {
         "library_name": "peft" if meta.adapter else "transformers" if finetune == "full" else "deflect_hf",
-        "pipeline_tag": task,
         "tags": sorted({finetune.replace(":", "-"), "deflect_hf", "geospatial", "multispectral"}),
     }
+    if meta.kind.pipeline is not None:
+        fields["pipeline_tag"] = meta.kind.pipeline
     base = meta.config.encoder.name_or_path
     if base is not None and repo_id is not None and "/" in base:
         fields |= {"base_model": base, "base_model_relation": "adapter" if meta.adapter else "finetune"}
@@ -103,18 +108,21 @@ def card_data(meta: Metadata, repo_id: str | None) -> ModelCardData:
     split = next((name for name in ("test", "val") if name in meta.results), None)
     if split is not None:
         fields["model_name"] = (repo_id or finetune).rpartition("/")[2]
-        fields["metrics"] = [kind for kind, _, _ in METRICS]
+        scores = {
+            key: value for key, value in meta.results[split].items() if key in meta.kind.scores and value is not None
+        }
+        fields["metrics"] = [METRICS[key] for key in scores]
         fields["eval_results"] = [
             EvalResult(
-                task_type=task,
+                task_type=meta.kind.pipeline or meta.kind.name,
                 dataset_type=meta.config.dataset.name,
                 dataset_name=meta.data,
                 dataset_split="test" if split == "test" else "validation",
-                metric_type=kind,
-                metric_name=name,
-                metric_value=round(meta.results[split][key], 4),
+                metric_type=METRICS[key],
+                metric_name=TITLES[key],
+                metric_value=round(value, 4),
             )
-            for kind, name, key in METRICS
+            for key, value in scores.items()
         ]
     return ModelCardData(**fields)
 
@@ -124,7 +132,7 @@ def program(meta: Metadata) -> dict[str, Any]:
     processor, encoder = meta.processor, meta.config.encoder
     stored = list(processor.source_bands or processor.bands)
     scale, offset = (value if isinstance(value, float) else value[0] for value in (processor.scale, processor.offset))
-    size = meta.map_size if meta.is_segmentation else ()
+    size = meta.map_size if meta.kind.dense else ()
     plain = None  # where the encoder is not what `AutoModel.from_pretrained` gives
     if encoder.random is None and chosen_gsd(encoder, gsd_m=None) is None:
         plain = repr(encoder.name_or_path) + (f", revision={encoder.revision!r}" if encoder.revision else "")
@@ -135,7 +143,7 @@ def program(meta: Metadata) -> dict[str, Any]:
         "value": (EXAMPLE_VALUE[processor.unit] - offset) / scale,
         "output_shape": (1, len(meta.classes), *size),
         "plain_encoder": plain,
-        "model_class": "EncoderForSemanticSegmentation" if meta.is_segmentation else "EncoderForImageClassification",
+        "model_class": "EncoderForSemanticSegmentation" if meta.kind.dense else "EncoderForImageClassification",
         "seen": f"{len(processor.bands)} bands" if every else "the bands of its encoder",
     }
 
@@ -170,16 +178,20 @@ def score_rows(scores: dict[str, Any]) -> dict[str, Any]:
     """The rows of the tables of scores, with their intervals."""
     intervals = scores.get("intervals") or {}
     by_class = intervals.get("iou") or {}
+    rows = scores.get("per_class", {})
+    columns = [key for key in next(iter(rows.values()), {}) if key in COLUMNS]
     return {
-        "means": [(name, with_interval(scores[key], intervals.get(key))) for _, name, key in METRICS],
+        "means": [
+            (title, with_interval(scores[key], intervals.get(key))) for key, title in TITLES.items() if key in scores
+        ],
+        "columns": [COLUMNS[key] for key in columns],
         "per_class": [
             (
                 name,
-                with_interval(row["iou"], by_class.get(name)),
-                *(with_interval(row[key]) for key in ("f1", "precision", "recall")),
+                *(with_interval(row[key], by_class.get(name) if key == "iou" else None) for key in columns),
                 f"{row['support']:,}",
             )
-            for name, row in scores["per_class"].items()
+            for name, row in rows.items()
         ],
     }
 
@@ -232,17 +244,20 @@ def draw_prediction(folder: Path, encoder: str | None = None) -> Path | None:
         split = next(name for name in ("test", "val", "train") if name in splits)
         example = varied_example(splits[split].with_transform(build_transform(config.augmentation, "val")))
         pixel_values = example["pixel_values"]
-        prediction = predictor.logits(pixel_values[None]).argmax(dim=1)[0].cpu().numpy()
+        prediction = shown(TASKS[predictor.task], predictor.logits(pixel_values[None]).cpu())[0].numpy()
     except (DeflectError, StopIteration) as error:
         logger.warning("no picture of a prediction: %s", error)
         return None
     label = example["labels"].numpy() if "labels" in example else None
     bands, title = predictor.processor.bands, f"{split} split"
-    return prediction_panel(folder / PICTURE, pixel_values.numpy(), bands, predictor.classes, prediction, label, title)
+    return prediction_panel(
+        *(folder / PICTURE, pixel_values.numpy(), bands, predictor.classes, prediction, label, title),
+        unit=predictor.unit or "",
+    )
 
 
 def varied_example(images: ImageDataset) -> Example:
-    """Of a few examples spread over a split, the one that shows most classes."""
+    """Of a few examples spread over a split, the one that shows most classes, or values."""
     chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)).tolist()
 
     def classes(example: Example) -> int:

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.readers import dataset_spec
 from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import Task, task_of
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset
 from deflect_hf.evaluation.evaluate import evaluation_window
@@ -47,9 +48,9 @@ class Metadata:
         return [self.task["id2label"][key] for key in sorted(self.task["id2label"], key=int)]
 
     @property
-    def is_segmentation(self) -> bool:
-        """Whether every pixel gets a class."""
-        return self.task["model_type"] == "deflect_semantic_segmentation"
+    def kind(self) -> Task:
+        """What it was trained for."""
+        return task_of(self.task["model_type"], self.task.get("problem_type"))
 
     @property
     def encoder_bands(self) -> list[str]:
@@ -65,8 +66,7 @@ class Metadata:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of an image that the model takes as it is, before it is resized if training did that."""
-        task = "segmentation" if self.is_segmentation else "classification"
-        crop, window = self.config.augmentation.center_crop, evaluation_window(self.config, task)
+        crop, window = self.config.augmentation.center_crop, evaluation_window(self.config, self.kind.name)
         if self.processor.size is None:  # else crop and window are those of resized images
             if crop is not None:
                 return crop[0], crop[1]

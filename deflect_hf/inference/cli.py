@@ -7,9 +7,10 @@
 
 A map has the size, CRS and transform of its image: class numbers with colors and names, 255 where nothing was
 measured in any band (where only some bands were, those decide), or one band of probabilities per class. Where training
-masks stored other numbers than 0, 1, 2 ..., the band's tags say which (CLASS_0_VALUE). Windows overlap and are
-blended. Interrupted, the same command goes on where it stopped. --report writes OUT.html beside OUT.tif: the image,
-the map, and the area of each class.
+masks stored other numbers than 0, 1, 2 ..., the band's tags say which (CLASS_0_VALUE). A regression per pixel makes one
+band of values, NaN where nothing was measured, with its name and unit. Windows overlap and are blended. Interrupted,
+the same command goes on where it stopped. --report writes OUT.html beside OUT.tif: the image, the map, and the area of
+each class.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import PredictArguments
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import ConfigError, DataError, listing, show_log, user_errors
 from deflect_hf.training.distributed_exit import distributed_exit
 
@@ -97,6 +99,8 @@ def predict(arguments: PredictArguments) -> None:
     finished = set()
     for image, target in jobs:  # before hours of work on the first
         page = target.with_suffix(".html")
+        if arguments.report and TASKS[predictor.task].output == "value":
+            raise ConfigError("--report shows areas of classes, but this model predicts numbers: leave it out")
         if refuse(predictor, image, target, arguments):
             finished.add(target)
         elif arguments.report and not arguments.overwrite and page.exists():
@@ -107,7 +111,8 @@ def predict(arguments: PredictArguments) -> None:
                 predict_raster(predictor, image, target, arguments, processes)
             if processes.is_main_process:
                 again = ", finished before" if target in finished else ""
-                print(f"{target}: {arguments.output} of {image}{again}")
+                what = arguments.output if TASKS[predictor.task].output == "class" else predictor.classes[0]
+                print(f"{target}: {what} of {image}{again}")
             if arguments.report and not (target in finished and target.with_suffix(".html").exists()):
                 together(processes, partial(_report, predictor, image, target, arguments), main_only=True)
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from deflect_hf.config.inference import SceneArguments
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
 from deflect_hf.figures import class_colors
 from deflect_hf.inference.blocks import Block, SceneWindows
@@ -104,10 +105,15 @@ def windows_of(file: OpenRaster, predictor: TrainedModel, arguments: SceneArgume
 
 def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: SceneArguments) -> bool:
     """Refuse what cannot become a map; whether the map is there and is what the same command would write again."""
-    if predictor.task != "segmentation":
+    if not TASKS[predictor.task].dense:
         raise UnsupportedOperationError(
-            f"{source}: the model gives one class to a whole image, which makes no map. Give the folder of a "
-            "segmentation model, or cut the scene into images and call the model on them."
+            f"{source}: the model's task is {predictor.task}, of whole images, which makes no map. Give the folder of "
+            "a segmentation model, or cut the scene into images and call the model on them."
+        )
+    if TASKS[predictor.task].output == "value" and arguments.output == "probabilities":
+        raise ConfigError(
+            f"--output probabilities is for maps of classes, but the model predicts {predictor.classes[0]!r}, one "
+            "band of numbers: leave it out"
         )
     if len(predictor.classes) > NODATA:
         raise UnsupportedOperationError(
@@ -140,6 +146,8 @@ def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: Scene
 def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
     """What the bands of the map are, and what makes stored values (count, h, W) of logits (K, h, W)."""
     classes = predictor.classes
+    if TASKS[predictor.task].output == "value":
+        return MapLayout("float32", float("nan"), classes, unit=predictor.unit or ""), _values
     if arguments.output == "classes":
         colors = [tuple(round(255 * part) for part in color) for color in class_colors(len(classes)).tolist()]
         values = predictor.class_values or ()
@@ -151,6 +159,10 @@ def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapL
 
 def _classes(logits: Array) -> Array:
     return np.where(np.isnan(logits[:1]), NODATA, logits.argmax(axis=0, keepdims=True)).astype(np.uint8)
+
+
+def _values(logits: Array) -> Array:
+    return logits.astype(np.float32)
 
 
 def _probabilities(logits: Array) -> Array:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import task_of
 from deflect_hf.data.processor import Image
-from deflect_hf.errors import UnsupportedOperationError
 from deflect_hf.evaluation.evaluate import evaluation_window
 from deflect_hf.inference.mapping import predict_raster
 from deflect_hf.inference.trained import TrainedModel
@@ -47,7 +47,6 @@ class Predictor(TrainedModel):
 
         Raises:
             CheckpointError: the folder is no trained run, or a file is missing, broken or does not fit.
-            UnsupportedOperationError: the model predicts something other than one class per image or pixel.
         """
         return checkpoints.while_whole(
             Path(folder),
@@ -66,16 +65,11 @@ class Predictor(TrainedModel):
         """As :meth:`from_folder`, for a result folder whose configuration is read already."""
         model = checkpoints.load_model(found, config, encoder)
         settings = task_model(model).config
-        if settings.problem_type not in (None, "single_label_classification"):
-            raise UnsupportedOperationError(
-                f"{found}: the model's problem_type is {settings.problem_type!r}, but only models that give one class "
-                "per image or pixel predict. Fix: call the model itself, on processor(images)['pixel_values']."
-            )
         place = torch.device(device) if device is not None else default_device()
         precision = torch.bfloat16 if config.bf16 else None  # as in training
         if config.fp16 and place.type != "cpu":  # which computes in float32 instead
             precision = torch.float16
-        task = "classification" if settings.model_type == "deflect_image_classification" else "segmentation"
+        task = task_of(settings.model_type, settings.problem_type).name
         return cls(
             model,
             checkpoints.load_processor(found, model),
@@ -111,9 +105,10 @@ class Predictor(TrainedModel):
     def probabilities(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 probabilities on the CPU, NaN where not measured.
 
-        A pixel, or an image, none of whose bands holds a measurement has no probabilities.
+        A pixel, or an image, none of whose bands holds a measurement has no probabilities. A regression gives values
+        in their unit, K = 1; of several labels per image each has a probability of its own.
         """
-        probabilities = self.logits(pixel_values).softmax(dim=1).cpu()
+        probabilities = self.target.predict(self.logits(pixel_values)).cpu()
         measured = torch.isfinite(pixel_values).any(dim=1, keepdim=True).cpu()
         if probabilities.ndim == 2:
             measured = measured.flatten(1).any(dim=1, keepdim=True)

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deflect_hf.config.tasks import MODEL_TYPES, TASKS, task_of
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.methods import task_model
 from deflect_hf.models.configuration import as_pair
+from deflect_hf.models.targets import KINDS
 
 
 class TrainedModel:
@@ -25,7 +27,7 @@ class TrainedModel:
         model: called with ``pixel_values``; gives ``.logits`` or the logits themselves, (B, K) or (B, K, h, w). It is
             put into evaluation mode.
         processor: stored values -> reflectance, as in training.
-        task: ``"classification"`` or ``"segmentation"``; None: as the model's configuration says.
+        task: one of :data:`~deflect_hf.config.tasks.TASKS`; None: as the model's configuration says.
         classes: their names, in the order of the logits; None: as the model's configuration says.
         window: larger images go through sliding windows of this side in pixels (of ``pixel_values``), as in
             evaluation; None: images are taken whole.
@@ -50,14 +52,16 @@ class TrainedModel:
         class_values: Sequence[int] | None = None,
     ) -> None:
         settings = getattr(task_model(model), "config", None)
-        if task is None:
+        if task is None and getattr(settings, "model_type", None) in MODEL_TYPES:
+            task = task_of(settings.model_type, settings.problem_type).name  # type: ignore[union-attr]
+        elif task is None:
             kind = f"{getattr(settings, 'model_type', '')} {type(task_model(model)).__name__}".lower().replace("_", "")
             task = next((name for name in ("classification", "segmentation") if name in kind), None)
         names = getattr(settings, "id2label", None) if classes is None else dict(enumerate(classes))
-        if task not in ("classification", "segmentation") or not names:
+        if task not in TASKS or not names:
             raise ConfigError(
-                f"The {type(model).__name__} does not say what it predicts: give task='segmentation' or "
-                "'classification', and classes=[...], their names in the order of the logits."
+                f"The {type(model).__name__} does not say what it predicts: give task='segmentation' "
+                f"(or {listing(TASKS)}), and classes=[...], their names in the order of the logits."
             )
         parameter = next(model.parameters(), None)
         found = parameter.device if parameter is not None else torch.device("cpu")
@@ -69,6 +73,8 @@ class TrainedModel:
         self.window = window
         self.patch_size = as_pair(getattr(settings, "patch_size", None) or 1)
         self.precision = precision
+        self.target = KINDS[TASKS[task].output]()
+        self.unit: str | None = getattr(settings, "target_unit", None)
         self.class_values = None if class_values is None else tuple(class_values)
 
     @torch.no_grad()

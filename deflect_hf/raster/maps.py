@@ -48,6 +48,7 @@ class MapLayout:
         scale: what a stored value is multiplied by.
         categories: names of the stored values 0, 1, 2 ... of a band of classes; empty for other maps.
         class_values: what the training masks stored for each category, where that was not its number.
+        unit: of the stored values, as the band says it.
         colours: red, green and blue (0 to 255) of each category.
         job: what :func:`job_of_map` tells of the file.
     """
@@ -59,6 +60,7 @@ class MapLayout:
     categories: tuple[str, ...] = ()
     class_values: tuple[int, ...] = ()
     colours: tuple[Colour, ...] = ()
+    unit: str = ""
     job: str = ""
 
     @property
@@ -164,6 +166,8 @@ def _write_plain(
         if layout.colours:
             table = {number: (*colour, 255) for number, colour in enumerate(layout.colours)}
             sink.write_colormap(1, {**table, int(layout.nodata): (0, 0, 0, 0)})
+        if layout.unit:
+            sink.units = [layout.unit] * layout.count
         if layout.scale != 1.0:
             sink.scales = [layout.scale] * layout.count
         sink.update_tags(**MADE_BY, **({JOB_TAG: layout.job} if layout.job else {}))

@@ -293,6 +293,7 @@ def read_mask(
     size: tuple[int, int] | None = None,
     onto: RasterInfo | None = None,
     resample: bool = False,
+    numbers: bool = False,
 ) -> Raster:
     """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False where it has no label.
 
@@ -303,6 +304,7 @@ def read_mask(
             another order.
         resample: Take the label at the middle of each pixel of ``onto``, none outside of the mask, where it is on
             another grid.
+        numbers: The values are numbers, which may be fractions, of a regression.
 
     Raises:
         DataError: As :func:`read_raster`; the file has several bands, fractional values or values that its compression
@@ -328,6 +330,10 @@ def read_mask(
         else:
             turn = refuse_misplaced(info, onto).turn
             values, valid = map(turn, _read(source, info, positions, None, None, Resampling.nearest))
-    if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values[valid], np.round(values[valid])):
+    if (
+        not numbers
+        and np.issubdtype(values.dtype, np.floating)
+        and not np.array_equal(values[valid], np.round(values[valid]))
+    ):
         raise DataError(f"{path} holds fractional values: a mask stores one whole class value per pixel.")
     return Raster(values, valid, ("mask",), info.scales, info.offsets, info)

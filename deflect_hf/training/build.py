@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from deflect_hf.artifacts.saved_model import model_class
 from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.config.unused import refuse_unused
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.transforms import for_evaluation
@@ -102,7 +103,26 @@ def extra_statistics(
     return statistics.of_bands(bands, where, "leave them out (dataset.bands), or keep --method.patch_embed frozen")
 
 
-def head_options(config: RunArguments, task: str, statistics: Statistics, where: str) -> dict[str, Any]:
+def target_options(train: ImageDataset, statistics: Statistics, where: str) -> dict[str, Any]:
+    """What the model's configuration says of its labels: the kind of output, and the scale of values."""
+    task = TASKS[train.task]
+    if statistics.targets is None:
+        return {"problem_type": task.problem_type}
+    count, mean, std = (
+        float(values) for values in (statistics.targets.count, statistics.targets.mean, statistics.targets.std)
+    )
+    if not count or not std > 0:
+        found = f"the one value {mean:g}" if count else "no value"
+        raise DataError(f"{where}: the labels of all training images hold {found}: there is nothing to learn.")
+    return {
+        "problem_type": task.problem_type,
+        "target_mean": mean,
+        "target_std": std,
+        "target_unit": train.labels.unit,
+    }
+
+
+def head_options(config: RunArguments, train: ImageDataset, statistics: Statistics, where: str) -> dict[str, Any]:
     """The fields of the model's configuration that the segmentor group sets."""
     segmentor = config.segmentor
     options: dict[str, Any] = {
@@ -112,7 +132,8 @@ def head_options(config: RunArguments, task: str, statistics: Statistics, where:
         "head_dropout": segmentor.dropout,
         "label_smoothing": segmentor.loss.label_smoothing,
     }
-    if task == "segmentation":
+    options |= target_options(train, statistics, where)
+    if TASKS[train.task].dense:
         options["auxiliary_loss_weight"] = segmentor.auxiliary_loss
         if segmentor.head == "pixel":
             mean, std = statistics.of_bands(statistics.bands, where, "leave them out (dataset.bands)")
@@ -180,7 +201,7 @@ def build(
         id2label=dict(enumerate(train.classes)),
         ignore_index=train.ignore_index,
         class_weights=weights,
-        **head_options(config, train.task, statistics, where),
+        **head_options(config, train, statistics, where),
     )
     adapted = adapt(
         model,

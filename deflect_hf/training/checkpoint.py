@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from deflect_hf.artifacts.saved_model import RESULTS
+from deflect_hf.config.tasks import Task
 from deflect_hf.errors import CheckpointError, DataError
 from deflect_hf.files import PARTIAL, REPLACED, atomic_dir, recover, remove_folder, write_json, write_text
 
@@ -285,7 +286,7 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(state["device"])
 
 
-def kept_best(work_dir: Path, checkpoint: Path, progress: Progress, metric: str) -> Path | None:
+def kept_best(work_dir: Path, checkpoint: Path, progress: Progress, task: Task) -> Path | None:
     """The folder of the model that ``progress``, read from ``checkpoint``, calls the best; None if it is kept nowhere.
 
     It is in ``work_dir``, or in the run that wrote ``checkpoint``. In ``work_dir`` it may also be one of an epoch after
@@ -295,7 +296,7 @@ def kept_best(work_dir: Path, checkpoint: Path, progress: Progress, metric: str)
     def epoch_and_score(folder: Path) -> tuple[int, float] | None:
         try:
             results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-            return results["best_epoch"], results["val"][metric]
+            return results["best_epoch"], task.rank(results["val"])
         except (OSError, ValueError, KeyError):
             return None
 

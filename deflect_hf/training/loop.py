@@ -22,10 +22,8 @@ from deflect_hf.data.collate import fill_up, refuse_beyond_memory
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.evaluate import Interrupted, Protocol, evaluate, named
-from deflect_hf.evaluation.losses import label_weight, soft_dice
-from deflect_hf.evaluation.metrics import selection_metric
+from deflect_hf.evaluation.losses import focal, soft_dice, tversky
 from deflect_hf.files import atomic_dir, temp_dir, write_json
-from deflect_hf.methods import task_model
 from deflect_hf.training import prefix
 from deflect_hf.training.build import Experiment
 from deflect_hf.training.checkpoint import BEST, FOLDER, Checkpoints, Progress, kept_best, list_checkpoints
@@ -35,8 +33,6 @@ from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded,
 from deflect_hf.training.trackers import RunLog
 
 logger = logging.getLogger(__name__)
-
-LOGGED = ("loss", "accuracy", "miou", "f1_macro")  # of each validation
 
 Publish = Callable[[Path, int], None]  # gets the model at a checkpoint as a result folder, and its step
 Batch = dict[str, Any]
@@ -77,7 +73,6 @@ class TrainingLoop:
         self.model, self.optimizer = prepared(trained, optimizer, accelerator)
         self.protocol = Protocol.of(config, train, experiment.model)
         refuse_beyond_memory("batch_size", config.batch_size, train[0]["pixel_values"].shape)
-        self.class_weights: list[float] | None = task_model(experiment.model).config.class_weights
         # on the device, since the last line of the log; and what the loss was of, since it was last looked at
         self.loss_sum, self.loss_steps = torch.zeros((), device=accelerator.device), 0
         self.unread: list[tuple[int, list[str], Tensor]] = []
@@ -174,7 +169,7 @@ class TrainingLoop:
 
         False, and no step, if any of the processes was told to stop: they agree on it before they compute.
         """
-        labels = [label_weight(batch["labels"], self.protocol.ignore_index, self.class_weights) for batch in group]
+        labels = [self.protocol.target.weight(batch["labels"]) for batch in group]
         weights = torch.stack(labels)  # on the CPU, as labels come from the loader: to read it costs nothing
         total, stop = weights.sum(), self.preemption.asked
         if self.rank.count > 1:
@@ -220,15 +215,21 @@ class TrainingLoop:
         device = self.accelerator.device
         sides = zip(batch["pixel_values"].shape[-2:], self.protocol.patch_size, strict=True)
         height, width = (-(-side // step) * step for side, step in sides)
-        batch = fill_up(batch, height, width, self.protocol.ignore_index)
+        target = self.protocol.target
+        batch = fill_up(batch, height, width, target.ignore_index)
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True)
         with self.accelerator.autocast():
             outputs = self.model(pixel_values=pixel_values, labels=labels)
         terms = self.config.segmentor.loss
         loss: Tensor = terms.cross_entropy * outputs.loss
+        if terms.focal:
+            loss = loss + terms.focal * focal(outputs.logits, labels, target, terms.focal_gamma)
         if terms.dice:
-            loss = loss + terms.dice * soft_dice(outputs.logits, labels, self.protocol.ignore_index)
+            loss = loss + terms.dice * soft_dice(outputs.logits, labels, target.ignore_index)
+        if terms.tversky:
+            costs = terms.tversky_alpha, 1 - terms.tversky_alpha
+            loss = loss + terms.tversky * tversky(outputs.logits, labels, target.ignore_index, *costs)
         return loss
 
     def _read_losses(self) -> float:
@@ -269,10 +270,11 @@ class TrainingLoop:
     def _take(self, scores: dict[str, Any]) -> None:
         """Log the scores of a validation, and keep the model if it is the best so far."""
         progress = self.progress
-        score = scores[selection_metric(self.splits["val"].task)]
+        task = self.protocol.task
+        score = task.rank(scores)
         best = progress.best_score is None or score > progress.best_score
         progress.waited = 0 if best else progress.waited + 1
-        logged = {name: scores[name] for name in LOGGED}
+        logged = task.logged(scores)
         self.log.write(progress.step, {"epoch": progress.epoch, "val": logged}, progress.seconds)
         if self.accelerator.is_main_process:
             summary = ", ".join(f"{name} {value:.4f}" for name, value in logged.items())
@@ -317,7 +319,7 @@ class TrainingLoop:
         if self.progress.best_epoch is None:
             return
         own = self.work_dir / BEST
-        found = kept_best(self.work_dir, state, self.progress, selection_metric(self.splits["val"].task))
+        found = kept_best(self.work_dir, state, self.progress, self.protocol.task)
         self.accelerator.wait_for_everyone()
         if found is None:
             logger.warning(

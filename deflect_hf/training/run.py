@@ -21,14 +21,13 @@ from deflect_hf.config.yaml import read_yaml
 from deflect_hf.data.scene_reader import SceneReader
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.evaluation.bootstrap import REPLICATES
-from deflect_hf.evaluation.metrics import selection_metric
 from deflect_hf.figures import curves_figure
 from deflect_hf.files import CONFIG, atomic_dir, write_json, write_text
 from deflect_hf.methods import encoder_parameters, patch_embedding_parameters
 from deflect_hf.models.encoders import random_encoder
 from deflect_hf.training import checkpoint
 from deflect_hf.training.build import ENCODER, Experiment, build
-from deflect_hf.training.loop import LOGGED, Publish, TrainingLoop
+from deflect_hf.training.loop import Publish, TrainingLoop
 from deflect_hf.training.preemption import EXIT_STATUS
 from deflect_hf.training.trackers import finish_trackers, start_trackers, tracker_options
 from deflect_hf.training.work_dir import (
@@ -186,16 +185,16 @@ def score_best(loop: TrainingLoop, experiment: Experiment) -> dict[str, Any]:
     counts = parameter_counts(experiment.model)
     best = saved_model.result_folder(loop.work_dir)
     model = saved_model.load_model(best, config).to(loop.accelerator.device)
-    task = experiment.train.task
+    task = loop.protocol.task
     splits = [name for name in ("val", "test") if name in experiment.splits]
     scores: dict[str, Any] = {split: loop.score(model, split, replicates=REPLICATES) for split in splits}
     if "test" in scores:
-        loop.log.track(progress.step, {"test": {name: scores["test"][name] for name in LOGGED}})
+        loop.log.track(progress.step, {"test": task.logged(scores["test"])})
     return {
-        "task": task,
+        "task": task.name,
         "finetune": config.finetune,
         "seed": config.seed,
-        "selected_by": f"val {selection_metric(task)}",
+        "selected_by": f"val {task.metric}",
         "best_epoch": json.loads((best / saved_model.RESULTS).read_text(encoding="utf-8"))["best_epoch"],
         "epochs": config.epochs,
         "steps": progress.step,

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.data import ImageDataset, build_transform
 from deflect_hf.data.contract import QUANTILES, check_reflectance
 from deflect_hf.data.order import Rank, evaluation_loader
@@ -26,6 +27,7 @@ from deflect_hf.spectral.moments import RunningMoments
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig
 
+MOMENTS = ("pixels", "features", "targets")
 SAMPLE = 2**18  # pixels that the quantiles are of, spread over all images
 
 
@@ -38,7 +40,8 @@ class Statistics:
         formulas: of the indices among the features.
         pixels: moments of the bands, over all measured pixels.
         features: moments of the pixel-set features of DEFLECT, over all patches; None for other methods.
-        labels: of each class, pixels or images.
+        labels: of each class, pixels or images; empty for a regression.
+        targets: moments of the labels of a regression, else None.
         quantiles: band -> its values at ``QUANTILES``, empty where nothing was measured.
     """
 
@@ -48,17 +51,18 @@ class Statistics:
     features: RunningMoments | None
     labels: list[int]
     quantiles: dict[str, list[float]]
+    targets: RunningMoments | None = None
 
     def state(self) -> dict[str, Any]:
         """Plain numbers, from which :meth:`from_state` makes the same."""
-        features = None if self.features is None else self.features.state()
-        return {**vars(self), "pixels": self.pixels.state(), "features": features}
+        moments = {name: getattr(self, name) for name in MOMENTS}
+        return {**vars(self), **{name: found and found.state() for name, found in moments.items()}}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Statistics:
         """What :meth:`state` gave."""
-        features = None if state["features"] is None else RunningMoments.from_state(state["features"])
-        return cls(**{**state, "pixels": RunningMoments.from_state(state["pixels"]), "features": features})
+        moments = {name: state.get(name) for name in MOMENTS}
+        return cls(**{**state, **{name: found and RunningMoments.from_state(found) for name, found in moments.items()}})
 
     def of_bands(self, bands: Sequence[str], where: str, fix: str) -> tuple[list[float], list[float]]:
         """Mean and deviation of some of the bands.
@@ -107,6 +111,7 @@ def look_at(
     pixels = RunningMoments(len(train.bands))
     patches = None if features is None else RunningMoments(features.to(device).num_features)
     labels = torch.zeros(train.num_classes, dtype=torch.int64)
+    targets = RunningMoments(1) if TASKS[train.task].output == "value" else None
     sample: list[Tensor] = []
     fixed = train.with_transform(build_transform(config.augmentation, "val"))
     for number, batch in enumerate(
@@ -114,8 +119,10 @@ def look_at(
     ):
         values = batch["pixel_values"]
         pixels.update(values.movedim(1, -1))
-        found = batch["labels"][batch["labels"] != train.ignore_index]
-        labels += torch.bincount(found.flatten(), minlength=train.num_classes)
+        if targets is not None:
+            targets.update(batch["labels"].unsqueeze(-1))
+        else:
+            labels += label_counts(batch["labels"], train)
         every = max(1, values[0, 0].numel() * len(train) // SAMPLE)
         sample.append(values.flatten(2)[..., ::every].transpose(0, 1).flatten(1))
         if features is not None and patches is not None:
@@ -125,6 +132,8 @@ def look_at(
     pixels.reduce(accelerator)
     if patches is not None:
         patches.reduce(accelerator)
+    if targets is not None:
+        targets.reduce(accelerator)
     labels = accelerator.reduce(labels.to(device), reduction="sum")
     sampled = torch.cat(gather_object(sample), dim=1)
     return Statistics(
@@ -134,7 +143,15 @@ def look_at(
         features=patches,
         labels=labels.tolist(),
         quantiles={band: _quantiles(values) for band, values in zip(train.bands, sampled, strict=True)},
+        targets=targets,
     )
+
+
+def label_counts(labels: Tensor, train: ImageDataset) -> Tensor:
+    """Labels of a batch, of classes -> (K,) int64 pixels or images of each class."""
+    if labels.is_floating_point():
+        return (labels == 1).sum(dim=0)
+    return torch.bincount(labels[labels != train.ignore_index].flatten(), minlength=train.num_classes)
 
 
 def _quantiles(values: Tensor) -> list[float]:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import DataError
 from deflect_hf.evaluation.evaluate import (
     Interrupted,
@@ -24,9 +25,10 @@ from deflect_hf.evaluation.evaluate import (
     sliding_logits,
     window_offsets,
 )
+from deflect_hf.models.targets import OneClass
 
 IGNORE = -100
-PROTOCOL = Protocol(["a", "b"], IGNORE, window=8, convention="present")
+PROTOCOL = Protocol(TASKS["segmentation"], ["a", "b"], OneClass(IGNORE), window=8, convention="present")
 
 
 @given(st.integers(1, 400), st.integers(1, 100))

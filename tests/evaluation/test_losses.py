@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.evaluation.losses import balanced_weights, label_weight, soft_dice
+from deflect_hf.evaluation.losses import balanced_weights, soft_dice
+from deflect_hf.models.targets import OneClass
 from deflect_hf.training.run import run
 
 IGNORE = -1
@@ -28,7 +29,7 @@ def test_weighted_means_add_up_to_the_mean_over_all_labels() -> None:
         tensor = None if given is None else torch.tensor(given)
         parts = [slice(0, 2), slice(2, 3), slice(3, 6)]
         means = [F.cross_entropy(logits[p], labels[p], tensor, ignore_index=IGNORE) for p in parts]
-        sizes = [label_weight(labels[p], IGNORE, given) for p in parts]
+        sizes = [OneClass(IGNORE, given).weight(labels[p]) for p in parts]
         together = sum(mean * size for mean, size in zip(means, sizes, strict=True)) / sum(sizes)
         torch.testing.assert_close(together, F.cross_entropy(logits, labels, tensor, ignore_index=IGNORE))
 
@@ -80,7 +81,7 @@ def test_dice_alone_trains(tmp_path: Path) -> None:
 
 
 def test_what_belongs_to_a_loss_without_weight_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cross_entropy and dice are both 0"):
+    with pytest.raises(ConfigError, match="cross_entropy, focal, dice and tversky are all 0"):
         parse("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "0")
     with pytest.raises(ConfigError, match=r"segmentor\.loss\.class_weights belongs to the cross-entropy, but"):
         parse("--segmentor.loss.cross_entropy", "0")

@@ -135,7 +135,7 @@ def test_evaluation_does_not_choose_the_bands(plain_run, tmp_path: Path) -> None
 
 def test_the_table_names_what_is_missing() -> None:
     row = {"accuracy": 0.5, "miou": 0.25, "f1_macro": 0.4}
-    text = drop_table({"band_dropout": 0.2, "scores": {"": row, "RE1": {**row, "miou": 0.125}}})
+    text = drop_table({"band_dropout": 0.2, "metric": "miou", "scores": {"": row, "RE1": {**row, "miou": 0.125}}})
     assert text.splitlines() == [
         "missing  accuracy      miou  f1_macro    change",
         "no band    0.5000    0.2500    0.4000   +0.0000",

@@ -23,10 +23,11 @@ import torch.nn.functional as F
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import DatasetSpec
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.dataset import ImageDataset, Labels, Stored, make_datasets
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import keep_share, split_indices
-from deflect_hf.errors import BandError, listing
+from deflect_hf.errors import BandError, ConfigError, listing
 from deflect_hf.spectral.selection import resolve_bands
 
 DATASET = DatasetSpec(
@@ -156,6 +157,8 @@ def _processor(args: DatasetArguments, trained: MultispectralImageProcessor | No
 def load(args: DatasetArguments, processor: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
     """Build the splits of the synthetic set, classes balanced; bands and size of a trained ``processor`` stand."""
     task = args.task or "classification"
+    if TASKS[task].output != "class":
+        raise ConfigError(f"'synthetic' makes scenes of classes: task is classification or segmentation, not {task}.")
     processor = _processor(args, processor)
     made = tuple(band for band in processor.bands if band in MIXED)
     size = SIZE if args.size is None else (args.size[0], args.size[1])

@@ -1,0 +1,100 @@
+"""Labels of whole images in a CSV file: several classes of each, or a number."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from deflect_hf.errors import DataError, listing, nearest
+
+TABLE = "labels.csv"
+SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")  # of images, which a name may have
+SEPARATOR = ";"
+LIST = "labels"  # the column of a list of classes
+Table = dict[str, dict[str, str]]  # image -> column -> cell
+
+
+def read_table(path: Path) -> tuple[Table, list[str]]:
+    """The rows of a CSV by their first column, an image's name with or without its ending, and the other columns."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is not there: write a CSV whose first column is the image's name, or name it by `label_table`."
+        ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV in UTF-8: {error}.") from error
+    if len(rows) < 2 or len(rows[0]) < 2:
+        raise DataError(f"{path} has no labels: write a line of column names, then one line per image: name, labels.")
+    columns = [cell.strip() for cell in rows[0][1:]]
+    if len(set(columns)) < len(columns) or "" in columns:
+        raise DataError(f"{path}: the columns {listing(columns)} need a name each, all different.")
+    table: Table = {}
+    for number, row in enumerate(rows[1:], start=2):
+        cells = [cell.strip() for cell in row]
+        if len(cells) != len(rows[0]):
+            raise DataError(f"{path}, row {number} has {len(cells)} cells instead of {len(rows[0])}: {row}.")
+        name = cells[0].removesuffix(Path(cells[0]).suffix) if Path(cells[0]).suffix.lower() in SUFFIXES else cells[0]
+        if name in table:
+            raise DataError(f"{path}: {name!r} has two rows, keep one.")
+        table[name] = dict(zip(columns, cells[1:], strict=True))
+    return table, columns
+
+
+def cells_of(table: Table, names: Sequence[str], path: Path) -> list[dict[str, str]]:
+    """The row of each image; images without one are refused, rows without an image are passed over."""
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise DataError(
+            f"{path} has no row for {len(missing)} of {len(names)} images, first {listing(missing[:3])}: add "
+            "them, with empty cells if they have no label."
+        )
+    return [table[name] for name in names]
+
+
+def class_names(table: Table, columns: Sequence[str]) -> list[str]:
+    """The classes of a table: those of its lists, else its columns."""
+    if list(columns) != [LIST]:
+        return list(columns)
+    return sorted({name for row in table.values() for name in _listed(row[LIST])})
+
+
+def class_labels(cells: dict[str, str], classes: Sequence[str], where: str) -> list[float]:
+    """0, 1, or NaN where unknown, for each class, of one row of a table."""
+    if LIST in cells and LIST not in classes:
+        found = _listed(cells[LIST])
+        unknown = [name for name in found if name not in classes]
+        if unknown:
+            raise DataError(f"{where}: {unknown[0]!r} is none of {listing(classes)}.{nearest(unknown[0], classes)}")
+        return [float(name in found) for name in classes]
+    missing = [name for name in classes if name not in cells]
+    if missing:
+        raise DataError(
+            f"{where}: there is no column {missing[0]!r}, only {listing(cells)}: give a column of 0 and 1 for each "
+            f"class, or one column {LIST!r} with the names of an image's classes, separated by {SEPARATOR!r}."
+        )
+    values = [number_of(cells[name], f"{where}, column {name!r}") for name in classes]
+    wrong = [value for value in values if value not in (0.0, 1.0) and not math.isnan(value)]
+    if wrong:
+        raise DataError(f"{where} holds {wrong[0]:g}: write 1 for a class that the image shows, 0 for others.")
+    return values
+
+
+def number_of(cell: str, where: str) -> float:
+    """A cell as a number; NaN for an empty one."""
+    if cell == "":
+        return math.nan
+    try:
+        value = float(cell)
+    except ValueError as error:
+        raise DataError(f"{where} holds {cell!r}, which is no number; leave it empty if it is not known.") from error
+    if math.isinf(value):
+        raise DataError(f"{where} holds {cell!r}: leave it empty if it is not known.")
+    return value
+
+
+def _listed(cell: str) -> list[str]:
+    return [name.strip() for name in cell.split(SEPARATOR) if name.strip()]

@@ -1,0 +1,117 @@
+"""Each task that is not one class per image or pixel, as a user runs it: a folder, train, evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deflect_hf.cli import evaluate, train
+from deflect_hf.inference import cli
+from deflect_hf.inference.predictor import Predictor
+from deflect_hf.raster.read import open_raster, raster_info, read_mask, read_raster
+from deflect_hf.raster.write import write_raster
+
+CONF = Path(__file__).parent / "conf"
+BANDS = ["R", "G", "B", "N"]
+NAMES = [f"{number:02d}" for number in range(16)]
+
+
+def folder_of(root: Path, task: str) -> Path:
+    """Images of two halves, dark and bright in N, and their labels; some of these are not known."""
+    generator = np.random.default_rng(0)
+    rows, columns = [], {"multi_label": "name,dark,bright", "regression": "name,other,n"}.get(task)
+    for number, name in enumerate(NAMES):
+        values = generator.uniform(0.05, 0.1, (4, 16, 16)).astype(np.float32)
+        values[3] = generator.choice([0.1, 0.5], (2,)).repeat(8)[:, None] + generator.normal(0, 0.01, (16, 16))
+        values[:, 15, 15] = np.nan
+        write_raster(root / "images" / f"{name}.tif", values, descriptions=BANDS)
+        if task == "pixel_regression":
+            mask = (values[3] * 100).astype(np.float32)
+            mask[0, :4] = -9999.0
+            write_raster(root / "masks" / f"{name}.tif", mask[None], nodata=-9999.0)
+        mean = float(np.nanmean(values[3])) * 100
+        labels = [values[3].mean(axis=1)[row] < 0.3 for row in (0, 8)]
+        has = [int(any(labels)), int(not all(labels))]
+        cells = ["" if number == 3 else str(has[0]), str(has[1])] if task == "multi_label" else ["x", f"{mean:.3f}"]
+        rows.append(",".join([name + ".tif" * (number % 2), *cells]))
+    if columns is not None:
+        (root / "labels.csv").write_text("\n".join([columns, *rows]) + "\n")
+    for split, part in (("train", NAMES[:8]), ("val", NAMES[8:12]), ("test", NAMES[12:])):
+        (root / f"{split}.txt").write_text("\n".join(part))
+    return root
+
+
+def words_of(root: Path, task: str, *more: str) -> list[str]:
+    words = ["--encoder_config", str(CONF / "tiny_vit.yaml"), "--dataset.name", "folder", "--dataset.root", str(root)]
+    words += ["--dataset.task", task, "--epochs", "2", "--eval_interval", "1", "--batch_size", "4"]
+    words += ["--num_workers", "0", "--segmentor.optimizer.lr", "1e-2", "--method.aux_dim", "8"]
+    return [*words, "--augmentation.horizontal_flip", "0.5", *more]
+
+
+OPTIONS = {
+    "multi_label": ("--segmentor.loss.focal", "0.5", "--segmentor.pooling", "mean"),
+    "regression": ("--dataset.target", "n", "--dataset.target_unit", "%", "--segmentor.pooling", "mean"),
+    "pixel_regression": ("--dataset.target", "n", "--dataset.target_unit", "%", "--augmentation.random_crop", "[8,8]"),
+}
+SCORES = {"multi_label": ("map", "f1_macro"), "regression": ("mae", "rmse", "r2")}
+SCORES["pixel_regression"] = SCORES["regression"]
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+def test_a_task_from_a_folder_to_scores_pictures_and_predictions(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, run = folder_of(tmp_path / "data", task), tmp_path / "run"
+    train([*words_of(root, task, *OPTIONS[task]), "--work_dir", str(run)])
+    results = json.loads((run / "results.json").read_text())
+    assert results["task"] == task and all(math.isfinite(results["test"][name]) for name in SCORES[task])
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    best = [line["val"] for line in log if "val" in line]
+    metric = results["selected_by"].removeprefix("val ")
+    assert results["val"][metric] == pytest.approx((max if task == "multi_label" else min)(v[metric] for v in best))
+
+    evaluate(["--eval_dir", str(run), "--drop_bands", "--output_dir", str(tmp_path / "out"), "--panels", "1"])
+    again = json.loads((tmp_path / "out" / "results_test.json").read_text())
+    assert {name: again[name] for name in SCORES[task]} == {name: results["test"][name] for name in SCORES[task]}
+    assert set(again["drop_bands"]["scores"]) == {"", "N"}
+    picture = "scores.png" if task == "multi_label" else "scatter.png"
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {picture, "predictions_00.png"}
+    assert f"{metric} {again[metric]:.4f}" in capsys.readouterr().out
+
+    predictor = Predictor.from_folder(run)
+    image = root / "images" / f"{NAMES[-1]}.tif"
+    found = predictor(read_raster(image, BANDS).values[None])[0]
+    assert predictor.unit == (None if task == "multi_label" else "%")
+    if task == "pixel_regression":
+        target = tmp_path / "map.tif"
+        cli.main([str(image), str(target), "--adapter", str(run)])
+        info, written = raster_info(target), read_mask(target, numbers=True)
+        with open_raster(target) as opened:
+            assert (info.descriptions, info.dtype, opened.source.units) == (("n",), "float32", ("%",))
+        assert not written.valid[0, 15, 15] and written.valid.sum() == 255
+        np.testing.assert_allclose(written.values[written.valid], found[found.isfinite()].numpy(), rtol=1e-4, atol=1e-3)
+        check_errors(predictor, root, results["test"])
+    else:
+        assert bool(((found >= 0) & (found <= 1)).all()) if task == "multi_label" else 0 < float(found[0]) < 100
+
+
+def check_errors(predictor: Predictor, root: Path, scores: dict[str, Any]) -> None:
+    """The scores are those of torchmetrics over the pixels that have a label and a measurement."""
+    import torch
+    from torchmetrics import functional
+
+    found, labels = [], []
+    for name in NAMES[12:]:
+        found.append(predictor(read_raster(root / "images" / f"{name}.tif", BANDS).values[None])[0, 0])
+        mask = read_mask(root / "masks" / f"{name}.tif", numbers=True)
+        labels.append(torch.from_numpy(np.where(mask.valid, mask.values, np.nan)[0]))
+    predicted, label = torch.stack(found), torch.stack(labels)
+    known = predicted.isfinite() & label.isfinite()
+    assert scores["labels"] == int(known.sum()) == 4 * (256 - 4 - 1)
+    for name, function in (("mae", functional.mean_absolute_error), ("r2", functional.r2_score)):
+        assert scores[name] == pytest.approx(float(function(predicted[known], label[known])), rel=1e-3, abs=1e-3)
