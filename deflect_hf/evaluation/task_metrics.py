@@ -20,7 +20,7 @@ from deflect_hf.evaluation.metrics import Confusion, scores
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from deflect_hf.evaluation.evaluate import Protocol as EvaluationProtocol
+    from deflect_hf.evaluation import protocol as evaluation
 
 BINS = 40  # of predictions and of labels
 SPAN = 3.0  # deviations of the training labels from their mean that the bins cover; what is beyond is in the last ones
@@ -30,7 +30,7 @@ THRESHOLD = 0.5  # probability from which an image has a class
 class Metrics(Protocol):
     """Scores of a split; add batches with :meth:`update`, then ask for :meth:`result`."""
 
-    def __init__(self, protocol: EvaluationProtocol, accelerator: Accelerator, replicates: int) -> None: ...
+    def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None: ...
 
     def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         """Add (B, K, ...) logits, or values, and their labels, of B named images."""
@@ -42,7 +42,7 @@ class Metrics(Protocol):
 class ClassMetrics:
     """Accuracy, mIoU, macro F1, the table per class, the confusion matrix, and intervals by the bootstrap."""
 
-    def __init__(self, protocol: EvaluationProtocol, accelerator: Accelerator, replicates: int) -> None:
+    def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None:
         self.protocol, self.accelerator = protocol, accelerator
         count, ignore_index = len(protocol.classes), protocol.target.ignore_index
         self.confusion = Confusion(count, ignore_index).to(accelerator.device)
@@ -67,7 +67,7 @@ class ClassMetrics:
 class LabelMetrics:
     """Mean average precision and macro F1 of several labels per image, by torchmetrics, and the table per class."""
 
-    def __init__(self, protocol: EvaluationProtocol, accelerator: Accelerator, replicates: int) -> None:
+    def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None:
         self.classes = protocol.classes
         self.batches: list[tuple[Tensor, Tensor]] = []
 
@@ -107,7 +107,7 @@ class LabelMetrics:
 class ValueMetrics:
     """Mean absolute error, root mean squared error, R2 and bias, in the unit of the labels."""
 
-    def __init__(self, protocol: EvaluationProtocol, accelerator: Accelerator, replicates: int) -> None:
+    def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None:
         self.accelerator = accelerator
         self.center, self.unit, std = protocol.mean, protocol.unit, protocol.target.std
         self.edges = torch.linspace(self.center - SPAN * std, self.center + SPAN * std, BINS + 1, dtype=torch.float64)

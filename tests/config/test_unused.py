@@ -26,19 +26,19 @@ def parse(*words: str, task: str = "classification") -> RunArguments:
         (
             "classification",
             ("--segmentor.window", "8"),
-            "segmentor.window is for segmentation, but the data set's task is classification: leave it at its "
-            "default, null",
+            "segmentor.window is for segmentation, pixel_regression, but the data set's task is classification: leave "
+            "it at its default, null",
         ),
         (
             "classification",
             ("--augmentation.random_crop", "8", "8", "--augmentation.focus_crop"),
-            "augmentation.focus_crop is for segmentation, but the data set's task is classification: leave it at its "
-            "default, false",
+            "augmentation.focus_crop is for segmentation, pixel_regression, but the data set's task is classification: "
+            "leave it at its default, false",
         ),
         (
             "segmentation",
             ("--segmentor.pooling", "mean"),
-            "segmentor.pooling is for classification, but the data set's task is segmentation",
+            "segmentor.pooling is for classification, multi_label, regression, but the data set's task is segmentation",
         ),
         (
             "segmentation",
@@ -75,7 +75,7 @@ def parse(*words: str, task: str = "classification") -> RunArguments:
         (
             "segmentation",
             ("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.class_weights", "balanced"),
-            "segmentor.loss.class_weights belongs to the cross-entropy, but segmentor.loss.cross_entropy is 0",
+            "segmentor.loss.class_weights belongs to the cross-entropy and the focal loss, but both are 0",
         ),
         ("segmentation", ("--dataset.fold", "1"), "dataset.fold chooses one of dataset.num_folds, but that is null"),
         (

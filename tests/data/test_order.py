@@ -143,7 +143,10 @@ def test_what_a_data_set_raised_in_a_worker_stays_as_it_is() -> None:
 
 def test_batches_of_several_sizes() -> None:
     sizes = [(4, 6), (8, 2), (4, 6)]
-    examples = [{"pixel_values": torch.ones(1, *size), "labels": torch.ones(size), "name": "x"} for size in sizes]
+    examples = [
+        {"pixel_values": torch.ones(1, *size), "labels": torch.ones(size, dtype=torch.int64), "name": "x"}
+        for size in sizes
+    ]
     assert [len(batch["name"]) for batch in evaluation_loader(examples, 3, 0, Rank())] == [2, 1]
     batch = collate_filled_up(examples)
     assert batch["pixel_values"].shape == (3, 1, 8, 6) and batch["labels"].shape == (3, 8, 6)

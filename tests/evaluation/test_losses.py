@@ -83,5 +83,5 @@ def test_dice_alone_trains(tmp_path: Path) -> None:
 def test_what_belongs_to_a_loss_without_weight_is_refused() -> None:
     with pytest.raises(ConfigError, match="cross_entropy, focal, dice and tversky are all 0"):
         parse("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "0")
-    with pytest.raises(ConfigError, match=r"segmentor\.loss\.class_weights belongs to the cross-entropy, but"):
+    with pytest.raises(ConfigError, match=r"segmentor\.loss\.class_weights belongs to the cross-entropy and the focal"):
         parse("--segmentor.loss.cross_entropy", "0")

@@ -132,7 +132,7 @@ def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
     with pytest.raises(DataError, match=r"none\.tif is not there"):
         map_of(predictor, tmp_path / "none.tif", tmp_path / "other.tif")
     whole = Predictor(predictor.model, predictor.processor, task="classification", classes=("a", "b"))
-    with pytest.raises(UnsupportedOperationError, match=r"one class to a whole image, which makes no map"):
+    with pytest.raises(UnsupportedOperationError, match=r"of whole images, which makes no map"):
         map_of(whole, scene, tmp_path / "other.tif")
     assert not list(tmp_path.glob("other*"))
 

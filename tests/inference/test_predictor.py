@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from deflect_hf.errors import BandError, CheckpointError, DataError, UnitError, UnsupportedOperationError
+from deflect_hf.errors import BandError, CheckpointError, DataError, UnitError
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.inference.predictor import Predictor
 from tests.inference.folders import ALL_BANDS, SIDE, encoder_folder, images, result_folder
@@ -84,11 +83,6 @@ def test_images_that_do_not_fit_are_refused(encoder: Path, tmp_path: Path) -> No
 def test_folders_that_hold_no_model_to_predict_with_are_refused(encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no finished run"):
         Predictor.from_folder(tmp_path)
-    folder = result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2, classes=("height",))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
-    with pytest.raises(UnsupportedOperationError, match="problem_type is 'regression', but only models that give one"):
-        Predictor.from_folder(folder)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_one_before_also_of_a_resumed_ru
         (("--method.rank", "x"), "--finetune deflect: 'method.rank' must be a whole number, not 'x'"),
         (("--encoder.random.hiden_size", "3"), "encoder.random: a 'vit' has no field 'hiden_size'. Did you mean"),
         (("--encoder.random.model_type", "vitt"), "encoder.random.model_type: transformers knows no 'vitt'. Did you"),
-        (("--segmentor.window", "8"), "segmentor.window is for segmentation, but the data set's task is classifi"),
+        (("--segmentor.window", "8"), "segmentor.window is for segmentation, pixel_regression, but the data set"),
         (("--segmentor.channels", "8"), "segmentor.channels is for segmentor.head mlp, conv, upernet, "),
         (("--encoder.base_bands", "R", "G"), "the encoder takes 3 channels, but encoder.base_bands names 2: 'R', 'G'"),
         (("--dataset.val_fraction", "0"), "the data set synthetic has no split 'val', only 'train', 'test'"),
