@@ -250,6 +250,13 @@ class AugmentationArguments(Arguments):
     horizontal_flip: Chance = option(0.0, "Probability of mirroring left to right.")
     vertical_flip: Chance = option(0.0, "Probability of mirroring top to bottom.")
     rot90: bool = option(False, "Turn by 0, 90, 180 or 270 degrees, each as likely.")
+    band_gain: Share = option(
+        0.0, "Multiply each band of an image by a factor of its own, drawn from 1 - band_gain to 1 + band_gain."
+    )
+    band_offset: NonNegativeFloat = option(
+        0.0, "Add to each band of an image a number of its own, drawn from -band_offset to band_offset, in reflectance."
+    )
+    band_noise: NonNegativeFloat = option(0.0, "Add noise of this standard deviation, in reflectance, to each pixel.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -161,6 +161,9 @@ class RunArguments(Arguments):
     num_workers: Workers = option(4, "data loader processes, per process")
     batch_size: Batch = option(8, "images per step and process")
     accumulate: Batch = option(1, "batches whose gradients are added before a step")
+    sampler: Literal["shuffle", "balanced"] = option(
+        "shuffle", "balanced: training images drawn with replacement, those with rare classes more often"
+    )
     epochs: Count = option(80, "passes over the training split")
     cache_prefix: bool = option(
         False, "deflect with a late start: keep on disk what enters the first deflected block, per image"

@@ -48,7 +48,7 @@ RULES = (
         *("segmentor.loss.tversky", "metrics"),
         *("dataset.class_values", "dataset.ignore_index"),
     ),
-    _of_tasks(lambda task: task.output != "value", "segmentor.loss.focal"),
+    _of_tasks(lambda task: task.output != "value", "segmentor.loss.focal", "sampler"),
     _of_tasks(lambda task: task.output == "value", "dataset.target", "dataset.target_unit"),
     _of_tasks(lambda task: task.output != "value", "dataset.classes"),
     _of_tasks(lambda task: task.name in ("multi_label", "regression"), "dataset.label_table"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,22 @@ class Rank:
         return cls(accelerator.process_index, accelerator.num_processes)
 
 
-def epoch_batches(length: int, batch_size: int, seed: int, epoch: int, rank: Rank) -> list[list[int]]:
+def epoch_batches(
+    length: int, batch_size: int, seed: int, epoch: int, rank: Rank, weights: Sequence[float] | None = None
+) -> list[list[int]]:
     """This process's batches of indices in an epoch; the incomplete global batch at the end is dropped.
 
     A split smaller than one global batch is repeated until it fills one, so that an epoch is at least one step.
+
+    Args:
+        weights: draw as many images with replacement, each as often as its weight says; None: each of them once.
     """
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(_mixed(seed, epoch))).tolist()
+    generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+    if weights is None:
+        order = torch.randperm(length, generator=generator).tolist()
+    else:
+        drawn = torch.tensor(weights, dtype=torch.float64).multinomial(length, replacement=True, generator=generator)
+        order = drawn.tolist()
     group = batch_size * rank.count
     while len(order) < group:
         order = (order + order)[:group]
@@ -66,11 +76,18 @@ def _mixed(*numbers: int) -> int:
 
 
 def training_loader(
-    dataset: Any, batch_size: int, workers: int, seed: int, epoch: int, rank: Rank, skip: int = 0
+    dataset: Any,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    epoch: int,
+    rank: Rank,
+    skip: int = 0,
+    weights: Sequence[float] | None = None,
 ) -> DataLoader[dict[str, Any]]:
-    """The batches of one epoch for this process, without the first ``skip``."""
+    """The batches of one epoch for this process, without the first ``skip``; ``weights`` as in `epoch_batches`."""
     dataset.set_epoch(epoch)
-    batches = epoch_batches(len(dataset), batch_size, seed, epoch, rank)[skip:]
+    batches = epoch_batches(len(dataset), batch_size, seed, epoch, rank, weights)[skip:]
     collate = partial(collate_filled_up, ignore_index=getattr(dataset, "ignore_index", IGNORED))
     return _loader(dataset, batches, workers, collate)
 

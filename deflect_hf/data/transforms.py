@@ -32,6 +32,8 @@ def build_transform(args: AugmentationArguments, split: str) -> Transform | None
             steps.append(RandomFlip(args.vertical_flip, dimension=-2))
         if args.rot90:
             steps.append(RandomRot90())
+        if args.band_gain or args.band_offset or args.band_noise:
+            steps.append(RandomRadiometry(args.band_gain, args.band_offset, args.band_noise))
     elif args.center_crop is not None:
         steps.append(CenterCrop(args.center_crop[0], args.center_crop[1]))
     return Compose(steps) if steps else None
@@ -132,6 +134,27 @@ class RandomRot90:
         height, width = example["pixel_values"].shape[-2:]
         turns = _draw(4, generator) if height == width else 2 * _draw(2, generator)
         return _on_grid(example, lambda grid: torch.rot90(grid, turns, dims=(-2, -1)))
+
+
+@dataclass(frozen=True)
+class RandomRadiometry:
+    """Errors of calibration and atmosphere: a factor and a summand of each band, and noise of each value.
+
+    They are drawn for reflectance, before any spectral index is computed from it.
+    """
+
+    gain: float
+    offset: float
+    noise: float
+
+    def __call__(self, example: Example, generator: torch.Generator) -> Example:
+        """Change the image alone; what is NaN stays NaN."""
+        pixels = example["pixel_values"]
+        factor, summand = 2 * torch.rand(2, len(pixels), 1, 1, generator=generator) - 1
+        changed = pixels * (1 + self.gain * factor) + self.offset * summand
+        if self.noise:
+            changed = changed + self.noise * torch.randn(pixels.shape, generator=generator)
+        return {**example, "pixel_values": changed}
 
 
 def _has_mask(example: Example) -> bool:

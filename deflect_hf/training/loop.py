@@ -56,6 +56,7 @@ class TrainingLoop:
         self.rank = Rank.of(accelerator)
         self.work_dir = work_dir
         self.progress = Progress()
+        self.image_weights = experiment.statistics.image_weights()
         self.preemption = Preemption()
         self.log = RunLog(accelerator, work_dir)
         self.plain = experiment.model
@@ -84,6 +85,7 @@ class TrainingLoop:
             "batch_size": config.batch_size,
             "accumulate": config.accumulate,
             "processes": self.rank.count,
+            "sampler": None if config.sampler == "shuffle" else config.sampler,
             "images": len(train),
             "total_steps": self.total_steps,
             "encoder.random": config.encoder.random,
@@ -130,6 +132,7 @@ class TrainingLoop:
             progress.epoch,
             self.rank,
             skip=progress.batch,
+            weights=self.image_weights,
         )
         self.model.train()
         for group in grouped(loader, config.accumulate):

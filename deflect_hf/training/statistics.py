@@ -6,6 +6,7 @@ of each band. Checkpoints keep what was found, so that a run that goes on looks 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from deflect_hf.config.tasks import TASKS
 from deflect_hf.data import ImageDataset, build_transform
 from deflect_hf.data.contract import QUANTILES, check_reflectance
 from deflect_hf.data.order import Rank, evaluation_loader
-from deflect_hf.errors import CheckpointError, DataError, listing
+from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing
 from deflect_hf.spectral.features import SpectralFeatures
 from deflect_hf.spectral.moments import RunningMoments
 from deflect_hf.spectral.selection import select_bands
@@ -42,6 +43,7 @@ class Statistics:
         features: moments of the pixel-set features of DEFLECT, over all patches; None for other methods.
         labels: of each class, pixels or images; empty for a regression.
         targets: moments of the labels of a regression, else None.
+        present: the classes of each image, for the balanced sampler; None for the other.
         quantiles: band -> its values at ``QUANTILES``, empty where nothing was measured.
     """
 
@@ -52,6 +54,7 @@ class Statistics:
     labels: list[int]
     quantiles: dict[str, list[float]]
     targets: RunningMoments | None = None
+    present: list[list[int]] | None = None
 
     def state(self) -> dict[str, Any]:
         """Plain numbers, from which :meth:`from_state` makes the same."""
@@ -63,6 +66,17 @@ class Statistics:
         """What :meth:`state` gave."""
         moments = {name: state.get(name) for name in MOMENTS}
         return cls(**{**state, **{name: found and RunningMoments.from_state(found) for name, found in moments.items()}})
+
+    def image_weights(self) -> list[float] | None:
+        """How often each image is to be drawn: as its rarest class asks for, each of which is drawn alike; or None.
+
+        An image without a label counts as those of the most frequent class.
+        """
+        if self.present is None:
+            return None
+        images = Counter(index for classes in self.present for index in classes)
+        lowest = 1 / max(images.values())
+        return [max((1 / images[index] for index in classes), default=lowest) for classes in self.present]
 
     def of_bands(self, bands: Sequence[str], where: str, fix: str) -> tuple[list[float], list[float]]:
         """Mean and deviation of some of the bands.
@@ -112,6 +126,9 @@ def look_at(
     patches = None if features is None else RunningMoments(features.to(device).num_features)
     labels = torch.zeros(train.num_classes, dtype=torch.int64)
     targets = RunningMoments(1) if TASKS[train.task].output == "value" else None
+    present: dict[str, list[int]] = {}
+    if config.sampler == "balanced" and train.draw is not None:
+        raise ConfigError("sampler: balanced does nothing for windows of scenes, which are drawn by class already")
     sample: list[Tensor] = []
     fixed = train.with_transform(build_transform(config.augmentation, "val"))
     for number, batch in enumerate(
@@ -122,7 +139,10 @@ def look_at(
         if targets is not None:
             targets.update(batch["labels"].unsqueeze(-1))
         else:
-            labels += label_counts(batch["labels"], train)
+            counts = [label_counts(label[None], train) for label in batch["labels"]]
+            labels += torch.stack(counts).sum(dim=0)
+            found = [count.nonzero().flatten().tolist() for count in counts]
+            present |= dict(zip(batch["name"], found, strict=True))
         every = max(1, values[0, 0].numel() * len(train) // SAMPLE)
         sample.append(values.flatten(2)[..., ::every].transpose(0, 1).flatten(1))
         if features is not None and patches is not None:
@@ -136,6 +156,7 @@ def look_at(
         targets.reduce(accelerator)
     labels = accelerator.reduce(labels.to(device), reduction="sum")
     sampled = torch.cat(gather_object(sample), dim=1)
+    everywhere = dict(pair for part in gather_object([present]) for pair in part.items())
     return Statistics(
         bands=train.bands,
         formulas={} if features is None else features.formulas,
@@ -144,6 +165,7 @@ def look_at(
         labels=labels.tolist(),
         quantiles={band: _quantiles(values) for band, values in zip(train.bands, sampled, strict=True)},
         targets=targets,
+        present=[everywhere[name] for name in train.names] if config.sampler == "balanced" else None,
     )
 
 

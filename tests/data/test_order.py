@@ -37,6 +37,18 @@ def test_processes_share_the_batches_of_one(length: int, size: int, count: int, 
         assert len(set(flat)) == len(flat) == length // (size * count) * size * count
 
 
+def test_weighted_images_are_drawn_alike_by_all_processes_and_as_often_as_they_should() -> None:
+    weights = [1.0] * 90 + [9.0] * 10
+    one = epoch_batches(100, 20, 3, 7, Rank(), weights)
+    many = [epoch_batches(100, 10, 3, 7, Rank(index, 2), weights) for index in range(2)]
+    assert one == [first + second for first, second in zip(*many, strict=True)]
+    assert one != epoch_batches(100, 20, 3, 8, Rank(), weights)
+    drawn = [
+        index for epoch in range(50) for batch in epoch_batches(100, 20, 3, epoch, Rank(), weights) for index in batch
+    ]
+    assert sum(index >= 90 for index in drawn) / len(drawn) == pytest.approx(0.5, abs=0.03)
+
+
 def test_order_changes_with_seed_and_epoch() -> None:
     orders = {str(epoch_batches(50, 50, seed, epoch, Rank())) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16

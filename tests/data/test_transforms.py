@@ -190,3 +190,22 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(workers: int) -> None
         assert alone[epoch].keys() == helped[epoch].keys()
         assert all(torch.equal(alone[epoch][name], helped[epoch][name]) for name in alone[epoch])
     assert any(not torch.equal(alone[0][name], alone[1][name]) for name in alone[0])
+
+
+def test_radiometry_changes_bands_by_gain_offset_and_noise() -> None:
+    example = {"pixel_values": torch.full((3, 40, 40), 0.2), "labels": torch.tensor(1), "name": "x"}
+    example["pixel_values"][:, 0] = torch.nan
+
+    def changed(**options: float) -> torch.Tensor:
+        transform = build_transform(AugmentationArguments(**options), "train")
+        assert transform is not None and build_transform(AugmentationArguments(**options), "val") is None
+        one, again = (transform(example, torch.Generator().manual_seed(4))["pixel_values"] for _ in range(2))
+        assert torch.equal(one.nan_to_num(), again.nan_to_num()) and bool(one[:, 0].isnan().all())
+        return one[:, 1:]
+
+    for options, most in (({"band_gain": 0.1}, 0.02), ({"band_offset": 0.01}, 0.01)):
+        found = changed(**options)
+        levels = found[:, 0, 0]
+        assert bool((found == levels[:, None, None]).all()) and len(levels.unique()) == 3  # each band on its own
+        assert 0 < float((levels - 0.2).abs().max()) <= most + 1e-6
+    assert float(changed(band_noise=0.01).std()) == pytest.approx(0.01, rel=0.1)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.evaluation.losses import balanced_weights, soft_dice
-from deflect_hf.models.targets import OneClass
+from deflect_hf.evaluation.losses import balanced_weights, focal, soft_dice, tversky
+from deflect_hf.models.targets import AnyClasses, OneClass
 from deflect_hf.training.run import run
 
 IGNORE = -1
@@ -56,6 +56,38 @@ def test_dice_without_labels_is_zero_with_a_finite_gradient() -> None:
     loss = soft_dice(logits, torch.full((2,), IGNORE), IGNORE)
     loss.backward()
     assert loss == 0 and logits.grad is not None and bool((logits.grad == 0).all())
+
+
+def test_focal_loss_is_the_cross_entropy_of_hard_labels() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    labels[:, 0] = IGNORE
+    target = OneClass(IGNORE, [0.5, 1.0, 4.0])
+    torch.testing.assert_close(focal(logits, labels, target, gamma=0.0), target.loss(logits, labels))
+    known = labels != IGNORE
+    p = logits.softmax(dim=1).movedim(1, -1)[known].gather(1, labels[known][:, None])[:, 0]
+    weights = torch.tensor([0.5, 1.0, 4.0])[labels[known]]
+    expected = (weights * (1 - p) ** 2 * -p.log()).sum() / weights.sum()
+    torch.testing.assert_close(focal(logits, labels, target, gamma=2.0), expected)
+    several = torch.tensor([[1.0, 0.0, torch.nan]])
+    torch.testing.assert_close(
+        focal(logits[:1, :, 0, 0], several, AnyClasses(), gamma=0.0), AnyClasses().loss(logits[:1, :, 0, 0], several)
+    )
+    sure = torch.full((1, 2), 200.0, requires_grad=True)  # the power of 0 has no gradient where the exponent is below 1
+    focal(sure, torch.ones(1, 2), AnyClasses(), gamma=0.5).backward()
+    assert sure.grad is not None and bool(sure.grad.isfinite().all())
+
+
+def test_tversky_weighs_misses_and_false_alarms() -> None:
+    labels = torch.tensor([[0, 0, 0, 1]])
+    logits = F.one_hot(torch.tensor([[0, 0, 1, 1]]), 2).movedim(-1, 1) * 50.0  # one pixel of class 0 taken for class 1
+    costs = {alpha: float(tversky(logits, labels, IGNORE, alpha, 1 - alpha)) for alpha in (0.5, 0.1)}
+    assert (
+        costs[0.5]
+        == pytest.approx(1 - (2 / 2.5 + 1 / 1.5) / 2)
+        == pytest.approx(float(soft_dice(logits, labels, -100)))
+    )
+    assert costs[0.1] == pytest.approx(1 - (2 / 2.9 + 1 / 1.1) / 2)
 
 
 def test_balanced_weights_average_to_one_over_the_labels() -> None:

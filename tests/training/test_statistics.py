@@ -21,7 +21,7 @@ from tests.training.test_run import train as train_run
 
 
 def test_bands_labels_and_quantiles_are_those_of_the_whole_training_split() -> None:
-    config = configured("--augmentation.random_crop", "null")
+    config = configured("--augmentation.random_crop", "null", "--sampler", "balanced")
     train = load_splits(config, ("train",))["train"]
     images = torch.stack([train[k]["pixel_values"] for k in range(len(train))]).double()
     labels = torch.stack([train[k]["labels"] for k in range(len(train))])
@@ -42,6 +42,15 @@ def test_bands_labels_and_quantiles_are_those_of_the_whole_training_split() -> N
         assert found.quantiles[band] == pytest.approx(exact.tolist(), rel=1e-6)
     again = Statistics.from_state(json.loads(json.dumps(found.state())))
     assert again.state() == found.state()
+    assert found.present == [label.unique().tolist() for label in labels]
+
+
+def test_images_are_drawn_as_their_rarest_class_asks_for() -> None:
+    moments = RunningMoments(1)
+    present = [[0], [0, 1], [0], [], [0, 2], [2]]
+    found = Statistics(["R"], {}, moments, None, [4, 1, 2], {}, present=present)
+    assert found.image_weights() == [1 / 4, 1, 1 / 4, 1 / 4, 1 / 2, 1 / 2]
+    assert Statistics(["R"], {}, moments, None, [4, 1, 2], {}).image_weights() is None
 
 
 def test_a_run_looks_at_its_images_once_and_not_at_all_when_it_goes_on(
