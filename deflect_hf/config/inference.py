@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from deflect_hf.config.data import Batch, Bit, Number, QualityClass, QualityPreset, Side, refuse_half_a_quality
 from deflect_hf.config.schema import Arguments, UserPath, option
@@ -39,6 +39,10 @@ class SceneArguments(Arguments):
     dtype: Literal["float32", "uint8"] | None = option(
         None, "of probabilities; uint8: steps of 0.004, a quarter of the size; null: float32"
     )
+    polygons: UserPath | None = option(
+        None, "write the map as polygons, too (.gpkg, .geojson, .fgb), with the class, area and confidence of each"
+    )
+    simplify: NonNegativeFloat = option(1.0, "pixels by which the borders of polygons may move; 0: as in the map")
     cog: bool = option(False, "write a Cloud Optimized GeoTIFF")
     overwrite: bool = option(False, "replace maps that are there, and parts of others")
     window: Side | None = option(
@@ -69,6 +73,8 @@ class SceneArguments(Arguments):
     def _check(self) -> Self:
         if self.dtype is not None and self.output == "classes":
             raise ConfigError(f"dtype={self.dtype!r} is for probabilities: add --output probabilities, or leave it out")
+        if self.polygons is not None and self.output != "classes":
+            raise ConfigError(f"--polygons are of a map of classes: leave out --output {self.output}, or --polygons")
         refuse_half_a_quality(self)
         return self
 

@@ -90,6 +90,8 @@ def predict(arguments: PredictArguments) -> None:
     show_log()
     give_large_blocks_back()
     jobs = pairs(arguments.predict)
+    if arguments.polygons is not None and len(jobs) > 1:
+        raise ConfigError("--polygons names one file, for the map of one image: predict them one by one.")
     # as in training: without being told so, accelerate does not see that it is one of several processes on CPUs
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     processes = PartialState(cpu=several and not torch.accelerator.is_available(), timeout=LONGEST_WAIT)

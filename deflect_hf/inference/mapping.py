@@ -25,6 +25,7 @@ from deflect_hf.figures import class_colors
 from deflect_hf.inference.blocks import Block, SceneWindows
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.parts import Parts
+from deflect_hf.inference.polygons import refuse_polygons, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, files_of
 from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.methods import task_model
@@ -73,7 +74,8 @@ def predict_raster(
     if refuse(predictor, source, target, arguments):
         return
     layout, finish = map_layout(predictor, arguments)
-    parts = Parts(target.with_name(f"{target.name}.parts"), layout.count, np.dtype(layout.dtype))
+    count = layout.count + (arguments.polygons is not None)
+    parts = Parts(target.with_name(f"{target.name}.parts"), count, np.dtype(layout.dtype))
     with ExitStack() as held:
         windows = windows_of(_opened(held, source, target, processes), predictor, arguments)
         info, job, blocks = windows.scene.info, job_of(windows, arguments), windows.blocks()
@@ -115,6 +117,8 @@ def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: Scene
             f"--output probabilities is for maps of classes, but the model predicts {predictor.classes[0]!r}, one "
             "band of numbers: leave it out"
         )
+    if TASKS[predictor.task].output == "value" and arguments.polygons is not None:
+        raise ConfigError(f"--polygons are of a map of classes, but the model predicts {predictor.classes[0]!r}.")
     if len(predictor.classes) > NODATA:
         raise UnsupportedOperationError(
             f"{source}: {len(predictor.classes)} classes do not fit into a map of 8 bits, which holds {NODATA}."
@@ -123,6 +127,9 @@ def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: Scene
         raise ConfigError(f"{target} is the image itself: give the map another name.")
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the map a name.")
+    polygons = None if arguments.polygons is None else Path(arguments.polygons)
+    if polygons is not None and not (target.exists() and polygons.exists()):
+        refuse_polygons(polygons, arguments.overwrite)
     if not target.exists():
         beside, own = sidecar(target), category_names(predictor.classes)
         if not arguments.overwrite and beside.exists() and beside.read_bytes() != own.encode():
@@ -130,7 +137,7 @@ def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: Scene
         return False
     made = job_of_map(target)
     if not arguments.overwrite:
-        if made and source.exists():
+        if made and source.exists() and (polygons is None or polygons.exists()):
             with open_raster(source) as file:
                 if made == digest_of(job_of(windows_of(file, predictor, arguments), arguments), arguments):
                     return True
@@ -151,7 +158,8 @@ def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapL
     if arguments.output == "classes":
         colors = [tuple(round(255 * part) for part in color) for color in class_colors(len(classes)).tolist()]
         values = predictor.class_values or ()
-        return MapLayout("uint8", NODATA, ("class",), 1.0, classes, values, tuple(colors)), _classes
+        finish = _classes if arguments.polygons is None else _classes_and_confidence
+        return MapLayout("uint8", NODATA, ("class",), 1.0, classes, values, tuple(colors)), finish
     if arguments.dtype == "uint8":
         return MapLayout("uint8", NODATA, classes, scale=1 / STEPS), _stepped_probabilities
     return MapLayout("float32", float("nan"), classes), _probabilities
@@ -163,6 +171,10 @@ def _classes(logits: Array) -> Array:
 
 def _values(logits: Array) -> Array:
     return logits.astype(np.float32)
+
+
+def _classes_and_confidence(logits: Array) -> Array:
+    return np.concatenate([_classes(logits), _stepped_probabilities(logits).max(axis=0, keepdims=True)])
 
 
 def _probabilities(logits: Array) -> Array:
@@ -188,7 +200,7 @@ def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
             "quality layer": str(scene.reader.quality),
         },
         "windows": [windows.rows.size, windows.columns.size, arguments.overlap, windows.batch_size, predictor.window],
-        "output": [arguments.output, arguments.dtype],
+        "output": [arguments.output, arguments.dtype, *(["confidence"] if arguments.polygons is not None else [])],
         "version": [3, len(windows.blocks())],  # of the files in the folder
     }
 
@@ -263,11 +275,16 @@ def _assemble(
     def squares() -> Iterator[Square]:
         nonlocal seen
         for square in parts.squares(blocks):
-            values = square.values
+            values = square.values[: layout.count]
             seen = seen or not bool((np.isnan(values) if np.isnan(layout.nodata) else values == layout.nodata).all())
-            yield square
+            yield Square(square.row, square.column, values)
 
     write_map(made, layout, info, squares(), cog=arguments.cog, final=target)
+    if arguments.polygons is not None:
+        found = write_polygons(
+            Path(arguments.polygons), made, layout, info, parts.squares(blocks), STEPS, arguments.simplify
+        )
+        logger.info("%s: %d polygons", arguments.polygons, found)
     with parts.writing():
         if sidecar(made).exists():
             os.replace(sidecar(made), sidecar(target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -78,6 +79,7 @@ class Predictor(TrainedModel):
             device=place,
             precision=precision,
             class_values=config.dataset.class_values if config.dataset is not None else None,
+            confusion=_scored(found),
         )
 
     def __call__(
@@ -124,6 +126,14 @@ class Predictor(TrainedModel):
             DeflectError: see :func:`~deflect_hf.inference.mapping.predict_raster`.
         """
         predict_raster(self, Path(source), Path(target), SceneArguments(**options))
+
+
+def _scored(found: Path) -> tuple[str, Any] | None:
+    """The split that a result folder was tested on, else validated on, and its confusion matrix."""
+    path = found / checkpoints.RESULTS
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = (split for split in ("test", "val") if "confusion_matrix" in (results.get(split) or {}))
+    return next(((split, results[split]["confusion_matrix"]) for split in known), None)
 
 
 def default_device() -> torch.device:

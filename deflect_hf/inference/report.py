@@ -27,6 +27,7 @@ from deflect_hf.artifacts.environment import PACKAGES, version
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.data.folder_reader import names_in_training
 from deflect_hf.errors import DataError
+from deflect_hf.evaluation.areas import estimate_areas
 from deflect_hf.figures.colors import IGNORED, class_colors, composite, composites_of
 from deflect_hf.files import write_text
 from deflect_hf.inference.predictor import Predictor
@@ -52,6 +53,7 @@ def write_report(
     *,
     facts: Facts = (),
     reading: Mapping[str, Any] | None = None,
+    confusion: tuple[str, Any] | None = None,
 ) -> Path:
     """Write the report of one predicted scene as a single HTML file, whole or not at all.
 
@@ -62,6 +64,8 @@ def write_report(
         facts: names and values of the section "How it was made", in order.
         reading: how to name the bands of the scene, as keyword arguments of `raster.read_raster` (`source_bands`,
             `sensor`, `nodata`, `quality`), where the file does not do it by itself.
+        confusion: a split that the model was scored on, and its counts (rows are targets, columns predictions), which
+            add areas that are corrected for the model's errors, with confidence intervals.
 
     Raises:
         DataError: a file is missing or broken, the map has other classes, or is not of this scene.
@@ -77,6 +81,8 @@ def write_report(
     ground = pixel_areas(mapped)
     pixels, square_metres = measure(prediction, mapped, ground.rows_m2, classes)
     in_pixels = ground.rows_m2 is None
+    rows = _rows(pixels if in_pixels else square_metres / 1e4, classes)
+    estimated = _add_estimates(rows, confusion)
     title, picture = _quick_look(source, scene, reading, path)
     pages = Environment(loader=PackageLoader("deflect_hf", "inference"), autoescape=True, undefined=StrictUndefined)
     pages.filters["area"] = functools.partial(_area, in_pixels)
@@ -85,7 +91,8 @@ def write_report(
         title=source.name,
         picture=picture,
         overlay=_class_picture(prediction, mapped, len(classes)),
-        rows=_rows(pixels if in_pixels else square_metres / 1e4, classes),
+        rows=rows,
+        estimated=estimated,
         unit="pixels" if in_pixels else "ha",
         method=ground.method,
         scale_bar=_scale_bar(mapped, ground.rows_m2),
@@ -139,7 +146,9 @@ def report_prediction(
         ("Bands", f"{', '.join(processor.bands)}, in {processor.unit}"),
         ("Command line", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     ]
-    return write_report(path, prediction, source, predictor.classes, facts=facts, reading=reading)
+    return write_report(
+        path, prediction, source, predictor.classes, facts=facts, reading=reading, confusion=predictor.confusion
+    )
 
 
 def measure(prediction: Path, info: RasterInfo, rows_m2: Array | None, classes: Sequence[str]) -> tuple[Array, Array]:
@@ -182,6 +191,26 @@ def _rows(sizes: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
         for name, color, size in zip(classes, class_colors(len(classes)), sizes[:-1], strict=True)
     ]
     return [*rows, {"name": "no data", "color": None, "size": float(sizes[-1]), "share": sizes[-1] / sizes.sum()}]
+
+
+def _add_estimates(rows: list[dict[str, Any]], confusion: tuple[str, Any] | None) -> str:
+    """Add the corrected area of each class to its row; what is to be said of them, if there are any."""
+    if confusion is None:
+        return ""
+    split, matrix = confusion
+    found = estimate_areas(np.array(matrix), np.array([row["size"] for row in rows[:-1]]))
+    if found is None:
+        return (
+            f"Areas are not corrected for errors: too few pixels of the {split} split are mapped as one of the classes."
+        )
+    for row, area, half in zip(rows, *found, strict=False):
+        row |= {"area": float(area), "half": float(half)}
+    return (
+        f"Estimated areas are corrected by the confusion of the {split} split ({int(np.sum(matrix))} pixels), with "
+        "95 % confidence intervals (stratified estimator, Olofsson et al. 2014, equations 9 to 11). They hold for "
+        "scenes like those of the split and for pixels drawn at random; labels from few polygons make the true "
+        "intervals wider."
+    )
 
 
 def _quick_look(source: Path, info: RasterInfo, reading: Mapping[str, Any], beside: Path) -> tuple[str, dict[str, Any]]:

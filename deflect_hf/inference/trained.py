@@ -34,6 +34,7 @@ class TrainedModel:
         device: where to predict; None: where the model lies.
         precision: of mixed precision, None for float32.
         class_values: what the training masks stored for each class, where that was not its number.
+        confusion: name of a split it was scored on, and its counts (rows are targets, columns predictions).
 
     Raises:
         ConfigError: neither the model nor an argument says what the task and the classes are.
@@ -50,6 +51,7 @@ class TrainedModel:
         device: str | torch.device | None = None,
         precision: torch.dtype | None = None,
         class_values: Sequence[int] | None = None,
+        confusion: tuple[str, Any] | None = None,
     ) -> None:
         settings = getattr(task_model(model), "config", None)
         if task is None and getattr(settings, "model_type", None) in MODEL_TYPES:
@@ -75,6 +77,7 @@ class TrainedModel:
         self.precision = precision
         self.target = KINDS[TASKS[task].output]()
         self.unit: str | None = getattr(settings, "target_unit", None)
+        self.confusion = confusion
         self.class_values = None if class_values is None else tuple(class_values)
 
     @torch.no_grad()

@@ -122,6 +122,18 @@ def test_areas_in_hectares_and_shares(scene: tuple[Path, Path], tmp_path: Path) 
     assert '<div class="bar" style="width:16.667%"></div><div class="barlabel">100 m</div>' in text
 
 
+def test_areas_are_corrected_by_what_the_model_confuses(scene: tuple[Path, Path], tmp_path: Path) -> None:
+    matrix = np.diag([40, 30, 30, 5])
+    matrix[0, 1] = 10  # of the 40 pixels that are mapped as the second class, 10 are of the first
+    page = write_report(tmp_path / "report.html", *scene, CLASSES, confusion=("test", matrix.tolist()))
+    cells = read(page).cells
+    assert cells[0][:3] == ["Class", "Area (ha)", "Estimated (ha)"]
+    assert [row[2] for row in cells[1:7]] == ["12.50 ± 0.815", "4.50 ± 0.815", "6.00 ± 0.00", "0.00 ± 0.00", "", ""]
+    assert "Olofsson et al. 2014" in page.read_text()
+    write_report(page, *scene, CLASSES, confusion=("test", np.diag([40, 30, 1, 5]).tolist()))
+    assert "Areas are not corrected for errors" in page.read_text()
+
+
 def test_areas_in_degrees_are_those_on_the_ellipsoid(scene: tuple[Path, Path], tmp_path: Path) -> None:
     prediction = write(tmp_path / "degrees.tif", class_map(), DEGREES, nodata=255)
     page = write_report(tmp_path / "report.html", prediction, scene[1], CLASSES)

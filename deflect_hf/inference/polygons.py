@@ -1,0 +1,147 @@
+"""A class map as polygons: of each its class, area and mean confidence, with the colors of the map for QGIS.
+
+The map is read in rows by GDAL and in squares here; what is held is the polygons, never the pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deflect_hf.errors import ConfigError, DataError, brief, listing
+from deflect_hf.files import write_text
+from deflect_hf.raster.georeference import pixel_areas, pixels_of
+from deflect_hf.raster.header import IDENTITY, RasterInfo
+from deflect_hf.raster.maps import MapLayout, Square
+from deflect_hf.raster.vector import Shapes, need_vector
+
+Array = np.ndarray[Any, Any]
+
+SUFFIXES = (".gpkg", ".geojson", ".fgb")
+
+
+def refuse_polygons(path: Path, overwrite: bool) -> None:
+    """Refuse a name that no polygons can be written to."""
+    need_vector("--polygons")
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--polygons {path}: its name must end in one of {listing(SUFFIXES)}.")
+    for taken in (path, style_of(path)):
+        if taken.exists() and not overwrite:
+            raise ConfigError(f"{taken} is there already: give another name, or replace it with --overwrite.")
+
+
+def style_of(path: Path) -> Path:
+    """The file beside polygons by which QGIS paints them."""
+    return path.with_suffix(".qml")
+
+
+def write_polygons(
+    path: Path,
+    mapped: Path,
+    layout: MapLayout,
+    info: RasterInfo,
+    squares: Iterable[Square],
+    steps: int,
+    tolerance: float,
+) -> int:
+    """Write the areas of one class that are connected side by side, or leave nothing; returns how many they are.
+
+    Args:
+        mapped: the finished map.
+        squares: (2, h, w) class numbers, and confidence in steps of 1 / ``steps``, of all of it.
+        tolerance: by how many pixels borders may move; neighbours keep a common border.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    import pyogrio
+    import shapely
+
+    geometries, values = _outlines(mapped, int(layout.nodata))
+    shapes = Shapes(geometries, np.arange(len(geometries)), shapely.STRtree(geometries))
+    rows_m2 = pixel_areas(info).rows_m2
+    pixels, square_metres, confidence = _measured(shapes, squares, rows_m2)
+    plain = shapely.coverage_simplify(geometries, tolerance) if tolerance and len(geometries) else geometries
+    grid: RasterInfo | None = dataclasses.replace(info, transform=IDENTITY)  # the map itself
+    system = info.crs
+    if path.suffix == ".geojson" and info.crs:
+        grid, system = None, "EPSG:4326"  # by its standard
+    on_map = shapely.transform(plain, lambda at: np.stack(pixels_of(info, grid, at[:, 0], at[:, 1]), axis=1))
+    columns: dict[str, Array] = {
+        "class": np.array([layout.categories[value] for value in values], dtype=object),
+        "value": values.astype(np.int32),
+        "pixels": pixels,
+        "confidence": np.round(confidence / steps, 4),
+    }
+    if rows_m2 is not None:
+        columns["area_ha"] = square_metres / 1e4
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyogrio.raw.write(partial, shapely.to_wkb(on_map), list(columns.values()), list(columns),
+                          geometry_type="Polygon", crs=system, layer=path.stem)  # fmt: skip
+        write_text(style_of(path), qgis_style(layout))
+        os.replace(partial, path)
+    except (OSError, RuntimeError, pyogrio.errors.DataSourceError) as error:
+        raise DataError(f"{path} cannot be written ({brief(error)}): make room, or choose another folder.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(values)
+
+
+def _outlines(mapped: Path, nodata: int) -> tuple[Array, Array]:
+    """(n,) polygons in pixels, and the class number of each."""
+    import rasterio
+    import shapely.geometry
+    from rasterio.features import shapes
+
+    with rasterio.open(mapped) as source:
+        found = [
+            (shapely.geometry.shape(outline), int(value))
+            for outline, value in shapes(rasterio.band(source, 1))  # on the map
+            if int(value) != nodata
+        ]
+        a, b, c, d, e, f, *_ = ~source.transform
+    outlines = np.array([outline for outline, _ in found], dtype=object)
+    geometries = shapely.transform(
+        outlines, lambda at: np.rint(np.stack([a * at[:, 0] + b * at[:, 1] + c, d * at[:, 0] + e * at[:, 1] + f], 1))
+    )
+    return geometries, np.array([value for _, value in found], dtype=np.int64)
+
+
+def _measured(shapes: Shapes, squares: Iterable[Square], rows_m2: Array | None) -> tuple[Array, Array, Array]:
+    """(n,) pixels, square metres (0 where they are not known) and mean confidence of each polygon."""
+    count = len(shapes.values)
+    pixels, square_metres, confidence = np.zeros(count, np.int64), np.zeros(count), np.zeros(count)
+    for square in squares:
+        height, width = square.values.shape[1:]
+        numbers, inside = shapes.burn((square.row, square.column, height, width))
+        own = numbers[inside]
+        pixels += np.bincount(own, minlength=count)
+        confidence += np.bincount(own, square.values[1][inside].astype(float), minlength=count)
+        if rows_m2 is not None:
+            sizes = np.broadcast_to(rows_m2[square.row : square.row + height, None], (height, width))
+            square_metres += np.bincount(own, sizes[inside], minlength=count)
+    return pixels, square_metres, confidence / np.maximum(pixels, 1)
+
+
+def qgis_style(layout: MapLayout) -> str:
+    """A QML file that paints polygons by their class as the map does."""
+    root = ElementTree.Element("qgis", styleCategories="Symbology")
+    renderer = ElementTree.SubElement(root, "renderer-v2", type="categorizedSymbol", attr="class")
+    categories, symbols = (ElementTree.SubElement(renderer, name) for name in ("categories", "symbols"))
+    for number, (name, color) in enumerate(zip(layout.categories, layout.colours, strict=True)):
+        ElementTree.SubElement(categories, "category", symbol=str(number), value=name, label=name, render="true")
+        symbol = ElementTree.SubElement(symbols, "symbol", type="fill", name=str(number), alpha="1")
+        layer = ElementTree.SubElement(symbol, "layer", {"class": "SimpleFill"}, enabled="1")
+        options = ElementTree.SubElement(layer, "Option", type="Map")
+        for key, value in {"color": ",".join(map(str, (*color, 255))), "outline_color": "0,0,0,120",
+                           "outline_width": "0.1", "style": "solid"}.items():  # fmt: skip
+            ElementTree.SubElement(options, "Option", type="QString", name=key, value=value)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
