@@ -16,6 +16,8 @@ from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
 from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel
 
 if TYPE_CHECKING:
+    from deflect_hf.api import Run, train
+    from deflect_hf.data.adapt import adapt_dataset
     from deflect_hf.data.processor import MultispectralImageProcessor
     from deflect_hf.errors import DeflectError
     from deflect_hf.hub.load import load_adapter, load_predictor
@@ -40,8 +42,10 @@ _LAZY = {
     "MultiAdapterPredictor": "inference.multi",
     "MultispectralImageProcessor": "data.processor",
     "Predictor": "inference.predictor",
+    "Run": "api",
     "Sensor": "spectral.bands",
     "adapt": "methods",
+    "adapt_dataset": "data.adapt",
     "check": "tuners.check",
     "fit_statistics": "tuners.statistics",
     "get_sensor": "spectral.sensors",
@@ -49,6 +53,7 @@ _LAZY = {
     "load_predictor": "hub.load",
     "resolve_bands": "spectral.selection",
     "select_bands": "spectral.selection",
+    "train": "api",
 }
 
 __all__ = [
@@ -64,10 +69,12 @@ __all__ = [
     "MultiAdapterPredictor",
     "MultispectralImageProcessor",
     "Predictor",
+    "Run",
     "ScaledLoraConfig",
     "ScaledLoraModel",
     "Sensor",
     "adapt",
+    "adapt_dataset",
     "check",
     "fit_statistics",
     "get_sensor",
@@ -75,6 +82,7 @@ __all__ = [
     "load_predictor",
     "resolve_bands",
     "select_bands",
+    "train",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)

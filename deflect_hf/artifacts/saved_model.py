@@ -42,6 +42,8 @@ RESULTS = "results.json"
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
+# what save_model writes, and PEFT's card of headings
+SAVED = (ADAPTER, WEIGHTS, HEAD, "model.safetensors", "config.json", "preprocessor_config.json", CONFIG, "README.md")
 PATCH_EMBEDDING = "patch_embedding."
 ATTEMPTS = 20
 

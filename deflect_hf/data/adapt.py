@@ -36,14 +36,15 @@ def adapt_dataset(
     ``mask`` or ``label``: a class value, or (H, W) of them. Its other keys are left aside.
 
     Args:
-        bands: Names of the C channels, in their order.
+        bands: Names of the C channels, in their order; or of those that a model gets, with ``source_bands``.
         task: ``"classification"`` or ``"segmentation"``.
         classes: Class names in label order.
         class_values: What stands for each class in the examples; None: 0, 1, 2, ...
         ignore_values: Values of a mask that mean "not labelled"; they become ``ignore_index``.
         processor: That of a trained model: its bands and size stand. None: all bands are handed on.
         options: What the numbers mean, as in :class:`~deflect_hf.data.processor.MultispectralImageProcessor`:
-            ``scale``, ``offset``, ``nodata``, ``unit``, ``gsd_m``. Without a scale they are taken for reflectance.
+            ``source_bands``, ``scale``, ``offset``, ``nodata``, ``unit``, ``gsd_m``. Without a scale they are taken
+            for reflectance.
 
     Raises:
         ConfigError: An unknown task, or classes and their values that do not fit.
@@ -65,7 +66,7 @@ def adapt_dataset(
     if len(dataset) == 0:
         raise DataError(f"dataset ({type(dataset).__name__}) has no examples.")
     own = MultispectralImageProcessor(bands, **options)
-    codes = tuple(own.bands)
+    codes = tuple(own.source_bands or own.bands)
     if processor is not None:
         own = MultispectralImageProcessor.for_images(
             type(dataset).__name__,
@@ -82,6 +83,7 @@ def adapt_dataset(
     reader = ExampleReader(dataset, codes, labels)
     rows = [{"name": f"{index:06d}", "index": index} for index in range(len(dataset))]
     size = reader.read(rows[0]).values.shape[-2:]
+    own.trained_size = [*size] if processor is None else None
     gsd_m = own.gsd_m if own.size is None else own.effective_gsd_m(size[0])
     return ImageDataset(Table.from_list(rows), reader, own, labels, gsd_m, seed)
 

@@ -188,7 +188,8 @@ _FIXES: dict[Problem, str] = {
     "8bit": "these look like 8-bit values: use a sensor with unit '8bit' and scale 1/255, such as 'rgb'.",
     "digital numbers": "these look like digital numbers: give the sensor, or its scale and offset (Sentinel-2: scale "
     "1e-4, offset -0.1 from processing baseline 04.00 on, else 0; Landsat C2 L2: 2.75e-5, -0.2).",
-    "dark": "this looks like a scale applied twice: values that are reflectance already need scale 1, offset 0.",
+    "dark": "this looks like a scale applied twice: values that are reflectance already need scale 1, offset 0 "
+    "(predictor(images, scale=1.0)).",
     "shifted": "this looks like an offset that the images do not have: Sentinel-2 before processing baseline 04.00 and "
     "'harmonized' collections need offset 0 (sensor 'sentinel2_l2a_harmonized' or 'sentinel2_l1c_harmonized').",
     "standardised": "these look standardised (mean and standard deviation taken off): spectral indices need the "

@@ -208,6 +208,10 @@ class ImageDataset(torch.utils.data.Dataset):
         """The examples at ``indices``, in that order."""
         return self._changed(table=self.table.select(list(indices)))
 
+    def with_processor(self, processor: MultispectralImageProcessor) -> ImageDataset:
+        """The same examples, read by another processor."""
+        return self._changed(processor=processor)
+
     def _changed(self, **changes: Any) -> ImageDataset:
         names = ("table", "reader", "processor", "labels", "gsd_m", "seed", "transform", "resize_labels")
         kept = {name: getattr(self, name) for name in names} | {"drawn": self.draw is not None}

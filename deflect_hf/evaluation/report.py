@@ -51,10 +51,16 @@ def overlay(config: RunArguments, arguments: EvaluateArguments) -> RunArguments:
     return config.model_copy(update=changed)
 
 
-def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
+def report(
+    arguments: EvaluateArguments, given: Mapping[str, Any] | None = None, *, write: bool = True
+) -> tuple[dict[str, Any], Path | None]:
     """Evaluate ``eval_dir`` on a split; write ``results_SPLIT.json``, a picture of the scores and panels.
 
     Images are read by the saved processor, so that units, bands and size are those of training.
+
+    Args:
+        given: data sets of a program by split, in place of the one that the configuration names.
+        write: False returns the results alone.
 
     Returns:
         The results, and where they were written (None in all processes but the first).
@@ -62,7 +68,8 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     folder = checkpoints.result_folder(Path(arguments.eval_dir))
     output = Path(arguments.output_dir) if arguments.output_dir is not None else folder
     scored = output / f"results_{arguments.split}.json"
-    refuse_foreign(scored, *(output / name for name in FIGURES.values()), *output.glob("predictions_??.png"))
+    if write:
+        refuse_foreign(scored, *(output / name for name in FIGURES.values()), *output.glob("predictions_??.png"))
 
     def load(found: Path) -> tuple[RunArguments, nn.Module, MultispectralImageProcessor]:
         config = overlay(checkpoints.read_config(found), arguments)
@@ -72,7 +79,7 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
     config, model, processor = checkpoints.while_whole(Path(arguments.eval_dir), load)
     accelerator = make_accelerator(config)
     model.to(accelerator.device)
-    splits = load_dataset_splits(config.dataset, processor)
+    splits = load_dataset_splits(config.dataset, processor, given)
     if arguments.split not in splits:
         raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
     images = for_evaluation(splits[arguments.split], config.augmentation)
@@ -90,13 +97,13 @@ def report(arguments: EvaluateArguments) -> tuple[dict[str, Any], Path | None]:
         **scores,
         "environment": environment(accelerator.device, accelerator.num_processes),
     }
-    if accelerator.is_main_process:
+    if write and accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         checkpoints.write_json(scored, results)
         draw(model, images, accelerator, protocol, results, output, arguments.panels)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return results, output if accelerator.is_main_process else None
+    return results, output if write and accelerator.is_main_process else None
 
 
 def without_band(loader: Iterable[dict[str, Any]], channel: int) -> Iterator[dict[str, Any]]:

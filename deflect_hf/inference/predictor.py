@@ -12,11 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.artifacts.any_loop import configuration_of
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import task_of
-from deflect_hf.data.processor import Image
+from deflect_hf.data.processor import Image, MultispectralImageProcessor
+from deflect_hf.errors import ConfigError, listing
 from deflect_hf.evaluation.evaluate import evaluation_window
+from deflect_hf.files import atomic_dir
 from deflect_hf.inference.mapping import predict_raster
 from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.methods import task_model
@@ -28,8 +31,12 @@ class Predictor(TrainedModel):
     Example:
         >>> predictor = Predictor.from_folder("work-dir/RUN")  # or Predictor(model, processor) after any training loop
         >>> predictor(stored_values, source_bands=["B", "G", "R", "N"])  # (1, K) or (1, K, H, W) probabilities
+        >>> predictor(reflectance, scale=1.0)
         >>> predictor.predict_raster("scene.tif", "map.tif")
+        >>> predictor.save("my-model")  # for deflect-predict --adapter, evaluate.py, the Hub
     """
+
+    config: RunArguments | None = None  # that of its folder
 
     @classmethod
     def from_folder(
@@ -71,7 +78,7 @@ class Predictor(TrainedModel):
         if config.fp16 and place.type != "cpu":  # which computes in float32 instead
             precision = torch.float16
         task = task_of(settings.model_type, settings.problem_type).name
-        return cls(
+        predictor = cls(
             model,
             checkpoints.load_processor(found, model),
             task=task,
@@ -81,12 +88,41 @@ class Predictor(TrainedModel):
             class_values=config.dataset.class_values if config.dataset is not None else None,
             confusion=_scored(found),
         )
+        predictor.config = config
+        return predictor
+
+    def save(self, folder: str | Path) -> None:
+        """Write a result folder, like a run's ``best/``: what was trained, the processor, and how to set both up.
+
+        For a model of any training loop. A model whose weights were all trained is written whole; of an adapted one
+        the adapter and the head, and its encoder is named.
+
+        Raises:
+            ConfigError: The model could not be loaded again (the message says why), or the folder holds something else.
+        """
+        path = Path(folder)
+        there = [path.name] if path.is_file() else sorted(one.name for one in path.glob("*"))
+        foreign = [name for name in there if path.is_file() or name not in checkpoints.SAVED]
+        if foreign:
+            raise ConfigError(f"{path} holds {listing(foreign[:4])}, which no save wrote: give another folder.")
+        config = self.config or configuration_of(
+            self.model,
+            self.processor,
+            window=self.window,
+            class_values=self.class_values,
+            bf16=self.precision == torch.bfloat16,
+            fp16=self.precision == torch.float16,
+        )
+        with atomic_dir(path) as new:
+            checkpoints.save_model(new, self.model, config, self.processor)
 
     def __call__(
         self,
         images: Image | Sequence[Image],
         source_bands: Sequence[str] | None = None,
         valid: Image | Sequence[Image] | None = None,
+        scale: float | Sequence[float] | None = None,
+        offset: float | Sequence[float] = 0.0,
     ) -> Tensor:
         """``(C_in, H, W)``, ``(B, C_in, H, W)`` or a list, stored values -> probabilities, as :meth:`probabilities`.
 
@@ -95,6 +131,9 @@ class Predictor(TrainedModel):
 
         Args:
             source_bands: Band codes of the channels; None: those of the training images.
+            scale: What the values are: reflectance = value * scale + offset, 1.0 for reflectance itself, in which NaN
+                alone is no measurement. None: stored as the training images were, with their nodata values.
+            offset: See ``scale``.
             valid: Booleans shaped like each image, or (H, W) for all its channels; False: not a measurement.
 
         Raises:
@@ -102,7 +141,13 @@ class Predictor(TrainedModel):
             UnitError: The images are not in the unit of the training images.
             DataError: Images of different sizes, or with values so large that the model's computation overflows.
         """
-        return self.probabilities(self.processor(images, source_bands, valid)["pixel_values"])
+        processor = self.processor
+        if scale is not None:
+            own = {"scale": scale, "offset": offset, "nodata": ()}
+            processor = MultispectralImageProcessor.from_dict({**processor.to_dict(), **own})
+        elif offset != 0.0:
+            raise ConfigError("offset goes with scale: reflectance = value * scale + offset.")
+        return self.probabilities(processor(images, source_bands, valid)["pixel_values"])
 
     def probabilities(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 probabilities on the CPU, NaN where not measured.

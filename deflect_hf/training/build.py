@@ -17,6 +17,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.config.unused import refuse_unused
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.given import described
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ArchitectureError, DataError, listing
 from deflect_hf.evaluation.losses import balanced_weights
@@ -57,9 +58,11 @@ def check_method(config: RunArguments) -> RunArguments:
     return config.replace(method=as_values(method_options(config.finetune, config.method)))
 
 
-def load_splits(config: RunArguments, needed: tuple[str, ...]) -> dict[str, ImageDataset]:
+def load_splits(
+    config: RunArguments, needed: tuple[str, ...], given: Mapping[str, Any] | None = None
+) -> dict[str, ImageDataset]:
     """The splits with their transforms."""
-    splits = load_dataset_splits(config.dataset)
+    splits = load_dataset_splits(config.dataset, given=given)
     where = config.dataset.root or config.dataset.name
     missing = [name for name in needed if name not in splits]
     if missing:
@@ -161,17 +164,21 @@ def build(
     accelerator: Accelerator,
     continued: bool = False,
     stored: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Experiment:
     """Data, encoder, head and adapter of a run, ready to be trained; nothing is written.
 
     Args:
         continued: the run in ``work_dir`` goes on, with the random encoder that is there.
         stored: statistics of the run that goes on, from its checkpoint.
+        given: data sets of a program by split, in place of the one that the configuration names.
     """
     config = check_method(config)
     config = with_encoder_size(config)
-    splits = load_splits(config, ("train", "val"))
+    splits = load_splits(config, ("train", "val"), given)
     train = splits["train"]
+    if given is not None:
+        config = config.replace(dataset=described(config.dataset, train))
     refuse_unused(config, train.task)
     train.processor.trained_size = list(train.reader.read(train.table[0]).values.shape[-2:])
     encoder = base_encoder(config, work_dir, continued)

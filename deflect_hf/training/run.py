@@ -49,13 +49,16 @@ logger = logging.getLogger(__name__)
 OF_ONE_START = ("resume_from", "overwrite", "work_dir")  # settings that say nothing of a run as a whole
 
 
-def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str, Any], Path, bool]:
+def run(
+    config: RunArguments, publish: Publish | None = None, given: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], Path, bool]:
     """Train, keep the best checkpoint by validation, reload it from its folder and test it.
 
     Nothing in the run's folder changes before everything that can be refused was checked.
 
     Args:
         publish: gets the model at each checkpoint, as a result folder, in the first process.
+        given: data sets of a program by split, in place of the one that the configuration names.
 
     Returns:
         What ``results.json`` holds, the run's folder, and whether this is the first of the processes.
@@ -83,7 +86,7 @@ def run(config: RunArguments, publish: Publish | None = None) -> tuple[dict[str,
         # Build
         set_seed(config.seed)
         statistics = None if source is None else checkpoint.read_progress(source)["statistics"]
-        experiment = build(config, work_dir, accelerator, continued, statistics)
+        experiment = build(config, work_dir, accelerator, continued, statistics, given)
         config = experiment.config
         if config.finetune == "deflect":
             check(experiment.model)

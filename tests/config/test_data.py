@@ -70,7 +70,7 @@ TOGETHER = {
 @pytest.mark.parametrize("key", OTHER_THAN_DEFAULT)
 def test_a_key_is_refused_by_the_readers_that_do_not_look_at_it(key: str) -> None:
     for name in dataset_names():
-        given = {"root": "data"} if name != "synthetic" else {}
+        given = {"root": "data"} if "root" in dataset_spec(name).keys else {}
         given |= {"scenes": "list.csv"} if name == "scenes" else {}
         given[key] = OTHER_THAN_DEFAULT[key]
         if key in dataset_spec(name).keys:
