@@ -1,0 +1,78 @@
+"""Labels of whole images in a CSV: what is read, and what is refused by its place."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data.folder import load_folder
+from deflect_hf.data.label_table import class_labels, class_names, read_table
+from deflect_hf.errors import DataError, DeflectError
+from deflect_hf.raster.write import write_raster
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_classes_as_columns_and_as_a_list(tmp_path: Path) -> None:
+    table, columns = read_table(write(tmp_path / "a.csv", "name,sea,marsh", "one.tif,1,0", "two.v2,,1"))
+    assert class_names(table, columns) == ["sea", "marsh"] and list(table) == ["one", "two.v2"]
+    assert class_labels(table["one"], ["marsh", "sea"], "here") == [0.0, 1.0]
+    assert math.isnan(class_labels(table["two.v2"], ["sea"], "here")[0])
+    table, columns = read_table(write(tmp_path / "b.csv", "name,labels", "one,sea; marsh", "two,"))
+    assert class_names(table, columns) == ["marsh", "sea"]
+    assert [class_labels(row, ["sea", "marsh"], "here") for row in table.values()] == [[1.0, 1.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        (("name,a,b", "00,1,0"), {}, r"labels\.csv has no row for 2 of 3 images, first '01', '02': add them"),
+        (("name,a,b", "00,1,0", "01,2,0", "02,0,1"), {}, r"labels\.csv, 01 holds 2: write 1 for a class"),
+        (("name,a,b", "00,1,0", "01,x,0", "02,0,1"), {}, r"01, column 'a' holds 'x', which is no number"),
+        (("name,a,b", "00,1,0", "01,1", "02,0,1"), {}, r"row 3 has 2 cells instead of 3"),
+        (("name,a,b", "00,1,0", "00.tif,1,0"), {}, r"'00' has two rows"),
+        (("name,labels", "00,sea", "01,see", "02,"), {"classes": ["sea", "land"]}, r"'see' is none of .*'sea'\?"),
+        (("name,a", "00,1", "01,0", "02,0"), {}, r"the classes 'a': at least two are needed"),
+        (("name,a,b", "00,1,0"), {"label_table": "other.csv"}, r"other\.csv is not there: write a CSV"),
+        (("name,a,b", "00,1,2", "01,1,2", "02,1,2"), {"task": "regression"}, r"columns 'a', 'b': name the one to"),
+        (("name,a", "00,1", "01,inf", "02,2"), {"task": "regression"}, r"01 holds 'inf': leave it empty"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(
+    lines: tuple[str, ...], options: dict, message: str, tmp_path: Path
+) -> None:
+    for name in ("00", "01", "02"):
+        write_raster(tmp_path / "images" / f"{name}.tif", np.full((3, 8, 8), 0.1, np.float32), descriptions=list("RGB"))
+    write(tmp_path / "labels.csv", *lines)
+    with pytest.raises(DeflectError, match=message):
+        load_folder(DatasetArguments(**{"name": "folder", "root": str(tmp_path), "task": "multi_label", **options}))
+
+
+def test_masks_of_numbers_keep_their_scale_and_what_is_not_known(tmp_path: Path) -> None:
+    import rasterio
+
+    for name in ("00", "01", "02"):
+        write_raster(tmp_path / "images" / f"{name}.tif", np.full((3, 8, 8), 0.1, np.float32), descriptions=list("RGB"))
+        values = np.full((1, 8, 8), 250, np.int16)
+        values[0, 0, :2] = -1, 7
+        write_raster(tmp_path / "masks" / f"{name}.tif", values, nodata=-1)
+        with rasterio.open(tmp_path / "masks" / f"{name}.tif", "r+") as mask:
+            mask.scales, mask.offsets = [0.1], [5.0]
+    options = {"name": "folder", "root": str(tmp_path), "task": "pixel_regression", "target": "height"}
+    labels = load_folder(DatasetArguments(**options))["train"][0]["labels"]
+    assert labels.dtype == torch.float32 and bool(labels[0, 0].isnan()) and float(labels[0, 1]) == pytest.approx(5.7)
+    assert bool((labels[1:] == 30.0).all())
+
+
+def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"x\.csv is no CSV in UTF-8"):
+        read_table(tmp_path / "x.csv")
