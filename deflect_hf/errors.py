@@ -25,6 +25,7 @@ KILLED_READER = (
 EXTRAS = {
     "train": ("datasets", "matplotlib", "PIL", "pooch", "pyproj", "rasterio", "scipy", "torchmetrics"),
     "geobench": ("h5py",),
+    "quantization": ("bitsandbytes", "torchao"),
     "vector": ("pyogrio", "shapely"),
 }
 

@@ -167,7 +167,8 @@ def load_model(folder: Path, config: RunArguments, encoder: str | PreTrainedMode
         return model.eval()
     if not isinstance(encoder, PreTrainedModel):
         source = encoder if encoder is not None else encoder_source(folder, config)
-        encoder = load_encoder(source, revision=config.encoder.revision if encoder is None else None)
+        revision = config.encoder.revision if encoder is None else None
+        encoder = load_encoder(source, revision=revision, quantization=config.encoder.quantization)
     set_gsd(encoder, chosen_gsd(config.encoder, gsd_m=None))
     model_config = reading(folder / "config.json", lambda: AutoConfig.from_pretrained(folder))
     model = reading(folder / "config.json", lambda: model_class(_task(folder))(model_config, encoder))

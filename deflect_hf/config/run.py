@@ -33,6 +33,9 @@ class EncoderArguments(Arguments):
         None, "instead of name_or_path: model_type and config fields of a randomly initialised encoder"
     )
     random_seed: Seed = option(0, "seed of the random encoder's weights")
+    quantization: Literal["int8", "bnb_4bit"] | None = option(
+        None, "keep the frozen linear layers in few bits: int8 by torchao, bnb_4bit by bitsandbytes"
+    )
     base_bands: list[str] = option(["R", "G", "B"], "bands the encoder was pretrained on, in its channel order")
     mean: list[float] | None = option(
         None,
@@ -57,6 +60,8 @@ class EncoderArguments(Arguments):
             raise ConfigError("encoder.random needs 'model_type', for instance {model_type: vit, hidden_size: 64}")
         if self.revision is not None and self.name_or_path is None:
             raise ConfigError("encoder.revision goes with encoder.name_or_path, not with encoder.random")
+        if self.quantization is not None and self.name_or_path is None:
+            raise ConfigError("encoder.quantization goes with encoder.name_or_path, not with encoder.random")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("encoder: give both 'mean' and 'std', or neither to have them read or fitted")
         for name in ("mean", "std"):

@@ -91,6 +91,11 @@ RULES = (
         lambda run, _: "is for encoder.random, but the encoder is loaded from encoder.name_or_path",
     ),
     Rule(
+        ("encoder.quantization",),
+        lambda run, _: run.finetune != "full",
+        lambda run, _: "keeps frozen layers in few bits, which finetune full would train",
+    ),
+    Rule(
         ("dataset.fold",),
         lambda run, _: run.dataset.num_folds is not None,
         lambda run, _: "chooses one of dataset.num_folds, but that is null",

@@ -134,7 +134,7 @@ def program(meta: Metadata) -> dict[str, Any]:
     scale, offset = (value if isinstance(value, float) else value[0] for value in (processor.scale, processor.offset))
     size = meta.map_size if meta.kind.dense else ()
     plain = None  # where the encoder is not what `AutoModel.from_pretrained` gives
-    if encoder.random is None and chosen_gsd(encoder, gsd_m=None) is None:
+    if encoder.random is None and encoder.quantization is None and chosen_gsd(encoder, gsd_m=None) is None:
         plain = repr(encoder.name_or_path) + (f", revision={encoder.revision!r}" if encoder.revision else "")
     every = meta.adapter.get("bands") or meta.task.get("extra_bands")
     return {

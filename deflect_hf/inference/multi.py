@@ -35,6 +35,7 @@ from deflect_hf.inference.activations import cache_frozen, caching
 from deflect_hf.inference.predictor import Predictor, default_device
 from deflect_hf.methods import task_model
 from deflect_hf.models import load_encoder
+from deflect_hf.models.quantization import as_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ NOT_COMPARED = {
     "label2id", "gsd", "num_channels", "mask_ratio", "norm_pix_loss", "decoder_hidden_size",
     "decoder_intermediate_size", "decoder_num_attention_heads", "decoder_num_hidden_layers",
 }  # fmt: skip
-Source = tuple[str, str | None]  # Hub id or real path of an encoder, and its revision
+Source = tuple[str, str | None, str | None]  # Hub id or real path of an encoder, its revision, its quantization
 
 
 class MultiAdapterPredictor:
@@ -103,11 +104,11 @@ class MultiAdapterPredictor:
         if isinstance(encoder, PreTrainedModel):
             tasks = cls(encoder, device=device)
         else:
-            source: Source = (str(encoder), None)
+            source: Source = (str(encoder), None, None)
             if encoder is None:
                 first = Path(next(iter(folders.values())))
                 source = checkpoints.while_whole(first, lambda found: _source(found, _read_run(found)))
-            tasks = cls(load_encoder(source[0], revision=source[1]), device=device)
+            tasks = cls(load_encoder(source[0], revision=source[1], quantization=source[2]), device=device)
             tasks._sources.add(source)
             tasks._given = encoder is not None
         for name, folder in folders.items():
@@ -220,7 +221,7 @@ class MultiAdapterPredictor:
             source = _source(folder, config)
             if source in self._sources:
                 return
-            recorded = load_encoder(source[0], revision=source[1])
+            recorded = load_encoder(source[0], revision=source[1], quantization=source[2])
         except CheckpointError as error:
             if not self._given:
                 raise
@@ -278,7 +279,11 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other.to(one.device))
+    return (
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and torch.equal(as_numbers(one), as_numbers(other.to(one.device)))
+    )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -299,4 +304,5 @@ def _read_run(found: Path) -> RunArguments:
 def _source(folder: Path, config: RunArguments) -> Source:
     """Where the encoder of a run lies: folders by their real path, a name on the Hub as it is."""
     name = checkpoints.encoder_source(folder, config)
-    return (str(Path(name).resolve()) if Path(name).is_dir() else name), config.encoder.revision
+    where = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return where, config.encoder.revision, config.encoder.quantization

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from peft import PeftModel
 from torch import nn
 
+from deflect_hf.models.quantization import parameter_size
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig
 
@@ -63,7 +64,7 @@ def further_bands(model: nn.Module) -> list[str]:
 def encoder_parameters(model: nn.Module) -> tuple[int, int]:
     """Trainable and total parameters of the encoder side: everything but the head (the paper's "< 1 %")."""
     named = [(name, p) for name, p in model.named_parameters() if f".{HEAD}." not in f".{name}"]
-    return sum(p.numel() for _, p in named if p.requires_grad), sum(p.numel() for _, p in named)
+    return sum(p.numel() for _, p in named if p.requires_grad), sum(parameter_size(p) for _, p in named)
 
 
 def patch_embedding_parameters(model: nn.Module) -> int:

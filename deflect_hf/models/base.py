@@ -15,10 +15,19 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput, output_capturing
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataError, listing, nearest
+from deflect_hf.errors import (
+    ArchitectureError,
+    BandError,
+    ConfigError,
+    DataError,
+    UnsupportedOperationError,
+    listing,
+    nearest,
+)
 from deflect_hf.models.configuration import EncoderWithHeadConfig, as_pair
 from deflect_hf.models.loading import adopt_encoder, load_encoder, refuse_new_weights, without_pooler
 from deflect_hf.models.patch_embedding import widen
+from deflect_hf.models.quantization import is_quantised
 from deflect_hf.models.targets import target_of
 from deflect_hf.spectral.selection import normalise_base_bands, select_bands
 
@@ -174,6 +183,15 @@ class EncoderWithHead(PreTrainedModel):
         )
         refuse_new_weights(report["missing_keys"], f"The checkpoint {str(pretrained_model_name_or_path)!r}")
         return (model, report) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As in transformers; a model around a quantised encoder is refused (UnsupportedOperationError)."""
+        if is_quantised(self.encoder):
+            raise UnsupportedOperationError(
+                "A task model around a quantised encoder cannot be saved whole. Fix: save what was trained, adapter "
+                "and head (save_pretrained of the PeftModel), and load the encoder with the same quantization again."
+            )
+        super().save_pretrained(save_directory, **kwargs)
 
     def set_bands(
         self,

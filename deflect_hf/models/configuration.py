@@ -108,6 +108,12 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         if getattr(encoder_config, "mask_ratio", None):
             encoder_config.mask_ratio = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers does, without the encoder's quantization: the encoder's own folder or the run has it."""
+        values = super().to_dict()
+        values["encoder_config"].pop("quantization_config", None)
+        return values
+
     @property
     def depth(self) -> int:
         """Number of transformer blocks."""

@@ -13,6 +13,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 
 from deflect_hf.errors import ArchitectureError, CheckpointError, DeflectError, brief
 from deflect_hf.models.geovit.sources import conversion_hint
+from deflect_hf.models.quantization import as_numbers, quantization_config
 
 MOST_NAMED = 4  # tensors in a message
 
@@ -44,7 +45,7 @@ def refuse_new_weights(missing: Collection[str], source: str) -> None:
 
 def refuse_broken_weights(model: PreTrainedModel, source: str) -> None:
     """Refuse weights that are no numbers (CheckpointError): training would blame the images for them."""
-    broken = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
+    broken = [name for name, tensor in model.state_dict().items() if not bool(as_numbers(tensor).isfinite().all())]
     if broken:
         raise CheckpointError(
             f"{source}: {len(broken)} tensors hold NaN or infinity, first {broken[0]!r}: fetch or convert it again."
@@ -88,14 +89,21 @@ def load_encoder(
     attn_implementation: str | None = None,
     local_files_only: bool = False,
     dtype: torch.dtype = torch.float32,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Load a vision transformer without pooler from a folder or from the Hub.
 
     Of a model that reads images and text, such as CLIP, only the part that reads images.
 
+    Args:
+        quantization: `int8` (by torchao) or `bnb_4bit` (by bitsandbytes): how its linear layers are kept.
+            The patch embedding, norms and tokens stay as they are.
+
     Raises:
         CheckpointError: it cannot be read, or lacks weights that the encoder needs (all of them are named).
+        MissingPackageError: the quantization's package is not installed.
     """
+    stored = {} if quantization is None else {"quantization_config": quantization_config(quantization)}
     where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     config = load_encoder_config(source, **where)
     with _readable(source):
@@ -106,6 +114,7 @@ def load_encoder(
             attn_implementation=attn_implementation,
             output_loading_info=True,
             **without_pooler(config),
+            **stored,
             **where,
         )
     refuse_new_weights(report["missing_keys"], f"The encoder checkpoint {str(source)!r}")

@@ -19,7 +19,7 @@ from deflect_hf.config.unused import refuse_unused
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.given import described
 from deflect_hf.data.transforms import for_evaluation
-from deflect_hf.errors import ArchitectureError, DataError, listing
+from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
 from deflect_hf.evaluation.losses import balanced_weights
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options
 from deflect_hf.models import load_encoder
@@ -150,7 +150,7 @@ def base_encoder(config: RunArguments, work_dir: Path, continued: bool) -> PreTr
     """The encoder to adapt: loaded, or drawn at random, which the run in ``work_dir`` that goes on has done already."""
     arguments, folder = config.encoder, work_dir / ENCODER
     if arguments.name_or_path is not None:
-        return load_encoder(arguments.name_or_path, revision=arguments.revision)
+        return load_encoder(arguments.name_or_path, revision=arguments.revision, quantization=arguments.quantization)
     if continued and (folder / "config.json").is_file():
         return load_encoder(folder)
     encoder = random_encoder(arguments).eval()
@@ -182,6 +182,11 @@ def build(
     refuse_unused(config, train.task)
     train.processor.trained_size = list(train.reader.read(train.table[0]).values.shape[-2:])
     encoder = base_encoder(config, work_dir, continued)
+    if getattr(encoder, "is_loaded_in_8bit", False):
+        raise ConfigError(
+            f"{config.encoder.name_or_path}: torch can make no checkpoint of layers that bitsandbytes keeps in 8 bits. "
+            "Fix: give the encoder in full precision, and encoder.quantization: int8"
+        )
     channels = getattr(encoder.config, "num_channels", None)
     if channels is None:
         raise ArchitectureError(

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from deflect_hf.errors import CheckpointError, UnsupportedOperationError
+from deflect_hf.models.quantization import is_quantised
 from deflect_hf.tuners.base import Tuner
 
 
@@ -50,9 +51,7 @@ class MergeableLayer(nn.Module, BaseTunerLayer):
 
     def refusal_to_merge(self) -> str | None:
         """Why this layer cannot be merged, if it cannot."""
-        parameters = dict(self.get_base_layer().named_parameters(recurse=False))
-        whole = [name for name, parameter in parameters.items() if not parameter.is_floating_point()]
-        return f"its base {' and '.join(whole)} hold(s) whole numbers (it is quantised)" if whole else None
+        return "its base weight is quantised" if is_quantised(self.get_base_layer()) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(*, in) -> (*, out), or (B, C, H, W) -> (B, D, h, w) for a convolution"""

@@ -32,12 +32,6 @@ def make(name: str) -> nn.Module:
     return GeoViTModel(GeoViTConfig(**tiny.SIZES, position_embedding="sincos_gsd")).eval()
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take half of the time, and are not looked at here."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **options: Path(path).touch())
-
-
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("name", ENCODERS)
 def test_it_is_adapted_trained_saved_and_loaded(name: str, tmp_path: Path, reflectance: torch.Tensor) -> None:
