@@ -176,7 +176,7 @@ def test_a_quantised_layer_is_not_merged(method):
     model = adapted(method, target_modules=["fc1"])
     layer = model.base_model.model.layers[0].mlp.fc1.base_layer
     layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(UnsupportedOperationError, match=r"'layers\.0\.mlp\.fc1' cannot .* its base weight is quantised"):
+    with pytest.raises(UnsupportedOperationError, match=r"'layers\.0\.mlp\.fc1' cannot .* its base weight is quant"):
         model.merge_adapter()
 
 
