@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -77,7 +78,9 @@ def save_model(
             for name in part.state_dict()
         }
         save_file(tensors, folder / HEAD)
-    inner.config.save_pretrained(folder)
+    settings = copy.copy(inner.config)
+    vars(settings).pop("use_cache", None)  # transformers' Trainer sets it on every model, for those of language
+    settings.save_pretrained(folder)
     saved = MultispectralImageProcessor.from_dict(processor.to_dict(), needed_bands=needed_bands(model))
     saved.save_pretrained(folder)
     (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
