@@ -12,10 +12,10 @@ from tests.benchmarks.resume import difference, main, parse_flags
 
 
 def test_killed_runs_end_as_the_uninterrupted_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--output", str(tmp_path), "--kills", "2"])
-    assert capsys.readouterr().out.startswith("2/2 resumed runs of 1 process(es) equal the uninterrupted one; ")
+    main(["--output", str(tmp_path), "--kills", "1"])
+    assert capsys.readouterr().out.startswith("1/1 resumed runs of 1 process(es) equal the uninterrupted one; ")
     kills = json.loads((tmp_path / "resume.json").read_text())
-    assert [kill["differs"] for kill in kills] == [None, None]
+    assert [kill["differs"] for kill in kills] == [None]
     # what differs is noticed
     log = tmp_path / "killed" / "log.jsonl"
     lines = log.read_text().splitlines()

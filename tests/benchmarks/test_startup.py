@@ -25,6 +25,6 @@ def test_ratio_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_what_is_started_exists_and_a_failure_is_told() -> None:
     kinds = startup.commands()
     assert kinds.keys() == {startup.BASE, startup.PACKAGE, "train.py --help", "evaluate.py --help"}
-    assert startup.seconds_of(kinds["evaluate.py --help"]) > 0
+    assert startup.seconds_of(["-c", "pass"]) > 0
     with pytest.raises(ConfigError, match=r"-c raise SystemExit\(3\) ends with status 3"):
         startup.seconds_of(["-c", "raise SystemExit(3)"])
