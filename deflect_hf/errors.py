@@ -27,6 +27,7 @@ EXTRAS = {
     "geobench": ("h5py",),
     "quantization": ("bitsandbytes", "torchao"),
     "vector": ("pyogrio", "shapely"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 
 

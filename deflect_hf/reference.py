@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deflect_hf.config.inference import PredictArguments
+from deflect_hf.config.inference import ExportArguments, PredictArguments
 from deflect_hf.config.methods import METHODS, method_class
 from deflect_hf.config.run import EvaluateArguments, RunArguments
 from deflect_hf.config.schema import Arguments, keys_of
@@ -36,6 +36,7 @@ def page() -> str:
         *(table(method_class(name), f"Training: `method` of `--finetune {name}`") for name in METHODS),
         table(EvaluateArguments, "Evaluation"),
         table(PredictArguments, "Maps"),
+        table(ExportArguments, "Export"),
     ]
     return "\n".join([OPENING, *programs])
 

@@ -91,3 +91,25 @@ class PredictArguments(SceneArguments, JobArguments):
         if self.report and self.output != "classes":
             raise ConfigError(f"--report shows a map of classes: leave out --output {self.output}, or --report")
         return self
+
+
+class ExportArguments(Arguments):
+    """The keys of an export.
+
+    Raises:
+        ConfigError: the file's name does not say what it is to be.
+    """
+
+    run: UserPath = Field(description="folder of a run, its best/ folder, or USER/NAME on the Hub (needed)")
+    output: UserPath = Field(description="file to write: .pt2 for torch.export, .onnx for ONNX (needed)")
+    revision: str | None = option(None, "commit, tag or branch of a model on the Hub")
+    encoder: UserPath | None = option(None, "Hub id or folder of the base encoder; null: as in training")
+    window: Side | None = option(None, "side of the images in pixels; null: as deflect-predict cuts its windows")
+    batch_size: Batch | None = option(None, "images per call; null: any number")
+    overwrite: bool = option(False, "replace an export that is there")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.output.endswith((".pt2", ".onnx")):
+            raise ConfigError(f"output={self.output!r} must end in .pt2 (torch.export) or in .onnx")
+        return self
