@@ -30,7 +30,9 @@ class GeoViTConfig(BackboneConfigMixin, PreTrainedConfig):
             another. Scale-MAE's authors evaluate with 1.0; its pretraining saw about 2.2 to 5.0. Not simply the
             sensor's metres per pixel: those made frozen features worse in published tests.
         num_frames: of ``sincos_3d`` only: frames per image in the pretraining; any other number goes through as well.
-        apply_layernorm: whether a backbone's feature maps pass the final norm.
+        apply_layernorm: whether a backbone's feature maps pass the final norm; ``last``: that of the last block alone.
+        series: what a backbone makes of the frames of a series: their ``mean``, or ``channels``, frame by frame, of
+            ``num_frames``. Prithvi's authors (terratorch) take ``apply_layernorm="last", series="channels"``.
     """
 
     model_type = "geovit"
@@ -51,13 +53,15 @@ class GeoViTConfig(BackboneConfigMixin, PreTrainedConfig):
     initializer_range: float = 0.02
     position_embedding: str = "sincos"
     gsd: float | int = 1.0
-    apply_layernorm: bool = False
+    apply_layernorm: bool | str = False
+    series: str = "mean"
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_positions()
         self._check_sizes()
+        self.check_maps()
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -74,6 +78,14 @@ class GeoViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def is_temporal(self) -> bool:
         """Whether the patch embedding is three-dimensional, (frame, row, column)."""
         return self.position_embedding == "sincos_3d"
+
+    def check_maps(self) -> None:
+        """Refuse what a backbone knows no maps for (ConfigError)."""
+        if self.series not in ("mean", "channels") or self.apply_layernorm not in (True, False, "last"):
+            raise ConfigError(
+                f"series={self.series!r} must be 'mean' or 'channels', apply_layernorm={self.apply_layernorm!r} True, "
+                "False or 'last'."
+            )
 
     def _check_positions(self) -> None:
         kind = self.position_embedding

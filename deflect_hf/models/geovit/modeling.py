@@ -18,6 +18,7 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from deflect_hf.errors import DataError
 from deflect_hf.models.geovit.configuration import GeoViTConfig
 from deflect_hf.models.geovit.embeddings import GeoViTEmbeddings
 
@@ -107,31 +108,42 @@ class GeoViTModel(GeoViTPreTrainedModel):
 class GeoViTBackbone(BackboneMixin, GeoViTPreTrainedModel):
     """The encoder as feature maps of the stages ``config.out_indices``: "stem", then one per block.
 
-    All of them pass the final norm, or none does (``config.apply_layernorm``), and frames are averaged. Prithvi's
-    authors norm the last of four blocks alone and stack frames as channels.
+    Which of them pass the final norm says ``config.apply_layernorm``, what becomes of frames ``config.series``.
     """
 
     def __init__(self, config: GeoViTConfig) -> None:
         super().__init__(config)
-        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        config.check_maps()  # `from_pretrained` sets fields behind their checks
+        frames = config.num_frames if config.series == "channels" else 1
+        self.num_features = [frames * config.hidden_size] * (config.num_hidden_layers + 1)
         self._build(config)
 
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: Tensor, gsd: float | Tensor | None = None, **kwargs: Any) -> BackboneOutput:
-        """(B, C, H, W) normalised -> feature_maps, each (B, D, h, w); of a series the mean over its frames
+        """(B, C, H, W) normalised -> feature_maps, each (B, D, h, w), or (B, T * D, h, w) of series as channels
 
         Arguments and errors as of ``GeoViTModel.forward``.
+
+        Raises:
+            DataError: a series as channels has another number of frames than ``config.num_frames``.
         """
         frames, rows, columns = self.embeddings.patch_embeddings.grid(pixel_values)
+        stacked, norm = self.config.series == "channels", self.config.apply_layernorm
+        if stacked and frames != self.config.num_frames:
+            raise DataError(
+                f"the series has {frames} frames, but the backbone gives the channels of num_frames="
+                f"{self.config.num_frames}: load it with num_frames={frames}, or with series='mean'."
+            )
         kwargs["output_hidden_states"] = True
         output = self._encode(pixel_values, gsd, **kwargs)
         maps = []
         for stage, tokens in zip(self.stage_names, output.hidden_states, strict=True):
             if stage in self.out_features:
-                tokens = self.layernorm(tokens) if self.config.apply_layernorm else tokens
-                volume = tokens[:, 1:].unflatten(1, (frames, rows, columns)).mean(dim=1)
-                maps.append(volume.permute(0, 3, 1, 2).contiguous())
+                if norm is True or (norm == "last" and stage == self.stage_names[-1]):
+                    tokens = self.layernorm(tokens)
+                volume = tokens[:, 1:].unflatten(1, (frames, rows, columns)).permute(0, 1, 4, 2, 3)
+                maps.append(volume.flatten(1, 2) if stacked else volume.mean(dim=1).contiguous())
         return BackboneOutput(
             feature_maps=tuple(maps), hidden_states=output.hidden_states, attentions=output.attentions
         )

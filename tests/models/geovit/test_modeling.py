@@ -131,6 +131,25 @@ def test_series_of_frames():
     torch.testing.assert_close(backbone.eval()(series).feature_maps[0], mean)
 
 
+def test_backbone_gives_what_terratorch_does_of_prithvi(tmp_path):
+    """There: `out[-1] = norm(x)`, then `batch (t h w) e -> batch (t e) h w` of each."""
+    encoder = make_encoder("sincos_3d", num_frames=2)
+    encoder.save_pretrained(tmp_path)
+    series = torch.randn(2, 6, 2, 16, 24, generator=torch.Generator().manual_seed(0))
+    options = {"out_indices": [1, 3], "apply_layernorm": "last", "series": "channels"}
+    backbone = GeoViTBackbone.from_pretrained(tmp_path, **options).eval()
+    output = encoder(series, output_hidden_states=True)
+    assert backbone.channels == [64, 64]
+    expected = [output.hidden_states[1][:, 1:], output.last_hidden_state[:, 1:]]
+    for values, tokens in zip(backbone(series).feature_maps, expected, strict=True):
+        theirs = tokens.reshape(2, 2, 2, 3, 32).permute(0, 1, 4, 2, 3).reshape(2, 64, 2, 3)
+        torch.testing.assert_close(values, theirs)
+    with pytest.raises(DataError, match=r"the series has 1 frames, but .* num_frames=2: load it with num_frames=1"):
+        backbone(series[:, :, 0])
+    with pytest.raises(ConfigError, match="series='sum' must be 'mean' or 'channels'"):
+        GeoViTBackbone.from_pretrained(tmp_path, series="sum")
+
+
 @pytest.mark.parametrize(
     ("kind", "shape", "error", "message"),
     [
