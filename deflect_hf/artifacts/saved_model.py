@@ -79,7 +79,7 @@ def save_model(
         }
         save_file(tensors, folder / HEAD)
     settings = copy.copy(inner.config)
-    vars(settings).pop("use_cache", None)  # transformers' Trainer sets it on every model, for those of language
+    settings.__dict__.pop("use_cache", None)  # transformers' Trainer sets it on every model, for those of language
     settings.save_pretrained(folder)
     saved = MultispectralImageProcessor.from_dict(processor.to_dict(), needed_bands=needed_bands(model))
     saved.save_pretrained(folder)
