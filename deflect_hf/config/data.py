@@ -41,9 +41,10 @@ Bit = Annotated[int, Field(ge=0, lt=32)]
 
 def refuse_half_a_quality(args: Any) -> None:
     """Refuse keys of a quality layer that do nothing without each other."""
-    if args.qa is None and (args.qa_band is None) != (not args.qa_values and not args.qa_bits):
+    told = bool(args.qa_values or args.qa_bits or args.qa_above is not None)
+    if args.qa is None and (args.qa_band is None) == told:
         raise ConfigError(
-            "qa_band and qa_values go together (or qa_bits): the band, and its values or bits that are no "
+            "qa_band and qa_values go together (or qa_bits, or qa_above): the band, and its values or bits that are no "
             "measurement; or name the product alone, qa."
         )
     if args.qa_classes is not None and args.qa is None:
@@ -108,6 +109,19 @@ class DatasetArguments(Arguments):
     band_order: Annotated[Literal["true", "nominal"], Word] = option(
         "true", "'m-brick-kiln', 'm-eurosat': 'true' names the stored bands as they are, 'nominal' as the files do."
     )
+    files: str | dict[str, str] | None = option(
+        None,
+        "Scenes with one file per band: how the files of a scene's folder are called, '*_{band}.tif', or the file of "
+        "each band, {B: '*_B2.TIF', N: '*_B4.TIF'}. null: by the product's metadata, or the last word of the names.",
+    )
+    grid: PositiveFloat | str | None = option(
+        None,
+        "Scenes of several files: the band whose grid the others come onto, or the side of a pixel in metres. null: "
+        "the finest.",
+    )
+    band_resampling: Literal["bilinear", "cubic"] | None = option(
+        None, "How bands come onto the grid; classes are those of the nearest pixel. null: bilinear."
+    )
     scale: float | None = option(
         None, "reflectance = stored * scale + offset. null: the files' own tags, else the sensor's."
     )
@@ -122,6 +136,10 @@ class DatasetArguments(Arguments):
         [], "Values of qa_band at which nothing was measured, cloud for example; SCL: [0, 1, 3, 8, 9, 10]."
     )
     qa_bits: list[Bit] = option([], "Bits of qa_band, from 0, any of which says that nothing was measured.")
+    qa_above: float | None = option(
+        None,
+        "Value of qa_band above which nothing was measured: of a cloud probability (CLP, CLDPRB), as stored.",
+    )
     qa: QualityPreset | None = option(None, "Product whose quality band the files have.")
     qa_classes: list[QualityClass] | None = option(
         None, "Classes of qa that are no measurement. null: cloud, cirrus and shadow."

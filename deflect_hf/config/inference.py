@@ -17,7 +17,8 @@ class JobArguments(Arguments):
     """Which files, which model."""
 
     predict: list[str] = Field(
-        description="IN OUT: image files or quoted patterns (GeoTIFF or VRT), and last the map to write; with several "
+        description="IN OUT: images, scene folders (SAFE, Landsat, HLS, one file per band) or quoted "
+        "patterns, and last the map to write; with several "
         "images the folder of the maps (needed)"
     )
     adapter: UserPath = Field(description="folder of a run, its best/ folder, or USER/NAME on the Hub (needed)")
@@ -52,6 +53,15 @@ class SceneArguments(Arguments):
     batch_size: Batch = option(8, "windows per forward pass")
     sensor: str | dict[str, Any] | None = option(None, "sensor preset: names, order, scale and offset of the bands")
     source_bands: list[str] | None = option(None, "names of the bands in file order, for files that do not name them")
+    files: str | dict[str, str] | None = option(
+        None, "scenes with one file per band: '*_{band}.tif', or the file of each band; null: as in training"
+    )
+    grid: PositiveFloat | str | None = option(
+        None, "band whose grid the others come onto, or pixel side in metres; null: as in training, else the finest"
+    )
+    band_resampling: Literal["bilinear", "cubic"] | None = option(
+        None, "how bands come onto the grid; null: as in training"
+    )
     scale: float | None = option(
         None, "reflectance = stored * scale + offset; null: file's tags, sensor's, as in training"
     )
@@ -62,6 +72,7 @@ class SceneArguments(Arguments):
     qa_band: str | None = option(None, "description of a band that classifies the pixels, such as SCL")
     qa_values: list[int] = option([], "values of qa_band at which nothing was measured, cloud for example")
     qa_bits: list[Bit] = option([], "bits of qa_band, any of which says that nothing was measured")
+    qa_above: float | None = option(None, "value of qa_band above which nothing was measured: a cloud probability")
     qa: QualityPreset | None = option(None, "product whose quality band the file has")
     qa_classes: list[QualityClass] | None = option(
         None, "classes of qa that are no measurement; null: cloud, cirrus and shadow"

@@ -2,7 +2,8 @@
 
 Segmentation, regression per pixel: ``images/ID.tif`` with ``masks/ID.png`` (or .tif). Classification: one sub-folder of
 images per class. Several classes per image, regression: ``images/ID.tif`` and ``labels.csv``.
-Images are GeoTIFFs, JPEG 2000 or virtual rasters; where there are none of these, PNG or JPEG.
+Images are GeoTIFFs, JPEG 2000, virtual rasters, or products of several files (see :mod:`deflect_hf.raster.products`);
+where there are none of these, PNG or JPEG; where there are none either, or ``files`` is given, folders of band files.
 Splits come from ``train.txt``, ``val.txt`` and ``test.txt``, from sub-folders train/, val/ and test/ that repeat the
 layout, or are drawn at random (seeded, each class on its own).
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import torch
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
-from deflect_hf.data.folder_reader import settle_reader
+from deflect_hf.data.folder_reader import LOOSE, layout_of, settle_reader
 from deflect_hf.data.label_table import TABLE, cells_of, class_labels, class_names, number_of, read_table
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import (
@@ -37,13 +39,15 @@ from deflect_hf.data.survey import survey, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import places_of
 from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import raster_info
 
 logger = logging.getLogger(__name__)
 
-RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt")
+RASTER_SUFFIXES = (".tif", ".tiff", ".gtif", ".jp2", ".vrt")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")  # beside rasters, they are previews
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".vrt")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".gtif", ".vrt")
+PRODUCT_SUFFIXES = (".safe", ".zip", ".tar")
 SAMPLED_IMAGES = 32  # of each split, compared with the images of a trained model
 Row = dict[str, Any]
 
@@ -68,7 +72,7 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     if labels.task == "classification" and len(labels.classes) < 2:
         raise DataError(f"{root} has one class folder, {labels.classes[0]!r}: there is nothing to tell it apart from.")
     everything = [row for members in splits.values() for row in members]
-    infos = read_headers(everything)
+    infos = read_headers(everything, layout_of(args))
     info = typical(infos)
     reader, processor = settle_reader(args, info, trained)
     reader = dataclasses.replace(reader, numbers=task == "pixel_regression")
@@ -95,9 +99,16 @@ def _stored(images: ImageDataset, index: int) -> tuple[Any, ...]:
     return stored.values, stored.bands, stored.valid, stored.where
 
 
-def read_headers(rows: Sequence[Row]) -> list[RasterInfo]:
+def read_headers(rows: Sequence[Row], layout: Product) -> list[RasterInfo]:
     """The headers of the images of all rows."""
-    return [raster_info(row["image"]) for row in rows]
+    products = [dataclasses.replace(layout, path=row["image"]) for row in rows]
+    idle = layout != LOOSE and all(product.layers is None for product in products)
+    if idle:
+        raise ConfigError(
+            "`files`, `grid` and `band_resampling` are for scenes of several files, and all images are single files: "
+            "remove them."
+        )
+    return [raster_info(product) for product in products]
 
 
 def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Labels:
@@ -111,7 +122,8 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
         return Labels(task, (args.target or "value",), ignore_values=tuple(args.ignore_values), unit=args.target_unit)
     if task != "classification":
         return _table_labels(args, task, bases)
-    folders = sorted({folder.name for base in bases.values() for folder in _class_folders(base)})
+    of_files = args.files is not None
+    folders = sorted({folder.name for base in bases.values() for folder in _class_folders(base, of_files)})
     if not folders:
         raise DataError(
             f"{args.root} holds neither images/ and masks/ nor class folders with GeoTIFFs"
@@ -156,13 +168,23 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
 
-def _images(folders: Sequence[Path]) -> dict[Path, list[Path]]:
-    """The images of each folder that has some: pictures only where none of them holds a raster."""
-    for suffixes in (RASTER_SUFFIXES, PICTURE_SUFFIXES):
-        found = {folder: files for folder in folders if (files := _files(folder, suffixes))}
+def _images(folders: Sequence[Path], of_files: bool = False) -> dict[Path, list[Path]]:
+    """The images of each folder that has some: pictures only where none of them holds a raster, folders last."""
+    kinds: list[Callable[[Path], list[Path]]] = [_rasters, partial(_files, suffixes=PICTURE_SUFFIXES), _folders]
+    for kind in kinds[2:] if of_files else kinds:
+        found = {folder: files for folder in folders if (files := kind(folder))}
         if found:
             return found
     return {}
+
+
+def _rasters(folder: Path) -> list[Path]:
+    products = [path for path in folder.glob("*") if path.suffix.lower() in PRODUCT_SUFFIXES]
+    return sorted([*_files(folder, RASTER_SUFFIXES), *products])
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_dir() and path.name[0] not in "._")
 
 
 def _holding(folder: Path) -> str:
@@ -172,19 +194,20 @@ def _holding(folder: Path) -> str:
     return f"; it holds {found}" if found else ""
 
 
-def _class_folders(base: Path) -> dict[Path, list[Path]]:
-    return _images([folder for folder in sorted(base.iterdir()) if folder.is_dir() and folder.name[0] not in "._"])
+def _class_folders(base: Path, of_files: bool = False) -> dict[Path, list[Path]]:
+    return _images(_folders(base), of_files)
 
 
 def _rows(base: Path, labels: Labels, args: DatasetArguments) -> list[Row]:
     """One row per image below ``base``: name, image, and mask, label (of classification) or target."""
+    of_files = args.files is not None
     if labels.task == "classification":
         return [
             {"name": f"{folder.name}/{name}", "image": str(path), "label": labels.classes.index(folder.name)}
-            for folder, files in _class_folders(base).items()
+            for folder, files in _class_folders(base, of_files).items()
             for name, path in _by_name(files, "images of the same name").items()
         ]
-    images = _listed_images(base)
+    images = _listed_images(base, of_files)
     if not TASKS[labels.task].dense:
         path = _table_path(args, base)
         cells = cells_of(read_table(path)[0], list(images), path)
@@ -210,10 +233,10 @@ def _target(cells: dict[str, str], labels: Labels, where: str) -> float | list[f
     return number_of(cells[labels.classes[0]], where)
 
 
-def _listed_images(base: Path) -> dict[str, Path]:
+def _listed_images(base: Path, of_files: bool) -> dict[str, Path]:
     """The images of ``base/images`` by name."""
     folder = base / "images"
-    images = _by_name(_images([folder]).get(folder, []), "images of the same name")
+    images = _by_name(_images([folder], of_files).get(folder, []), "images of the same name")
     if not images:
         raise DataError(
             f"{folder} holds no GeoTIFF, nor another image ({listing((*RASTER_SUFFIXES, *PICTURE_SUFFIXES))})"
@@ -226,9 +249,10 @@ def _by_name(paths: Sequence[Path], what: str) -> dict[str, Path]:
     """Files by their name without suffix."""
     found: dict[str, Path] = {}
     for path in paths:
-        if path.stem in found:
-            raise DataError(f"{found[path.stem]} and {path} are {what}: keep one of them.")
-        found[path.stem] = path
+        name = path.name if path.is_dir() and path.suffix.lower() not in PRODUCT_SUFFIXES else path.stem
+        if name in found:
+            raise DataError(f"{found[name]} and {path} are {what}: keep one of them.")
+        found[name] = path
     return found
 
 
@@ -247,7 +271,7 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
         splits = {split: [by_name[name] for name in names] for split, names in ids.items()}
     else:
         everything = rows[""]
-        places = None if args.place_km is None else places_of(read_headers(everything), args.place_km)
+        places = None if args.place_km is None else places_of(read_headers(everything, layout_of(args)), args.place_km)
         indices = split_indices([row.get("label") for row in everything], args, places)
         splits = {split: [everything[i] for i in members] for split, members in indices.items()}
         if args.num_folds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from deflect_hf.data.dataset import Stored
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError, listing
 from deflect_hf.raster.georeference import projection
-from deflect_hf.raster.header import SKIPPED, RasterInfo, file_bands, is_unnamed
+from deflect_hf.raster.header import SKIPPED, RasterInfo, file_bands, is_unnamed, names_bands
+from deflect_hf.raster.products import Product, is_known_product
 from deflect_hf.raster.quality import Quality, is_quality_layer, quality_layer
 from deflect_hf.raster.read import read_mask, read_raster
 from deflect_hf.spectral.bands import Sensor
@@ -23,6 +25,7 @@ from deflect_hf.spectral.sensors import get_sensor
 
 logger = logging.getLogger(__name__)
 
+LOOSE = Product("")  # nothing is said of how scenes of several files are put together
 Factor = float | list[float]
 
 
@@ -35,6 +38,7 @@ class FolderReader:
         needed_bands: Those that every file must have.
         resample: Bring masks on another grid to that of their images.
         numbers: Masks hold numbers, not classes.
+        layout: How scenes of several files are put together.
     """
 
     bands: tuple[str, ...]
@@ -44,12 +48,17 @@ class FolderReader:
     quality: Quality | None = None
     resample: bool = False
     numbers: bool = False
+    layout: Product = LOOSE
+
+    def product(self, path: str) -> Product:
+        """A scene, put together as the others."""
+        return dataclasses.replace(self.layout, path=path)
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the example of a row."""
         path = row["image"]
         raster = read_raster(
-            path,
+            self.product(path),
             self.bands,
             needed=self.needed_bands,
             source_bands=self.source_bands,
@@ -75,6 +84,24 @@ class FolderReader:
         )
 
 
+def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, path: str = "") -> Product:
+    """How scenes of several files are put together: as given, else as in training.
+
+    Args:
+        args: ``DatasetArguments`` or ``SceneArguments``.
+        path: Of a scene. Names of files that training was given stand for one that is not known by its own.
+    """
+    reading = trained.reading if trained is not None else {}
+    grid = args.grid if args.grid is not None else reading.get("grid")
+    resampling = args.band_resampling or reading.get("band_resampling") or "bilinear"
+    known = "files" not in reading or (path != "" and is_known_product(path))
+    product = Product.of(path, args.files if args.files is not None or known else reading["files"], grid, resampling)
+    idle = [key for key in ("files", "grid", "band_resampling") if getattr(args, key) is not None]
+    if path and idle and product.layers is None:
+        raise ConfigError(f"{path} is one file: `{idle[0]}` does nothing for it, remove it.")
+    return product
+
+
 def settle_reader(
     args: DatasetArguments, info: RasterInfo, trained: MultispectralImageProcessor | None, height: int | None = None
 ) -> tuple[FolderReader, MultispectralImageProcessor]:
@@ -88,7 +115,7 @@ def settle_reader(
     """
     given = get_sensor(args.sensor) if args.sensor is not None else None
     sensor, source_bands = names_in_training(args.sensor, args.source_bands, info, trained)
-    quality = quality_layer(args.qa, args.qa_classes, args.qa_band, args.qa_values, args.qa_bits)
+    quality = quality_layer(args.qa, args.qa_classes, args.qa_band, args.qa_values, args.qa_bits, args.qa_above)
     quality = _quality_in_training(info, trained) if quality is None and trained is not None else quality
     names = file_bands(info, source_bands, sensor)
     named = [name for name in names if not is_unnamed(name)]
@@ -124,7 +151,14 @@ def settle_reader(
     scale, offset = _calibration(args, info, sources, given, trained)
     # reflectance has no stored value that means nodata
     known = [] if info.calibrated else given.nodata if given is not None else trained.nodata if trained else []
-    reading = {"sensor": args.sensor, "source_bands": args.source_bands, "quality": _entry(quality)}
+    reading = {
+        "sensor": args.sensor,
+        "source_bands": args.source_bands,
+        "quality": _entry(quality),
+        "files": args.files,
+        "grid": args.grid,
+        "band_resampling": args.band_resampling,
+    }
     processor = MultispectralImageProcessor(
         bands=bands,
         needed_bands=needed,
@@ -141,7 +175,8 @@ def settle_reader(
     )
     resample = args.label_alignment == "resample"
     listed = tuple(source_bands) if source_bands is not None else None
-    return FolderReader(tuple(bands), tuple(needed), listed, sensor, quality, resample), processor
+    layout = layout_of(args, trained)
+    return FolderReader(tuple(bands), tuple(needed), listed, sensor, quality, resample, layout=layout), processor
 
 
 def names_in_training(
@@ -152,26 +187,31 @@ def names_in_training(
 ) -> tuple[Sensor | None, Sequence[str] | None]:
     """The sensor and the list that name the bands of a file: as given, else as in training.
 
-    A list that training was given stands for a file that describes none of its bands.
+    A list that training was given stands for a file whose descriptions name no band.
     """
     known = trained.reading if trained is not None else {}
-    if sensor is None and source_bands is None and not any(info.descriptions):
-        source_bands = known.get("source_bands")
+    own = sensor is None and source_bands is None
     sensor = sensor if sensor is not None else known.get("sensor")
-    return get_sensor(sensor) if sensor is not None else None, source_bands
+    settled = get_sensor(sensor) if sensor is not None else None
+    if own and not names_bands(info, settled):
+        source_bands = known.get("source_bands")
+    return settled, source_bands
 
 
 def _entry(quality: Quality | None) -> list[Any] | None:
-    return None if quality is None else [quality.band, list(quality.invalid), list(quality.bits)]
+    if quality is None:
+        return None
+    limit = [] if quality.above is None else [quality.above]
+    return [quality.band, list(quality.invalid), list(quality.bits), *limit]
 
 
 def _quality_in_training(info: RasterInfo, trained: MultispectralImageProcessor) -> Quality | None:
     """The quality layer of the training images, if the file has it."""
     if "quality" not in trained.reading:
         return None
-    band, values, bits = trained.reading["quality"]
+    band, values, bits, *limit = trained.reading["quality"]
     if any(text.casefold() == str(band).casefold() for text in info.descriptions):
-        return Quality(band, tuple(values), tuple(bits))
+        return Quality(band, tuple(values), tuple(bits), *limit)
     logger.warning(
         "%s: has no quality band %s, by which pixels were left out in training: clouds are mapped, too", info.path, band
     )

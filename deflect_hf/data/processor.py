@@ -25,7 +25,7 @@ from deflect_hf.spectral.sensors import get_sensor
 
 Image = np.ndarray | torch.Tensor
 Size = int | Sequence[int] | Mapping[str, int]
-READING = {"sensor", "source_bands", "quality"}
+READING = {"sensor", "source_bands", "quality", "files", "grid", "band_resampling"}
 
 
 class MultispectralImageProcessor(ImageProcessingMixin):

@@ -98,7 +98,7 @@ class SceneReader:
         """Read the window of a row: only its ``core`` keeps its labels, the rest belongs to other windows."""
         info, labels, box = self.infos[row["scene"]], self.labels[row["scene"]], tuple(row["box"])
         raster = read_raster(
-            info.path,
+            self.reader.product(info.path),
             self.reader.bands,
             needed=self.reader.needed_bands,
             source_bands=self.reader.source_bands,

@@ -20,7 +20,7 @@ import numpy as np
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
 from deflect_hf.data.folder import compare_with_training
-from deflect_hf.data.folder_reader import settle_reader
+from deflect_hf.data.folder_reader import layout_of, settle_reader
 from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.scene_reader import RasterLabels, SceneLabels, SceneReader, ShapeLabels
@@ -63,7 +63,8 @@ def load_scenes(args: DatasetArguments, trained: MultispectralImageProcessor | N
     """
     where = str(args.root or args.name)
     entries = read_entries(args)
-    infos = [raster_info(entry.image) for entry in entries]
+    layout = layout_of(args)
+    infos = [raster_info(dataclasses.replace(layout, path=entry.image)) for entry in entries]
     read_once.cache_clear()
     classes = tuple(args.classes or _classes_found(entries, args))
     values = tuple(args.class_values if args.class_values is not None else range(len(classes)))

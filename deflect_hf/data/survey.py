@@ -135,13 +135,14 @@ def report_quality(root: str, rows: Sequence[Mapping[str, Any]], reader: FolderR
         return
     found: set[int] = set()
     for row in rows:
-        layer = read_quality(row["image"], quality)
+        layer = read_quality(reader.product(row["image"]), quality)
         if quality.flags(layer).any():
             return
         if len(found) <= NAMED:
             found |= set(np.unique(layer).tolist())
     asked = [f"the value(s) {list(quality.invalid)}"] if quality.invalid else []
     asked += [f"bit(s) {list(quality.bits)} set"] if quality.bits else []
+    asked += [f"a value above {quality.above:g}"] if quality.above is not None else []
     logger.warning(
         "%s: nothing is left out by the quality layer %r: none of the %d images has a pixel with %s; it holds %s%s (a "
         "layer of bit fields, such as QA_PIXEL or Fmask, needs `qa_bits` or a preset, `qa`)",

@@ -33,6 +33,7 @@ from deflect_hf.training.distributed_exit import distributed_exit
 if TYPE_CHECKING:
     from deflect_hf.inference.predictor import Predictor
 
+BAND = "{band}"  # in the names of the files of a scene
 INTERRUPTED = 130  # as shells say it
 # For the others, of a process whose part of a scene is under clouds, say, and while the first puts the map together;
 # torch's own 10 or 30 minutes would end the prediction of a large scene.
@@ -60,7 +61,11 @@ def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
     *patterns, last = files
     images: list[Path] = []
     for pattern in patterns:
-        found = [pattern] if Path(pattern).exists() or not glob.has_magic(pattern) else sorted(glob.glob(pattern))
+        found = (
+            [pattern]
+            if Path(pattern).exists() or BAND in pattern or not glob.has_magic(pattern)
+            else sorted(glob.glob(pattern))
+        )
         if not found:
             raise DataError(f"{pattern} fits no file: correct the pattern.")
         images += [Path(name) for name in found if Path(name) not in images]
@@ -71,7 +76,7 @@ def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
         if len(images) == 1:
             return [(images[0], target)]
         raise ConfigError(f"{len(images)} images need a folder for their maps, but {target} is a file; give FOLDER/")
-    names = [f"{image.stem}.tif" for image in images]
+    names = [f"{(image.parent if BAND in image.name else image).stem}.tif" for image in images]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"several images would become {listing(repeated)} in {target}: predict them one by one.")

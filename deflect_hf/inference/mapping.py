@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.tasks import TASKS
+from deflect_hf.data.folder_reader import layout_of
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
 from deflect_hf.figures import class_colors
 from deflect_hf.inference.blocks import Block, SceneWindows
@@ -29,8 +30,9 @@ from deflect_hf.inference.polygons import refuse_polygons, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, files_of
 from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.methods import task_model
-from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.header import PathLike, RasterInfo
 from deflect_hf.raster.maps import MapLayout, Square, category_names, job_of_map, sidecar, write_map
+from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import OpenRaster, open_raster
 from deflect_hf.raster.tiles import in_pieces
 
@@ -50,7 +52,7 @@ STEPS = 250  # probability 1.0 in uint8: steps of 0.004
 
 def predict_raster(
     predictor: TrainedModel,
-    source: Path,
+    source: PathLike,
     target: Path,
     arguments: SceneArguments,
     processes: PartialState | None = None,
@@ -73,6 +75,7 @@ def predict_raster(
     """
     if refuse(predictor, source, target, arguments):
         return
+    source = layout_of(arguments, predictor.processor, os.fspath(source))
     layout, finish = map_layout(predictor, arguments)
     count = layout.count + (arguments.polygons is not None)
     parts = Parts(target.with_name(f"{target.name}.parts"), count, np.dtype(layout.dtype))
@@ -86,7 +89,7 @@ def predict_raster(
         together(processes, lambda: _assemble(parts, blocks, layout, info, target, arguments), main_only=True)
 
 
-def _opened(held: ExitStack, source: Path, target: Path, processes: PartialState | None) -> OpenRaster:
+def _opened(held: ExitStack, source: Product, target: Path, processes: PartialState | None) -> OpenRaster:
     """The image, open while ``held`` is; what the first process makes to read it in pieces is read by all of them."""
     files: list[OpenRaster] = []
     together(processes, lambda: files.append(held.enter_context(in_pieces(source, target))), main_only=True)
@@ -95,7 +98,8 @@ def _opened(held: ExitStack, source: Path, target: Path, processes: PartialState
     from accelerate.utils import gather_object
 
     (read,) = gather_object([file.source.name for file in files])
-    return files[0] if files else OpenRaster(str(source), held.enter_context(open_raster(read)).source)
+    copied = Product(read) if Path(read[:256]).is_file() else source
+    return files[0] if files else OpenRaster(str(source), held.enter_context(open_raster(copied)).source)
 
 
 def windows_of(file: OpenRaster, predictor: TrainedModel, arguments: SceneArguments) -> SceneWindows:
@@ -105,8 +109,9 @@ def windows_of(file: OpenRaster, predictor: TrainedModel, arguments: SceneArgume
     return SceneWindows(scene, predictor, rows, columns, arguments.batch_size)
 
 
-def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: SceneArguments) -> bool:
+def refuse(predictor: TrainedModel, image: PathLike, target: Path, arguments: SceneArguments) -> bool:
     """Refuse what cannot become a map; whether the map is there and is what the same command would write again."""
+    source = Path(image)
     if not TASKS[predictor.task].dense:
         raise UnsupportedOperationError(
             f"{source}: the model's task is {predictor.task}, of whole images, which makes no map. Give the folder of "
@@ -138,7 +143,7 @@ def refuse(predictor: TrainedModel, source: Path, target: Path, arguments: Scene
     made = job_of_map(target)
     if not arguments.overwrite:
         if made and source.exists() and (polygons is None or polygons.exists()):
-            with open_raster(source) as file:
+            with open_raster(layout_of(arguments, predictor.processor, os.fspath(image))) as file:
                 if made == digest_of(job_of(windows_of(file, predictor, arguments), arguments), arguments):
                     return True
         raise ConfigError(f"{target} is there already: give the map another name, or replace it with --overwrite.")
@@ -188,9 +193,11 @@ def _stepped_probabilities(logits: Array) -> Array:
 def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
     """All that the values of the map depend on; parts of another job are of no use."""
     scene, predictor = windows.scene, windows.predictor
-    stats = [(path.resolve(), path.stat()) for path in files_of(Path(scene.info.path))]
+    product = layout_of(arguments, predictor.processor, scene.info.path)
+    stats = [(path.resolve(), path.stat()) for path in files_of(product)]
     return {
         "image": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        **({} if product.layers is None else {"put together as": product.open_name()}),
         "model": model_digest(predictor.model),
         "classes": [predictor.classes, predictor.class_values],
         "precision": str(predictor.precision),

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import itertools
+import os
 import platform
 import shlex
 import sys
@@ -25,7 +26,7 @@ from peft import PeftModel
 
 from deflect_hf.artifacts.environment import PACKAGES, version
 from deflect_hf.config.inference import SceneArguments
-from deflect_hf.data.folder_reader import names_in_training
+from deflect_hf.data.folder_reader import layout_of, names_in_training
 from deflect_hf.errors import DataError
 from deflect_hf.evaluation.areas import estimate_areas
 from deflect_hf.figures.colors import IGNORED, class_colors, composite, composites_of
@@ -33,7 +34,7 @@ from deflect_hf.files import write_text
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.methods import task_model
 from deflect_hf.raster.georeference import crs_name, pixel_areas
-from deflect_hf.raster.header import RasterInfo, file_bands
+from deflect_hf.raster.header import PathLike, RasterInfo, file_bands
 from deflect_hf.raster.maps import SQUARE
 from deflect_hf.raster.read import open_raster, overview_size, raster_info, read_mask, read_raster
 from deflect_hf.raster.tiles import in_pieces
@@ -48,7 +49,7 @@ JPEG_QUALITY = 88
 def write_report(
     path: Path,
     prediction: Path,
-    source: Path,
+    source: PathLike,
     classes: Sequence[str],
     *,
     facts: Facts = (),
@@ -88,7 +89,7 @@ def write_report(
     pages.filters["area"] = functools.partial(_area, in_pixels)
     pages.filters["sha256"] = lambda script: "sha256-" + _base64(hashlib.sha256(script.encode()).digest())
     page = pages.get_template("report.html.j2").render(
-        title=source.name,
+        title=_name(source),
         picture=picture,
         overlay=_class_picture(prediction, mapped, len(classes)),
         rows=rows,
@@ -109,6 +110,10 @@ def write_report(
     return path
 
 
+def _name(source: PathLike) -> str:
+    return Path(source).name
+
+
 def _area(in_pixels: bool, size: float) -> str:
     """Sizes with thousands apart; small areas keep three digits."""
     if in_pixels:
@@ -119,16 +124,18 @@ def _area(in_pixels: bool, size: float) -> str:
 def report_prediction(
     path: Path,
     prediction: Path,
-    source: Path,
+    source: PathLike,
     predictor: Predictor,
     arguments: SceneArguments,
     adapter: str,
 ) -> Path:
     """Write the report of a map that this command line made of `source` with the predictor, called `adapter`."""
     # not settled as for the map, which has logged all that is odd about the scene
-    info = raster_info(source)
+    product = layout_of(arguments, predictor.processor, os.fspath(source))
+    info = raster_info(product)
     sensor, source_bands = names_in_training(arguments.sensor, arguments.source_bands, info, predictor.processor)
     fills = sensor.nodata if sensor is not None and arguments.sensor is not None else predictor.processor.nodata
+    fills = () if info.calibrated else fills
     nodata = arguments.nodata if arguments.nodata is not None else fills
     reading = {"source_bands": source_bands, "sensor": sensor, "nodata": nodata}
     model, processor = predictor.model, predictor.processor
@@ -147,7 +154,7 @@ def report_prediction(
         ("Command line", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     ]
     return write_report(
-        path, prediction, source, predictor.classes, facts=facts, reading=reading, confusion=predictor.confusion
+        path, prediction, product, predictor.classes, facts=facts, reading=reading, confusion=predictor.confusion
     )
 
 
@@ -213,7 +220,9 @@ def _add_estimates(rows: list[dict[str, Any]], confusion: tuple[str, Any] | None
     )
 
 
-def _quick_look(source: Path, info: RasterInfo, reading: Mapping[str, Any], beside: Path) -> tuple[str, dict[str, Any]]:
+def _quick_look(
+    source: PathLike, info: RasterInfo, reading: Mapping[str, Any], beside: Path
+) -> tuple[str, dict[str, Any]]:
     """Which bands of the scene are shown, and the picture; ``beside`` the page is room for what helps to read it."""
     names = file_bands(info, reading.get("source_bands"), reading.get("sensor"))
     said, shown = next(iter(composites_of(names).items()))
@@ -221,7 +230,7 @@ def _quick_look(source: Path, info: RasterInfo, reading: Mapping[str, Any], besi
         raster = read_raster(scene, list(dict.fromkeys(shown)), size=overview_size(info, OVERVIEW_SIDE), **reading)
     values = np.where(raster.valid, raster.values.astype(np.float32), np.nan)
     colors = (composite(values, raster.bands, shown) * 255).round().astype(np.uint8)
-    return said, _picture(colors, "JPEG", f"{source.name}, {said}", quality=JPEG_QUALITY)
+    return said, _picture(colors, "JPEG", f"{_name(source)}, {said}", quality=JPEG_QUALITY)
 
 
 def _class_picture(prediction: Path, info: RasterInfo, count: int) -> dict[str, Any]:
@@ -263,7 +272,7 @@ def _scale_bar(info: RasterInfo, rows_m2: Array | None) -> dict[str, Any] | None
     return {"length": length, "share": length_m / width_m}
 
 
-def _file_facts(prediction: Path, source: Path, info: RasterInfo, shown: str) -> Facts:
+def _file_facts(prediction: Path, source: PathLike, info: RasterInfo, shown: str) -> Facts:
     now = datetime.datetime.now(datetime.UTC)
     corner = "" if info.crs is None else f", upper left {info.transform[2]:.10g}, {info.transform[5]:.10g}"
     packages = [f"{package} {version(package)}" for package in PACKAGES if version(package) is not None]

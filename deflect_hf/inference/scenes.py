@@ -27,6 +27,7 @@ from deflect_hf.methods import task_model
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.raster.georeference import ground_m
 from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import (
     OpenRaster,
     open_raster,
@@ -106,10 +107,10 @@ class Scene:
         return F.pad(pixels, beyond, value=math.nan) if any(beyond) else pixels
 
 
-def files_of(path: Path) -> list[Path]:
+def files_of(product: Product) -> list[Path]:
     """The files that the pixels of an image come from: itself, masks, sidecars, and those that a VRT refers to."""
     found: set[Path] = set()
-    todo = [path]
+    todo = [Path(product), *(Path(layer.file) for layer in product.layers or ())]
     while todo:
         path = todo.pop()
         if path not in found and path.is_file():

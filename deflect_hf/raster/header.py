@@ -135,6 +135,11 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
     return [stated or name for stated, name in zip(given, unnamed, strict=True)]
 
 
+def names_bands(info: RasterInfo, sensor: Sensor | None = None) -> bool:
+    """Whether a description of a file is the name of a band."""
+    return any(_described(info.descriptions, sensor))
+
+
 def is_unnamed(band: str) -> bool:
     """Whether :func:`file_bands` found no name for a band."""
     return " " in band

@@ -159,6 +159,12 @@ def find_layers(product: Product) -> list[Layer] | None:
     return known_product(folder) or _by_name(folder)
 
 
+def is_known_product(path: PathLike) -> bool:
+    """Whether a path is more than a folder of files: a raster, a STAC item, a product that brings metadata."""
+    folder = Path(path)
+    return not folder.is_dir() or known_product(Folder(folder)) is not None
+
+
 def known_product(folder: Folder) -> list[Layer] | None:
     """The bands of a product that brings metadata, or that is known by its names; None for any other folder."""
     return metadata.safe_layers(folder) or metadata.landsat_layers(folder) or metadata.hls_layers(folder)

@@ -46,11 +46,13 @@ class Quality:
         band: Its band description in the file, whatever the case.
         invalid: Stored values at which no band of the file is valid.
         bits: Numbers of the bits, from 0, any of which says so.
+        above: Value above which no band is valid, of a probability of clouds; None: there is none.
     """
 
     band: str
     invalid: tuple[int, ...] = ()
     bits: tuple[int, ...] = ()
+    above: float | None = None
 
     def flags(self, layer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Stored values of the layer -> bool: the ground was not measured there."""
@@ -59,6 +61,8 @@ class Quality:
             if not np.issubdtype(layer.dtype, np.integer):
                 raise DataError(f"band {self.band!r} holds no bit fields but {layer.dtype}: give `qa_values`.")
             found |= (layer.astype(np.int64) & sum(1 << bit for bit in self.bits)) != 0
+        if self.above is not None:
+            found |= layer > self.above
         return found
 
 
@@ -102,19 +106,21 @@ def quality_layer(
     band: str | None,
     values: Sequence[int],
     bits: Sequence[int],
+    above: float | None = None,
 ) -> Quality | None:
-    """The layer that is described by a preset, by values and bits of a band, or by both; None without either.
+    """The layer that is described by a preset, by values, bits or a limit of a band, or by both; None without either.
 
     Args:
         classes: Those of the preset that count as not measured, besides pixels without data; None: DEFAULT_CLASSES.
         band: Its description in the file; None: as the preset's product calls it.
     """
     if preset is None:
-        return None if band is None else Quality(band, tuple(values), tuple(bits))
+        return None if band is None else Quality(band, tuple(values), tuple(bits), above)
     known = PRESETS[preset]
     chosen = [number for name in (DEFAULT_CLASSES if classes is None else classes) for number in known.classes[name]]
     return Quality(
         band or known.band,
         (*known.nothing.invalid, *values, *([] if known.fields else chosen)),
         (*known.nothing.bits, *bits, *(chosen if known.fields else [])),
+        above,
     )

@@ -154,7 +154,7 @@ def _target(headers: Sequence[_Header], where: str, grid: str | float | None) ->
         raise ConfigError(f"{where} is not in metres: `grid` is then the name of a band, not {grid:g}.")
     wide, high = (math.hypot(*side) for side in ((finest.transform.a, finest.transform.d),
                                                  (finest.transform.b, finest.transform.e)))  # fmt: skip
-    scaled = finest.transform * rasterio.Affine.scale(grid / wide, grid / high)
+    scaled = finest.transform @ rasterio.Affine.scale(grid / wide, grid / high)
     return _Grid(
         finest.crs,
         scaled,

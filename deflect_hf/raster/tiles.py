@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.errors import DataError, brief
+from deflect_hf.raster.header import PathLike
 from deflect_hf.raster.local import DRIVERS, OFFLINE
 from deflect_hf.raster.read import CACHE_BYTES, OpenRaster, open_raster
+from deflect_hf.raster.stack import sources_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ with rasterio.Env(**options), rasterio.io.DatasetReader(source, driver=drivers) 
 
 
 @contextmanager
-def in_pieces(path: Path, beside: Path) -> Iterator[OpenRaster]:
+def in_pieces(path: PathLike, beside: Path) -> Iterator[OpenRaster]:
     """An image, open for many reads by window; through a copy in tiles where its blocks are too large.
 
     Args:
@@ -46,10 +48,11 @@ def in_pieces(path: Path, beside: Path) -> Iterator[OpenRaster]:
         if decoded <= CACHE_BYTES:
             yield file
             return
+        name = file.source.name
     beside.parent.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.parent) as folder,
-        open_raster(tiled_copy(path, Path(folder), decoded)) as copy,
+        open_raster(tiled_copy(path, name, Path(folder), decoded)) as copy,
     ):
         yield OpenRaster(str(path), copy.source)
 
@@ -59,14 +62,18 @@ def decoded_bytes(source: Any) -> int:
     rows, columns = source.block_shapes[0]
     rows = min(source.height, max(rows, ROWS) if columns >= source.width else rows)
     sizes = [rows * columns * source.count * np.result_type(*source.dtypes).itemsize]
-    for name in source.files[1:] if source.driver == "VRT" else []:
+    names = sources_of(source.name) if source.name.startswith("<") else source.files[1:]
+    for name in names if source.driver == "VRT" else []:
         with contextlib.suppress(DataError), open_raster(name) as file:  # a sidecar is no raster
             sizes.append(decoded_bytes(file.source))
     return max(sizes)
 
 
-def tiled_copy(path: Path, folder: Path, decoded: int) -> Path:
+def tiled_copy(path: PathLike, name: str, folder: Path, decoded: int) -> PathLike:
     """A copy in tiles in this folder, or the file itself where GeoTIFFs cannot hold all that it says.
+
+    Args:
+        name: what GDAL opens for it.
 
     Raises:
         DataError: it cannot be written.
@@ -76,7 +83,7 @@ def tiled_copy(path: Path, folder: Path, decoded: int) -> Path:
         "lies in %s until the map is there", path, decoded / 2**20, folder.parent
     )  # fmt: skip
     target = folder / "tiles.tif"
-    job = [str(path), str(target), DRIVERS, dict(OFFLINE)]
+    job = [name, str(target), DRIVERS, dict(OFFLINE)]
     done = subprocess.run([sys.executable, "-c", COPY, json.dumps(job)], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = brief(ValueError((done.stderr.strip().splitlines() or ["the process was killed"])[-1]))
@@ -93,5 +100,5 @@ def tiled_copy(path: Path, folder: Path, decoded: int) -> Path:
 
 def _meaning(source: Any) -> list[Any]:
     """All that tells what stored values are."""
-    tags = [source.nodatavals, source.scales, source.offsets, source.descriptions, source.mask_flag_enums]
+    tags = [source.nodatavals, source.scales, source.offsets, source.descriptions, source.units, source.mask_flag_enums]
     return [source.dtypes, source.colorinterp, *map(str, tags)]

@@ -14,7 +14,7 @@ DATASET = DatasetSpec(
             *("root", "scenes", "labels", "attribute", "background", "all_touched", "window", "windows_per_epoch"),
             *("block_km", "buffer_km", "split_column", "val_fraction", "test_fraction", "num_folds", "fold"),
             *("sensor", "source_bands", "scale", "offset", "nodata", "label_alignment", "gsd_m"),
-            *("qa_band", "qa_values", "qa_bits", "qa", "qa_classes"),
+            *("files", "grid", "band_resampling", "qa_band", "qa_values", "qa_bits", "qa_above", "qa", "qa_classes"),
             *("classes", "class_values", "ignore_values", "ignore_index"),
         ]
     ),
