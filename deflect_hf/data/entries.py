@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,7 +28,10 @@ class Reading(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     sensor: str | dict[str, Any] | None = None
     source_bands: list[str] | None = None
-    quality: Annotated[list[str | list[int]], Field(min_length=3, max_length=3)] | None = None
+    quality: Annotated[list[str | list[int] | float], Field(min_length=3, max_length=4)] | None = None
+    files: str | dict[str, str] | None = None
+    grid: float | str | None = None
+    band_resampling: Literal["bilinear", "cubic"] | None = None
 
 
 class ProcessorEntries(BaseModel):
