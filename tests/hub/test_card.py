@@ -141,7 +141,7 @@ def test_the_licence_in_an_encoders_folder_is_read(tmp_path: Path) -> None:
         assert known_license(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("name", sorted({*dataset_names()} - {"folder", "python", "synthetic"}))
+@pytest.mark.parametrize("name", sorted({*dataset_names()} - {"folder", "python", "scenes", "synthetic"}))
 def test_public_data_sets_are_cited(name: str) -> None:
     public = public_dataset(name)
     assert public is not None and public.name == name and public.citation and public.license
