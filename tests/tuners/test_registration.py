@@ -13,11 +13,14 @@ import pytest
 import transformers
 from packaging.requirements import Requirement
 from packaging.version import Version
+from peft import LoraConfig, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.peft_types import PeftType
 
 from deflect_hf import DeflectConfig, DeflectModel
 from deflect_hf.tuners import registration
+from deflect_hf.tuners.bitfit import BitFitConfig
+from deflect_hf.tuners.scaled_lora import ScaledLoraConfig
 
 
 def test_the_member_is_a_real_one():
@@ -37,6 +40,15 @@ def test_it_stands_in_the_tables():
     assert PEFT_TYPE_TO_CONFIG_MAPPING["DEFLECT"] is DeflectConfig
     assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.DEFLECT] is DeflectModel
     assert PEFT_TYPE_TO_PREFIX_MAPPING[PeftType.DEFLECT] == DeflectModel.prefix == "deflect_"
+
+
+@pytest.mark.parametrize("config", [LoraConfig, DeflectConfig, ScaledLoraConfig, BitFitConfig])
+def test_target_modules_are_a_set_as_peft_keeps_them(config: type, tmp_path: Path) -> None:
+    given = config(target_modules=["v_proj", "q_proj"])
+    given.save_pretrained(tmp_path)
+    for one in (given, PeftConfig.from_pretrained(tmp_path)):
+        assert one.target_modules == {"q_proj", "v_proj"}
+    assert sorted(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]) == ["q_proj", "v_proj"]
 
 
 def test_registering_twice_changes_nothing():
