@@ -137,15 +137,6 @@ def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
     assert not list(tmp_path.glob("other*"))
 
 
-def test_a_scene_without_a_measurement_is_a_map_of_nodata_and_is_told(
-    predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    scene = write_scene(tmp_path / "in.tif", np.full((3, 64, 64), -9999, dtype=np.int16))
-    found = rasterio.open(map_of(predictor, scene, tmp_path / "out.tif", output="classes")).read()
-    assert (found == 255).all()
-    assert "out.tif holds nodata alone: no pixel of" in caplog.text
-
-
 class Stopped(Exception):
     pass
 
