@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,6 +74,11 @@ class WindowDependent(Stub):
         """Pixels as above, plus a ramp over the window for the first class."""
         ramp = torch.linspace(-1, 1, pixel_values.shape[-1]) * torch.tensor([1.0, 0.0])[:, None, None]
         return F.conv2d(pixel_values, self.weight) + ramp
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as source:
+        return source.read()
 
 
 def predictor_of(model: nn.Module, **processor: Any) -> Predictor:

@@ -20,14 +20,10 @@ from tests.inference.scenes_and_models import (
     Stub,
     map_of,
     predictor_of,
+    read,
     stored,
     write_scene,
 )
-
-
-def read(path: Path) -> np.ndarray:
-    with rasterio.open(path) as source:
-        return source.read()
 
 
 def test_a_quality_layer_says_where_nothing_was_measured(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

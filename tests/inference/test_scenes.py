@@ -24,15 +24,11 @@ from tests.inference.scenes_and_models import (
     map_of,
     predictor_of,
     probabilities_of,
+    read,
     small_blocks,
     stored,
     write_scene,
 )
-
-
-def read(path: Path) -> np.ndarray:
-    with rasterio.open(path) as source:
-        return source.read()
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
