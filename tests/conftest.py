@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# the same examples in every run; --hypothesis-profile default searches for others
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 def shared_data_dir() -> Path | None:

@@ -170,8 +170,8 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _images(folders: Sequence[Path], of_files: bool = False) -> dict[Path, list[Path]]:
     """The images of each folder that has some: pictures only where none of them holds a raster, folders last."""
-    kinds: list[Callable[[Path], list[Path]]] = [_rasters, partial(_files, suffixes=PICTURE_SUFFIXES), _folders]
-    for kind in kinds[2:] if of_files else kinds:
+    kinds: list[Callable[[Path], list[Path]]] = [_rasters, partial(_files, suffixes=PICTURE_SUFFIXES), _scenes]
+    for kind in [_folders] if of_files else kinds:
         found = {folder: files for folder in folders if (files := kind(folder))}
         if found:
             return found
@@ -181,6 +181,12 @@ def _images(folders: Sequence[Path], of_files: bool = False) -> dict[Path, list[
 def _rasters(folder: Path) -> list[Path]:
     products = [path for path in folder.glob("*") if path.suffix.lower() in PRODUCT_SUFFIXES]
     return sorted([*_files(folder, RASTER_SUFFIXES), *products])
+
+
+def _scenes(folder: Path) -> list[Path]:
+    """Folders of band files; none in a folder that is a data set itself."""
+    found = _folders(folder)
+    return [] if {"images", "masks"} & {path.name for path in found} else found
 
 
 def _folders(folder: Path) -> list[Path]:

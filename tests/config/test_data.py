@@ -64,6 +64,7 @@ TOGETHER = {
     "qa_band": "qa_values",
     "qa_values": "qa_band",
     "qa_bits": "qa_band",
+    "qa_above": "qa_band",
     "qa_classes": "qa",
     "fold": "num_folds",
     "buffer_km": "block_km",

@@ -110,8 +110,9 @@ def test_a_place_is_in_one_split(places: list[int], folds: int | None, seed: int
         args = DatasetArguments(**PLACES, num_folds=folds, fold=fold, seed=seed, val_fraction=0.2)
         try:
             splits = split_indices([None] * len(places), args, places)
-        except DataError as error:  # a place as large as all others together is a fold
-            assert max(Counter(places).values()) * 2 >= len(places) and "leaves one place" in str(error)
+        except DataError as error:  # one of two folds is a place as large as all others but the smallest together
+            sizes = sorted(Counter(places).values())
+            assert folds == 2 and sum(sizes[1:-1]) < sizes[-1] and "leaves one place" in str(error)
             reject()
         assert set(splits) == {"train", "val", "test"}
         assert sorted(index for members in splits.values() for index in members) == list(range(len(places)))
