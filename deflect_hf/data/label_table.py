@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from deflect_hf.errors import DataError, listing, nearest
+from deflect_hf.raster.products import LAYER_SUFFIXES
 
 TABLE = "labels.csv"
-SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")  # of images, which a name may have
 SEPARATOR = ";"
 LIST = "labels"  # the column of a list of classes
 Table = dict[str, dict[str, str]]  # image -> column -> cell
@@ -37,7 +38,8 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
         cells = [cell.strip() for cell in row]
         if len(cells) != len(rows[0]):
             raise DataError(f"{path}, row {number} has {len(cells)} cells instead of {len(rows[0])}: {row}.")
-        name = cells[0].removesuffix(Path(cells[0]).suffix) if Path(cells[0]).suffix.lower() in SUFFIXES else cells[0]
+        name, suffix = os.path.splitext(cells[0])
+        name = name if suffix.lower() in LAYER_SUFFIXES else cells[0]
         if name in table:
             raise DataError(f"{path}: {name!r} has two rows, keep one.")
         table[name] = dict(zip(columns, cells[1:], strict=True))

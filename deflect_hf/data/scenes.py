@@ -56,7 +56,8 @@ def load_scenes(args: DatasetArguments, trained: MultispectralImageProcessor | N
     """Build the splits of scenes; bands, unit and size of a ``trained`` model's processor stand.
 
     Raises:
-        ConfigError: Keys that do not go together, or pyogrio and shapely are missing.
+        ConfigError: Keys that do not go together.
+        MissingPackageError: pyogrio and shapely are missing.
         DataError: A file is missing or broken, labels do not lie on their scene or are of no class, or splits are
             left without labels.
         BandError, UnitError: As for a folder of images.

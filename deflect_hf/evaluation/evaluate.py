@@ -14,8 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from deflect_hf.errors import DataError
-from deflect_hf.evaluation.protocol import Protocol as Protocol
-from deflect_hf.evaluation.protocol import evaluation_window as evaluation_window
+from deflect_hf.evaluation.protocol import Protocol
 from deflect_hf.evaluation.task_metrics import METRICS
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.evaluation.bootstrap import REPLICATES
-from deflect_hf.evaluation.evaluate import Protocol, at_labels, evaluate, predict_logits
+from deflect_hf.evaluation.evaluate import at_labels, evaluate, predict_logits
+from deflect_hf.evaluation.protocol import Protocol
 from deflect_hf.figures import FIGURES, prediction_panel, scores_figure
 from deflect_hf.files import refuse_foreign
 from deflect_hf.methods import deflect_config, further_bands, task_model

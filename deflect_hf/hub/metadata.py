@@ -17,7 +17,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import Task, task_of
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset
-from deflect_hf.evaluation.evaluate import evaluation_window
+from deflect_hf.evaluation.protocol import evaluation_window
 from deflect_hf.models.geovit.sources import SOURCES
 
 

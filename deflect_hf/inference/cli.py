@@ -28,12 +28,12 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import PredictArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import ConfigError, DataError, listing, show_log, user_errors
+from deflect_hf.raster.header import BAND
 from deflect_hf.training.distributed_exit import distributed_exit
 
 if TYPE_CHECKING:
     from deflect_hf.inference.predictor import Predictor
 
-BAND = "{band}"  # in the names of the files of a scene
 INTERRUPTED = 130  # as shells say it
 # For the others, of a process whose part of a scene is under clouds, say, and while the first puts the map together;
 # torch's own 10 or 30 minutes would end the prediction of a large scene.

@@ -28,7 +28,7 @@ SUFFIXES = (".gpkg", ".geojson", ".fgb")
 
 def refuse_polygons(path: Path, overwrite: bool) -> None:
     """Refuse a name that no polygons can be written to."""
-    need_vector("--polygons")
+    need_vector()
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--polygons {path}: its name must end in one of {listing(SUFFIXES)}.")
     for taken in (path, style_of(path)):

@@ -18,7 +18,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import task_of
 from deflect_hf.data.processor import Image, MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, listing
-from deflect_hf.evaluation.evaluate import evaluation_window
+from deflect_hf.evaluation.protocol import evaluation_window
 from deflect_hf.files import atomic_dir
 from deflect_hf.inference.mapping import predict_raster
 from deflect_hf.inference.trained import TrainedModel

@@ -15,6 +15,7 @@ from deflect_hf.spectral.selection import resolve_bands
 PathLike = str | os.PathLike[str]
 SKIPPED = "_"  # in `source_bands`: a layer that is no band of the model
 REFLECTANCE = "reflectance"  # the unit of bands that hold it, 1.0 = 100 %
+BAND = "{band}"  # in the names of the files of a scene, where a band has a file of its own
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the geotransform of files that have none
 
 # Presets that name the bands of both HLS products, whose numbers contradict each other: B05 of S30 is a red edge, B11

@@ -17,14 +17,13 @@ from pathlib import Path, PurePosixPath
 
 from deflect_hf.errors import BandError, ConfigError, DataError, listing
 from deflect_hf.raster import metadata
-from deflect_hf.raster.header import PathLike
+from deflect_hf.raster.header import BAND, PathLike
 from deflect_hf.raster.local import refuse_remote
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.raster.stack import Layer, stack
 from deflect_hf.spectral.bands import is_band_number
 from deflect_hf.spectral.selection import resolve_bands
 
-BAND = "{band}"
 LAYER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")
 ARCHIVES = {".zip": "/vsizip/", ".tar": "/vsitar/"}
 DEEPEST = 6  # folders below that of a product; a SAFE has five

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deflect_hf.errors import ConfigError, DataError, brief, listing, nearest
+from deflect_hf.errors import DataError, brief, listing, named_extras, nearest
 from deflect_hf.raster.georeference import to_pixels
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.local import OFFLINE, refuse_remote
@@ -32,13 +32,11 @@ def is_vector(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
-def need_vector(what: str) -> None:
-    """Refuse to go on without the packages that read and write vector files."""
-    try:
+def need_vector() -> None:
+    """Refuse to go on without the packages that read and write vector files (MissingPackageError)."""
+    with named_extras():
         import pyogrio
         import shapely  # noqa: F401
-    except ImportError:
-        raise ConfigError(f"{what} needs pyogrio and shapely: pip install deflect_hf[vector].") from None
     pyogrio.set_gdal_config_options(dict(OFFLINE))
 
 
@@ -75,10 +73,10 @@ def read_features(path: str | Path, layer: str | None = None) -> Features:
     """Read a layer of a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file.
 
     Raises:
-        ConfigError: pyogrio and shapely are not installed.
+        MissingPackageError: pyogrio or shapely is not installed.
         DataError: the file is missing, broken or of another kind, or it has several layers and none is named.
     """
-    need_vector(str(path))
+    need_vector()
     import shapely
 
     refuse_remote(path)

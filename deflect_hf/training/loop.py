@@ -21,8 +21,9 @@ from deflect_hf.artifacts import saved_model
 from deflect_hf.data.collate import fill_up, refuse_beyond_memory
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.evaluation.evaluate import Interrupted, Protocol, evaluate, named
+from deflect_hf.evaluation.evaluate import Interrupted, evaluate, named
 from deflect_hf.evaluation.losses import focal, soft_dice, tversky
+from deflect_hf.evaluation.protocol import Protocol
 from deflect_hf.files import atomic_dir, temp_dir, write_json
 from deflect_hf.training import prefix
 from deflect_hf.training.build import Experiment

@@ -127,7 +127,8 @@ def look_at(
     labels = torch.zeros(train.num_classes, dtype=torch.int64)
     targets = RunningMoments(1) if TASKS[train.task].output == "value" else None
     present: dict[str, list[int]] = {}
-    if config.sampler == "balanced" and train.draw is not None:
+    balanced = config.sampler == "balanced"
+    if balanced and train.draw is not None:
         raise ConfigError("sampler: balanced does nothing for windows of scenes, which are drawn by class already")
     sample: list[Tensor] = []
     fixed = train.with_transform(build_transform(config.augmentation, "val"))
@@ -139,8 +140,9 @@ def look_at(
         if targets is not None:
             targets.update(batch["labels"].unsqueeze(-1))
         else:
+            labels += label_counts(batch["labels"], train)
+        if balanced:
             counts = [label_counts(label[None], train) for label in batch["labels"]]
-            labels += torch.stack(counts).sum(dim=0)
             found = [count.nonzero().flatten().tolist() for count in counts]
             present |= dict(zip(batch["name"], found, strict=True))
         every = max(1, values[0, 0].numel() * len(train) // SAMPLE)
@@ -156,7 +158,7 @@ def look_at(
         targets.reduce(accelerator)
     labels = accelerator.reduce(labels.to(device), reduction="sum")
     sampled = torch.cat(gather_object(sample), dim=1)
-    everywhere = dict(pair for part in gather_object([present]) for pair in part.items())
+    everywhere = dict(pair for part in gather_object([present]) for pair in part.items()) if balanced else {}
     return Statistics(
         bands=train.bands,
         formulas={} if features is None else features.formulas,
@@ -165,7 +167,7 @@ def look_at(
         labels=labels.tolist(),
         quantiles={band: _quantiles(values) for band, values in zip(train.bands, sampled, strict=True)},
         targets=targets,
-        present=[everywhere[name] for name in train.names] if config.sampler == "balanced" else None,
+        present=[everywhere[name] for name in train.names] if balanced else None,
     )
 
 
