@@ -124,11 +124,19 @@ def read(files: RunFiles, config: RunArguments) -> dict[str, Any] | None:
     if not files.result.is_file():
         return None
     stored: dict[str, Any] = json.loads(files.result.read_text(encoding="utf-8"))
-    if (stored["version"], stored["config"]) != (__version__, settings(config)):
+    if stored["version"] != __version__ or not _means_the_same(stored["config"], config):
         raise ConfigError(
             f"{files.result} was made by another configuration: give another --output, or remove the file."
         )
     return stored
+
+
+def _means_the_same(stored: Mapping[str, Any], config: RunArguments) -> bool:
+    """Whether a stored configuration is this one; keys that came later had their defaults then."""
+    try:
+        return bool(settings(RunArguments.from_values(stored, {})) == settings(config))
+    except ConfigError:  # a key of then that is gone
+        return False
 
 
 def write(files: RunFiles, row: Row, config: RunArguments, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,8 +164,13 @@ def store(files: RunFiles, record: Mapping[str, Any]) -> None:
 
 
 def settings(config: RunArguments) -> Any:
-    """A configuration as it is in a JSON file."""
-    return json.loads(json.dumps(plain(config)))
+    """A configuration as it is in a JSON file, without the folders that a machine keeps its data and encoders in."""
+    values = json.loads(json.dumps(plain(config)))
+    for group, key in (("dataset", "root"), ("encoder", "name_or_path")):
+        path = values[group][key]
+        if path is not None and Path(path).is_absolute():
+            values[group][key] = Path(path).name
+    return values
 
 
 def step_seconds(log: Path) -> float | None:

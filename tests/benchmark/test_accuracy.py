@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from deflect_hf.benchmark import accuracy
 from deflect_hf.benchmark.accuracy import Plan
-from deflect_hf.benchmark.runs import Row, RunFiles
+from deflect_hf.benchmark.runs import Row, RunFiles, settings
 from deflect_hf.benchmark.summary import Trial, cross_validation, half_interval
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
@@ -105,6 +105,34 @@ def test_a_second_call_trains_nothing_and_another_configuration_is_refused(
         accuracy.main(command(finished, "--batch_size", "3"))
     with pytest.raises(ConfigError, match="no class 'ice'"):
         accuracy.main(command(finished, "--report", "iou:ice"))
+
+
+def test_files_made_before_a_key_came_and_on_another_machine_are_finished_runs(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "run", None)
+    shutil.copytree(finished / "rows", tmp_path / "rows")
+    for file in (tmp_path / "rows").glob("*.json"):
+        record = json.loads(file.read_text())
+        del record["config"]["augmentation"]["band_noise"]
+        file.write_text(json.dumps(record))
+    accuracy.main(command(tmp_path))
+    assert [one["scores"] for one in summary(tmp_path)] == [one["scores"] for one in summary(finished)]
+    record["config"]["batches"] = 4  # no key of this version
+    file.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="was made by another configuration"):
+        accuracy.main(command(tmp_path))
+
+
+def test_settings_do_not_say_where_a_machine_keeps_its_data() -> None:
+    words = ["--dataset_config", "configs/datasets/burn42.yaml", "--encoder.name_or_path", "/home/me/encoder"]
+    words += ["--segmentor_config", "configs/segmentors/linear.yaml", "--config", "configs/run/default.yaml"]
+    there, here = (
+        settings(parse_arguments(RunArguments, "", [*words, "--dataset.root", root]))
+        for root in ("/a/burn", "/b/c/burn")
+    )
+    assert there == here
+    assert (here["dataset"]["root"], here["encoder"]["name_or_path"]) == ("burn", "encoder")
 
 
 def test_finished_runs_of_another_output_are_taken_over_and_nothing_else_is_trained(
