@@ -1,38 +1,31 @@
-"""The notebooks of `examples/` run from top to bottom."""
+"""The notebooks of `examples/` run from top to bottom, in a process of their own, with a Hub on this machine."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
-from configparser import ConfigParser
+import sys
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any
 
 import pytest
+
+from tests.hub.conftest import environment
+from tests.hub.server import running
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "examples").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(
-    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = ConfigParser()
-    settings.read(REPOSITORY / "setup.cfg")
-    lines = settings["options.entry_points"]["console_scripts"].strip().splitlines()
-    programs, plain = dict(line.split(" = ") for line in lines), subprocess.run
-
-    def in_this_process(words: Sequence[Any], **options: Any) -> Any:
-        if words[0] not in programs:
-            return plain(words, **options)
-        return resolve_name(programs[words[0]])([str(word) for word in words[1:]])
-
-    monkeypatch.setattr(subprocess, "run", in_this_process)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     cells = json.loads(notebook.read_text())["cells"]
-    exec("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), {})
-    correct = float(capsys.readouterr().out.partition("pixels as they should be: ")[2].partition("%")[0])
-    assert correct > 85
+    program = tmp_path / "notebook.py"
+    program.write_text("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+    with running() as hub:
+        settings = environment(hub, tmp_path / "home", TMPDIR=str(tmp_path), PYTHONPATH=str(REPOSITORY))
+        done = subprocess.run([sys.executable, program], env=settings, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        repository = hub.repositories["alice/land-water"]
+        assert repository.private and "README.md" in hub.files("alice/land-water")
+    assert float(done.stdout.partition("pixels as they should be: ")[2].partition("%")[0]) > 85
+    assert "alice/land-water predicts the same: True" in done.stdout
