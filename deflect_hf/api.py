@@ -97,7 +97,7 @@ def train(
 
     Raises:
         DeflectError: What the configuration or the data got wrong.
-        SystemExit: With status 143, after SIGTERM: everything is saved.
+        SystemExit: With status 143, after SIGTERM: everything is saved; with 0 after ``dry_run=True``.
 
     Example:
         >>> run = deflect_hf.train(

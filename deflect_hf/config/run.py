@@ -161,6 +161,7 @@ class RunArguments(Arguments):
     finetune: Finetune = option("deflect", f"what is trained besides the head: {', '.join(METHODS)}, {PREFIX}NAME")
     work_dir: UserPath | None = option(None, "folder of the run; null: work-dir/DATASET-ENCODER-FINETUNE-SEED")
     overwrite: bool = option(False, "replace the run that work_dir already holds")
+    dry_run: bool = option(False, "print what would be read, trained and written, and how long it takes; write nothing")
     resume_from: UserPath | None = option(None, "'last', or a checkpoint folder: continue exactly where it stopped")
     seed: Seed = option(0, "seed of weights, order and augmentation")
     num_workers: Workers = option(4, "data loader processes, per process")

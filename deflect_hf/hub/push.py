@@ -232,7 +232,7 @@ class Publication:
         Raises:
             HubError: name, token, rights or encoder would make it fail at the end.
         """
-        if not config.push_to_hub:
+        if not config.push_to_hub or config.dry_run:
             return cls(config, None)
         destination = Destination(
             str(config.hub_model_id), config.hub_private, config.hub_revision, config.hub_base_model_id

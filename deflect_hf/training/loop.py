@@ -137,7 +137,7 @@ class TrainingLoop:
         )
         self.model.train()
         for group in grouped(loader, config.accumulate):
-            if not self._step(group):
+            if not self.step(group):
                 return False
             progress.batch += len(group)
             progress.seconds = time.monotonic() - started
@@ -168,7 +168,7 @@ class TrainingLoop:
         total: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
         return total
 
-    def _step(self, group: list[Batch]) -> bool:
+    def step(self, group: list[Batch]) -> bool:
         """One optimizer step on the mean loss over all labels of ``group`` in all processes.
 
         False, and no step, if any of the processes was told to stop: they agree on it before they compute.

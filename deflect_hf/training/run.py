@@ -29,6 +29,7 @@ from deflect_hf.training import checkpoint
 from deflect_hf.training.build import ENCODER, Experiment, build
 from deflect_hf.training.loop import Publish, TrainingLoop
 from deflect_hf.training.preemption import EXIT_STATUS
+from deflect_hf.training.preview import preview
 from deflect_hf.training.trackers import finish_trackers, start_trackers, tracker_options
 from deflect_hf.training.work_dir import (
     CURVES,
@@ -46,7 +47,7 @@ from deflect_hf.tuners.check import check
 
 logger = logging.getLogger(__name__)
 
-OF_ONE_START = ("resume_from", "overwrite", "work_dir")  # settings that say nothing of a run as a whole
+OF_ONE_START = ("resume_from", "overwrite", "dry_run", "work_dir")  # settings that say nothing of a run as a whole
 
 
 def run(
@@ -65,18 +66,18 @@ def run(
 
     Raises:
         DeflectError: what the user's configuration or data got wrong.
-        SystemExit: with status 143, after SIGTERM: everything is saved.
+        SystemExit: with status 143, after SIGTERM: everything is saved; with status 0 at the end of a dry run.
     """
     config = launcher_precision(config)
     work_dir = Path(config.work_dir) if config.work_dir is not None else default_work_dir(config)
     accelerator = make_accelerator(config, **tracker_options(config, work_dir))
     if config.resume_from == checkpoint.LAST and not work_dir.is_dir():
         raise CheckpointError(f"{work_dir} is not there, so there is nothing to resume; start without --resume_from.")
-    with full_disk_explained(work_dir), run_lock(work_dir, accelerator):
+    with full_disk_explained(work_dir), run_lock(work_dir, accelerator, config.dry_run):
         # Load
         source = None
         if config.resume_from is not None:
-            if accelerator.is_main_process and read_manifest(work_dir)["files"]:
+            if accelerator.is_main_process and not config.dry_run and read_manifest(work_dir)["files"]:
                 checkpoint.recover_checkpoints(work_dir)
             accelerator.wait_for_everyone()
             source = checkpoint.find_checkpoint(work_dir, config.resume_from)
@@ -92,6 +93,10 @@ def run(
             check(experiment.model)
         experiment.model.to(accelerator.device)
         set_seed(config.seed, device_specific=True)
+        if config.dry_run:
+            text = preview(experiment, accelerator, work_dir, source, parameter_counts(experiment.model))
+            accelerator.print(text)
+            raise SystemExit(0)
         loop = TrainingLoop(experiment, accelerator, work_dir, publish)
         if source is not None:
             loop.resume(source)

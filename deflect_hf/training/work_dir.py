@@ -132,15 +132,15 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def run_lock(work_dir: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the folder, which is made, inside the block; it ends with the first process, however that ends.
+def run_lock(work_dir: Path, accelerator: Accelerator, dry: bool = False) -> Iterator[None]:
+    """Hold the folder inside the block, and make it unless ``dry``; it ends with the first process, however that ends.
 
     A second run, started while the first still trains, would mix its checkpoints with it.
     """
     if any(path.exists() and not path.is_dir() for path in (work_dir, *work_dir.parents)):
         raise ConfigError(f"{work_dir} cannot be a folder, a file is in the way: give another --work_dir")
     handle, taken = None, [False]
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and (not dry or (work_dir / LOCK).exists()):
         work_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(work_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         taken = [not _held(handle, work_dir)]
