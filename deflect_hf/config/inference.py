@@ -34,8 +34,10 @@ class SceneArguments(Arguments):
         ConfigError: options that do not go together.
     """
 
-    output: Literal["classes", "probabilities"] = option(
-        "classes", "one band of class numbers, or one band of probabilities per class"
+    output: Literal["classes", "probabilities", "embeddings"] = option(
+        "classes",
+        "one band of class numbers, one band of probabilities per class, or the encoder's token features on the grid "
+        "of its patches",
     )
     dtype: Literal["float32", "uint8"] | None = option(
         None, "of probabilities; uint8: steps of 0.004, a quarter of the size; null: float32"
@@ -82,7 +84,7 @@ class SceneArguments(Arguments):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.dtype is not None and self.output == "classes":
+        if self.dtype is not None and self.output != "probabilities":
             raise ConfigError(f"dtype={self.dtype!r} is for probabilities: add --output probabilities, or leave it out")
         if self.polygons is not None and self.output != "classes":
             raise ConfigError(f"--polygons are of a map of classes: leave out --output {self.output}, or --polygons")

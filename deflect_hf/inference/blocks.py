@@ -28,7 +28,7 @@ SUMS_BYTES = 2**23  # of logits that are added up at a time, which bounds the wi
 
 
 class Block(NamedTuple):
-    """A rectangle of the map in pixels, and the rows and columns of windows that count for some of it."""
+    """A rectangle of the map in its pixels, and the rows and columns of windows that count for some of it."""
 
     number: int
     top: int
@@ -44,23 +44,35 @@ class Batch(NamedTuple):
 
     pixel_values: list[Tensor]  # (C, h, w) reflectance of each; resized, if training did
     columns: list[int]  # which these are along the row
-    left: int  # first pixel column of `measured`
+    left: int  # first column of `measured` in the map
     measured: Tensor  # (height of a window, w) bool, where any band holds a measurement
 
 
 @dataclass(frozen=True)
 class SceneWindows:
-    """The windows of a scene and the model that predicts them."""
+    """The windows of a scene and the model that predicts them.
+
+    Attributes:
+        rows: counted in pixels of the map, as ``columns``.
+        token: height and width in pixels of the scene of a token, which is then a pixel of the map; None: maps of
+            classes and values, on the pixels of the scene.
+    """
 
     scene: Scene
     predictor: TrainedModel
     rows: Axis
     columns: Axis
     batch_size: int
+    token: tuple[int, int] | None = None
+
+    @property
+    def channels(self) -> int:
+        """Classes, or features of a token."""
+        return len(self.predictor.classes) if self.token is None else self.predictor.embedding_size
 
     def blocks(self) -> list[Block]:
         """The blocks of the map, row by row."""
-        pixels = SUMS_BYTES / (len(self.predictor.classes) * torch.float32.itemsize * self.rows.size)
+        pixels = SUMS_BYTES / (self.channels * torch.float32.itemsize * self.rows.size)
         wide = max(LEAST_WINDOWS, int(pixels * len(self.columns) / self.columns.length))
         tall = max(LEAST_WINDOWS, -(-WINDOWS_PER_BLOCK // min(wide, len(self.columns))))
         found: list[Block] = []
@@ -70,7 +82,7 @@ class SceneWindows:
         return found
 
     def logits(self, block: Block, done: Callable[[int], object]) -> Generator[Tensor]:
-        """(K, h, W) logits of the block's pixel rows, from top to bottom, NaN where nothing was measured.
+        """(K, h, W) logits, or features of tokens, of the block's rows, top to bottom, NaN where nothing was measured.
 
         Close it before the image: it reads ahead. ``done`` is told how many windows were done since its last call.
         """
@@ -78,7 +90,7 @@ class SceneWindows:
             block.columns[first : first + self.batch_size] for first in range(0, len(block.columns), self.batch_size)
         ]
         size, width = self.rows.size, block.right - block.left
-        sums = torch.zeros(len(self.predictor.classes), size, width, device=self.predictor.device)
+        sums = torch.zeros(self.channels, size, width, device=self.predictor.device)
         measured = torch.zeros(size, width, dtype=torch.bool)
         top = block.top  # pixel row that `sums` begins with: those above have been given on
         with closing(self._batches([(row, group) for row in block.rows for group in groups])) as batches:
@@ -110,16 +122,18 @@ class SceneWindows:
 
     def _read(self, row: int, group: range) -> Batch:
         """Some windows of a row, read in one piece."""
-        left, side = self.columns.offsets[group[0]], self.columns.size
-        width = self.columns.offsets[group[-1]] + side - left
-        strip = self.scene.read(self.rows.offsets[row], left, self.rows.size, width)
+        down, across = self.token or (1, 1)
+        left, side = self.columns.offsets[group[0]], self.columns.size * across
+        width = self.columns.offsets[group[-1]] * across + side - left * across
+        strip = self.scene.read(self.rows.offsets[row] * down, left * across, self.rows.size * down, width)
         measured = torch.isfinite(strip).any(dim=0)
-        starts = {column: self.columns.offsets[column] - left for column in group}
+        starts = {column: (self.columns.offsets[column] - left) * across for column in group}
         kept = [column for column in group if bool(measured[:, starts[column] : starts[column] + side].any())]
         windows = [strip[..., starts[column] : starts[column] + side] for column in kept]
         if self._size is not None:
             windows = [resize(window, self._size) for window in windows]
-        return Batch(windows, kept, left, measured)
+        tokens = measured.unflatten(1, (-1, across)).unflatten(0, (-1, down)).any(dim=3).any(dim=1)
+        return Batch(windows, kept, left, tokens)
 
     def _add(self, sums: Tensor, row: int, batch: Batch, box: tuple[int, int, int, int]) -> None:
         """Add the weighted logits of a batch to ``sums``, which are those of the pixels of ``box``."""
@@ -134,10 +148,13 @@ class SceneWindows:
 
     def _predict(self, pixel_values: Tensor) -> Tensor:
         """(B, C, h, w) reflectance, resized if the model wants it so -> (B, K, height, width) logits of the windows."""
-        logits = self.predictor.forward(pixel_values, None if self._size is None else self.predictor.window)
+        if self.token is not None:
+            logits = self.predictor.embeddings(pixel_values)
+        else:
+            logits = self.predictor.forward(pixel_values, None if self._size is None else self.predictor.window)
         fix = "say which stored values are no measurement (--nodata, --qa_band)."
         refuse_overflow(logits, pixel_values, self.scene.info.path, fix)
-        if self._size is None:
+        if self._size is None or self.token is not None:
             return logits
         return F.interpolate(logits, size=(self.rows.size, self.columns.size), mode="bilinear", align_corners=False)
 

@@ -5,12 +5,13 @@
     python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
     accelerate launch --multi_gpu evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
 
-A map has the size, CRS and transform of its image: class numbers with colors and names, 255 where nothing was
-measured in any band (where only some bands were, those decide), or one band of probabilities per class. Where training
-masks stored other numbers than 0, 1, 2 ..., the band's tags say which (CLASS_0_VALUE). A regression per pixel makes one
-band of values, NaN where nothing was measured, with its name and unit. Windows overlap and are blended. Interrupted,
-the same command goes on where it stopped. --report writes OUT.html beside OUT.tif: the image, the map, and the area of
-each class.
+A map has the size, CRS and transform of its image: class numbers with colors and names, 255 where nothing was measured
+in any band (where only some bands were, those decide), or one band of probabilities per class. Where training masks
+stored other numbers than 0, 1, 2 ..., the band's tags say which (CLASS_0_VALUE). A regression per pixel makes one band
+of values, NaN where nothing was measured, with its name and unit. --output embeddings writes the features of the
+encoder's tokens instead, for a model of any task: one band per feature, one pixel per patch. Windows overlap and are
+blended. Interrupted, the same command goes on where it stopped. --report writes OUT.html beside OUT.tif: the image, the
+map, and the area of each class.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def predict(arguments: PredictArguments) -> None:
                 predict_raster(predictor, image, target, arguments, processes)
             if processes.is_main_process:
                 again = ", finished before" if target in finished else ""
-                what = arguments.output if TASKS[predictor.task].output == "class" else predictor.classes[0]
+                values = TASKS[predictor.task].output == "value" and arguments.output != "embeddings"
+                what = predictor.classes[0] if values else arguments.output
                 print(f"{target}: {what} of {image}{again}")
             if arguments.report and not (target in finished and target.with_suffix(".html").exists()):
                 together(processes, partial(_report, predictor, image, target, arguments), main_only=True)

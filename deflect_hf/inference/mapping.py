@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rasterio import Affine
 from torch import nn
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from deflect_hf.inference.blocks import Block, SceneWindows
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.parts import Parts
 from deflect_hf.inference.polygons import refuse_polygons, write_polygons
-from deflect_hf.inference.scenes import Scene, cut, files_of
+from deflect_hf.inference.scenes import Scene, cut, cut_tokens, files_of
 from deflect_hf.inference.trained import TrainedModel
 from deflect_hf.methods import task_model
 from deflect_hf.raster.header import PathLike, RasterInfo
@@ -78,10 +79,10 @@ def predict_raster(
     source = layout_of(arguments, predictor.processor, os.fspath(source))
     layout, finish = map_layout(predictor, arguments)
     count = layout.count + (arguments.polygons is not None)
-    parts = Parts(target.with_name(f"{target.name}.parts"), count, np.dtype(layout.dtype))
+    parts = Parts(target.with_name(f"{target.name}.parts"), count, np.dtype(layout.dtype), layout.side)
     with ExitStack() as held:
         windows = windows_of(_opened(held, source, target, processes), predictor, arguments)
-        info, job, blocks = windows.scene.info, job_of(windows, arguments), windows.blocks()
+        info, job, blocks = grid_of(windows), job_of(windows, arguments), windows.blocks()
         begun = parts.begun(job, overwrite=arguments.overwrite)
         together(processes, lambda: held.enter_context(begun), main_only=True)
         together(processes, partial(_predict, parts, windows, blocks, finish, processes))
@@ -105,14 +106,31 @@ def _opened(held: ExitStack, source: Product, target: Path, processes: PartialSt
 def windows_of(file: OpenRaster, predictor: TrainedModel, arguments: SceneArguments) -> SceneWindows:
     """The windows of an open image."""
     scene = Scene.of(file, predictor.processor, arguments)
+    if arguments.output == "embeddings":
+        rows, columns, token = cut_tokens(predictor, scene.info, arguments)
+        return SceneWindows(scene, predictor, rows, columns, arguments.batch_size, token)
     rows, columns = cut(predictor, scene.info, arguments)
     return SceneWindows(scene, predictor, rows, columns, arguments.batch_size)
+
+
+def grid_of(windows: SceneWindows) -> RasterInfo:
+    """Size and place of the map: those of its image, or of the tokens that lie over it from its upper left corner."""
+    info = windows.scene.info
+    if windows.token is None:
+        return info
+    down, across = windows.token
+    placed = Affine(*info.transform) @ Affine.scale(across, down)
+    return dataclasses.replace(
+        info, height=windows.rows.length, width=windows.columns.length, transform=tuple(placed)[:6]
+    )
 
 
 def refuse(predictor: TrainedModel, image: PathLike, target: Path, arguments: SceneArguments) -> bool:
     """Refuse what cannot become a map; whether the map is there and is what the same command would write again."""
     source = Path(image)
-    if not TASKS[predictor.task].dense:
+    if arguments.output == "embeddings":
+        _ = predictor.embedding_size  # of any task
+    elif not TASKS[predictor.task].dense:
         raise UnsupportedOperationError(
             f"{source}: the model's task is {predictor.task}, of whole images, which makes no map. Give the folder of "
             "a segmentation model, or cut the scene into images and call the model on them."
@@ -158,6 +176,9 @@ def refuse(predictor: TrainedModel, image: PathLike, target: Path, arguments: Sc
 def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
     """What the bands of the map are, and what makes stored values (count, h, W) of logits (K, h, W)."""
     classes = predictor.classes
+    if arguments.output == "embeddings":
+        names = tuple(f"embedding_{number}" for number in range(predictor.embedding_size))
+        return MapLayout("float32", float("nan"), names), _values
     if TASKS[predictor.task].output == "value":
         return MapLayout("float32", float("nan"), classes, unit=predictor.unit or ""), _values
     if arguments.output == "classes":

@@ -37,11 +37,12 @@ CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Parts:
-    """The folder ``OUT.tif.parts`` beside a map of ``count`` bands of ``dtype``."""
+    """The folder ``OUT.tif.parts`` beside a map of ``count`` bands of ``dtype``, in squares of ``side``."""
 
     folder: Path
     count: int
     dtype: np.dtype[Any]
+    side: int = SQUARE
 
     @contextmanager
     def begun(self, job: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
@@ -131,15 +132,15 @@ class Parts:
         """The whole map, square by square: rows of squares from top to bottom, each from left to right."""
         height, width = blocks[-1].bottom, blocks[-1].right
         checked: set[Block] = set()
-        for row in range(0, height, SQUARE):
-            bottom = min(row + SQUARE, height)
+        for row in range(0, height, self.side):
+            bottom = min(row + self.side, height)
             near = [block for block in blocks if block.top < bottom and block.bottom > row]
             for block in near:
                 if block not in checked and not self._is_whole(block):
                     raise DataError(f"{self._path(block)} is damaged: repeat the command, which makes it again.")
                 checked.add(block)
-            for column in range(0, width, SQUARE):
-                right = min(column + SQUARE, width)
+            for column in range(0, width, self.side):
+                right = min(column + self.side, width)
                 values = np.empty((self.count, bottom - row, right - column), self.dtype)
                 for block in near:
                     if block.left < right and block.right > column:

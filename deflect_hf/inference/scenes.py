@@ -180,3 +180,29 @@ def cut(predictor: TrainedModel, info: RasterInfo, arguments: SceneArguments) ->
         axis(info.height, sizes[0], predictor.patch_size[0]),
         axis(info.width, sizes[1], predictor.patch_size[1]),
     )
+
+
+def cut_tokens(
+    predictor: TrainedModel, info: RasterInfo, arguments: SceneArguments
+) -> tuple[Axis, Axis, tuple[int, int]]:
+    """As :func:`cut`, counted in tokens, so that those of all windows lie on one grid; pixels that a token covers.
+
+    The last tokens may reach beyond the scene.
+    """
+    sizes = window_size(predictor, arguments.window)
+    refuse_beyond_memory("--window", 1, [len(predictor.processor.bands), *sizes])
+    resized = predictor.processor.size
+    inputs = sizes if resized is None else (resized["height"], resized["width"])
+    axes, token = [], []
+    for length, size, given, patch in zip((info.height, info.width), sizes, inputs, predictor.patch_size, strict=True):
+        count = given // patch
+        if size % count:
+            raise ConfigError(
+                f"windows of {size} pixels hold {count} tokens a side, which do not lie on whole pixels: give "
+                f"--window {max(1, round(size / count)) * count} for embeddings."
+            )
+        pixels = size // count
+        tokens = -(-length // pixels)
+        axes.append(Axis.cover(tokens, count if resized else min(count, tokens), arguments.overlap, 1))
+        token.append(pixels)
+    return axes[0], axes[1], (token[0], token[1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deflect_hf.config.tasks import MODEL_TYPES, TASKS, task_of
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.errors import ConfigError, DataError, UnsupportedOperationError, listing
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.methods import task_model
 from deflect_hf.models.configuration import as_pair
@@ -86,6 +86,33 @@ class TrainedModel:
         images = pixel_values.to(self.device)
         with nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision):
             return torch.stack(predict_logits(self._outputs, images, window, self.patch_size))  # type: ignore[arg-type]
+
+    @property
+    def embedding_size(self) -> int:
+        """Length D of a token of the encoder."""
+        settings = getattr(task_model(self.model), "config", None)
+        size = getattr(getattr(settings, "encoder_config", None), "hidden_size", None)
+        if not isinstance(size, int) or self.patch_size == (1, 1):
+            raise UnsupportedOperationError(
+                f"{type(task_model(self.model)).__name__} has no encoder of image patches, so there are no embeddings "
+                "to write: give the folder of a model around a vision transformer."
+            )
+        return size
+
+    @torch.no_grad()
+    def embeddings(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) reflectance -> (B, D, h, w) float32 patch tokens of the encoder's last layer, on ``device``."""
+        found: list[Tensor] = []
+        encoder = task_model(self.model).encoder
+        hook = encoder.register_forward_hook(lambda _module, _inputs, outputs: found.append(outputs.last_hidden_state))
+        try:
+            with nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision):
+                self.model(pixel_values.to(self.device))
+        finally:
+            hook.remove()
+        grid = [length // step for length, step in zip(pixel_values.shape[-2:], self.patch_size, strict=True)]
+        (tokens,) = found
+        return tokens[:, tokens.shape[1] - grid[0] * grid[1] :].float().mT.unflatten(2, grid)
 
     def logits(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``."""

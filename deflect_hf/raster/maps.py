@@ -32,6 +32,8 @@ Array = np.ndarray[Any, Any]
 Colour = tuple[int, int, int]
 
 SQUARE = 512  # pixels: side of a block of a Cloud Optimized GeoTIFF, and whole tiles of any other
+DEEP_SQUARE = 64  # the same of a map with more bands than that of any classes, which would be large in memory
+MOST_BANDS = 255
 MADE_BY = {"SOFTWARE": "deflect_hf"}  # in the metadata of every map
 JOB_TAG = "DEFLECT_JOB"  # checksum of all that the map depends on
 SIDECAR = ".aux.xml"  # where GDAL keeps what a GeoTIFF has no tag for
@@ -68,9 +70,14 @@ class MapLayout:
         """Number of bands."""
         return len(self.descriptions)
 
+    @property
+    def side(self) -> int:
+        """Pixels along a side of the squares that the map is written in: a whole number of its tiles."""
+        return SQUARE if self.count <= MOST_BANDS else DEEP_SQUARE
+
 
 class Square(NamedTuple):
-    """(count, h, w) stored values of a map, and their first row and column: multiples of SQUARE, and no larger."""
+    """(count, h, w) stored values of a map, and their first row and column: multiples of the layout's side."""
 
     row: int
     column: int
@@ -104,7 +111,7 @@ def write_map(
                     driver="COG",
                     COMPRESS="DEFLATE",
                     PREDICTOR="YES" if layout.dtype == "float32" else "NO",
-                    BLOCKSIZE=SQUARE,
+                    BLOCKSIZE=layout.side,
                     # a class between two others in the table is not between them on the ground
                     OVERVIEW_RESAMPLING="MODE" if layout.categories else "AVERAGE",
                     BIGTIFF="IF_SAFER",
@@ -159,6 +166,8 @@ def _write_plain(
     """Write the map as a plain GeoTIFF; returns the checksum of each square."""
     profile = geotiff_profile(layout.count, layout.dtype, like, layout.nodata)
     profile |= {"predictor": 3 if layout.dtype == "float32" else 1, "interleave": "band"}
+    if layout.side < SQUARE:
+        profile |= {"tiled": True, "blockxsize": layout.side, "blockysize": layout.side}
     checksums = []
     with rasterio.open(path, "w", **profile) as sink:
         for number, text in enumerate(layout.descriptions, start=1):
