@@ -43,7 +43,7 @@ def test_resumed_losses_equal_uninterrupted_ones(deflect_run, tmp_path: Path) ->
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
     deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    step, save = TrainingLoop._step, torch.save
+    step, save = TrainingLoop.step, torch.save
 
     def stop(self: TrainingLoop, group: list) -> bool:
         if self.progress.step == 11:
@@ -56,7 +56,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
         save(tensors, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(TrainingLoop, "_step", stop)
+        patched.setattr(TrainingLoop, "step", stop)
         patched.setattr(checkpoint.torch, "save", full)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, "--ckpt_steps", "3")
