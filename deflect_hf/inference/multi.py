@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -47,6 +48,8 @@ NOT_COMPARED = {
     "label2id", "gsd", "num_channels", "mask_ratio", "norm_pix_loss", "decoder_hidden_size",
     "decoder_intermediate_size", "decoder_num_attention_heads", "decoder_num_hidden_layers",
 }  # fmt: skip
+Images = Image | Sequence[Image]
+Bands = Sequence[str] | None
 Source = tuple[str, str | None, str | None]  # Hub id or real path of an encoder, its revision, its quantization
 
 
@@ -67,6 +70,7 @@ class MultiAdapterPredictor:
     Example:
         >>> tasks = MultiAdapterPredictor.from_folders({"water": "work-dir/WATER", "burn": "work-dir/BURN"})
         >>> tasks("water", image)  # probabilities, as a Predictor gives them
+        >>> tasks(["water", "burn"], two_images)  # a task for each image
         >>> tasks.predict_all(image)  # {"water": ..., "burn": ...}; what is frozen is computed once
         >>> predict_raster(tasks["burn"], Path("scene.tif"), Path("burn.tif"), SceneArguments())
     """
@@ -160,15 +164,45 @@ class MultiAdapterPredictor:
             raise ConfigError(f"No task {name!r}: there are {listing(self.tasks)}.{nearest(name, self.tasks)}")
         return predictor
 
+    @overload
     def __call__(
-        self,
-        name: str,
-        images: Image | Sequence[Image],
-        source_bands: Sequence[str] | None = None,
-        valid: Image | Sequence[Image] | None = None,
-    ) -> Tensor:
-        """Stored values -> probabilities of one task, (B, K) or (B, K, H, W), as [`Predictor`] gives them."""
-        return self[name](images, source_bands, valid)
+        self, name: str, images: Images, source_bands: Bands = None, valid: Images | None = None
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self, name: Sequence[str], images: Images, source_bands: Bands = None, valid: Images | None = None
+    ) -> list[Tensor]: ...
+
+    def __call__(
+        self, name: str | Sequence[str], images: Images, source_bands: Bands = None, valid: Images | None = None
+    ) -> Tensor | list[Tensor]:
+        """Stored values -> probabilities of one task, (B, K) or (B, K, H, W), as [`Predictor`] gives them.
+
+        Args:
+            name: a task, or one for each image; the result is then a list of (K,) or (K, H, W). Images of one task
+                are one batch, and may have other classes than those of another.
+            valid: as a predictor takes it; with a task for each image one for each, or (H, W) for all.
+
+        Raises:
+            DeflectError: as a predictor, with the name of the task where there are several; there is no task of that
+                name; or there are not as many names as images.
+        """
+        if isinstance(name, str):
+            return self[name](images, source_bands, valid)
+        if len(name) != len(images) or not (isinstance(images, Sequence) or images.ndim == 4):
+            raise ConfigError(
+                f"{len(name)} names of tasks, but not as many images: give (B, C, H, W) or a list, and a name for each."
+            )
+        for one in dict.fromkeys(name):
+            self[one]
+        found: dict[int, Tensor] = {}
+        for one in dict.fromkeys(name):
+            rows = [row for row, other in enumerate(name) if other == one]
+            given = valid if valid is None or getattr(valid, "ndim", 0) == 2 else [valid[row] for row in rows]
+            with _naming(one):
+                found.update(zip(rows, self[one]([images[row] for row in rows], source_bands, given), strict=True))
+        return [found[row] for row in range(len(name))]
 
     def predict_all(
         self,
@@ -195,10 +229,8 @@ class MultiAdapterPredictor:
         with caching() as cache:
             for name, predictor in chosen.items():
                 cache.next_task()
-                try:
+                with _naming(name):
                     found[name] = predictor(images, source_bands, valid)
-                except DeflectError as error:
-                    raise type(error)(f"task {name!r}: {error}") from error
         return found
 
     def _refuse_taken(self, name: str) -> None:
@@ -251,6 +283,14 @@ class MultiAdapterPredictor:
                 f"The predictor's encoder is not the shared one: it differs in {_some(differing)}. Fix: give a model "
                 "that adapts the same encoder, neither merged nor fully fine-tuned, or predict with it alone."
             )
+
+
+@contextmanager
+def _naming(task: str) -> Iterator[None]:
+    try:
+        yield
+    except DeflectError as error:
+        raise type(error)(f"task {task!r}: {error}") from error
 
 
 def differences(encoder: PreTrainedModel, other: PreTrainedModel) -> list[str]:

@@ -1,11 +1,11 @@
-"""What our tuners share: a configuration of each model's own, one adapter per batch, and how modules are replaced."""
+"""What our tuners share: a configuration of each model's own, mixed batches, and how modules are replaced."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +14,9 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.peft_types import PeftType
 from torch import nn
 
-from deflect_hf.errors import ConfigError, UnsupportedOperationError, nearest
+from deflect_hf.errors import ConfigError, nearest
 from deflect_hf.tuners.card import complete_card
+from deflect_hf.tuners.mixed_batch import mixed_batch
 
 
 class TunerConfig(PeftConfig):
@@ -48,7 +49,7 @@ class TunerConfig(PeftConfig):
 
 
 class Tuner(BaseTuner):
-    """A tuner that applies the active adapters to all samples of a batch alike."""
+    """A tuner that applies the active adapters to a batch, or to each sample the one named for it (`adapter_names`)."""
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT does, with a copy of the configuration: what is filled in for this model stays out of the next."""
@@ -67,10 +68,7 @@ class Tuner(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        # PEFT would run such a batch with the active adapter, without a word
-        if kwargs.get("adapter_names") is not None:
-            raise UnsupportedOperationError(
-                f"{type(self).__name__} cannot use another adapter per sample (adapter_names=[...]). "
-                "Fix: group the samples by adapter and call model.set_adapter(name) before each group."
-            )
-        yield
+        """As PEFT's LoRA: `adapter_names` of a call gives each sample its adapter."""
+        names = kwargs.get("adapter_names")
+        with nullcontext() if names is None else mixed_batch(self, names):
+            yield

@@ -332,6 +332,23 @@ def test_names_that_are_not_there(tasks: MultiAdapterPredictor) -> None:
         tasks.predict_all(images(), tasks=["burn", "watre"])
 
 
+def test_each_image_may_ask_for_its_own_task(tasks: MultiAdapterPredictor, alone: dict) -> None:
+    names = ["burn", "water", "scene", "burn"]
+    batch = images()[[0, 1, 1, 1]]
+    for given in (batch, list(batch)):
+        found = tasks(names, given)
+        for probabilities, name, row in zip(found, names, [0, 1, 1, 1], strict=True):
+            torch.testing.assert_close(probabilities, alone[name][row])
+    for wrong in (images(), images()[0]):
+        with pytest.raises(ConfigError, match="6 names of tasks, but not as many images"):
+            tasks(["burn"] * 6, wrong)
+    with pytest.raises(ConfigError, match="No task 'fire'"):
+        tasks(["burn", "fire"], images())
+    valid = torch.ones(4, 32, 32, dtype=torch.bool)
+    valid[0, :8] = False
+    assert tasks(names, batch, None, valid)[0][:, :8].isnan().all()
+
+
 def test_errors_of_one_task_among_several_name_it(tasks: MultiAdapterPredictor, alone: dict) -> None:
     few = [ALL_BANDS.index(band) for band in ("B", "G", "R", "N")]
     with pytest.raises(BandError, match=r"task 'water': image 0: .*'S1', 'S2'"):

@@ -313,7 +313,6 @@ def test_what_deflect_cannot_do_is_refused(reflectance):
         model.merge_adapter,
         model.unmerge_adapter,
         lambda: model.add_weighted_adapter(["default"], [1.0], "mean"),
-        lambda: model(pixel_values=reflectance, adapter_names=["default", "default"]),
     ):
         with pytest.raises(UnsupportedOperationError, match="Fix:"):
             call()

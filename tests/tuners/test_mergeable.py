@@ -178,8 +178,3 @@ def test_a_quantised_layer_is_not_merged(method):
     layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(UnsupportedOperationError, match=r"'layers\.0\.mlp\.fc1' cannot .* its base weight is quant"):
         model.merge_adapter()
-
-
-def test_another_adapter_per_sample_is_refused(method, pixels):
-    with pytest.raises(UnsupportedOperationError, match=r"cannot use another adapter per sample \(adapter_names"):
-        adapted(method)(pixel_values=pixels, adapter_names=["default", "default"])
