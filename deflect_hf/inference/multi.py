@@ -165,7 +165,7 @@ class MultiAdapterPredictor:
         return predictor
 
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, name: str, images: Images, source_bands: Bands = None, valid: Images | None = None
     ) -> Tensor: ...
 

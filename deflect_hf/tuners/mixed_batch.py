@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from deflect_hf.errors import DeflectError, UnsupportedOperationError
 
-if TYPE_CHECKING:
-    from deflect_hf.tuners.base import Tuner
-
 BASE = "__base__"  # PEFT's name for the model without an adapter
 
 
 @contextmanager
-def mixed_batch(tuner: Tuner, adapter_names: Sequence[str]) -> Iterator[None]:
+def mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str]) -> Iterator[None]:
     """Until the end of the context, `tuner.model` gives each row of a batch to the adapter named for it.
 
     Rows of `__base__` are computed as in `disable_adapter()`. No other thread may use the model meanwhile.
