@@ -11,7 +11,7 @@ How many ran and passed per architecture: `python -m pytest tests/tuners/test_pe
 
 | left out | why |
 | --- | --- |
-| generate, passing_input_embeds, mixed_adapter_batches | language models: they need `generate`, token ids |
+| generate, passing_input_embeds | language models: they need `generate`, token ids |
 | lora_conversion | returns at once for methods that cannot become LoRA |
 | training_prompt_learning_tasks | prompt learning only |
 | disable_adapter_with_bias_warns | skips itself for every method (`!= LoRA or != BOFT`) |
@@ -49,7 +49,7 @@ from tests.tuners.tiny import IMAGE, PATCH, make_encoder
 
 LEFT_OUT = {
     "_test_generate", "_test_generate_pos_args", "_test_generate_half_prec", "_test_passing_input_embeds_works",
-    "_test_mixed_adapter_batches", "_test_generate_with_mixed_adapter_batches_and_beam_search",
+    "_test_generate_with_mixed_adapter_batches_and_beam_search",
     "_test_training_prompt_learning_tasks", "test_disable_adapter_with_bias_warns", "_test_lora_conversion",
     "test_save_load_roundtrip_fsdp_wrapped_learnable_bias",
 }  # fmt: skip
@@ -63,11 +63,12 @@ LORA_ONLY = {"_test_weighted_combination_of_adapters", "test_adding_multiple_ada
 COMMON = {
     "_test_prepare_for_training", "_test_save_pretrained_selected_adapters", "_test_training_layer_indexing",
     "_test_training_gradient_checkpointing", "_test_unload_adapter", "_test_disable_adapter",
-    "_test_add_adapter_no_autocast_adapter_dtype",
+    "_test_add_adapter_no_autocast_adapter_dtype", "_test_mixed_adapter_batches",
 }  # fmt: skip
 # PEFT's callers start these away from the identity, or they would compare the frozen model with itself.
 NOT_IDENTITY = {
     "_test_unload_adapter", "_test_disable_adapter", "_test_merge_layers_nan", "_test_merge_layers_multi",
+    "_test_mixed_adapter_batches",
 }  # fmt: skip
 CUSTOM = {
     "test_attributes_parametrized", "test_adapter_name", "test_save_pretrained", "test_save_pretrained_pickle",
@@ -163,6 +164,23 @@ def answering(architecture: str) -> type[PreTrainedModel]:
     return type(encoder.__name__, (encoder,), members)
 
 
+def answering_language(architecture: str) -> type[PreTrainedModel]:
+    """The same with the input of a language model, `input_ids`, and its output, which begins with the logits."""
+    answers: Any = answering(architecture)
+
+    def forward(self: Any, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor]:
+        return (answers.forward(self, pixel_values=input_ids, **kwargs),)
+
+    members = {
+        "forward": forward,
+        "generate": lambda self, return_dict_in_generate, output_scores, **inputs: SimpleNamespace(
+            scores=self(**inputs)
+        ),
+        "__module__": answers.__module__,
+    }
+    return type(answers.__name__, (answers,), members)
+
+
 @pytest.fixture(scope="module")
 def peft_tests(peft_folder: Path) -> SimpleNamespace:
     common, custom, utils = load(peft_folder, "testing_common", "test_custom_models", "testing_utils")
@@ -193,8 +211,12 @@ def instance_of_peft_class(peft_tests: SimpleNamespace, architecture: str, test:
         inputs["noise"] = torch.rand(4, (IMAGE // PATCH) ** 2, generator=torch.Generator().manual_seed(2))
     if test == "_test_prepare_for_training":
         inputs = {"input_ids": pixels}  # what it hands to `get_input_embeddings()`: here the patch embedding
+    model = answering
+    if test == "_test_mixed_adapter_batches":
+        inputs["input_ids"] = inputs.pop("pixel_values")
+        model = answering_language
     members = {
-        "transformers_class": answering(architecture),
+        "transformers_class": model(architecture),
         "prepare_inputs_for_testing": lambda self: dict(inputs),
     }
     base = next((cls for cls in classes_of(peft_tests) if hasattr(cls, test)), None)
@@ -234,6 +256,8 @@ def test_of_peft(
     if method not in MERGEABLE:
         for module in (peft_tests.common, peft_tests.custom):
             monkeypatch.setattr(module, "_skip_if_merging_not_supported", refuse_merging)
+    if test == "_test_mixed_adapter_batches":
+        monkeypatch.setattr(peft_tests.common, "LoraConfig", config_cls)  # it skips itself for all but two methods
     torch.manual_seed(0)
     try:
         if "fsdp" in test:
