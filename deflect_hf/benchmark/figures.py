@@ -39,13 +39,12 @@ def _scatter(
     title: str,
     linear_below: float | None = None,
 ) -> Path:
-    """A point per row, its name in the legend: color and marker by method, filled with a trained patch embedding."""
+    """A point per row, its name in the legend: color by method, marker by row, filled with a trained patch embedding."""
     figure = new_figure(9, 5)
     axes = plain(figure.subplots())
     methods = list(dict.fromkeys(one["method"] for one in summary))
-    for one, cost in zip(summary, costs, strict=True):
-        number = methods.index(one["method"])
-        color = COLORS[number % len(COLORS)]
+    for number, (one, cost) in enumerate(zip(summary, costs, strict=True)):
+        color = COLORS[methods.index(one["method"]) % len(COLORS)]
         axes.errorbar(
             cost,
             one["mean"],
@@ -63,6 +62,9 @@ def _scatter(
     axes.set_xlabel(label)
     axes.set_ylabel(f"test {title}, 95 % interval" if any(one["half_interval"] for one in summary) else f"test {title}")
     axes.margins(x=0.12, y=0.08)
+    if linear_below is not None:  # the margin of a count of 0 is no place for ticks
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick >= 0])
+        axes.set_xticks([], minor=True)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, title="filled: trained patch embedding")
     return save(figure, path)
 
