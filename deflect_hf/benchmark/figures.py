@@ -39,7 +39,7 @@ def _scatter(
     title: str,
     linear_below: float | None = None,
 ) -> Path:
-    """A point per row, its name in the legend: color by method, marker by row, filled with a trained patch embedding."""
+    """A point per row, named in the legend: color by method, marker by row, filled with a trained patch embedding."""
     figure = new_figure(9, 5)
     axes = plain(figure.subplots())
     methods = list(dict.fromkeys(one["method"] for one in summary))
