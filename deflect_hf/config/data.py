@@ -201,7 +201,7 @@ class DatasetArguments(Arguments):
         "split or fold alone. null: each image is drawn on its own.",
     )
     limited_label: Annotated[float, Field(gt=0.0, le=1.0)] = option(
-        1.0, "Share of the training images to keep, per class; 1.0 keeps all."
+        1.0, "Share of the training images to keep, per class, with place_km whole places; 1.0 keeps all."
     )
     seed: Seed = option(0, "Seed of random splits and folds, and of the synthetic scenes.")
     num_samples: int = option(640, "'synthetic': number of scenes over all splits.", ge=1, le=10_000_000)

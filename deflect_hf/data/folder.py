@@ -268,6 +268,7 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
         if "" not in rows and getattr(args, key) is not None:
             raise ConfigError(f"{root} is split into {listing(rows)} already: remove `{key}`, or merge the folders.")
     files = _split_files(root, args)
+    of_training: list[int] | None = None  # the places of its images
     if "" not in rows:
         splits = {split: list(members) for split, members in rows.items()}
     elif files and args.num_folds is None:
@@ -280,6 +281,7 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
         places = None if args.place_km is None else places_of(read_headers(everything, layout_of(args)), args.place_km)
         indices = split_indices([row.get("label") for row in everything], args, places)
         splits = {split: [everything[i] for i in members] for split, members in indices.items()}
+        of_training = None if places is None else [places[i] for i in indices["train"]]
         if args.num_folds is not None:
             for path in files.values():
                 logger.warning("%s is not used: num_folds=%d draws its own splits", path, args.num_folds)
@@ -296,7 +298,7 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
         splits = {"train": [splits["train"][i] for i in kept], "val": [splits["train"][i] for i in held], **{
             split: members for split, members in splits.items() if split != "train"}}  # fmt: skip
     if "train" in splits:
-        keep = keep_share([row.get("label") for row in splits["train"]], args.limited_label, args.seed)
+        keep = keep_share([row.get("label") for row in splits["train"]], args.limited_label, args.seed, of_training)
         splits["train"] = [splits["train"][i] for i in keep]
     return {split: splits[split] for split in SPLITS if splits.get(split)}
 

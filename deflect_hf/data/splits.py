@@ -55,16 +55,13 @@ def split_indices(
 
 def _split_places(places: Sequence[int], args: DatasetArguments) -> dict[str, list[int]]:
     """Whole places for each split, as near to its share of the images as they allow."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, place in enumerate(places):
-        groups[place].append(index)
+    drawn, groups = _drawn(places, args.seed)
     needed = args.num_folds or 1 + (args.val_fraction > 0) + (args.test_fraction > 0)
     if len(groups) < needed:
         raise DataError(
             f"place_km={args.place_km:g} makes {len(groups)} place(s) of {len(places)} images, but {needed} are "
             "needed: lower place_km or add images of other places."
         )
-    drawn = [list(groups)[i] for i in np.random.default_rng(args.seed).permutation(len(groups))]
     if args.num_folds is None:
         test = _take(drawn, groups, args.test_fraction * len(places), left=needed - 1)
     else:
@@ -79,6 +76,14 @@ def _split_places(places: Sequence[int], args: DatasetArguments) -> dict[str, li
     train = [place for place in rest if place not in val]
     parts = {"train": train, "val": val, "test": test}
     return {name: sorted(i for place in part for i in groups[place]) for name, part in parts.items() if part}
+
+
+def _drawn(places: Sequence[int], seed: int) -> tuple[list[int], dict[int, list[int]]]:
+    """The places in seeded random order, and the examples of each."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, place in enumerate(places):
+        groups[place].append(index)
+    return [list(groups)[i] for i in np.random.default_rng(seed).permutation(len(groups))], groups
 
 
 def _take(places: Sequence[int], groups: Mapping[int, Sequence[int]], images: float, left: int) -> list[int]:
@@ -99,10 +104,18 @@ def hold_out(strata: Sequence[Hashable], fraction: float, seed: int) -> tuple[li
     return sorted(set(range(len(strata))) - set(held)), sorted(held)
 
 
-def keep_share(strata: Sequence[Hashable], fraction: float, seed: int) -> list[int]:
-    """Keep a share of the examples of each class, at least one; a smaller share is a subset of a larger one."""
+def keep_share(
+    strata: Sequence[Hashable], fraction: float, seed: int, places: Sequence[int] | None = None
+) -> list[int]:
+    """Keep a share of the examples of each class, at least one; a smaller share is a subset of a larger one.
+
+    With the ``places`` of the examples, whole places are kept, whatever their classes.
+    """
     if fraction == 1.0:
         return list(range(len(strata)))
+    if places is not None:
+        drawn, groups = _drawn(places, seed)
+        return sorted(i for place in _take(drawn, groups, fraction * len(places), left=0) for i in groups[place])
     shuffled = _shuffled(strata, seed).values()
     return sorted(member for members in shuffled for member in members[: max(1, round(len(members) * fraction))])
 

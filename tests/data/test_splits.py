@@ -46,6 +46,11 @@ def test_a_share_keeps_every_class(strata: list[int], fraction: float, seed: int
     kept = keep_share(strata, fraction, seed)
     assert {strata[i] for i in kept} == set(strata)
     assert set(keep_share(strata, fraction / 2, seed)) <= set(kept)
+    places = [number // 3 for number in range(len(strata))]
+    whole = keep_share(strata, fraction, seed, places)
+    assert whole and not {places[i] for i in whole} & {places[i] for i in set(range(len(strata))) - set(whole)}
+    assert set(keep_share(strata, fraction / 2, seed, places)) <= set(whole)
+    assert abs(len(whole) - fraction * len(strata)) <= 3
 
 
 def test_a_class_smaller_than_the_folds_is_named() -> None:
