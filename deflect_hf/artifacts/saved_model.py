@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -131,6 +131,13 @@ def _identity(folder: Path) -> tuple[int, int]:
 def read_config(folder: Path) -> RunArguments:
     """The resolved configuration of a result folder."""
     return load_config(RunArguments, folder / CONFIG)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What is known of a result folder's scores: nothing where it holds none."""
+    path = folder / RESULTS
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def encoder_source(folder: Path, config: RunArguments) -> str:

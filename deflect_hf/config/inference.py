@@ -34,10 +34,10 @@ class SceneArguments(Arguments):
         ConfigError: options that do not go together.
     """
 
-    output: Literal["classes", "probabilities", "embeddings"] = option(
+    output: Literal["classes", "confidence", "probabilities", "embeddings"] = option(
         "classes",
-        "one band of class numbers, one band of probabilities per class, or the encoder's token features on the grid "
-        "of its patches",
+        "one band of class numbers; with confidence a second band, the probability of that class, calibrated on "
+        "validation; one band of probabilities per class; or the encoder's token features on the grid of its patches",
     )
     dtype: Literal["float32", "uint8"] | None = option(
         None, "of probabilities; uint8: steps of 0.004, a quarter of the size; null: float32"
@@ -86,7 +86,7 @@ class SceneArguments(Arguments):
     def _check(self) -> Self:
         if self.dtype is not None and self.output != "probabilities":
             raise ConfigError(f"dtype={self.dtype!r} is for probabilities: add --output probabilities, or leave it out")
-        if self.polygons is not None and self.output != "classes":
+        if self.polygons is not None and self.output not in ("classes", "confidence"):
             raise ConfigError(f"--polygons are of a map of classes: leave out --output {self.output}, or --polygons")
         refuse_half_a_quality(self)
         return self
@@ -101,7 +101,7 @@ class PredictArguments(SceneArguments, JobArguments):
 
     @model_validator(mode="after")
     def _check_report(self) -> Self:
-        if self.report and self.output != "classes":
+        if self.report and self.output not in ("classes", "confidence"):
             raise ConfigError(f"--report shows a map of classes: leave out --output {self.output}, or --report")
         return self
 

@@ -111,7 +111,8 @@ def evaluate(
     have different numbers of batches.
 
     Args:
-        replicates: Of the bootstrap over images that adds ``"intervals"`` to the scores; 0 leaves them out.
+        replicates: Of the bootstrap over images that adds ``"intervals"``, and with them the calibration of the
+            confidence, to the scores of classes; 0 leaves them out.
         asked_to_stop: Called before each batch; where it holds, this process leaves out what is left.
 
     Raises:

@@ -29,6 +29,7 @@ class Protocol:
         patch_size: height and width of the encoder's patches, to whole ones of which images are filled up.
         batch_size: of images whose windows are predicted together.
         mean, unit: of the training labels of a regression.
+        temperature: what logits are divided by for the confidence in a class; None: it is fitted to these images.
     """
 
     task: Task
@@ -40,6 +41,7 @@ class Protocol:
     batch_size: int = 1
     mean: float = 0.0
     unit: str | None = None
+    temperature: float | None = None
 
     @classmethod
     def of(cls, config: RunArguments, images: ImageDataset, model: nn.Module) -> Protocol:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.evaluation.bootstrap import REPLICATES
+from deflect_hf.evaluation.calibration import known_temperature
 from deflect_hf.evaluation.evaluate import at_labels, evaluate, predict_logits
 from deflect_hf.evaluation.protocol import Protocol
 from deflect_hf.figures import FIGURES, prediction_panel, scores_figure
@@ -85,7 +87,8 @@ def report(
         raise DataError(f"the data set has no split {arguments.split!r}, only {listing(splits)}: give --split.")
     images = for_evaluation(splits[arguments.split], config.augmentation)
     check_classes(model, images, folder)
-    protocol = Protocol.of(config, images, model)
+    # one that is not known is 1, as in maps: fitted to these images, it would flatter them
+    protocol = dataclasses.replace(Protocol.of(config, images, model), temperature=known_temperature(folder) or 1.0)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, Rank.of(accelerator))
     scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
     if arguments.drop_bands:

@@ -34,6 +34,11 @@ def score_table(scores: Mapping[str, Any]) -> str:
             f"intervals: {intervals['level']:.0%}, bootstrap over {intervals['images']} images; they say nothing of "
             "other places or other seeds"
         )
+    if "ece" in scores:
+        lines.append(
+            f"confidence: expected calibration error {scores['ece']:.4f}, with the temperature of validation, "
+            f"{scores['temperature']:.3g}, {scores['ece_calibrated']:.4f}"
+        )
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deflect_hf.config.tasks import Output
 from deflect_hf.evaluation.bootstrap import Bootstrap
+from deflect_hf.evaluation.calibration import Calibration
 from deflect_hf.evaluation.metrics import Confusion, scores
 
 if TYPE_CHECKING:
@@ -40,19 +41,21 @@ class Metrics(Protocol):
 
 
 class ClassMetrics:
-    """Accuracy, mIoU, macro F1, the table per class, the confusion matrix, and intervals by the bootstrap."""
+    """Accuracy, mIoU, macro F1, the table per class, the confusion matrix, bootstrap intervals and calibration."""
 
     def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None:
         self.protocol, self.accelerator = protocol, accelerator
         count, ignore_index = len(protocol.classes), protocol.target.ignore_index
         self.confusion = Confusion(count, ignore_index).to(accelerator.device)
         self.bootstrap = Bootstrap(count, ignore_index, replicates) if replicates else None
+        self.calibration = Calibration(ignore_index)
 
     def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         """Add (B, K) logits with (B,) labels, or (B, K, H, W) logits with (B, H, W) labels."""
         self.confusion.update(logits, labels)
         if self.bootstrap is not None:
             self.bootstrap.update(logits, labels, names)
+            self.calibration.update(logits, labels, names)
 
     def result(self) -> dict[str, Any]:
         """The scores over all processes."""
@@ -61,6 +64,7 @@ class ClassMetrics:
         found = {**scores(matrix, classes, convention), "confusion_matrix": matrix.tolist()}
         if self.bootstrap is not None:
             found["intervals"] = self.bootstrap.intervals(classes, convention, self.accelerator)
+            found |= self.calibration.result(self.protocol.temperature)
         return found
 
 

@@ -23,8 +23,8 @@ from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.folder_reader import layout_of
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
-from deflect_hf.figures import class_colors
 from deflect_hf.inference.blocks import Block, SceneWindows
+from deflect_hf.inference.layouts import NODATA, STEPS, map_layout
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.parts import Parts
 from deflect_hf.inference.polygons import refuse_polygons, write_polygons
@@ -44,11 +44,9 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
-NODATA = 255  # of uint8 maps
 # in configurations, what says where something came from and not what it is
 PLACES = {"_name_or_path", "name_or_path", "base_model_name_or_path", "revision", "peft_version"}
 PLACES |= {"transformers_version"}
-STEPS = 250  # probability 1.0 in uint8: steps of 0.004
 
 
 def predict_raster(
@@ -78,7 +76,7 @@ def predict_raster(
         return
     source = layout_of(arguments, predictor.processor, os.fspath(source))
     layout, finish = map_layout(predictor, arguments)
-    count = layout.count + (arguments.polygons is not None)
+    count = max(layout.count, 2) if arguments.polygons is not None else layout.count
     parts = Parts(target.with_name(f"{target.name}.parts"), count, np.dtype(layout.dtype), layout.side)
     with ExitStack() as held:
         windows = windows_of(_opened(held, source, target, processes), predictor, arguments)
@@ -135,9 +133,9 @@ def refuse(predictor: TrainedModel, image: PathLike, target: Path, arguments: Sc
             f"{source}: the model's task is {predictor.task}, of whole images, which makes no map. Give the folder of "
             "a segmentation model, or cut the scene into images and call the model on them."
         )
-    if TASKS[predictor.task].output == "value" and arguments.output == "probabilities":
+    if TASKS[predictor.task].output == "value" and arguments.output in ("probabilities", "confidence"):
         raise ConfigError(
-            f"--output probabilities is for maps of classes, but the model predicts {predictor.classes[0]!r}, one "
+            f"--output {arguments.output} is for maps of classes, but the model predicts {predictor.classes[0]!r}, one "
             "band of numbers: leave it out"
         )
     if TASKS[predictor.task].output == "value" and arguments.polygons is not None:
@@ -173,49 +171,12 @@ def refuse(predictor: TrainedModel, image: PathLike, target: Path, arguments: Sc
     return False
 
 
-def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
-    """What the bands of the map are, and what makes stored values (count, h, W) of logits (K, h, W)."""
-    classes = predictor.classes
-    if arguments.output == "embeddings":
-        names = tuple(f"embedding_{number}" for number in range(predictor.embedding_size))
-        return MapLayout("float32", float("nan"), names), _values
-    if TASKS[predictor.task].output == "value":
-        return MapLayout("float32", float("nan"), classes, unit=predictor.unit or ""), _values
-    if arguments.output == "classes":
-        colors = [tuple(round(255 * part) for part in color) for color in class_colors(len(classes)).tolist()]
-        values = predictor.class_values or ()
-        finish = _classes if arguments.polygons is None else _classes_and_confidence
-        return MapLayout("uint8", NODATA, ("class",), 1.0, classes, values, tuple(colors)), finish
-    if arguments.dtype == "uint8":
-        return MapLayout("uint8", NODATA, classes, scale=1 / STEPS), _stepped_probabilities
-    return MapLayout("float32", float("nan"), classes), _probabilities
-
-
-def _classes(logits: Array) -> Array:
-    return np.where(np.isnan(logits[:1]), NODATA, logits.argmax(axis=0, keepdims=True)).astype(np.uint8)
-
-
-def _values(logits: Array) -> Array:
-    return logits.astype(np.float32)
-
-
-def _classes_and_confidence(logits: Array) -> Array:
-    return np.concatenate([_classes(logits), _stepped_probabilities(logits).max(axis=0, keepdims=True)])
-
-
-def _probabilities(logits: Array) -> Array:
-    return torch.from_numpy(logits).softmax(dim=0).numpy()
-
-
-def _stepped_probabilities(logits: Array) -> Array:
-    return np.nan_to_num(np.rint(_probabilities(logits) * STEPS), nan=NODATA).astype(np.uint8)
-
-
 def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
     """All that the values of the map depend on; parts of another job are of no use."""
     scene, predictor = windows.scene, windows.predictor
     product = layout_of(arguments, predictor.processor, scene.info.path)
     stats = [(path.resolve(), path.stat()) for path in files_of(product)]
+    sure = arguments.polygons is not None or arguments.output == "confidence"
     return {
         "image": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
         **({} if product.layers is None else {"put together as": product.open_name()}),
@@ -228,7 +189,7 @@ def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
             "quality layer": str(scene.reader.quality),
         },
         "windows": [windows.rows.size, windows.columns.size, arguments.overlap, windows.batch_size, predictor.window],
-        "output": [arguments.output, arguments.dtype, *(["confidence"] if arguments.polygons is not None else [])],
+        "output": [arguments.output, arguments.dtype, *([predictor.temperature] if sure else [])],
         "version": [3, len(windows.blocks())],  # of the files in the folder
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +17,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import task_of
 from deflect_hf.data.processor import Image, MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, listing
+from deflect_hf.evaluation.calibration import known_temperature
 from deflect_hf.evaluation.protocol import evaluation_window
 from deflect_hf.files import atomic_dir
 from deflect_hf.inference.mapping import predict_raster
@@ -87,6 +87,7 @@ class Predictor(TrainedModel):
             precision=precision,
             class_values=config.dataset.class_values if config.dataset is not None else None,
             confusion=_scored(found),
+            temperature=known_temperature(found),
         )
         predictor.config = config
         return predictor
@@ -175,8 +176,7 @@ class Predictor(TrainedModel):
 
 def _scored(found: Path) -> tuple[str, Any] | None:
     """The split that a result folder was tested on, else validated on, and its confusion matrix."""
-    path = found / checkpoints.RESULTS
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results = checkpoints.read_results(found)
     known = (split for split in ("test", "val") if "confusion_matrix" in (results.get(split) or {}))
     return next(((split, results[split]["confusion_matrix"]) for split in known), None)
 

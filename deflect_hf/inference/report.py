@@ -61,7 +61,7 @@ def write_report(
     The scene and the map may be larger than memory: pictures are read shrunk, areas are counted square by square.
 
     Args:
-        prediction: the class map, as `predict_raster` writes it: one band of class numbers, nodata tagged.
+        prediction: the class map, as `predict_raster` writes it: class numbers in the first band, nodata tagged.
         facts: names and values of the section "How it was made", in order.
         reading: how to name the bands of the scene, as keyword arguments of `raster.read_raster` (`source_bands`,
             `sensor`, `nodata`, `quality`), where the file does not do it by itself.
@@ -151,11 +151,18 @@ def report_prediction(
         ("Method", method),
         ("Base encoder", (encoder or "unnamed") + (f", revision {revision}" if revision else "")),
         ("Bands", f"{', '.join(processor.bands)}, in {processor.unit}"),
+        ("Confidence", _confidence(predictor)),
         ("Command line", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     ]
     return write_report(
         path, prediction, product, predictor.classes, facts=facts, reading=reading, confusion=predictor.confusion
     )
+
+
+def _confidence(predictor: Predictor) -> str:
+    if predictor.temperature is None:
+        return "not calibrated"
+    return f"calibrated on the validation split, temperature {predictor.temperature:.3g}"
 
 
 def measure(prediction: Path, info: RasterInfo, rows_m2: Array | None, classes: Sequence[str]) -> tuple[Array, Array]:
@@ -171,7 +178,7 @@ def measure(prediction: Path, info: RasterInfo, rows_m2: Array | None, classes: 
     with open_raster(prediction) as opened:
         for row, column in corners:
             size = min(SQUARE, info.height - row), min(SQUARE, info.width - column)
-            square = read_mask(opened, window=(row, column, *size))
+            square = read_mask(opened, window=(row, column, *size), band=0)
             values = np.where(square.valid[0], square.values[0].astype(np.int64), count)
             wrong = values[square.valid[0] & ((values < 0) | (values >= count))]
             if wrong.size:
@@ -236,7 +243,7 @@ def _quick_look(
 def _class_picture(prediction: Path, info: RasterInfo, count: int) -> dict[str, Any]:
     """The map with a palette, transparent where it has no data."""
     with open_raster(prediction) as opened:
-        mask = read_mask(opened, size=overview_size(info, OVERVIEW_SIDE))
+        mask = read_mask(opened, size=overview_size(info, OVERVIEW_SIDE), band=0)
     numbers = np.where(mask.valid[0], mask.values[0], count).astype(np.uint8)
     palette = bytes((class_colors(count) * 255).round().astype(np.uint8)) + bytes.fromhex(IGNORED[1:])
     text = f"{prediction.name}, the most frequent class"

@@ -35,6 +35,7 @@ class TrainedModel:
         precision: of mixed precision, None for float32.
         class_values: what the training masks stored for each class, where that was not its number.
         confusion: name of a split it was scored on, and its counts (rows are targets, columns predictions).
+        temperature: what logits are divided by for the confidence in a class; None: it is not calibrated.
 
     Raises:
         ConfigError: neither the model nor an argument says what the task and the classes are.
@@ -52,6 +53,7 @@ class TrainedModel:
         precision: torch.dtype | None = None,
         class_values: Sequence[int] | None = None,
         confusion: tuple[str, Any] | None = None,
+        temperature: float | None = None,
     ) -> None:
         settings = getattr(task_model(model), "config", None)
         if task is None and getattr(settings, "model_type", None) in MODEL_TYPES:
@@ -78,6 +80,7 @@ class TrainedModel:
         self.target = KINDS[TASKS[task].output]()
         self.unit: str | None = getattr(settings, "target_unit", None)
         self.confusion = confusion
+        self.temperature = temperature
         self.class_values = None if class_values is None else tuple(class_values)
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ class MapLayout:
         dtype: ``"uint8"`` or ``"float32"``.
         nodata: stored value where nothing was measured.
         descriptions: one per band.
-        scale: what a stored value is multiplied by.
+        scales: what the stored values of each band are multiplied by; empty: none is.
         categories: names of the stored values 0, 1, 2 ... of a band of classes; empty for other maps.
         class_values: what the training masks stored for each category, where that was not its number.
         unit: of the stored values, as the band says it.
@@ -58,7 +58,7 @@ class MapLayout:
     dtype: str
     nodata: float
     descriptions: tuple[str, ...]
-    scale: float = 1.0
+    scales: tuple[float, ...] = ()
     categories: tuple[str, ...] = ()
     class_values: tuple[int, ...] = ()
     colours: tuple[Colour, ...] = ()
@@ -177,8 +177,8 @@ def _write_plain(
             sink.write_colormap(1, {**table, int(layout.nodata): (0, 0, 0, 0)})
         if layout.unit:
             sink.units = [layout.unit] * layout.count
-        if layout.scale != 1.0:
-            sink.scales = [layout.scale] * layout.count
+        if any(scale != 1.0 for scale in layout.scales):
+            sink.scales = layout.scales
         sink.update_tags(**MADE_BY, **({JOB_TAG: layout.job} if layout.job else {}))
         for number, name in enumerate(layout.categories):
             sink.update_tags(1, **{f"CLASS_{number}": name})

@@ -294,6 +294,7 @@ def read_mask(
     onto: RasterInfo | None = None,
     resample: bool = False,
     numbers: bool = False,
+    band: int | None = None,
 ) -> Raster:
     """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False where it has no label.
 
@@ -305,6 +306,7 @@ def read_mask(
         resample: Take the label at the middle of each pixel of ``onto``, none outside of the mask, where it is on
             another grid.
         numbers: The values are numbers, which may be fractions, of a regression.
+        band: Which one is read of a file with several; None: only a file with one is taken.
 
     Raises:
         DataError: As :func:`read_raster`; the file has several bands, fractional values or values that its compression
@@ -312,8 +314,9 @@ def read_mask(
     """
     with _opened(path) as source:
         info = _info(source, path)
-        positions = [position for position in range(info.count) if position != info.alpha]
-        refuse_no_mask(info)
+        positions = [band] if band is not None else [k for k in range(info.count) if k != info.alpha]
+        if band is None:
+            refuse_no_mask(info)
         if onto is None:
             values, valid = _read(source, info, positions, window, size, Resampling.mode)
         elif resample and info.georeferenced and onto.georeferenced:

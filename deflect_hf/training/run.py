@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -195,7 +196,10 @@ def score_best(loop: TrainingLoop, experiment: Experiment) -> dict[str, Any]:
     model = saved_model.load_model(best, config).to(loop.accelerator.device)
     task = loop.protocol.task
     splits = [name for name in ("val", "test") if name in experiment.splits]
-    scores: dict[str, Any] = {split: loop.score(model, split, replicates=REPLICATES) for split in splits}
+    scores: dict[str, Any] = {}
+    for split in splits:  # validation first, whose temperature holds for the others
+        scores[split] = loop.score(model, split, replicates=REPLICATES)
+        loop.protocol = dataclasses.replace(loop.protocol, temperature=scores[split].get("temperature"))
     if "test" in scores:
         loop.log.track(progress.step, {"test": task.logged(scores["test"])})
     return {

@@ -159,7 +159,9 @@ def test_intervals_come_with_the_scores_when_asked_for() -> None:
     plain = evaluate(PerPixel(), loader, Accelerator(cpu=True), PROTOCOL)
     found = evaluate(PerPixel(), loader, Accelerator(cpu=True), PROTOCOL, replicates=200)
     intervals = found.pop("intervals")
+    calibration = {name: found.pop(name) for name in ("temperature", "ece", "ece_calibrated")}
     assert found == plain
+    assert calibration["ece_calibrated"] < calibration["ece"] < 1  # a model that guesses, and is sure
     assert (intervals["images"], intervals["replicates"]) == (6, 200)
     for name in ("accuracy", "miou", "f1_macro"):
         low, high = intervals[name]

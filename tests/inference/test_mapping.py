@@ -87,7 +87,24 @@ def test_probabilities_in_eight_bits_are_scaled(predictor: Predictor, scene: Pat
     np.testing.assert_allclose(steps[valid] * 0.004, exact[valid], atol=0.002 + 1e-6)
 
 
-@pytest.mark.parametrize("output", ["classes", "probabilities"])
+@pytest.mark.parametrize("temperature", [None, 4.0])
+def test_confidence_is_the_calibrated_probability_of_the_class(
+    temperature: float | None, predictor: Predictor, scene: Path, tmp_path: Path
+) -> None:
+    likely = rasterio.open(map_of(predictor, scene, tmp_path / "a.tif")).read() ** (1 / (temperature or 1))
+    predictor.temperature = temperature
+    classes = rasterio.open(map_of(predictor, scene, tmp_path / "b.tif", output="classes"))
+    with rasterio.open(map_of(predictor, scene, tmp_path / "c.tif", output="confidence")) as made:
+        assert made.descriptions == ("class", "confidence") and made.scales == (1.0, 0.004) and made.nodata == 255
+        found, steps = made.read()
+        assert made.colormap(1) == classes.colormap(1) and made.tags(1) == classes.tags(1)
+    np.testing.assert_array_equal(found, classes.read(1))
+    expected = likely.max(axis=0) / likely.sum(axis=0)
+    np.testing.assert_array_equal(steps != 255, np.isfinite(expected))
+    np.testing.assert_allclose(steps[steps != 255] * 0.004, expected[steps != 255], atol=0.002 + 1e-5)
+
+
+@pytest.mark.parametrize("output", ["classes", "confidence", "probabilities"])
 def test_a_cloud_optimized_map_has_the_layout_overviews_and_the_same_values(
     output: str, predictor: Predictor, tmp_path: Path
 ) -> None:
@@ -100,10 +117,10 @@ def test_a_cloud_optimized_map_has_the_layout_overviews_and_the_same_values(
         np.testing.assert_array_equal(made.read(), expected.read())
         assert (made.crs, made.transform) == (expected.crs, expected.transform)
         assert made.descriptions == expected.descriptions
-        if output == "classes":
+        if output != "probabilities":
             assert made.colormap(1) == expected.colormap(1) and made.tags(1) == expected.tags(1)
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith("cog")) == (
-        [".tif", ".xml"] if output == "classes" else [".tif"]
+        [".tif"] if output == "probabilities" else [".tif", ".xml"]
     )
 
 

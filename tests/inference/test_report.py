@@ -298,6 +298,7 @@ def test_the_command_line_writes_a_report_beside_the_map(tmp_path: Path, monkeyp
     values = np.random.default_rng(0).random((len(ALL_BANDS) + 1, 24, 40), dtype=np.float32) * 0.4
     source = write(tmp_path / "scene.tif", values, UTM, nodata=float("nan"), descriptions=[*ALL_BANDS, "WV"])
     words = ["deflect-predict", str(source), str(tmp_path / "out.tif"), "--adapter", str(tmp_path / "run"), "--report"]
+    words += ["--output", "confidence"]
     monkeypatch.setattr("sys.argv", words)
     cli.main()
     assert f"{tmp_path}/out.html: picture, map and areas" in capsys.readouterr().out
@@ -306,7 +307,7 @@ def test_the_command_line_writes_a_report_beside_the_map(tmp_path: Path, monkeyp
     assert facts["Command line"] == " ".join(words)
     assert facts["Method"] == "DEFLECT" and facts["Base encoder"] == str(encoder)
     assert facts["Bands"] == "B, G, R, N, S1, S2, in reflectance"
-    assert facts["Model"] == str(tmp_path / "run")
+    assert facts["Model"] == str(tmp_path / "run") and facts["Confidence"] == "not calibrated"
     with rasterio.open(tmp_path / "out.tif") as made:
         water = (made.read(1) == 1).sum()
     assert read(tmp_path / "out.html").cells[2][:2] == ["water", f"{water / 100:,.2f}"]
