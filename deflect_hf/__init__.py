@@ -2,18 +2,23 @@
 
 Importing the package registers DEFLECT, SLR and BitFit with PEFT, and the encoders and task models with transformers'
 Auto classes. Everything else is loaded when it is first asked for, so that `import deflect_hf` costs little more than
-importing peft and transformers.
+importing peft and transformers. Where these two are not installed, exported models make maps, and nothing else works.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import deflect_hf.models  # noqa: F401  (registration)
 from deflect_hf.lazy import lazy_names
-from deflect_hf.tuners.bitfit import BitFitConfig, BitFitModel
-from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
-from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel
+
+try:
+    import deflect_hf.models  # noqa: F401  (registration)
+    from deflect_hf.tuners.bitfit import BitFitConfig, BitFitModel
+    from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
+    from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel
+except ModuleNotFoundError as error:
+    if error.name not in ("peft", "transformers"):  # something is missing inside of them, or inside of ours
+        raise
 
 if TYPE_CHECKING:
     from deflect_hf.api import Run, train
@@ -36,6 +41,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "SENSORS": "spectral.sensors",
     "Band": "spectral.bands",
+    "BitFitConfig": "tuners.bitfit",  # these six are there, unless PEFT is not, which asking for them then says
+    "BitFitModel": "tuners.bitfit",
+    "DeflectConfig": "tuners.deflect",
+    "DeflectModel": "tuners.deflect",
+    "ScaledLoraConfig": "tuners.scaled_lora",
+    "ScaledLoraModel": "tuners.scaled_lora",
     "DeflectError": "errors",
     "EncoderForImageClassification": "models",
     "EncoderForSemanticSegmentation": "models",

@@ -29,6 +29,8 @@ EXTRAS = {
     "vector": ("pyogrio", "shapely"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
+# what may be missing where exported models make maps, and nothing else is done
+LEFT_OUT = ("accelerate", "huggingface_hub", "peft", "safetensors", "spyndex", "transformers")
 
 
 class DeflectError(ValueError):
@@ -87,11 +89,11 @@ def named_extras() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         module = str(error.name).partition(".")[0]
-        extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
-        if extra is None:
+        extra = next((f"[{extra}]" for extra, modules in EXTRAS.items() if module in modules), "")
+        if not extra and module not in LEFT_OUT:
             raise
         raise MissingPackageError(
-            f"this needs {module}, which is not installed: pip install 'deflect_hf[{extra}]' brings it."
+            f"this needs {module}, which is not installed: pip install 'deflect_hf{extra}' brings it."
         ) from error
 
 
@@ -116,9 +118,10 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
 
 def show_log() -> None:
     """Show the project's own log lines, of the first process only, and no progress bars but ours."""
-    from transformers.utils.logging import disable_progress_bar
+    if sys.modules.get("transformers") is not None:
+        from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+        disable_progress_bar()
     # chips cut for training need no georeference
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")
     # raised inside PEFT by a rename in transformers: nothing a user can do about it

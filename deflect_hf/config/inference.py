@@ -10,6 +10,7 @@ from deflect_hf.config.data import Batch, Bit, Number, QualityClass, QualityPres
 from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import ConfigError
 
+EXPORTED = (".pt2", ".onnx")
 Overlap = Annotated[float, Field(ge=0.0, le=0.5)]
 
 
@@ -21,7 +22,10 @@ class JobArguments(Arguments):
         "patterns, and last the map to write; with several "
         "images the folder of the maps (needed)"
     )
-    adapter: UserPath = Field(description="folder of a run, its best/ folder, or USER/NAME on the Hub (needed)")
+    adapter: UserPath | None = option(None, "folder of a run, its best/ folder, or USER/NAME on the Hub")
+    model: UserPath | None = option(
+        None, "instead of a run, a file of deflect-export, .onnx or .pt2: needs neither PEFT nor transformers"
+    )
     revision: str | None = option(None, "commit, tag or branch of an adapter on the Hub")
     encoder: UserPath | None = option(None, "Hub id or folder of the base encoder; null: as in training")
     report: bool = option(False, "beside each map, a report of its name that a browser shows: picture, map, areas")
@@ -100,7 +104,14 @@ class PredictArguments(SceneArguments, JobArguments):
     """
 
     @model_validator(mode="after")
-    def _check_report(self) -> Self:
+    def _check_together(self) -> Self:
+        if (self.adapter is None) == (self.model is None):
+            raise ConfigError("give one model: --adapter RUN, or --model FILE of deflect-export")
+        if self.model is not None and not self.model.endswith(EXPORTED):
+            raise ConfigError(f"model={self.model!r} is no .pt2 or .onnx of deflect-export: a run goes with --adapter")
+        for name in ("revision", "encoder"):
+            if self.model is not None and getattr(self, name) is not None:
+                raise ConfigError(f"--{name} goes with --adapter: {self.model} holds all of its model; leave it out")
         if self.report and self.output not in ("classes", "confidence"):
             raise ConfigError(f"--report shows a map of classes: leave out --output {self.output}, or --report")
         return self
@@ -123,6 +134,6 @@ class ExportArguments(Arguments):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.output.endswith((".pt2", ".onnx")):
+        if not self.output.endswith(EXPORTED):
             raise ConfigError(f"output={self.output!r} must end in .pt2 (torch.export) or in .onnx")
         return self

@@ -7,17 +7,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset as Table
 
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.collate import IGNORED
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DataError, listing
+
+if TYPE_CHECKING:
+    from datasets import Dataset as Table
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +281,8 @@ def make_datasets(
         rows_by_split: Rows with a ``name``, for classification a ``label``, and whatever ``reader`` looks at.
         gsd_m: Pixel size on the ground of the examples, in metres.
     """
+    from datasets import Dataset as Table  # not where a scene is mapped, which uses the readers alone
+
     for split, rows in rows_by_split.items():
         counts = Counter(labels.classes[row["label"]] for row in rows) if labels.task == "classification" else {}
         per_class = "".join(f", {name} {counts[name]}" for name in counts)

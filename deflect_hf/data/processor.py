@@ -6,22 +6,38 @@ NaN, refuses values in implausible units, and optionally resizes. Normalisation 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import BatchFeature, ImageProcessingMixin
 
 from deflect_hf.data.contract import BandContract, check_reflectance
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.spectral.bands import UNITS, Unit
 from deflect_hf.spectral.selection import match_bands, resolve_bands, select_bands
 from deflect_hf.spectral.sensors import get_sensor
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
+try:
+    from transformers import ImageProcessingMixin
+except ModuleNotFoundError as error:  # where exported models make maps
+    if error.name != "transformers":
+        raise
+
+    class ImageProcessingMixin:  # type: ignore[no-redef]
+        """What such maps need of transformers' class of that name."""
+
+        def to_dict(self) -> dict[str, Any]:
+            """The processor's own arguments."""
+            return {**copy.deepcopy(vars(self)), "image_processor_type": type(self).__name__}
+
 
 Image = np.ndarray | torch.Tensor
 Size = int | Sequence[int] | Mapping[str, int]
@@ -182,6 +198,8 @@ class MultispectralImageProcessor(ImageProcessingMixin):
             UnitError: The result cannot be reflectance.
             DataError: Images of different sizes without a ``size`` to bring them to.
         """
+        from transformers import BatchFeature
+
         if return_tensors not in ("pt", "np"):
             raise ConfigError(f"return_tensors={return_tensors!r}: choose one of 'pt', 'np'.")
         single = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 3

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deflect_hf.data.processor import resize
+from deflect_hf.inference.model import MapModel, refuse_overflow
 from deflect_hf.inference.scenes import Scene
 from deflect_hf.inference.tiling import Axis
-from deflect_hf.inference.trained import TrainedModel, refuse_overflow
 
 WINDOWS_PER_BLOCK = 256
 LEAST_WINDOWS = 8  # along each side of a block: with fewer, too much is predicted twice
@@ -59,7 +59,7 @@ class SceneWindows:
     """
 
     scene: Scene
-    predictor: TrainedModel
+    predictor: MapModel
     rows: Axis
     columns: Axis
     batch_size: int

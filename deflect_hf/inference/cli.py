@@ -1,6 +1,7 @@
 """Maps from scenes: a trained segmentation model on georeferenced images of any size.
 
     deflect-predict IN.tif OUT.tif --adapter work-dir/RUN --report
+    deflect-predict IN.tif OUT.tif --model model.onnx        a file of deflect-export
     deflect-predict A.tif B.tif 'more/*.tif' MAPS/ --adapter work-dir/RUN --output probabilities --dtype uint8 --cog
     python evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
     accelerate launch --multi_gpu evaluate.py --predict IN.tif OUT.tif --adapter work-dir/RUN
@@ -33,7 +34,9 @@ from deflect_hf.raster.header import BAND
 from deflect_hf.training.distributed_exit import distributed_exit
 
 if TYPE_CHECKING:
-    from deflect_hf.inference.predictor import Predictor
+    from accelerate import PartialState
+
+    from deflect_hf.inference.model import MapModel
 
 INTERRUPTED = 130  # as shells say it
 # For the others, of a process whose part of a scene is under clouds, say, and while the first puts the map together;
@@ -86,10 +89,6 @@ def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
 
 def predict(arguments: PredictArguments) -> None:
     """Write the maps, and say where they are."""
-    import torch
-    from accelerate import PartialState
-
-    from deflect_hf import load_adapter
     from deflect_hf.inference.mapping import predict_raster, refuse, together
     from deflect_hf.inference.memory import give_large_blocks_back
 
@@ -98,12 +97,7 @@ def predict(arguments: PredictArguments) -> None:
     jobs = pairs(arguments.predict)
     if arguments.polygons is not None and len(jobs) > 1:
         raise ConfigError("--polygons names one file, for the map of one image: predict them one by one.")
-    # as in training: without being told so, accelerate does not see that it is one of several processes on CPUs
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    processes = PartialState(cpu=several and not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
-    predictor = load_adapter(
-        arguments.adapter, revision=arguments.revision, encoder=arguments.encoder, device=processes.device
-    )
+    predictor, processes = _load(arguments)
     finished = set()
     for image, target in jobs:  # before hours of work on the first
         page = target.with_suffix(".html")
@@ -117,7 +111,7 @@ def predict(arguments: PredictArguments) -> None:
         for image, target in jobs:
             if target not in finished:
                 predict_raster(predictor, image, target, arguments, processes)
-            if processes.is_main_process:
+            if processes is None or processes.is_main_process:
                 again = ", finished before" if target in finished else ""
                 values = TASKS[predictor.task].output == "value" and arguments.output != "embeddings"
                 what = predictor.classes[0] if values else arguments.output
@@ -127,14 +121,42 @@ def predict(arguments: PredictArguments) -> None:
     except KeyboardInterrupt:
         print("stopped: the same command goes on after the parts that are finished", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
-    processes.destroy_process_group()
+    if processes is not None:
+        processes.destroy_process_group()
 
 
-def _report(predictor: Predictor, image: Path, target: Path, arguments: PredictArguments) -> None:
+def _load(arguments: PredictArguments) -> tuple[MapModel, PartialState | None]:
+    """The model, and the processes that share the work; None for a file in one process, which needs no accelerate."""
+    import torch
+
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    processes = None
+    if several or arguments.model is None:
+        from accelerate import PartialState
+
+        # as in training: without being told so, accelerate does not see that it is one of several processes on CPUs
+        processes = PartialState(cpu=several and not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+    if arguments.model is not None:
+        from deflect_hf.inference.exported import ExportedModel
+
+        return ExportedModel(arguments.model), processes
+    from deflect_hf import load_predictor
+
+    assert arguments.adapter is not None and processes is not None
+    return (
+        load_predictor(
+            arguments.adapter, revision=arguments.revision, encoder=arguments.encoder, device=processes.device
+        ),
+        processes,
+    )
+
+
+def _report(predictor: MapModel, image: Path, target: Path, arguments: PredictArguments) -> None:
     from deflect_hf.inference.report import report_prediction
 
-    adapter = arguments.adapter if arguments.revision is None else f"{arguments.adapter}, {arguments.revision}"
-    page = report_prediction(target.with_suffix(".html"), target, image, predictor, arguments, adapter)
+    name = str(arguments.model or arguments.adapter)
+    name = name if arguments.revision is None else f"{name}, {arguments.revision}"
+    page = report_prediction(target.with_suffix(".html"), target, image, predictor, arguments, name)
     print(f"{page}: picture, map and areas")
 
 

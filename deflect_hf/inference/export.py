@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import ExportArguments
 from deflect_hf.errors import CheckpointError, ConfigError, named_extras, show_log, user_errors
 from deflect_hf.files import temp_dir, write_json
+from deflect_hf.inference.exported import Run, card_of, checksum, open_onnx, open_pt2
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5
 LARGEST_BATCH = 2**16
-Run = Callable[["Tensor"], "Tensor"]
+EXTENSIONS = ("mlm/v1.5.0", "file/v2.1.0")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,11 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             overwrite=arguments.overwrite,
         )
         print(f"{target}: at most {difference:.1e} from the trained model; {card_of(target)} describes it")
-
-
-def card_of(target: Path) -> Path:
-    """The description beside an exported file."""
-    return target.with_name(f"{target.name}.json")
 
 
 def export(
@@ -106,7 +102,7 @@ def export(
             run = write(program, images, made)
         batches = [images] if batch_size is not None else [images[:1], images]
         difference = max(compare(run, model, pixel_values, target) for pixel_values in batches)
-        write_json(card_of(made), card(predictor, target, [batch_size or -1, images.shape[1], height, width]))
+        write_json(card_of(made), card(predictor, made, [batch_size or -1, images.shape[1], height, width]))
         os.replace(made, target)
         os.replace(card_of(made), card_of(target))
     return difference
@@ -147,13 +143,11 @@ def write_pt2(program: Any, images: Tensor, path: Path) -> Run:
     import torch
 
     torch.export.save(program, path)
-    module = torch.export.load(path).module()
-    return lambda pixel_values: module(pixel_values)
+    return open_pt2(path)
 
 
 def write_onnx(program: Any, images: Tensor, path: Path) -> Run:
     """Write a program as ONNX, all in one file, and read it again."""
-    import onnxruntime
     import torch
 
     # onnxscript's optimizer makes 0 of some deviations of indices over partly measured patches; onnxruntime has its own
@@ -163,10 +157,7 @@ def write_onnx(program: Any, images: Tensor, path: Path) -> Run:
     )  # fmt: skip
     assert made is not None  # as it is without a file
     made.save(path, external_data=False)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda pixel_values: torch.from_numpy(session.run(None, {"pixel_values": pixel_values.numpy()})[0])
+    return open_onnx(path)
 
 
 def compare(run: Run, model: nn.Module, images: Tensor, target: Path) -> float:
@@ -183,10 +174,10 @@ def compare(run: Run, model: nn.Module, images: Tensor, target: Path) -> float:
     return difference
 
 
-def card(predictor: Predictor, target: Path, shape: list[int]) -> dict[str, Any]:
+def card(predictor: Predictor, file: Path, shape: list[int]) -> dict[str, Any]:
     """A STAC item with the Machine Learning Model extension, and how stored values become the model's input.
 
-    Source: github.com/stac-extensions/mlm, version 1.5.0.
+    Sources: github.com/stac-extensions/mlm, version 1.5.0; github.com/stac-extensions/file, version 2.1.0.
     """
     import torch
 
@@ -196,7 +187,7 @@ def card(predictor: Predictor, target: Path, shape: list[int]) -> dict[str, Any]
     task, model, processor = TASKS[predictor.task], task_model(predictor.model), predictor.processor
     dense = {"classification": "scene-classification", "segmentation": "semantic-segmentation"}
     kind = [dense.get(task.name, "regression" if task.output == "value" else "classification")]
-    onnx = target.suffix == ".onnx"
+    onnx = file.suffix == ".onnx"
     order = ["batch", "channel", "height", "width"]
     result = [shape[0], len(predictor.classes), *(shape[2:] if task.dense else [])]
     values = predictor.class_values or range(len(predictor.classes))
@@ -207,14 +198,14 @@ def card(predictor: Predictor, target: Path, shape: list[int]) -> dict[str, Any]
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
-        "stac_extensions": ["https://stac-extensions.github.io/mlm/v1.5.0/schema.json"],
-        "id": target.name,
+        "stac_extensions": [f"https://stac-extensions.github.io/{name}/schema.json" for name in EXTENSIONS],
+        "id": file.name,
         "geometry": None,
         "properties": {
             "datetime": None,
             "start_datetime": "1900-01-01T00:00:00Z",
             "end_datetime": "9999-12-31T23:59:59Z",
-            "mlm:name": f"deflect_hf-{target.stem}",
+            "mlm:name": f"deflect_hf-{file.stem}",
             "mlm:architecture": type(model.encoder).__name__,
             "mlm:framework": "ONNX" if onnx else "PyTorch",
             "mlm:framework_version": torch.__version__.partition("+")[0],
@@ -237,15 +228,21 @@ def card(predictor: Predictor, target: Path, shape: list[int]) -> dict[str, Any]
                 }
             ],
             "deflect_hf:processor": processor.to_dict(),
+            "deflect_hf:task": task.name,
+            "deflect_hf:classes": list(predictor.classes),
+            "deflect_hf:class_values": predictor.class_values,
+            "deflect_hf:patch_size": list(predictor.patch_size),
             "deflect_hf:unit": predictor.unit,
+            "deflect_hf:temperature": predictor.temperature,
         },
         "links": [],
         "assets": {
             "model": {
-                "href": f"./{target.name}",
+                "href": f"./{file.name}",
                 "type": "application/octet-stream",
                 "roles": ["mlm:model"],
                 "mlm:artifact_type": "ONNX" if onnx else "torch.export.save",
+                "file:checksum": checksum(file),
             }
         },
     }

@@ -13,7 +13,7 @@ import torch
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.figures import class_colors
-from deflect_hf.inference.trained import TrainedModel
+from deflect_hf.inference.model import MapModel
 from deflect_hf.raster.maps import MapLayout
 
 Array = np.ndarray[Any, Any]
@@ -22,7 +22,7 @@ NODATA = 255  # of uint8 maps
 STEPS = 250  # probability 1.0 in uint8: steps of 0.004
 
 
-def map_layout(predictor: TrainedModel, arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
+def map_layout(predictor: MapModel, arguments: SceneArguments) -> tuple[MapLayout, Callable[[Array], Array]]:
     """What the bands of the map are, and what makes stored values (count, h, W) of logits (K, h, W)."""
     classes = predictor.classes
     if arguments.output == "embeddings":

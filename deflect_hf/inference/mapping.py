@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rasterio import Affine
-from torch import nn
 from tqdm import tqdm
 
 from deflect_hf.config.inference import SceneArguments
@@ -26,11 +24,10 @@ from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedO
 from deflect_hf.inference.blocks import Block, SceneWindows
 from deflect_hf.inference.layouts import NODATA, STEPS, map_layout
 from deflect_hf.inference.memory import give_back
+from deflect_hf.inference.model import MapModel
 from deflect_hf.inference.parts import Parts
 from deflect_hf.inference.polygons import refuse_polygons, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, cut_tokens, files_of
-from deflect_hf.inference.trained import TrainedModel
-from deflect_hf.methods import task_model
 from deflect_hf.raster.header import PathLike, RasterInfo
 from deflect_hf.raster.maps import MapLayout, Square, category_names, job_of_map, sidecar, write_map
 from deflect_hf.raster.products import Product
@@ -44,13 +41,9 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
-# in configurations, what says where something came from and not what it is
-PLACES = {"_name_or_path", "name_or_path", "base_model_name_or_path", "revision", "peft_version"}
-PLACES |= {"transformers_version"}
-
 
 def predict_raster(
-    predictor: TrainedModel,
+    predictor: MapModel,
     source: PathLike,
     target: Path,
     arguments: SceneArguments,
@@ -101,7 +94,7 @@ def _opened(held: ExitStack, source: Product, target: Path, processes: PartialSt
     return files[0] if files else OpenRaster(str(source), held.enter_context(open_raster(copied)).source)
 
 
-def windows_of(file: OpenRaster, predictor: TrainedModel, arguments: SceneArguments) -> SceneWindows:
+def windows_of(file: OpenRaster, predictor: MapModel, arguments: SceneArguments) -> SceneWindows:
     """The windows of an open image."""
     scene = Scene.of(file, predictor.processor, arguments)
     if arguments.output == "embeddings":
@@ -123,7 +116,7 @@ def grid_of(windows: SceneWindows) -> RasterInfo:
     )
 
 
-def refuse(predictor: TrainedModel, image: PathLike, target: Path, arguments: SceneArguments) -> bool:
+def refuse(predictor: MapModel, image: PathLike, target: Path, arguments: SceneArguments) -> bool:
     """Refuse what cannot become a map; whether the map is there and is what the same command would write again."""
     source = Path(image)
     if arguments.output == "embeddings":
@@ -180,7 +173,7 @@ def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
     return {
         "image": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
         **({} if product.layers is None else {"put together as": product.open_name()}),
-        "model": model_digest(predictor.model),
+        "model": predictor.digest(),
         "classes": [predictor.classes, predictor.class_values],
         "precision": str(predictor.precision),
         "reading": {
@@ -198,30 +191,6 @@ def digest_of(job: dict[str, Any], arguments: SceneArguments) -> str:
     """By what a finished map is known again."""
     text = json.dumps([job, arguments.cog], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def model_digest(model: nn.Module) -> str:
-    """Checksum of all that predicts: weights, statistics, and what the configurations say (formulas, for example).
-
-    Not of the head with random weights that PEFT keeps beside the trained one, nor of names of places and versions.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if ".original_module." in f".{name}":
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    adapters = getattr(model, "peft_config", {})
-    for settings in (getattr(task_model(model), "config", None), *(adapters[name] for name in sorted(adapters))):
-        described = settings.to_dict() if hasattr(settings, "to_dict") else None
-        digest.update(json.dumps(_without_places(described), sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
-def _without_places(settings: Any) -> Any:
-    if isinstance(settings, dict):
-        return {str(name): _without_places(value) for name, value in settings.items() if name not in PLACES}
-    return sorted(map(str, settings)) if isinstance(settings, set) else settings
 
 
 def _predict(

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from peft import PeftModel
 
 from deflect_hf.artifacts.environment import PACKAGES, version
 from deflect_hf.config.inference import SceneArguments
@@ -31,8 +30,7 @@ from deflect_hf.errors import DataError
 from deflect_hf.evaluation.areas import estimate_areas
 from deflect_hf.figures.colors import IGNORED, class_colors, composite, composites_of
 from deflect_hf.files import write_text
-from deflect_hf.inference.predictor import Predictor
-from deflect_hf.methods import task_model
+from deflect_hf.inference.model import Facts, MapModel
 from deflect_hf.raster.georeference import crs_name, pixel_areas
 from deflect_hf.raster.header import PathLike, RasterInfo, file_bands
 from deflect_hf.raster.maps import SQUARE
@@ -40,7 +38,6 @@ from deflect_hf.raster.read import open_raster, overview_size, raster_info, read
 from deflect_hf.raster.tiles import in_pieces
 
 Array = np.ndarray[Any, Any]
-Facts = Sequence[tuple[str, str]]
 
 OVERVIEW_SIDE = 1024  # longest side of the pictures in pixels
 JPEG_QUALITY = 88
@@ -125,11 +122,11 @@ def report_prediction(
     path: Path,
     prediction: Path,
     source: PathLike,
-    predictor: Predictor,
+    predictor: MapModel,
     arguments: SceneArguments,
-    adapter: str,
+    name: str,
 ) -> Path:
-    """Write the report of a map that this command line made of `source` with the predictor, called `adapter`."""
+    """Write the report of a map that this command line made of `source` with the predictor, called `name`."""
     # not settled as for the map, which has logged all that is odd about the scene
     product = layout_of(arguments, predictor.processor, os.fspath(source))
     info = raster_info(product)
@@ -138,19 +135,11 @@ def report_prediction(
     fills = () if info.calibrated else fills
     nodata = arguments.nodata if arguments.nodata is not None else fills
     reading = {"source_bands": source_bands, "sensor": sensor, "nodata": nodata}
-    model, processor = predictor.model, predictor.processor
-    encoder = getattr(getattr(task_model(model), "encoder", None), "name_or_path", None)
-    method, revision = "no adapter", None
-    if isinstance(model, PeftModel):
-        saved = model.active_peft_config
-        # what the adapter was trained on; it may have been loaded from another place
-        method, encoder, revision = saved.peft_type.value, saved.base_model_name_or_path, saved.revision
     facts = [
         ("Task", f"{predictor.task}, {len(predictor.classes)} classes"),
-        ("Model", adapter),
-        ("Method", method),
-        ("Base encoder", (encoder or "unnamed") + (f", revision {revision}" if revision else "")),
-        ("Bands", f"{', '.join(processor.bands)}, in {processor.unit}"),
+        ("Model", name),
+        *predictor.origin(),
+        ("Bands", f"{', '.join(predictor.processor.bands)}, in {predictor.processor.unit}"),
         ("Confidence", _confidence(predictor)),
         ("Command line", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     ]
@@ -159,7 +148,7 @@ def report_prediction(
     )
 
 
-def _confidence(predictor: Predictor) -> str:
+def _confidence(predictor: MapModel) -> str:
     if predictor.temperature is None:
         return "not calibrated"
     return f"calibrated on the validation split, temperature {predictor.temperature:.3g}"

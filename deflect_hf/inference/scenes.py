@@ -21,10 +21,8 @@ from deflect_hf.data.contract import check_reflectance
 from deflect_hf.data.folder_reader import FolderReader, settle_reader
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.inference.model import MapModel
 from deflect_hf.inference.tiling import Axis
-from deflect_hf.inference.trained import TrainedModel
-from deflect_hf.methods import task_model
-from deflect_hf.models.configuration import as_pair
 from deflect_hf.raster.georeference import ground_m
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.products import Product
@@ -133,19 +131,24 @@ def _warn_of_loose_georeference(file: OpenRaster) -> None:
         )
 
 
-def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
+def window_size(predictor: MapModel, side: int | None) -> tuple[int, int]:
     """Height and width of the windows in stored pixels: as asked, else what the model was trained on."""
     processor = predictor.processor
-    encoder = getattr(getattr(task_model(predictor.model), "config", None), "encoder_config", None)
-    pretraining = getattr(encoder, "image_size", None)
-    if side is not None:
+    fixed = predictor.input_size if processor.size is None else None
+    if fixed is not None and side is not None and fixed != (side, side):
+        raise ConfigError(
+            f"--window {side}: the exported file takes images of {fixed[0]} x {fixed[1]} pixels alone: leave it out."
+        )
+    if fixed is not None:
+        height, width = fixed
+    elif side is not None:
         height, width = side, side
     elif predictor.window is not None and processor.size is None:
         height, width = predictor.window, predictor.window
     elif processor.trained_size is not None:
         height, width = processor.trained_size
-    elif pretraining is not None and processor.size is None:
-        height, width = as_pair(pretraining)
+    elif predictor.pretrained_size is not None and processor.size is None:
+        height, width = predictor.pretrained_size
         logger.warning(
             "windows of %d x %d pixels, the size of the encoder's pretraining, as the trained folder does not say how "
             "large its images were: --window is best their side",
@@ -165,7 +168,7 @@ def window_size(predictor: TrainedModel, side: int | None) -> tuple[int, int]:
     return height, width
 
 
-def cut(predictor: TrainedModel, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis]:
+def cut(predictor: MapModel, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis]:
     """The windows along rows and columns. A scene smaller than a window is one, filled up to whole patches."""
 
     def axis(length: int, size: int, patch: int) -> Axis:
@@ -182,9 +185,7 @@ def cut(predictor: TrainedModel, info: RasterInfo, arguments: SceneArguments) ->
     )
 
 
-def cut_tokens(
-    predictor: TrainedModel, info: RasterInfo, arguments: SceneArguments
-) -> tuple[Axis, Axis, tuple[int, int]]:
+def cut_tokens(predictor: MapModel, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis, tuple[int, int]]:
     """As :func:`cut`, counted in tokens, so that those of all windows lie on one grid; pixels that a token covers.
 
     The last tokens may reach beyond the scene.

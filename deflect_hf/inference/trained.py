@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -9,18 +11,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor, nn
 
 from deflect_hf.config.tasks import MODEL_TYPES, TASKS, task_of
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import ConfigError, DataError, UnsupportedOperationError, listing
+from deflect_hf.errors import ConfigError, UnsupportedOperationError, listing
 from deflect_hf.evaluation.evaluate import predict_logits
+from deflect_hf.inference.model import Facts, MapModel, refuse_overflow
 from deflect_hf.methods import task_model
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.targets import KINDS
 
+# in configurations, what says where something came from and not what it is
+PLACES = {"_name_or_path", "name_or_path", "base_model_name_or_path", "revision", "peft_version"}
+PLACES |= {"transformers_version"}
 
-class TrainedModel:
+
+class TrainedModel(MapModel):
     """(B, C, H, W) reflectance -> logits, for a model of any training loop.
 
     Args:
@@ -78,7 +86,9 @@ class TrainedModel:
         self.patch_size = as_pair(getattr(settings, "patch_size", None) or 1)
         self.precision = precision
         self.target = KINDS[TASKS[task].output]()
-        self.unit: str | None = getattr(settings, "target_unit", None)
+        pretrained = getattr(getattr(settings, "encoder_config", None), "image_size", None)
+        self.pretrained_size = None if pretrained is None else as_pair(pretrained)
+        self.unit = getattr(settings, "target_unit", None)
         self.confusion = confusion
         self.temperature = temperature
         self.class_values = None if class_values is None else tuple(class_values)
@@ -123,6 +133,36 @@ class TrainedModel:
         refuse_overflow(logits, pixel_values, "the images", "set to NaN, or by `valid`, what is no measurement.")
         return logits
 
+    def digest(self) -> str:
+        """Checksum of all that predicts: weights, statistics, and what the configurations say (formulas, for example).
+
+        Not of the head with random weights that PEFT keeps beside the trained one, nor of names of places and versions.
+        """
+        model, digest = self.model, hashlib.blake2b(digest_size=16)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if ".original_module." in f".{name}":
+                continue
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        adapters: Any = getattr(model, "peft_config", {})
+        for settings in (getattr(task_model(model), "config", None), *(adapters[name] for name in sorted(adapters))):
+            described = settings.to_dict() if hasattr(settings, "to_dict") else None
+            digest.update(json.dumps(_without_places(described), sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def origin(self) -> Facts:
+        """Method and base encoder."""
+        encoder: Any = getattr(getattr(task_model(self.model), "encoder", None), "name_or_path", None)
+        method, revision = "no adapter", None
+        if isinstance(self.model, PeftModel):
+            saved = self.model.active_peft_config
+            # what the adapter was trained on; it may have been loaded from another place
+            method, encoder, revision = saved.peft_type.value, saved.base_model_name_or_path, saved.revision
+        return [
+            ("Method", method),
+            ("Base encoder", (encoder or "unnamed") + (f", revision {revision}" if revision else "")),
+        ]
+
     def _outputs(self, pixel_values: Tensor) -> Any:
         """(B, C, H, W) reflectance -> ``.logits`` (B, K) or (B, K, H, W); a coarser map is brought to the pixels."""
         outputs = self.model(pixel_values)
@@ -132,12 +172,7 @@ class TrainedModel:
         return SimpleNamespace(logits=logits)
 
 
-def refuse_overflow(logits: Tensor, pixel_values: Tensor, where: str, fix: str) -> None:
-    """Refuse logits that are no numbers, which would pass for those of pixels that were not measured."""
-    if bool(logits.isfinite().all()):
-        return
-    known = torch.where(pixel_values.isfinite(), pixel_values, 0.0)
-    raise DataError(
-        f"{where}: the model's computation overflows on values from {known.min():.9g} to {known.max():.9g} (after "
-        f"scale and offset): {fix}"  # 9 digits are a whole float32, to be given as a fill value
-    )
+def _without_places(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {str(name): _without_places(value) for name, value in settings.items() if name not in PLACES}
+    return sorted(map(str, settings)) if isinstance(settings, set) else settings

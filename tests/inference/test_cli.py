@@ -112,7 +112,7 @@ def test_the_files_come_with_or_without_the_flag_and_stay_text(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a", "b"], "'adapter' is missing: folder of a run, its best/ folder, or USER/NAME on the Hub"),
+        (["a", "b"], "give one model: --adapter RUN, or --model FILE of deflect-export"),
         (["a", "b", "--adapter", "R", "--dtype", "uint8"], "dtype='uint8' is for probabilities: add --output probab"),
         (["a", "b", "--adapter", "R", "--qa_band", "SCL"], "qa_band and qa_values go together"),
         (["a", "b", "--adapter", "R", "--overlap", "0.7"], "the command line: 'overlap' must be at most 0.5, not 0.7"),

@@ -15,7 +15,6 @@ import rasterio.shutil
 from torch import Tensor
 
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
-from deflect_hf.inference import mapping
 from deflect_hf.inference.blocks import Block
 from deflect_hf.inference.parts import Parts
 from deflect_hf.inference.predictor import Predictor
@@ -362,5 +361,5 @@ def test_the_job_knows_weights_statistics_and_formulas_but_not_where_they_lie(tm
         result_folder(tmp_path / "c", encoder, **evi),
         result_folder(tmp_path / "d", encoder, **ndvi, statistics={"base_mean": [0.2] * 3, "base_std": [0.1] * 3}),
     ]
-    same, moved, formula, statistics = (mapping.model_digest(Predictor.from_folder(one).model) for one in folders)
+    same, moved, formula, statistics = (Predictor.from_folder(one).digest() for one in folders)
     assert same == moved and len({same, formula, statistics}) == 3

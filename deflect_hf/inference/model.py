@@ -1,0 +1,77 @@
+"""What maps need of a model, whatever computes it: PEFT and transformers, or an exported file without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deflect_hf.data.processor import MultispectralImageProcessor
+from deflect_hf.errors import DataError
+
+Facts = Sequence[tuple[str, str]]
+
+
+class MapModel:
+    """(B, C, H, W) reflectance -> logits, and how images are read for it.
+
+    Attributes:
+        task: one of :data:`~deflect_hf.config.tasks.TASKS`.
+        classes: their names, in the order of the logits.
+        class_values: what the training masks stored for each class, where that was not its number.
+        window: images larger than this side are cut, as in evaluation; None: they are taken whole.
+        patch_size: height and width of the encoder's patches.
+        input_size: the only height and width that the model takes; None: any.
+        pretrained_size: those of the encoder's pretraining, where they are known.
+        unit: of values.
+        confusion: name of a split it was scored on, and its counts (rows are targets, columns predictions).
+        temperature: what logits are divided by for the confidence in a class; None: it is not calibrated.
+    """
+
+    processor: MultispectralImageProcessor
+    task: str
+    classes: tuple[str, ...]
+    class_values: tuple[int, ...] | None = None
+    device = torch.device("cpu")
+    precision: torch.dtype | None = None
+    window: int | None = None
+    patch_size: tuple[int, int]
+    input_size: tuple[int, int] | None = None
+    pretrained_size: tuple[int, int] | None = None
+    unit: str | None = None
+    confusion: tuple[str, Any] | None = None
+    temperature: float | None = None
+
+    def forward(self, pixel_values: Tensor, window: int | None) -> Tensor:
+        """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``."""
+        raise NotImplementedError
+
+    @property
+    def embedding_size(self) -> int:
+        """Length D of a token of the encoder."""
+        raise NotImplementedError
+
+    def embeddings(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) reflectance -> (B, D, h, w) float32 patch tokens of the encoder's last layer, on ``device``."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """Checksum of all that predicts."""
+        raise NotImplementedError
+
+    def origin(self) -> Facts:
+        """Names and values that say in a report what the model was made of."""
+        raise NotImplementedError
+
+
+def refuse_overflow(logits: Tensor, pixel_values: Tensor, where: str, fix: str) -> None:
+    """Refuse logits that are no numbers, which would pass for those of pixels that were not measured."""
+    if bool(logits.isfinite().all()):
+        return
+    known = torch.where(pixel_values.isfinite(), pixel_values, 0.0)
+    raise DataError(
+        f"{where}: the model's computation overflows on values from {known.min():.9g} to {known.max():.9g} (after "
+        f"scale and offset): {fix}"  # 9 digits are a whole float32, to be given as a fill value
+    )
