@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deflect_hf.config.compose import Parser
-from deflect_hf.config.yaml import yaml_value
 from deflect_hf.errors import ConfigError, show_log, user_errors
 from deflect_hf.files import refuse_foreign
 
@@ -41,11 +40,13 @@ def build_parser() -> Parser:
     push = commands.add_parser("push", help="publish a trained model")
     push.add_argument("folder", metavar="FOLDER")
     push.add_argument("repo_id", metavar="USER/NAME")
-    push.add_argument("--private", metavar="true|false", help="whether only its owner may see it")
+    push.add_argument("--private", choices=("true", "false"), help="whether only its owner may see it")
     push.add_argument("--revision", metavar="BRANCH", help="made if it is not there [main]")
     push.add_argument("--message", metavar="TEXT", help="of the commit")
     push.add_argument("--base_model_id", metavar="USER/ENCODER", help="where the encoder's folder lies on the Hub")
-    push.add_argument("--picture", metavar="true|false", default="true", help="publish a picture of a prediction, too")
+    push.add_argument(
+        "--picture", choices=("true", "false"), default="true", help="publish a picture of a prediction, too"
+    )
     push.set_defaults(run=run_push)
     card = commands.add_parser("card", help="write README.md and prediction.png into the folder")
     card.add_argument("folder", metavar="FOLDER")
@@ -61,15 +62,14 @@ def run_push(arguments: argparse.Namespace) -> None:
     """`push`."""
     from deflect_hf.hub.push import push
 
-    switches = {name: _switch(name, getattr(arguments, name)) for name in ("private", "picture")}
     url = push(
         arguments.folder,
         arguments.repo_id,
-        private=switches["private"],
+        private=None if arguments.private is None else arguments.private == "true",
         revision=arguments.revision,
         commit_message=arguments.message,
         base_model_id=arguments.base_model_id,
-        picture=bool(switches["picture"]),
+        picture=arguments.picture == "true",
     )
     print(url)
 
@@ -77,7 +77,8 @@ def run_push(arguments: argparse.Namespace) -> None:
 def run_card(arguments: argparse.Namespace) -> None:
     """`card`."""
     from deflect_hf.artifacts.saved_model import result_folder
-    from deflect_hf.hub.card import draw_prediction, write_card
+    from deflect_hf.hub.card import write_card
+    from deflect_hf.hub.picture import draw_prediction
     from deflect_hf.hub.sanitize import CARD, PICTURE
 
     folder = result_folder(Path(arguments.folder))
@@ -102,14 +103,6 @@ def run_check(arguments: argparse.Namespace) -> None:
         folder, config = pull(Hub(), arguments.folder, arguments.revision)
     encoder = config.encoder.name_or_path or "its own, random one"
     print(f"{folder}: whole and safe to load. --finetune {config.finetune}, encoder {encoder}")
-
-
-def _switch(name: str, text: str | None) -> bool | None:
-    """`true` or `false`."""
-    value = None if text is None else yaml_value(text, f"--{name}")
-    if value is not None and not isinstance(value, bool):
-        raise ConfigError(f"the command line: --{name} must be true or false, not {text!r}")
-    return value
 
 
 if __name__ == "__main__":

@@ -5,31 +5,29 @@ PEFT writes a card of headings to fill in; this one takes its place and is compl
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from deflect_hf.artifacts import saved_model as checkpoints
-from deflect_hf.config.tasks import TASKS, TITLES
-from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
-from deflect_hf.data.dataset import Example
+from deflect_hf.config.readers import DatasetSpec, dataset_spec
+from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import TITLES, Task, task_of
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DeflectError
-from deflect_hf.evaluation.report import shown
-from deflect_hf.figures import prediction_panel
+from deflect_hf.evaluation.protocol import evaluation_window
 from deflect_hf.files import write_text
-from deflect_hf.hub.metadata import Metadata, read_metadata
 from deflect_hf.hub.sanitize import CARD, PICTURE
-from deflect_hf.inference.predictor import Predictor
 from deflect_hf.models.encoders import chosen_gsd
+from deflect_hf.models.geovit.sources import SOURCES
 from deflect_hf.spectral.bands import SPECTRUM
 from deflect_hf.spectral.probe import bound_of
 from deflect_hf.spectral.sensors import get_sensor
-
-logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 # key in results.json -> type of the Hub
@@ -46,7 +44,112 @@ METHODS = {
     "full": "full fine-tuning",
 }
 EXAMPLE_VALUE = {"reflectance": 0.1, "8bit": 0.5}
-LOOKED_AT = 8  # images among which the one for the picture is chosen
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is known of a trained model.
+
+    Attributes:
+        task, adapter: entries of ``config.json`` and ``adapter_config.json``, where there is one.
+        results: entries of ``results.json``.
+        files: size of each file in bytes.
+        license: of the base model; None where it is not known.
+    """
+
+    config: RunArguments
+    task: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    processor: MultispectralImageProcessor
+    results: Mapping[str, Any]
+    files: Mapping[str, int]
+    license: str | None
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes in label order."""
+        return [self.task["id2label"][key] for key in sorted(self.task["id2label"], key=int)]
+
+    @property
+    def kind(self) -> Task:
+        """What it was trained for."""
+        return task_of(self.task["model_type"], self.task.get("problem_type"))
+
+    @property
+    def encoder_bands(self) -> list[str]:
+        """Bands that the encoder sees: its base bands, and those that a trained patch embedding takes besides."""
+        base = self.adapter.get("base_bands") or self.task.get("base_bands") or self.config.encoder.base_bands
+        return [*base, *(self.task.get("extra_bands") or [])]
+
+    @property
+    def data(self) -> DatasetSpec:
+        """The training data; a public data set has a source, a license and a citation, too."""
+        return dataset_spec(self.config.dataset.name)
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """Device, processes and packages of the training, where they are known."""
+        return self.results.get("environment", {})
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image that the model takes as it is, before it is resized if training did that."""
+        crop, window = self.config.augmentation.center_crop, evaluation_window(self.config, self.kind.name)
+        if self.processor.size is None:  # else crop and window are those of resized images
+            if crop is not None:
+                return crop[0], crop[1]
+            if window is not None:
+                return window, window
+        size = self.processor.trained_size or self.task["encoder_config"]["image_size"]
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of what comes out for each pixel of such an image."""
+        size = self.processor.size
+        return self.image_size if size is None else (size["height"], size["width"])
+
+
+def read_metadata(folder: Path, license: str | None = None) -> Metadata:
+    """What a result folder says that is safe to read: made here, or checked.
+
+    Args:
+        license: of the base model, where the Hub stated it.
+
+    Raises:
+        CheckpointError: it is no result folder.
+    """
+    config = checkpoints.read_config(folder)
+
+    def stored(name: str) -> dict[str, Any]:
+        path = folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    return Metadata(
+        config=config,
+        task=stored("config.json"),
+        adapter=stored("adapter_config.json"),
+        processor=MultispectralImageProcessor.from_pretrained(folder),
+        results=stored(checkpoints.RESULTS),
+        files={
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        },
+        license=license or known_license(config.encoder.name_or_path),
+    )
+
+
+def known_license(encoder: str | None) -> str | None:
+    """The license of a published encoder by its name on the Hub, or as the card in its folder states it."""
+    if encoder is None:
+        return None
+    card = Path(encoder) / "README.md"
+    if not card.is_file():
+        return next((source.license for source in SOURCES.values() if source.hub_id == encoder), None)
+    try:
+        stated = ModelCard.load(card).data.get("license")
+    except (ValueError, yaml.YAMLError):  # somebody's text, no card
+        return None
+    return stated if isinstance(stated, str) else None
 
 
 def write_card(
@@ -68,19 +171,18 @@ def write_card(
     scores = next((meta.results[split] for split in ("test", "val") if split in meta.results), None)
     encoder = meta.config.encoder
     values: dict[str, Any] = {
-        **{"meta": meta, "processor": meta.processor, "results": meta.results, "encoder": encoder, "scores": scores},
+        **{"meta": meta, "processor": meta.processor, "encoder": encoder, "scores": scores},
         **{"where": where, "title": title, "finetune": meta.config.finetune, "full": meta.config.finetune == "full"},
         "method": METHODS.get(meta.config.finetune, meta.config.finetune),
         "picture": PICTURE if PICTURE in meta.files else None,
         "split": "test" if "test" in meta.results else "val",
         "intervals": scores.get("intervals") if scores else None,
-        "limited_label": meta.config.dataset.limited_label,
         "on_the_hub": "/" in str(encoder.name_or_path) and not Path(str(encoder.name_or_path)).is_dir(),
         "bands": band_rows(meta),
         "indices": index_rows(meta),
         "cost": cost_rows(meta),
         "versions": ", ".join(
-            f"{name} {number}" for name, number in _environment(meta, "packages", {}).items() if number
+            f"{name} {number}" for name, number in meta.environment.get("packages", {}).items() if number
         ),
         **program(meta),
         **(score_rows(scores) if scores else {}),
@@ -116,7 +218,7 @@ def card_data(meta: Metadata, repo_id: str | None) -> ModelCardData:
             EvalResult(
                 task_type=meta.kind.pipeline or meta.kind.name,
                 dataset_type=meta.config.dataset.name,
-                dataset_name=meta.data,
+                dataset_name=meta.data.title,
                 dataset_split="test" if split == "test" else "validation",
                 metric_type=METRICS[key],
                 metric_name=TITLES[key],
@@ -217,51 +319,9 @@ def cost_rows(meta: Metadata) -> list[tuple[str, str]]:
     rows += [(f"`{name}`", f"{size / 1000:,.0f} kB") for name, size in sorted(weights.items())]
     if results.get("steps"):
         each = 1000 * results["seconds"] / results["steps"]
-        device, processes = _environment(meta, "device", "an unknown device"), _environment(meta, "processes", 1)
+        device, processes = meta.environment.get("device", "an unknown device"), meta.environment.get("processes", 1)
         images = meta.config.batch_size * meta.config.accumulate * processes
         device += f", {processes} processes" if processes > 1 else ""
         steps = f"{results['steps']:,} steps of {images} images, {each:,.0f} ms each"
         rows.append(("training", f"{steps} with reading and validation, on {device}"))
     return rows
-
-
-def _environment(meta: Metadata, key: str, default: Any) -> Any:
-    return meta.results.get("environment", {}).get(key, default)
-
-
-def draw_prediction(folder: Path, encoder: str | None = None) -> Path | None:
-    """Write ``prediction.png`` into a result folder: an image of the test split, its labels, and the prediction.
-
-    None, and a line in the log, where the data is not here any more.
-
-    Args:
-        encoder: folder of the base encoder, where it is not found as the run's configuration says.
-    """
-    config = checkpoints.read_config(folder)
-    try:
-        predictor = Predictor.from_folder(folder, encoder=encoder)
-        splits = load_dataset_splits(config.dataset, predictor.processor)
-        split = next(name for name in ("test", "val", "train") if name in splits)
-        example = varied_example(splits[split].with_transform(build_transform(config.augmentation, "val")))
-        pixel_values = example["pixel_values"]
-        prediction = shown(TASKS[predictor.task], predictor.logits(pixel_values[None]).cpu())[0].numpy()
-    except (DeflectError, StopIteration) as error:
-        logger.warning("no picture of a prediction: %s", error)
-        return None
-    label = example["labels"].numpy() if "labels" in example else None
-    bands, title = predictor.processor.bands, f"{split} split"
-    return prediction_panel(
-        *(folder / PICTURE, pixel_values.numpy(), bands, predictor.classes, prediction, label, title),
-        unit=predictor.unit or "",
-    )
-
-
-def varied_example(images: ImageDataset) -> Example:
-    """Of a few examples spread over a split, the one that shows most classes, or values."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)).tolist()
-
-    def classes(example: Example) -> int:
-        labels = example.get("labels")
-        return len(np.unique(labels[labels != images.ignore_index])) if labels is not None else 0
-
-    return max((images[index] for index in chosen), key=classes)

@@ -9,20 +9,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from pydantic import TypeAdapter, ValidationError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.artifacts.saved_model import model_class
 from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import MODEL_TYPES, task_of
 from deflect_hf.data.entries import ProcessorEntries, check_entries
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, listing
-from deflect_hf.hub.adapters import check_adapter
 from deflect_hf.hub.client import check_repo_id
 from deflect_hf.hub.safety import (
     CODE_KEYS,
@@ -35,9 +39,10 @@ from deflect_hf.hub.safety import (
     needs_code,
     read_json,
     tensor_shapes,
+    walk,
 )
+from deflect_hf.tuners.deflect import DeflectConfig
 
-TASKS = {"deflect_image_classification": "classification", "deflect_semantic_segmentation": "segmentation"}
 # Vision transformers that transformers builds by itself, from numbers alone.
 ENCODERS = (
     "beit", "clip_vision_model", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "geovit",
@@ -46,8 +51,18 @@ ENCODERS = (
 REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]{0,199}")
 # The largest published vision transformer (22 B parameters) has 48 blocks of width 6144.
 LARGEST = {"num_hidden_layers": 128, "hidden_size": 16_384, "intermediate_size": 65_536, "image_size": 16_384}
-MAX_SIDE = 16_384
 MAX_CLASSES = 10_000
+LIBRARIES = re.compile(r"(?:deflect_hf|transformers)(?:\.\w+)*")
+MAX_FORMULAS = 600
+MAX_PATTERN = 500
+MAX_NUMBER = 65_536
+RANKS = ("r", "rank", "aux_dim")
+# Methods that load further adapters or model files by name when they are built.
+REFUSED_METHODS = ("XLORA", "CPT", "ADAPTION_PROMPT", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING")
+MODULE_NAMES = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
+# Text and lists that a method needs; every other entry is a number, a switch, or as the method's defaults have it.
+FREE_KEYS = (*MODULE_NAMES, "layers_to_transform", "base_model_name_or_path", "revision", "peft_type", "peft_version",
+             "auto_mapping")  # fmt: skip
 
 
 def check_folder(folder: Path, *, published: bool) -> RunArguments:
@@ -151,8 +166,8 @@ def check_task(path: Path) -> int:
     """
     entries = read_json(path)
     kind = entries.get("model_type")
-    if kind not in TASKS:
-        raise CheckpointError(f"{path}: model_type is {kind!r:.80}; {listing(TASKS)} are loaded.")
+    if kind not in MODEL_TYPES:
+        raise CheckpointError(f"{path}: model_type is {kind!r:.80}; {listing(MODEL_TYPES)} are loaded.")
     known = {item.name for item in dataclasses.fields(CONFIG_MAPPING[str(kind)])}
     check_keys(path, entries, {*known, "model_type", "transformers_version", "_name_or_path"}, "a task model")
     encoder = entries.get("encoder_config")
@@ -182,6 +197,94 @@ def check_processor(path: Path) -> None:
         raise type(error)(f"{path}: {error}") from error
 
 
+def check_adapter(path: Path, width: int) -> dict[str, Any]:
+    """The entries of ``adapter_config.json``, checked before PEFT makes anything of them.
+
+    Args:
+        width: of the encoder; no rank is larger.
+
+    Raises:
+        CheckpointError: an unknown method or entry, a path, foreign code, a size beyond the encoder's.
+        DeflectError: what the method's own configuration refuses, such as a formula.
+    """
+    entries = read_json(path)
+    kind = entries.get("peft_type")
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING or kind in REFUSED_METHODS:
+        raise CheckpointError(f"{path}: peft_type is {kind!r:.80}, which is no method that is loaded from elsewhere.")
+    schema = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    check_keys(path, entries, {item.name for item in dataclasses.fields(schema)}, kind)
+    mapping = entries.get("auto_mapping")
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    if mapping is not None and not (isinstance(library, str) and LIBRARIES.fullmatch(library)):
+        raise CheckpointError(needs_code(path, "auto_mapping"))
+    for key, value, _ in walk(entries):
+        if key.partition(".")[0] not in ("base_model_name_or_path", "formulas") and is_path(value):
+            raise CheckpointError(f"{path}: {key} is {value!r:.80}: a path of some machine has no place here.")
+        if isinstance(value, int):
+            _check_number(path, key, value, schema, width)
+    for key in MODULE_NAMES:
+        _check_names(path, key, entries.get(key))
+    if schema is DeflectConfig:
+        _check_deflect(path, entries)
+    else:
+        _check_method(path, entries, schema)
+    return entries
+
+
+def _check_number(path: Path, key: str, value: int, schema: type[PeftConfig], width: int) -> None:
+    """Room is made for adapters by these numbers: ranks up to the encoder's width, others up to MAX_NUMBER."""
+    default = getattr(schema, key, None)
+    known = default if type(default) is int else 0  # VeRA has r = 256 whatever the width
+    if key not in RANKS:
+        if abs(value) > max(MAX_NUMBER, known):
+            raise CheckpointError(f"{path}: {key[:80]} is {value}; numbers up to {MAX_NUMBER} are meant.")
+        return
+    least = 1 if schema is DeflectConfig else 0  # OFT has r = 0 where it is given the size of its blocks
+    if type(value) is not int or not least <= value <= max(width, known):
+        raise CheckpointError(f"{path}: {key} is {value!r:.80}; a whole number up to the encoder's width {width}.")
+
+
+def _check_names(path: Path, key: str, value: Any) -> None:
+    """Names of modules, or a regular expression that cannot run for ages."""
+    if isinstance(value, str):
+        slow = re.search(r"\)\s*[*+{]|\\[1-9]|\(\?P?[=<!]", value) or len(re.findall(r"[*+{]", value)) > 8
+        if slow or len(value) > MAX_PATTERN:
+            raise CheckpointError(f"{path}: {key} is a pattern that may take for ever to match: {value!r:.80}.")
+    elif value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise CheckpointError(f"{path}: {key} must be names of modules or one pattern, not {value!r:.80}.")
+
+
+def _check_deflect(path: Path, entries: Mapping[str, Any]) -> None:
+    formulas = entries.get("formulas")
+    if isinstance(formulas, dict) and len(formulas) > MAX_FORMULAS:
+        raise CheckpointError(f"{path}: {len(formulas)} formulas; {MAX_FORMULAS} are the most.")
+    if entries.get("bands") is not None and formulas is None:
+        raise CheckpointError(f"{path}: formulas are not written out, as every saved adapter has them.")
+    hints = typing.get_type_hints(DeflectConfig)
+    for key in DeflectConfig.__annotations__.keys() & entries.keys():
+        try:
+            TypeAdapter(hints[key]).validate_python(entries[key], strict=True)
+        except ValidationError:
+            expected = DeflectConfig.__annotations__[key]
+            raise CheckpointError(f"{path}: {key} must be {expected}, not {entries[key]!r:.80}.") from None
+    DeflectConfig(**entries)
+
+
+def _check_method(path: Path, entries: Mapping[str, Any], schema: type[PeftConfig]) -> None:
+    """Only numbers, switches and names of modules may differ from what the method does by default."""
+    defaults = {
+        item.name: item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        for item in dataclasses.fields(schema)
+    }
+    for key, value in entries.items():
+        default = defaults[key]
+        number = type(value) in (int, float, bool) and (default is None or type(default) in (int, float, bool))
+        if not (key in FREE_KEYS or number or value == default or not value):
+            raise CheckpointError(
+                f"{path}: {key} is {value!r:.80}; adapters from elsewhere are loaded with {default!r:.80} there only."
+            )
+
+
 def check_weights(folder: Path, config: RunArguments) -> None:
     """Refuse weights that are broken or smaller than what the configuration would make room for.
 
@@ -193,7 +296,7 @@ def check_weights(folder: Path, config: RunArguments) -> None:
         check_encoder_weights(encoder)
     task = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        model = model_class(TASKS[task.model_type])(task)
+        model = model_class(task_of(task.model_type, None).name)(task)
     if config.finetune == "full":
         _check_count(folder, model, _model_files(folder))
         return

@@ -34,7 +34,7 @@ from deflect_hf.errors import DeflectError, HubError
 LOG_IN = "`hf auth login`, the variable HF_TOKEN, or the argument token"
 GIT_HASH, SHA256_HASH = 40, 64  # hexadecimal digits
 
-Inspect = Callable[[Mapping[str, int]], None]
+Inspect = Callable[[str, Mapping[str, int]], None]
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,15 @@ class Hub:
         """The folder of a commit in the cache, named after it, with all files that match ``patterns``, checked.
 
         Args:
-            inspect: gets name and size of every file of the repository before any is downloaded, and raises to refuse.
+            inspect: gets the repository's name and the size of each of its files before any is downloaded, and raises
+                to refuse.
 
         Raises:
             HubError: they cannot be had, or are not what the Hub announced; such a file is removed from the cache.
         """
         announced = None if self.offline else self.announced(repo_id, revision)
         if announced is not None:
-            inspect(announced.sizes)
+            inspect(repo_id, announced.sizes)
         with as_hub_error(repo_id, revision):
             folder = Path(
                 snapshot_download(
@@ -104,19 +105,16 @@ class Hub:
             )
         names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         if announced is None:
-            inspect({name: (folder / name).stat().st_size for name in names})
+            inspect(repo_id, {name: (folder / name).stat().st_size for name in names})
         elif folder.name != announced.commit:
             raise HubError(f"{repo_id} changed while it was fetched: do it again.")
         for name in filter_repo_objects(names, allow_patterns=list(patterns)):
-            expected = announced.hashes[name] if announced is not None else stored_hash(folder / name)
-            if expected is not None:
-                verify(folder / name, expected, f"{repo_id}: {name}")
+            path = folder / name
+            if announced is not None:
+                verify(path, announced.hashes[name], f"{repo_id}: {name}")
+            elif path.is_symlink():  # the cache names what it keeps by its hash
+                verify(path, Path(os.readlink(path)).name, f"{repo_id}: {name}")
         return folder
-
-
-def stored_hash(path: Path) -> str | None:
-    """The hash that the cache keeps a file under: the name of the blob it links to. None where links are copies."""
-    return Path(os.readlink(path)).name if path.is_symlink() else None
 
 
 def file_hash(path: Path, like: str) -> str:
@@ -190,8 +188,6 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> str:
             return f"{repo_id}: this token has no permission for that. Give one that may write there: {LOG_IN}."
         case HfHubHTTPError():
             return f"{repo_id}: the Hub answered with an error: {reason}"
-        case HFValidationError():
-            return f"{repo_id!r} is no name of a repository on the Hub: {reason}"
         case RuntimeError() if error.__cause__ is not None:
             reason = _first_line(error.__cause__)
     return (

@@ -90,10 +90,10 @@ def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Path, Run
     """
     check_repo_id(repo_id)
     first = TRAINED_FILES if hub.offline else [*CONFIGS, f"{ENCODER}/config.json"]
-    folder = hub.fetch(repo_id, revision, first, lambda sizes: check_trained_listing(repo_id, sizes))
+    folder = hub.fetch(repo_id, revision, first, check_trained_listing)
     config = check_configs(folder, published=True)
     if not hub.offline:
-        folder = hub.fetch(repo_id, folder.name, TRAINED_FILES, lambda sizes: check_trained_listing(repo_id, sizes))
+        folder = hub.fetch(repo_id, folder.name, TRAINED_FILES, check_trained_listing)
     check_weights(folder, config)
     return folder, config
 
@@ -105,11 +105,10 @@ def pull_encoder(hub: Hub, repo_id: str, revision: str | None) -> Path:
         HubError, CheckpointError: see :func:`load_predictor`.
     """
     check_repo_id(repo_id)
-    first = ENCODER_FILES if hub.offline else ["config.json"]
-    folder = hub.fetch(repo_id, revision, first, lambda sizes: check_encoder_listing(repo_id, sizes))
+    folder = hub.fetch(repo_id, revision, ENCODER_FILES if hub.offline else ["config.json"], check_encoder_listing)
     check_encoder(folder / "config.json", read_json(folder / "config.json"))
     if not hub.offline:
-        folder = hub.fetch(repo_id, folder.name, ENCODER_FILES, lambda sizes: check_encoder_listing(repo_id, sizes))
+        folder = hub.fetch(repo_id, folder.name, ENCODER_FILES, check_encoder_listing)
     check_encoder_weights(folder)
     return folder
 

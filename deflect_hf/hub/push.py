@@ -13,13 +13,15 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import filter_repo_objects
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, HubError
-from deflect_hf.hub.card import draw_prediction, write_card
+from deflect_hf.hub.card import write_card
 from deflect_hf.hub.check import check_folder
 from deflect_hf.hub.client import LOG_IN, Hub, as_hub_error, check_repo_id, file_hash
+from deflect_hf.hub.picture import draw_prediction
 from deflect_hf.hub.safety import TRAINED_FILES, check_encoder_listing
 from deflect_hf.hub.sanitize import CARD, PICTURE, Base, refuse_leaks, stage
 from deflect_hf.training.loop import Publish
@@ -27,6 +29,7 @@ from deflect_hf.training.loop import Publish
 logger = logging.getLogger(__name__)
 
 MAIN = "main"
+WRITTEN = [CARD, PICTURE, checkpoints.RESULTS, *TRAINED_FILES]  # what a push may leave in a repository
 BRANCH = re.compile(r"(?!refs/)(?!.*\.\.)[\w](?:[\w./-]{0,98}[\w])?")
 
 
@@ -180,7 +183,9 @@ class Destination:
             additions = [CommitOperationAdd(path.relative_to(staged).as_posix(), path) for path in paths]
             ours = {operation.path_in_repo for operation in additions}
             with as_hub_error(self.repo_id, branch):
-                there = [name for name in self.hub.api.list_repo_files(self.repo_id, revision=branch) if _is_ours(name)]
+                there = filter_repo_objects(
+                    self.hub.api.list_repo_files(self.repo_id, revision=branch), allow_patterns=WRITTEN
+                )
                 deletions = [CommitOperationDelete(name) for name in there if name not in ours]
                 commit = self.hub.api.create_commit(
                     self.repo_id, [*deletions, *additions], commit_message=message, revision=branch
@@ -206,12 +211,6 @@ def _on_the_hub(hub: Hub, name: str, revision: str | None) -> Base:
     announced = hub.announced(name, used)
     check_encoder_listing(name, announced.sizes)
     return Base(name, announced.commit, license=announced.license)
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a file of the repository is one that a push writes."""
-    own = (CARD, PICTURE, checkpoints.RESULTS, *TRAINED_FILES)
-    return any(Path(name).match(pattern) and name.count("/") == pattern.count("/") for pattern in own)
 
 
 @dataclass(frozen=True)

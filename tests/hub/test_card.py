@@ -13,10 +13,11 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from deflect_hf.config.readers import dataset_names
+from deflect_hf.config.readers import dataset_names, dataset_spec
+from deflect_hf.data.public import PublicDataset
 from deflect_hf.hub.__main__ import main as program
-from deflect_hf.hub.card import draw_prediction, write_card
-from deflect_hf.hub.metadata import known_license, public_dataset
+from deflect_hf.hub.card import known_license, write_card
+from deflect_hf.hub.picture import draw_prediction
 from deflect_hf.hub.push import push
 from deflect_hf.tuners.card import complete_card
 from tests.hub.conftest import train
@@ -143,8 +144,8 @@ def test_the_licence_in_an_encoders_folder_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted({*dataset_names()} - {"folder", "python", "scenes", "synthetic"}))
 def test_public_data_sets_are_cited(name: str) -> None:
-    public = public_dataset(name)
-    assert public is not None and public.name == name and public.citation and public.license
+    spec = dataset_spec(name)
+    assert isinstance(spec, PublicDataset) and spec.name == name and spec.citation and spec.license
 
 
 def test_data_that_is_gone_leaves_a_card_without_a_picture(best: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,60 @@
+"""The picture on a model card: an image, its labels and the prediction."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.config.tasks import TASKS
+from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.dataset import Example
+from deflect_hf.errors import DeflectError
+from deflect_hf.evaluation.report import shown
+from deflect_hf.figures import prediction_panel
+from deflect_hf.hub.sanitize import PICTURE
+from deflect_hf.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 8  # images among which the one that is drawn is chosen
+
+
+def draw_prediction(folder: Path, encoder: str | None = None) -> Path | None:
+    """Write ``prediction.png`` into a result folder: an image of the test split, its labels, and the prediction.
+
+    None, and a line in the log, where the data is not here any more.
+
+    Args:
+        encoder: folder of the base encoder, where it is not found as the run's configuration says.
+    """
+    config = checkpoints.read_config(folder)
+    try:
+        predictor = Predictor.from_folder(folder, encoder=encoder)
+        splits = load_dataset_splits(config.dataset, predictor.processor)
+        split = next(name for name in ("test", "val", "train") if name in splits)
+        example = varied_example(splits[split].with_transform(build_transform(config.augmentation, "val")))
+        pixel_values = example["pixel_values"]
+        prediction = shown(TASKS[predictor.task], predictor.logits(pixel_values[None]).cpu())[0].numpy()
+    except (DeflectError, StopIteration) as error:
+        logger.warning("no picture of a prediction: %s", error)
+        return None
+    label = example["labels"].numpy() if "labels" in example else None
+    bands, title = predictor.processor.bands, f"{split} split"
+    return prediction_panel(
+        *(folder / PICTURE, pixel_values.numpy(), bands, predictor.classes, prediction, label, title),
+        unit=predictor.unit or "",
+    )
+
+
+def varied_example(images: ImageDataset) -> Example:
+    """Of a few examples spread over a split, the one that shows most classes, or values."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)).tolist()
+
+    def classes(example: Example) -> int:
+        labels = example.get("labels")
+        return len(np.unique(labels[labels != images.ignore_index])) if labels is not None else 0
+
+    return max((images[index] for index in chosen), key=classes)
