@@ -37,8 +37,9 @@ from deflect_hf.benchmark.runs import Row, file_name
 from deflect_hf.config.data import AugmentationArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.files import refuse_used, write_json
-from deflect_hf.methods import encoder_parameters
+from deflect_hf.methods import encoder_parameters, task_model
 from deflect_hf.models import EncoderForImageClassification
+from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.training.prefix import with_stored_prefix
 
 if TYPE_CHECKING:
@@ -165,6 +166,12 @@ def subjects_of(text: str, own: argparse.Namespace, pixels: torch.Tensor, folder
     if own.bf16:
         model.forward = torch.autocast(pixels.device.type, torch.bfloat16)(model.forward)
     subjects = [Subject(text, model, pixels)]
+    if own.checkpointing and Row.parse(text).method != "frozen":
+        less = build(Row.parse(text), own).to(pixels.device)
+        enable_checkpointing(task_model(less), selective=True)
+        if own.bf16:
+            less.forward = torch.autocast(pixels.device.type, torch.bfloat16)(less.forward)
+        subjects.append(Subject(f"{text}, selective checkpointing", less, pixels))
     if own.cache_prefix and "layers_to_transform" in text:
         stored = with_stored_prefix(model, AugmentationArguments(), folder / file_name(text))
         subjects.append(Subject(f"{text}, prefix kept on disk", stored, pixels))
@@ -217,6 +224,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--cache_prefix",
         action="store_true",
         help="measure rows with layers_to_transform also with what enters the first of them kept on disk",
+    )
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="measure each row also with gradient_checkpointing selective"
     )
     own = parser.parse_args(argv)
     own.rows = own.rows or default_rows(own.size)

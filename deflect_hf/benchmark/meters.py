@@ -47,38 +47,33 @@ def allocated(call: Callable[[], object], cuda: bool) -> int:
     What the allocator hands out and takes back, in order: all intermediate results, also those inside an operator, but
     neither the caches of libraries nor what the allocator itself keeps in reserve.
     """
+    return max(itertools.accumulate(_allocations(call, cuda)), default=0)
+
+
+def _allocations(call: Callable[[], object], cuda: bool) -> list[int]:
+    """Bytes that the allocator hands out, and takes back (negative), in order, while the result of ``call`` lives."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities, profile_memory=True) as recorded:
-        call()
+        result = call()
         if cuda:
             torch.cuda.synchronize()
+    del result
     assert recorded.profiler is not None
     results: Any = recorded.profiler.kineto_results
     device = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
     memory = [event for event in results.events() if event.name() == "[memory]" and event.device_type() == device]
-    changes = [event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns())]
-    return max(itertools.accumulate(changes), default=0)
+    return [event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns())]
 
 
 def saved_for_backward(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> int:
-    """Bytes of activations that the backward pass of one batch keeps; each storage once, parameters not counted."""
-    kept: dict[int, int] = {}
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    """Bytes that the backward pass of one batch keeps: what the allocator has not got back while the loss lives.
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+    The hooks of autograd do not see what selective checkpointing keeps.
+    """
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # The loss keeps the graph, and with it every storage, alive until all are counted.
-        loss = model(pixels, labels=labels).loss
-    del loss
-    return sum(kept.values())
+    return sum(_allocations(lambda: model(pixels, labels=labels).loss, pixels.is_cuda))
 
 
 def spectral_inputs(model: nn.Module) -> list[nn.Module]:

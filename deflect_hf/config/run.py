@@ -174,6 +174,9 @@ class RunArguments(Arguments):
     cache_prefix: bool = option(
         False, "deflect with a late start: keep on disk what enters the first deflected block, per image"
     )
+    gradient_checkpointing: Literal["selective", "full"] | None = option(
+        None, "less memory, same gradients: compute blocks again in the backward pass, selective: but for attention"
+    )
     fp16: bool = option(False, "mixed precision in float16")
     bf16: bool = option(False, "mixed precision in bfloat16")
     ckpt_interval: PositiveInt = option(1, "epochs between checkpoints to resume from")

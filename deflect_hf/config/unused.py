@@ -111,6 +111,11 @@ RULES = (
         lambda *_: "keeps what images give, but windows of scenes are drawn anew in each epoch",
     ),
     Rule(
+        ("gradient_checkpointing",),
+        lambda run, _: run.finetune != "frozen" or run.method.get("patch_embed", "frozen") != "frozen",
+        lambda *_: "is for blocks that gradients go through, but finetune frozen trains the head alone",
+    ),
+    Rule(
         ("overwrite",),
         lambda run, _: run.resume_from is None,
         lambda run, _: "replaces the run that resume_from continues",

@@ -21,8 +21,9 @@ from deflect_hf.data.given import described
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
 from deflect_hf.evaluation.losses import balanced_weights
-from deflect_hf.methods import adapt, as_values, extra_bands, method_options
+from deflect_hf.methods import adapt, as_values, extra_bands, method_options, task_model
 from deflect_hf.models import load_encoder
+from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.encoders import (
     chosen_gsd,
@@ -228,6 +229,8 @@ def build(
         revision=config.encoder.revision,
         **config.method,
     )
+    if config.gradient_checkpointing is not None:
+        enable_checkpointing(task_model(adapted), config.gradient_checkpointing == "selective")
     if statistics.features is not None:
         store_statistics(adapted, statistics.features)
     config = config.replace(encoder=config.encoder.replace(mean=mean, std=std, gsd=gsd))

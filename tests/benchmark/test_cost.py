@@ -27,13 +27,15 @@ def test_costs_of_nothing_are_refused(flag, tmp_path):
 
 def test_cost_prints_ratios_to_the_reference(tmp_path, capsys):
     late = "deflect:layers_to_transform=[11]"
-    rows = ["--rows", "frozen", "deflect", late, "full", "--reference", "deflect"]
+    rows = ["--rows", "frozen", "deflect", late, "full", "--reference", "deflect", "--checkpointing"]
     flags = ["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1", "--rounds", "2"]
     cost.main([*flags, *rows, "--cache_prefix"])
     table = capsys.readouterr().out
     (line,) = [line for line in table.splitlines() if line.startswith("| deflect | ")]
     assert line.split(" | ")[2:6] == ["1.00"] * 4 and table.count("prefix kept on disk") == 1
-    frozen, everywhere, start, stored, full = json.loads((tmp_path / "cost.json").read_text())
+    frozen, everywhere, less, start, _, stored, full, _ = json.loads((tmp_path / "cost.json").read_text())
+    assert less["row"] == "deflect, selective checkpointing"
+    assert 0.2 * everywhere["saved_bytes"] < less["saved_bytes"] < 0.7 * everywhere["saved_bytes"]
     assert frozen["saved_bytes"] < start["saved_bytes"] < 0.5 * everywhere["saved_bytes"]
     assert frozen["input_bytes"] is None and everywhere["input_bytes"] == start["input_bytes"]
     assert stored["row"] == f"{late}, prefix kept on disk" and stored["encoder_total"] == start["encoder_total"]

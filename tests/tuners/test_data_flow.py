@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.tuners.deflect import DeflectBlock
 from tests.tuners.tiny import (
     DEPTH,
@@ -48,6 +49,16 @@ def test_gradient_checkpointing_gives_the_plain_gradients(options, layers, archi
     assert_same(gradients(model, reflectance), expected)
     model.base_model.model.gradient_checkpointing_disable()
     assert_same(gradients(model, reflectance), expected)
+
+
+def test_selective_checkpointing_gives_the_plain_gradients_to_the_bit(
+    architecture, attention, reflectance
+):
+    model = adapted(architecture, attention).train()
+    expected = gradients(model, reflectance)
+    enable_checkpointing(model.base_model.model, selective=True)
+    found = gradients(model, reflectance)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("options", REENTRANT)

@@ -168,7 +168,8 @@ def _wide_mixtures(
     rest = -used % LANES
     query, key = (F.pad(part, (0, used - width + rest)) for part in (query, key))
     both = call(query, key, F.pad(torch.cat([value, stream], dim=-1), (0, rest)), dropout=0.0)[0]
-    return both[..., :width], both[..., width:used]
+    mixed, radiometry, _ = both.split([width, used - width, rest], dim=-1)  # one gradient, where slices add up two
+    return mixed, radiometry
 
 
 def _differentiable_mixtures(
