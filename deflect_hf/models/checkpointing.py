@@ -28,7 +28,7 @@ def keep_attention(context: Any, operator: Any, *arguments: Any, **options: Any)
 
 
 def enable_checkpointing(model: PreTrainedModel, selective: bool) -> None:
-    """Let each block of `model` compute in the backward pass what it did not keep: all, or what [`keep_attention`] says.
+    """Let each block of `model` compute in the backward pass what it did not keep: all, or as [`keep_attention`] says.
 
     Raises:
         ArchitectureError: its blocks cannot.
@@ -36,8 +36,10 @@ def enable_checkpointing(model: PreTrainedModel, selective: bool) -> None:
     options: dict[str, Any] = {"use_reentrant": False}
     if selective:
         options["context_fn"] = partial(create_selective_checkpoint_contexts, keep_attention)
+    # transformers before 5.19 knows the second name alone, later ones warn of it
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        model.activation_checkpointing_enable(options)
+        enable(options)
     except ValueError as error:
         raise ArchitectureError(
             f"gradient_checkpointing: the blocks of {type(model).__name__} cannot be computed again in the backward "

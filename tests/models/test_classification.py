@@ -15,6 +15,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, ViTMo
 
 from deflect_hf.errors import DataError
 from deflect_hf.models import EncoderForImageClassification
+from deflect_hf.models.checkpointing import enable_checkpointing
 
 
 @pytest.mark.parametrize("options", [{}, {"head": "mlp", "pooling": "mean", "output_layers": [1, 3]}])
@@ -105,17 +106,19 @@ def test_lora_with_the_head_saved_beside_it(encoder: PreTrainedModel, images: to
 def test_gradient_checkpointing_gives_the_same_gradients(encoder: PreTrainedModel, images: torch.Tensor) -> None:
     model = EncoderForImageClassification.from_encoder(encoder, num_labels=3, output_layers=[1, 3])
     gradients = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.activation_checkpointing_enable()
+    for selective in (None, False, True):
+        if selective is not None:
+            enable_checkpointing(model, selective)
         model.train().zero_grad()
         torch.manual_seed(0)  # DINOv3 varies its positions at random in training
         model(images, labels=torch.tensor([0, 2])).loss.backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert model.is_activation_checkpointing
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    plain, whole, parts = gradients
+    assert plain.keys() == whole.keys() == parts.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(whole[name], gradient)
+        torch.testing.assert_close(parts[name], gradient)
 
 
 def test_frozen_encoder_with_checkpointing_still_trains_its_input(vit: ViTModel, images: torch.Tensor) -> None:

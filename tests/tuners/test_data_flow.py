@@ -51,9 +51,7 @@ def test_gradient_checkpointing_gives_the_plain_gradients(options, layers, archi
     assert_same(gradients(model, reflectance), expected)
 
 
-def test_selective_checkpointing_gives_the_plain_gradients_to_the_bit(
-    architecture, attention, reflectance
-):
+def test_selective_checkpointing_gives_the_plain_gradients_to_the_bit(architecture, attention, reflectance):
     model = adapted(architecture, attention).train()
     expected = gradients(model, reflectance)
     enable_checkpointing(model.base_model.model, selective=True)

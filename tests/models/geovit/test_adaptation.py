@@ -5,6 +5,7 @@ import torch
 
 from deflect_hf import EncoderForSemanticSegmentation, adapt
 from deflect_hf.errors import BandError, DataError
+from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.models.geovit import GeoViTBackbone
 from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
 from tests.models.geovit.conftest import make_encoder
@@ -68,7 +69,7 @@ def test_adapters_start_at_the_frozen_model_and_learn_alone_with_checkpointing_t
     plain = gradients(randomise(model), reflectance)
     assert set(plain) == {name for name, p in model.named_parameters() if p.requires_grad}
     assert all(grad.abs().sum() > 0 for grad in plain.values())
-    model.base_model.model.activation_checkpointing_enable()
+    enable_checkpointing(model.base_model.model, selective=True)
     assert all(layer.gradient_checkpointing for layer in model.base_model.model.encoder.modules() if is_block(layer))
     checkpointed = gradients(model, reflectance)
     assert plain.keys() == checkpointed.keys()
