@@ -19,7 +19,7 @@ from deflect_hf.errors import ConfigError
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
-Workers = Annotated[int, Field(ge=0, le=1024)]
+Workers = Annotated[int, Field(ge=0, le=1024)] | Literal["auto"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 TRACKERS = get_args(Tracker)
 
@@ -164,7 +164,9 @@ class RunArguments(Arguments):
     dry_run: bool = option(False, "print what would be read, trained and written, and how long it takes; write nothing")
     resume_from: UserPath | None = option(None, "'last', or a checkpoint folder: continue exactly where it stopped")
     seed: Seed = option(0, "seed of weights, order and augmentation")
-    num_workers: Workers = option(4, "data loader processes, per process")
+    num_workers: Workers = option(
+        "auto", "data loader processes, per process; auto: the cores it may use, shared with its neighbors, at most 4"
+    )
     batch_size: Batch = option(8, "images per step and process")
     accumulate: Batch = option(1, "batches whose gradients are added before a step")
     sampler: Literal["shuffle", "balanced"] = option(

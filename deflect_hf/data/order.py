@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SEED_RANGE = 2**63
+MOST_READERS = 4  # that auto starts
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,18 @@ def _mixed(*numbers: int) -> int:
     return mixed
 
 
+def readers(workers: int | Literal["auto"]) -> int:
+    """Data loader processes of this process; auto: the cores it may use over the processes here, 1 to 4."""
+    if workers != "auto":
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), MOST_READERS)
+
+
 def training_loader(
     dataset: Any,
     batch_size: int,
-    workers: int,
+    workers: int | Literal["auto"],
     seed: int,
     epoch: int,
     rank: Rank,
@@ -103,7 +112,7 @@ class EvaluationLoader:
             yield from batches
 
 
-def evaluation_loader(dataset: Any, batch_size: int, workers: int, rank: Rank) -> EvaluationLoader:
+def evaluation_loader(dataset: Any, batch_size: int, workers: int | Literal["auto"], rank: Rank) -> EvaluationLoader:
     """Every image exactly once over all processes, in order; batches may be uneven, of several sizes, or absent."""
     share = list(range(rank.index, len(dataset), rank.count))
     batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
@@ -122,11 +131,13 @@ class _Loader(DataLoader[Any]):
             raise DataError(KILLED_READER) from error
 
 
-def _loader(dataset: Any, batches: list[list[int]], workers: int, collate: Callable[[Any], Any]) -> DataLoader[Any]:
+def _loader(
+    dataset: Any, batches: list[list[int]], workers: int | Literal["auto"], collate: Callable[[Any], Any]
+) -> DataLoader[Any]:
     return _Loader(
         dataset,
         batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
+        num_workers=min(readers(workers), len(batches)),
         generator=_own_generator(),
         collate_fn=collate,
         worker_init_fn=ignore_preemption,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from deflect_hf.data.order import grouped, training_loader
+from deflect_hf.data.order import grouped, readers, training_loader
 from deflect_hf.training.build import Experiment
 from deflect_hf.training.loop import TrainingLoop
 
@@ -54,7 +54,7 @@ def preview(
         f"{f' in each of {processes} processes' if processes > 1 else ''}; {config.epochs} epochs: {loop.total_steps} "
         f"steps{f', {done} of them done' if done else ''}; learning rate {config.segmentor.optimizer.lr}",
         "time": f"{step:.3g} s per step (median of {TIMED}) and {reading:.3g} s to read its images, by "
-        f"{config.num_workers} workers: about {timedelta(seconds=round(whole_seconds(loop, step, reading)))} "
+        f"{readers(config.num_workers)} workers: about {timedelta(seconds=round(whole_seconds(loop, step, reading)))} "
         "(h:min:s) in all, evaluations included",
         "folder": f"{work_dir}: {there}",
     }
@@ -105,7 +105,9 @@ def whole_seconds(loop: TrainingLoop, step: float, reading: float) -> float:
     images = (evaluations + 1) * len(loop.splits["val"]) + len(loop.splits.get("test", ()))
     in_steps = images / (config.batch_size * config.accumulate * loop.rank.count)
 
+    workers = readers(config.num_workers)
+
     def together(computing: float) -> float:
-        return max(computing, reading / config.num_workers) if config.num_workers else computing + reading
+        return max(computing, reading / workers) if workers else computing + reading
 
     return (loop.total_steps - loop.progress.step) * together(step) + in_steps * together(step * FORWARD)

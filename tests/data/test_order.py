@@ -19,7 +19,7 @@ from torch.multiprocessing import reductions
 from deflect_hf.config.data import AugmentationArguments, DatasetArguments
 from deflect_hf.data import build_transform, load_dataset_splits
 from deflect_hf.data.collate import collate_filled_up
-from deflect_hf.data.order import Rank, epoch_batches, evaluation_loader, grouped, steps_of, training_loader
+from deflect_hf.data.order import Rank, epoch_batches, evaluation_loader, grouped, readers, steps_of, training_loader
 from deflect_hf.errors import user_errors
 
 
@@ -69,6 +69,13 @@ def training_batches(workers: int, skip: int = 0) -> list[list[dict[str, Any]]]:
     augmentation = AugmentationArguments(random_crop=[8, 8], horizontal_flip=0.5, rot90=True)
     split = split.with_transform(build_transform(augmentation, "train"))
     return [list(training_loader(split, 3, workers, 4, epoch, Rank(), skip)) for epoch in range(2)]
+
+
+@pytest.mark.parametrize(("cores", "here", "expected"), [(2, 1, 2), (64, 4, 4), (8, 4, 2), (2, 4, 1)])
+def test_auto_shares_the_usable_cores_among_the_processes_here(cores, here, expected, monkeypatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert readers("auto") == expected and readers(7) == 7
 
 
 @pytest.mark.parametrize("workers", [1, 2])
