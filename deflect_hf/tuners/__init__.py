@@ -1,1 +1,5 @@
-"""PEFT tuners of deflect_hf, one package per method, and their registration with PEFT."""
+"""PEFT tuners of deflect_hf, and their registration with PEFT."""
+
+from deflect_hf.tuners.registration import check_versions
+
+check_versions()  # before anything is imported of PEFT that older releases lack

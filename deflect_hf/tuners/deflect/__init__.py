@@ -5,15 +5,10 @@ Deflection", ICCV 2025 (arXiv 2503.09493). The full text and code were not avail
 here are this project's own definition, built from what is published; see the README.
 """
 
-from deflect_hf.tuners.registration import add_peft_type, check_versions, register
-
-check_versions()
-# The member has to exist before a config is made: `DeflectConfig.__post_init__` uses it.
-add_peft_type("DEFLECT")
-
-from deflect_hf.tuners.deflect.config import DeflectConfig  # noqa: E402
-from deflect_hf.tuners.deflect.layer import DeflectBlock, DeflectEmbeddings, DeflectLayer  # noqa: E402
-from deflect_hf.tuners.deflect.model import DeflectModel  # noqa: E402
+from deflect_hf.tuners.deflect.config import DeflectConfig
+from deflect_hf.tuners.deflect.layer import DeflectBlock, DeflectEmbeddings, DeflectLayer
+from deflect_hf.tuners.deflect.model import DeflectModel
+from deflect_hf.tuners.registration import register
 
 register("deflect", DeflectConfig, DeflectModel)
 

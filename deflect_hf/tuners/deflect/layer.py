@@ -42,6 +42,12 @@ class DeflectLayer(nn.Module, BaseTunerLayer):
 
     base_layer: nn.Module
 
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -91,12 +97,9 @@ class DeflectEmbeddings(DeflectLayer):
     other_param_names: tuple[str, ...] = ("deflect_input",)
 
     def __init__(self, base_layer: nn.Module, encoder: Encoder) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.deflect_input = nn.ModuleDict()
         self.in_features, self.out_features = encoder.num_channels, encoder.hidden_size
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder) -> None:
         """Add the input of an adapter: its bands, indices and statistics. It has no parameters."""
@@ -166,11 +169,8 @@ class DeflectNorm(DeflectLayer):
     other_param_names: tuple[str, ...] = ()
 
     def __init__(self, base_layer: nn.Module, encoder: Encoder) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.in_features = self.out_features = encoder.hidden_size
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, N, D + width) tokens and stream -> the same, or (B, N, D) -> (B, N, D): the tokens normalised"""
@@ -185,15 +185,12 @@ class DeflectBlock(DeflectLayer):
     other_param_names: tuple[str, ...] = ("deflect_role",)
 
     def __init__(self, base_layer: nn.Module, encoder: Encoder) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.deflect_spectral = nn.ModuleDict()  # T, on the first deflected block alone
         self.deflect_down = nn.ModuleDict()  # G
         self.deflect_up = nn.ModuleDict()  # U
         self.deflect_role: dict[str, Role] = {}
         self.in_features = self.out_features = encoder.hidden_size
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
         self.architecture = encoder.architecture
         install(self.get_base_layer(), self.architecture)
 

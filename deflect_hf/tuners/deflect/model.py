@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from typing import Any, NoReturn
 
 import torch
 from peft.tuners import tuners_utils
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
 from deflect_hf.errors import BandError, ConfigError, UnsupportedOperationError
 from deflect_hf.tuners.base import Tuner
-from deflect_hf.tuners.deflect.architectures import find_encoder
+from deflect_hf.tuners.deflect.architectures import Encoder, find_encoder, outermost_modules
 from deflect_hf.tuners.deflect.config import DeflectConfig
-from deflect_hf.tuners.deflect.fingerprint import base_fingerprint
 from deflect_hf.tuners.deflect.layer import (
     CANNOT_MERGE,
     DeflectBlock,
@@ -29,6 +31,7 @@ from deflect_hf.tuners.deflect.spectral_input import OTHER_BASE
 
 logger = logging.getLogger(__name__)
 
+SAMPLES = 16  # values of each tensor in a fingerprint, evenly spread
 WRAPPER_INFIX = re.compile(r"(?<![^.])_(?:fsdp|checkpoint)_wrapped_module\.")
 
 
@@ -183,17 +186,34 @@ class DeflectModel(Tuner):
     def _check_merge_allowed(self) -> None:
         raise UnsupportedOperationError(CANNOT_MERGE)
 
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Refused (UnsupportedOperationError): see the message."""
-        raise UnsupportedOperationError(CANNOT_MERGE)
-
-    def unmerge_adapter(self) -> None:
-        """Refused (UnsupportedOperationError): see the message."""
-        raise UnsupportedOperationError(CANNOT_MERGE)
-
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused (UnsupportedOperationError): see the message."""
         raise UnsupportedOperationError(
             "DEFLECT adapters cannot be averaged: each bends the displacements in its own spectral space. "
             "Fix: train one adapter on both data sets, or switch with model.set_adapter(name)."
         )
+
+
+@torch.no_grad()
+def base_fingerprint(model: nn.Module, encoder: Encoder) -> str | None:
+    """A hash over a sample of each frozen tensor of the embeddings and blocks; cheap whatever the model's size.
+
+    Values are rounded to bfloat16, so that a base has one fingerprint in float32 and bfloat16. None where it cannot be
+    told: other dtypes, quantised, sharded or empty weights, or other adapters inside.
+    """
+    modules = outermost_modules(model)
+    digest = hashlib.sha256()
+    for name in (encoder.embeddings, *encoder.blocks):
+        if any(isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper) for part in modules[name].modules()):
+            return None
+        for key, value in modules[name].named_parameters():
+            if "mask_token" in key:  # no part of the forward, and drawn at random where a checkpoint has none
+                continue
+            if type(value) is not nn.Parameter or value.dtype not in (torch.float32, torch.bfloat16):
+                return None
+            if value.is_meta or not value.numel():
+                return None
+            flat = value.detach().flatten()
+            sample = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to("cpu", torch.bfloat16)
+            digest.update(f"{key} {tuple(value.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
