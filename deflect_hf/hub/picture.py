@@ -14,6 +14,7 @@ from deflect_hf.data.dataset import Example
 from deflect_hf.errors import DeflectError
 from deflect_hf.evaluation.report import shown
 from deflect_hf.figures import prediction_panel
+from deflect_hf.figures.dataset import spread
 from deflect_hf.hub.sanitize import PICTURE
 from deflect_hf.inference.predictor import Predictor
 
@@ -51,10 +52,9 @@ def draw_prediction(folder: Path, encoder: str | None = None) -> Path | None:
 
 def varied_example(images: ImageDataset) -> Example:
     """Of a few examples spread over a split, the one that shows most classes, or values."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)).tolist()
 
     def classes(example: Example) -> int:
         labels = example.get("labels")
         return len(np.unique(labels[labels != images.ignore_index])) if labels is not None else 0
 
-    return max((images[index] for index in chosen), key=classes)
+    return max((images[index] for index in spread(len(images), LOOKED_AT)), key=classes)

@@ -1,6 +1,7 @@
 """What the labels of a task mean to a model: which are known, the loss over them, what logits become.
 
 Labels of one class are numbers, ``ignore_index`` where unknown; those of the other kinds are floats, NaN where unknown.
+Losses are in float32 always; they stay finite, and tied to the graph, when every label of a batch is unknown.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deflect_hf.config.tasks import PROBLEM_TYPES, Output
-from deflect_hf.models.loss import binary_cross_entropy, cross_entropy, squared_error
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,28 @@ class OneClass(Target):
         return labels != self.ignore_index
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(B, K, ...) logits, (B, ...) labels -> scalar."""
-        return cross_entropy(logits, labels, self.ignore_index, self.class_weights, self.label_smoothing)
+        """(B, K, ...) logits, (B, ...) labels -> scalar: torch's mean cross-entropy."""
+        total = F.cross_entropy(
+            logits.float(),
+            labels,
+            self._class_weights(labels),
+            ignore_index=self.ignore_index,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return total / self.weight(labels).clamp(min=torch.finfo(torch.float32).tiny)
 
     def weight(self, labels: Tensor) -> Tensor:
         """(B, ...) labels -> scalar: their number, or the sum of their classes' weights."""
-        if self.class_weights is None:
+        weights = self._class_weights(labels)
+        if weights is None:
             return super().weight(labels)
         known = self.known(labels)
-        weights = torch.tensor(self.class_weights, dtype=torch.float32, device=labels.device)
         return (weights[labels.masked_fill(~known, 0)] * known).sum()
+
+    def _class_weights(self, labels: Tensor) -> Tensor | None:
+        weights = self.class_weights
+        return None if weights is None else torch.tensor(weights, dtype=torch.float32, device=labels.device)
 
     def predict(self, logits: Tensor) -> Tensor:
         """(B, K, ...) logits -> (B, K, ...) probabilities."""
@@ -92,7 +105,9 @@ class AnyClasses(Target):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, K) logits, (B, K) labels -> scalar."""
-        return binary_cross_entropy(logits, labels)
+        known = self.known(labels)
+        terms = F.binary_cross_entropy_with_logits(logits.float(), labels.float().where(known, 0.0), reduction="none")
+        return (terms * known).sum() / self.weight(labels).clamp(min=1)
 
     def predict(self, logits: Tensor) -> Tensor:
         """(B, K) logits -> (B, K) probabilities."""
@@ -104,7 +119,9 @@ class Value(Target):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, 1, ...) predictions, (B, ...) labels -> scalar: squared error in units of the deviation."""
-        return squared_error(logits, labels) / self.std**2
+        known = self.known(labels)
+        error = logits.float().squeeze(1) - labels.float().where(known, 0.0)
+        return (error.square() * known).sum() / self.weight(labels).clamp(min=1) / self.std**2
 
     def predict(self, logits: Tensor) -> Tensor:
         """(B, 1, ...) predictions, which are values."""

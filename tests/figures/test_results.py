@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from deflect_hf.errors import DataError
-from deflect_hf.figures import class_colors, confusion_figure, prediction_panel
+from deflect_hf.figures import class_colors, prediction_panel
 from deflect_hf.figures.colors import composite, composites_of, paint
+from deflect_hf.figures.results import confusion_figure
 
 BANDS = ["B", "G", "R", "N", "S1"]
 

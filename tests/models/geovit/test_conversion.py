@@ -297,7 +297,7 @@ def test_a_hub_repository_is_read_from_the_cache(tmp_path, monkeypatch):
     published.save(folder / "snapshots" / ("0" * 40) / "fmow_pretrain.pth")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    from deflect_hf.models.geovit.checkpoint_files import find_checkpoint
+    from deflect_hf.models.geovit.conversion import find_checkpoint
 
     convert(source, find_checkpoint(source), tmp_path / "out")
     assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "geovit"
