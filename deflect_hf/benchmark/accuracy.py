@@ -74,11 +74,7 @@ class Unfinished(Exception):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run what is missing, then write `table.md`, `metric.png`, `metric_time.png` and `summary.json`.
-
-    Raises:
-        ConfigError: only finished rows are asked for, and the first one is not.
-    """
+    """Run what is missing, then write `table.md`, `metric.png`, `metric_time.png` and `summary.json` (ConfigError)."""
     plan = read_plan(argv)
     refuse_used(plan.output, ("rows", "runs"))
     summary: list[dict[str, Any]] = []
@@ -100,11 +96,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run_row(plan: Plan, row: Row) -> tuple[float, list[dict[str, Any]]]:
-    """The learning rate that is best on the validation images, and the results of all trials with it.
-
-    Raises:
-        ConfigError: the score to report does not exist.
-    """
+    """The learning rate that is best on the validation images, and the results of all trials with it (ConfigError)."""
 
     def made(lr: float, trial: Trial) -> dict[str, Any]:
         results = train(plan, row, lr, trial)
@@ -118,11 +110,7 @@ def run_row(plan: Plan, row: Row) -> tuple[float, list[dict[str, Any]]]:
 
 
 def read_plan(argv: Sequence[str]) -> Plan:
-    """The benchmark's own flags; everything else is given to every run, as train.py takes it.
-
-    Raises:
-        ConfigError: an unknown key, row or value, or several processes.
-    """
+    """The benchmark's own flags; everything else is given to every run, as train.py takes it (ConfigError)."""
     parser = flag_parser("accuracy", __doc__, others="train.py")
     parser.add_argument("--rows", nargs="+", required=True, help="methods, such as deflect lora:rank=8,target=qv")
     parser.add_argument("--seeds", nargs="+", type=int, help="one run each; without --folds, 0 1 2")
@@ -170,11 +158,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
 
 
 def read_trials(own: argparse.Namespace, base: RunArguments) -> tuple[Trial, ...]:
-    """Seeds or folds.
-
-    Raises:
-        ConfigError: flags of both, a seed twice, or folds of data with a split of its own.
-    """
+    """Seeds or folds (ConfigError: flags of both, a seed twice, or folds of data with a split of its own)."""
     if own.folds is None:
         for name in ("repeats", "lr_folds"):
             if getattr(own, name) is not None:
@@ -196,11 +180,7 @@ def read_trials(own: argparse.Namespace, base: RunArguments) -> tuple[Trial, ...
 
 
 def refuse_fixed_split(dataset: DatasetArguments) -> None:
-    """Refuse folds where the data says itself what is for training and what for the test.
-
-    Raises:
-        ConfigError: naming the files, or the data set.
-    """
+    """Refuse folds where the data says itself what is for training and what for the test (ConfigError)."""
     if "num_folds" not in dataset_spec(dataset.name).keys:
         raise ConfigError(
             f"--folds: the data set {dataset.name!r} has a published split, which is the one to report on: "
@@ -218,11 +198,7 @@ def refuse_fixed_split(dataset: DatasetArguments) -> None:
 
 
 def read_ratios(path: Path, rows: Sequence[str]) -> dict[str, float]:
-    """Fastest step times in a `cost.json`, as ratios to that of the first of ``rows``.
-
-    Raises:
-        ConfigError: the file cannot be read, or lacks a row.
-    """
+    """Fastest step times in a `cost.json`, as ratios to that of the first of ``rows`` (ConfigError)."""
     try:
         costs = {one["row"]: one["step_seconds"] for one in json.loads(path.read_text(encoding="utf-8"))}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -209,11 +209,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags.
-
-    Raises:
-        ConfigError: there is no such device, or a number makes no sense.
-    """
+    """The flags (ConfigError: there is no such device, or a number makes no sense)."""
     parser = flag_parser("gpu", __doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
     parser.add_argument("--size", choices=list(cost.SIZES), default="large", help="size of the vision transformer")

@@ -149,11 +149,7 @@ def read_chips(file: Path) -> np.ndarray:
 
 
 def load_chips(path: str | Path) -> np.ndarray:
-    """Read chips (N, H, W, 3) of digital numbers, order R, G, B, from a .npz file or a folder of them.
-
-    Raises:
-        DataError: nothing there, the key ``rgb`` is missing, or the array is no stack of integer RGB chips.
-    """
+    """Read chips (N, H, W, 3) of digital numbers, order R, G, B, from a .npz file or a folder of them (DataError)."""
     path = Path(path)
     files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
@@ -185,11 +181,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
 
 
 def train_epoch(accelerator: Accelerator, training: tuple, args: PretrainArguments, epoch: int) -> float:
-    """Train for one epoch; return the mean reconstruction loss over all processes.
-
-    Raises:
-        DataError: it or a weight is not finite.
-    """
+    """Train for one epoch; return the mean reconstruction loss over all processes (DataError)."""
     model, optimizer, scheduler, loader = training
     model.train()
     loader.set_epoch(epoch)

@@ -22,11 +22,7 @@ RIVALS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 
 
 def rival_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the rival's configuration.
-
-    Raises:
-        ConfigError: an option that it does not have, or one that is no whole number from 1 on.
-    """
+    """The fields of the rival's configuration (ConfigError)."""
     _, known = RIVALS[method]
     for name, value in options.items():
         if name not in known:

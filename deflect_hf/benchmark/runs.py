@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-import os
 import re
 import statistics
 import threading
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from deflect_hf import __version__
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from deflect_hf.models.base import EncoderWithHead
 
 RGB = ("R", "G", "B")
-STATM = Path("/proc/self/statm")
 INTERVAL_SECONDS = 0.2
 
 
@@ -52,11 +51,7 @@ class Row:
 
     @classmethod
     def parse(cls, text: str) -> Row:
-        """Read a row.
-
-        Raises:
-            ConfigError: the method or an option is unknown, or an option has no value.
-        """
+        """Read a row (ConfigError: the method or an option is unknown, or an option has no value)."""
         method, _, rest = text.partition(":")
         if method == "peft":
             name, _, rest = rest.partition(":")
@@ -116,11 +111,7 @@ class RunFiles:
 
 
 def read(files: RunFiles, config: RunArguments) -> dict[str, Any] | None:
-    """The results of a finished run, None where there are none.
-
-    Raises:
-        ConfigError: they were made by another configuration, or another version of this package.
-    """
+    """The results of a finished run, None where there are none (ConfigError)."""
     if not files.result.is_file():
         return None
     stored: dict[str, Any] = json.loads(files.result.read_text(encoding="utf-8"))
@@ -217,24 +208,18 @@ class MemoryMonitor:
 
     def _watch(self) -> None:
         over = False
-        while not over and (held := held_bytes()) is not None:
-            self._samples.append(held)
+        while not over:
+            self._samples.append(held_bytes())
             over = self._stop.wait(INTERVAL_SECONDS)
 
-    def result(self) -> dict[str, Any] | None:
-        """``of`` (gpu or process), ``peak_bytes``, ``mean_bytes``; None on systems that do not say."""
-        if not self._samples:
-            return None
+    def result(self) -> dict[str, Any]:
+        """``of`` (gpu or process), ``peak_bytes``, ``mean_bytes``."""
         gpu = torch.cuda.is_available()
         peak = torch.cuda.max_memory_allocated() if gpu else max(self._samples)
         mean = round(statistics.fmean(self._samples))
         return {"of": "gpu" if gpu else "process", "peak_bytes": peak, "mean_bytes": mean}
 
 
-def held_bytes() -> int | None:
-    """Memory held now: of the GPU by torch, or by this process; None on systems that do not say."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated()
-    if not STATM.is_file():
-        return None
-    return int(STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def held_bytes() -> int:
+    """Memory held now: of the GPU by torch, or by this process."""
+    return int(torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss)

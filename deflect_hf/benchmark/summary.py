@@ -62,11 +62,7 @@ class Design:
 
 
 def score(test: dict[str, Any], metric: str) -> float:
-    """The score that `metric` names, of what was found on the test images.
-
-    Raises:
-        ConfigError: there are no test images, no such mean or class, or the class is not among these images.
-    """
+    """The score that `metric` names, of what was found on the test images (ConfigError)."""
     if not test:
         raise ConfigError("the data set has no test images to report on: give it a test split (dataset.test_fraction).")
     name, _, kind = metric.partition(":")

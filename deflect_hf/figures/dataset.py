@@ -15,8 +15,9 @@ from deflect_hf.figures.canvas import class_legend, new_figure, plain, save
 from deflect_hf.figures.colors import IGNORED, Array, class_colors, composite, composites_of, paint
 from deflect_hf.figures.results import in_words
 from deflect_hf.spectral.bands import SPECTRUM, Unit
-from deflect_hf.spectral.formulas import bands_of, parse
-from deflect_hf.spectral.indices import compile_formula, select_indices
+from deflect_hf.spectral.formulas import compile_program
+from deflect_hf.spectral.indices import select_indices
+from deflect_hf.spectral.probe import bound_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -37,12 +38,13 @@ AXIS = {"reflectance": "reflectance (1.0 = 100 %)", "8bit": "8-bit value (no ref
 
 def index_maps(pixel_values: torch.Tensor, bands: Sequence[str], unit: Unit) -> dict[str, Array]:
     """(C, H, W) reflectance -> up to MAX_INDICES spectral indices (H, W) by name, NaN where a band of theirs is."""
-    planes = dict(zip(bands, pixel_values, strict=True))
+    formulas = dict(list(select_indices(bands, SHOWN_INDICES, unit).formulas.items())[:MAX_INDICES])
+    program = compile_program([*formulas.values()], bands, [*map(bound_of, formulas.values())])
+    values = program.values([plane.nan_to_num(0.0) for plane in pixel_values])
     maps = {}
-    for name, formula in list(select_indices(bands, SHOWN_INDICES, unit).formulas.items())[:MAX_INDICES]:
-        values = compile_formula(formula, bands)({band: plane.nan_to_num(0.0) for band, plane in planes.items()})
-        measured = torch.stack([planes[band].isfinite() for band in bands_of(parse(formula, bands))]).all(dim=0)
-        maps[name] = torch.where(measured, values, torch.nan).numpy()
+    for name, value, used in zip(formulas, values, program.bands_used, strict=True):
+        measured = torch.stack([pixel_values[bands.index(band)].isfinite() for band in used]).all(dim=0)
+        maps[name] = torch.where(measured, value, torch.nan).numpy()
     return maps
 
 

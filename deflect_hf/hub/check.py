@@ -159,11 +159,7 @@ def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> N
 
 
 def check_task(path: Path) -> int:
-    """Check a task model's ``config.json``; returns the width of its encoder.
-
-    Raises:
-        CheckpointError: another kind of model, an unknown entry, or a size beyond any real one.
-    """
+    """Check a task model's ``config.json``; returns the width of its encoder (CheckpointError)."""
     entries = read_json(path)
     kind = entries.get("model_type")
     if kind not in MODEL_TYPES:
@@ -286,11 +282,7 @@ def _check_method(path: Path, entries: Mapping[str, Any], schema: type[PeftConfi
 
 
 def check_weights(folder: Path, config: RunArguments) -> None:
-    """Refuse weights that are broken or smaller than what the configuration would make room for.
-
-    Raises:
-        CheckpointError: naming the file, or both counts.
-    """
+    """Refuse weights that are broken or smaller than what the configuration would make room for (CheckpointError)."""
     encoder = folder / ENCODER
     if (encoder / "config.json").is_file():
         check_encoder_weights(encoder)

@@ -99,11 +99,7 @@ def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Path, Run
 
 
 def pull_encoder(hub: Hub, repo_id: str, revision: str | None) -> Path:
-    """An encoder's files in the cache, checked like a trained model's.
-
-    Raises:
-        HubError, CheckpointError: see :func:`load_predictor`.
-    """
+    """An encoder's files in the cache, checked like a trained model's (HubError, CheckpointError)."""
     check_repo_id(repo_id)
     folder = hub.fetch(repo_id, revision, ENCODER_FILES if hub.offline else ["config.json"], check_encoder_listing)
     check_encoder(folder / "config.json", read_json(folder / "config.json"))

@@ -96,11 +96,7 @@ class Destination:
         return base
 
     def make_repository(self) -> None:
-        """Have repository and branch there, and be allowed to write to them.
-
-        Raises:
-            HubError: no or a wrong token, no right to write, or it is public although it was to be private.
-        """
+        """Have repository and branch there, and be allowed to write to them (HubError)."""
         api = self.hub.api
         with as_hub_error(self.repo_id):
             user = api.whoami()["name"]
@@ -123,11 +119,7 @@ class Destination:
                 api.create_branch(self.repo_id, branch=str(self.branch), exist_ok=True)
 
     def find_base(self, config: RunArguments, folder: Path | None) -> Base:
-        """Where others will find the encoder.
-
-        Raises:
-            HubError: it is in a folder of this machine, or not on the Hub, or another one is there.
-        """
+        """Where others will find the encoder (HubError)."""
         source = config.encoder.name_or_path
         local = source is not None and Path(source).is_dir()
         if self.base_model_id is not None and (not local or config.finetune == "full"):
@@ -226,11 +218,7 @@ class Publication:
 
     @classmethod
     def of(cls, config: RunArguments) -> Publication:
-        """What ``--push_to_hub`` asks for; the first process asks the Hub whether it may.
-
-        Raises:
-            HubError: name, token, rights or encoder would make it fail at the end.
-        """
+        """What ``--push_to_hub`` asks for; the first process asks the Hub whether it may (HubError)."""
         if not config.push_to_hub or config.dry_run:
             return cls(config, None)
         destination = Destination(

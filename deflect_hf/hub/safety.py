@@ -92,11 +92,7 @@ def _pickles(sizes: Mapping[str, int]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, within the limits.
-
-    Raises:
-        CheckpointError: it is missing, too large or deep, holds a key twice, or something else than finite numbers.
-    """
+    """The object in a JSON file, within the limits (CheckpointError)."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) < len(pairs):
@@ -186,11 +182,7 @@ def needs_code(path: Path, key: str) -> str:
 
 
 def tensor_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in safetensors files, from their headers alone.
-
-    Raises:
-        CheckpointError: a file is missing, truncated or something else.
-    """
+    """Name and shape of every tensor in safetensors files, from their headers alone (CheckpointError)."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         try:

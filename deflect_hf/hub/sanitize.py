@@ -112,11 +112,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def refuse_leaks(staged: Path, config: RunArguments, folder: Path) -> None:
-    """Search what is about to be published for folders of this machine.
-
-    Raises:
-        HubError: naming file and folder.
-    """
+    """Search what is about to be published for folders of this machine (HubError: naming file and folder)."""
     places = [Path.home(), Path.cwd(), folder.resolve().parent]
     places += [Path(place).absolute() for place in (config.dataset.root, config.work_dir) if place is not None]
     needles = {str(place) for place in places if len(place.parts) > 1}

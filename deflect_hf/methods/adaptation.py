@@ -22,11 +22,7 @@ PEFT_ERRORS = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError,
 
 
 def method_options(method: str, options: Mapping[str, Any]) -> Method:
-    """The options of `method`, defaults filled in.
-
-    Raises:
-        ConfigError: the method or an option is unknown; the nearest valid name is given.
-    """
+    """The options of `method`, defaults filled in (ConfigError)."""
     return peft_options(method, options) if method.startswith(PREFIX) else options_of(method, options)
 
 

@@ -53,11 +53,7 @@ class PeftMethod(EncoderMethod):
 
 
 def peft_config_class(method: str) -> type[PeftConfig]:
-    """The configuration class that `peft:NAME` names.
-
-    Raises:
-        ConfigError: PEFT has none of that name, or it makes no sense for images.
-    """
+    """The configuration class that `peft:NAME` names (ConfigError)."""
     name = method.removeprefix(PREFIX)
     classes = {cls.__name__: cls for cls in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
     prompts = {key: PROMPTS for key, cls in classes.items() if issubclass(cls, PromptLearningConfig)}
@@ -72,11 +68,7 @@ def peft_config_class(method: str) -> type[PeftConfig]:
 
 
 def peft_options(method: str, values: Mapping[str, Any]) -> PeftMethod:
-    """The options of `peft:NAME`: `patch_embed`, `target`, and fields of PEFT's configuration.
-
-    Raises:
-        ConfigError: the configuration or a field is unknown, or a value has the wrong type or does not fit.
-    """
+    """The options of `peft:NAME`: `patch_embed`, `target`, and fields of PEFT's configuration (ConfigError)."""
     schema = peft_config_class(method)
     own = [name for name in PeftMethod.model_fields if name != "fields"]
     known = [*own, *(item.name for item in dataclasses.fields(schema) if item.name not in MANAGED)]

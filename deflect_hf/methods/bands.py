@@ -52,11 +52,7 @@ class Bands:
 
 
 def extra_bands(bands: Sequence[str], base_bands: Sequence[str]) -> list[str]:
-    """The bands that are no base bands, in order; one near-infrared band may stand for the other.
-
-    Raises:
-        BandError: a base band is missing.
-    """
+    """The bands that are no base bands, in order; one near-infrared band may stand for the other (BandError)."""
     codes = resolve_bands(list(bands), settled=True)
     base = select_bands(codes, resolve_bands(list(base_bands)))
     return [code for position, code in enumerate(codes) if position not in base]

@@ -28,11 +28,7 @@ LARGEST_SIZE = 65_536
 
 
 def random_config(arguments: EncoderArguments) -> PreTrainedConfig:
-    """The configuration that ``encoder.random`` describes.
-
-    Raises:
-        ConfigError: the model type or one of its fields is unknown to transformers.
-    """
+    """The configuration that ``encoder.random`` describes (ConfigError)."""
     from transformers import CONFIG_MAPPING
 
     fields = dict(arguments.random or {})
@@ -70,11 +66,7 @@ def _buildable(kind: str) -> Iterator[None]:
 
 
 def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
-    """A randomly initialised encoder, the same for the same seed.
-
-    Raises:
-        ConfigError: transformers does not know the model type or one of its fields, or cannot build it.
-    """
+    """A randomly initialised encoder, the same for the same seed (ConfigError)."""
     from transformers import AutoModel
 
     config = random_config(arguments)
@@ -87,11 +79,7 @@ def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
 
 
 def pretraining_size(arguments: EncoderArguments) -> list[int]:
-    """[height, width] in pixels of the encoder's pretraining images, rounded down to whole patches.
-
-    Raises:
-        ConfigError: the encoder does not say it.
-    """
+    """[height, width] in pixels of the encoder's pretraining images, rounded down to whole patches (ConfigError)."""
     if arguments.name_or_path is None:
         config = random_config(arguments)
     else:
@@ -135,11 +123,7 @@ def chosen_gsd(arguments: EncoderArguments, gsd_m: float | None) -> float | None
 
 
 def set_gsd(encoder: PreTrainedModel, gsd: float | None) -> None:
-    """Let the encoder's positions be those of this ground sampling distance; None leaves them.
-
-    Raises:
-        ConfigError: they do not depend on it.
-    """
+    """Let the encoder's positions be those of this ground sampling distance; None leaves them (ConfigError)."""
     if gsd is None:
         return
     if getattr(encoder.config, "position_embedding", None) != "sincos_gsd":

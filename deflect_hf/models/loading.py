@@ -123,11 +123,7 @@ def load_encoder(
 
 
 def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
-    """A loaded encoder, taken over and without its pooler.
-
-    Raises:
-        ArchitectureError: it is a model with a head.
-    """
+    """A loaded encoder, taken over and without its pooler (ArchitectureError: it is a model with a head)."""
     expected = _encoder_class(encoder.config)
     if not isinstance(encoder, expected):
         raise ArchitectureError(

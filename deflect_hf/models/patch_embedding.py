@@ -12,11 +12,7 @@ Projection = nn.Conv2d | nn.Conv3d
 
 
 def patch_projection(embeddings: nn.Module) -> Projection:
-    """The convolution in the embeddings, or in the patch embedding, of a vision transformer.
-
-    Raises:
-        ArchitectureError: there is none.
-    """
+    """The convolution in the embeddings, or in the patch embedding, of a vision transformer (ArchitectureError)."""
     found = next((module for module in embeddings.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
     if found is None:
         raise ArchitectureError(f"{type(embeddings).__name__} embeds its patches without a convolution.")

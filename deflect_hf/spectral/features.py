@@ -52,8 +52,6 @@ class SpectralFeatures(nn.Module):
         self.bands, self.formulas = tuple(bands), dict(formulas)
         self.bounds = {name: bound_of(formulas[name]) for name in formulas} if bounds is None else dict(bounds)
         self.patch_size = (int(patch_size[0]), int(patch_size[1]))
-        if len(set(self.bands)) < len(self.bands) or not self.bands:
-            raise BandError(f"the bands {listing(self.bands)} must be different from each other, and at least one.")
         clashes = [name for name in self.formulas if name in self.bands]
         if clashes:
             raise ConfigError(f"{listing(clashes)} are names of bands and of indices at once.")
@@ -83,16 +81,8 @@ class SpectralFeatures(nn.Module):
 
         A statistic that did not vary when it was fitted (std 0) is only centred, as scikit-learn does.
         """
-        if (mean is None) != (std is None):
-            raise ConfigError("feature mean and feature std go together: give both, or neither.")
-        size = self.num_features
-        means = [0.0] * size if mean is None else [float(value) for value in mean]
-        stds = [1.0] * size if std is None else [float(value) for value in std]
-        if not len(means) == len(stds) == size:
-            raise ConfigError(
-                f"{len(means)} means and {len(stds)} standard deviations were given for {size} statistics of the "
-                f"features {listing(self.feature_names)}: fit them again for these bands and indices."
-            )
+        means = [0.0] * self.num_features if mean is None else [float(value) for value in mean]
+        stds = [1.0] * self.num_features if std is None else [float(value) for value in std]
         usable = [math.isfinite(m) and 0 <= s < math.inf for m, s in zip(means, stds, strict=True)]
         bad = [name for name, fine in zip(self.statistic_names, usable, strict=True) if not fine]
         if bad:

@@ -57,8 +57,8 @@ class Node:
     number: float = 0.0
 
 
-def parse(formula: str, names: Collection[str]) -> Node:
-    """Check a formula and return its expression over band codes and numbers, with constants folded."""
+def parse(formula: str, names: Collection[str] | None) -> Node:
+    """Check a formula over the bands ``names`` (None: any); its expression, with constants folded."""
     if not isinstance(formula, str) or len(formula) > MAX_CHARACTERS:
         raise IndexFormulaError(f"a formula is a text of at most {MAX_CHARACTERS} characters, not {formula!r:.60}.")
     try:
@@ -86,12 +86,12 @@ def _refuse_large(body: ast.expr, formula: str) -> None:
         level = [child for parent in level for child in ast.iter_child_nodes(parent)]
 
 
-def _convert(expression: ast.expr, formula: str, names: Collection[str]) -> Node:
+def _convert(expression: ast.expr, formula: str, names: Collection[str] | None) -> Node:
     match expression:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return _number(value, formula)
         case ast.Name(id=name):
-            if name not in names:
+            if names is not None and name not in names:
                 raise IndexFormulaError(
                     f"formula {formula!r:.80} uses {name!r}, which is not one of the bands {listing(names)}."
                     f"{nearest(name, names)}"
@@ -185,6 +185,12 @@ class Program:
             del value
             for output in step.outputs:
                 consume(output, limited.pop(0))
+
+    def values(self, planes: Sequence[Tensor]) -> list[Tensor]:
+        """The bounded value of each formula on ``planes``."""
+        found: dict[int, Tensor] = {}
+        self.run(planes, found.__setitem__)
+        return [found[number] for number in range(len(self.bounds))]
 
 
 def _safe(denominator: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deflect_hf.errors import IndexFormulaError, listing, nearest
 from deflect_hf.spectral.bands import Unit
-from deflect_hf.spectral.formulas import bands_of, compile_program, parse
+from deflect_hf.spectral.formulas import parse
 from deflect_hf.spectral.probe import bound_of, has_additive_constant, same_feature, signature
 from deflect_hf.spectral.selection import single_nir
 
@@ -91,26 +91,6 @@ def _constants() -> Mapping[str, float | None]:
 def domains() -> list[str]:
     """Return the application domains of the catalogue: each selects its indices."""
     return sorted({entry.application_domain for entry in catalogue().values()})
-
-
-def compile_formula(formula: str, names: Collection[str]) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """Compile one formula over the bands ``names``.
-
-    The returned function maps reflectances by band code, all of one shape, to the index, limited to its bound (see
-    :func:`deflect_hf.spectral.probe.bound_of`) and finite for finite reflectances.
-
-    Raises:
-        IndexFormulaError: the formula holds something else than arithmetic on these bands, or is too large.
-    """
-    bands = sorted(bands_of(parse(formula, names)))
-    program = compile_program([formula], bands, [bound_of(formula)])
-
-    def compute(reflectances: Mapping[str, Tensor]) -> Tensor:
-        values: list[Tensor] = []
-        program.run([reflectances[band] for band in bands], lambda _, value: values.append(value))
-        return values[0]
-
-    return compute
 
 
 def select_indices(

@@ -35,18 +35,9 @@ def _reflectances(band: str) -> tuple[float, ...]:
 
 
 def _evaluate(formula: str, factor: float = 1.0) -> Tensor:
-    bands = sorted(bands_of(parse(formula, _AnyName())))
-    values: list[Tensor] = []
+    bands = sorted(bands_of(parse(formula, None)))
     planes = [factor * torch.tensor(_reflectances(band), dtype=torch.float64, device="cpu") for band in bands]
-    compile_program([formula], bands).run(planes, lambda _, value: values.append(value))
-    return values[0]
-
-
-class _AnyName(frozenset[str]):
-    """Accepts every name: which bands there are has been checked before."""
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str)
+    return compile_program([formula], bands).values(planes)[0]
 
 
 def bound_of(formula: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from deflect_hf.errors import BandError, ConfigError, listing, nearest
+from deflect_hf.errors import BandError, listing, nearest
 from deflect_hf.spectral.bands import (
     BAND_CODES,
     SINGLE_NIR,
@@ -107,17 +107,10 @@ def normalise_base_bands(
     The only normalisation there is. A value that is not finite (nodata) becomes 0, which after normalisation is the
     base mean. Without ``mean`` and ``std`` the finite values come back bit for bit.
     """
-    channels = pixel_values.shape[1]
-    if any(not 0 <= position < channels for position in positions):
-        raise BandError(f"base bands at channels {list(positions)}, but the images have {channels} channels.")
-    if (mean is None) != (std is None):
-        raise ConfigError("base mean and base std go together: give both, or neither.")
-    whole = list(positions) == list(range(channels))
+    whole = list(positions) == list(range(pixel_values.shape[1]))
     if mean is None or std is None:
         chosen = pixel_values if whole else torch.stack([pixel_values[:, p] for p in positions], dim=1)
     else:
-        if not len(mean) == len(std) == len(positions):
-            raise BandError(f"{len(positions)} base bands, but {len(mean)} means and {len(std)} standard deviations.")
         # channel by channel with plain numbers: no copy of a list to the device at each step
         planes = [(pixel_values[:, p].float() - m) / s for p, m, s in zip(positions, mean, std, strict=True)]
         chosen = torch.stack(planes, dim=1).to(pixel_values.dtype)

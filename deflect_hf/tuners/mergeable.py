@@ -134,11 +134,7 @@ class MergeableModel(Tuner):
 
     @abstractmethod
     def _wrap(self, target: nn.Module, name: str) -> MergeableLayer | None:
-        """The layer for a targeted module, None to leave it alone.
-
-        Raises:
-            ArchitectureError: the module is of a kind that the method does not adapt.
-        """
+        """The layer for a targeted module, None to leave it alone (ArchitectureError)."""
 
     def _check_merge_allowed(self) -> None:
         """Refuse before any module is touched (UnsupportedOperationError)."""

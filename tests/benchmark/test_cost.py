@@ -127,16 +127,21 @@ def test_a_missing_flag_is_told_in_one_sentence(command: str, capsys: pytest.Cap
 
 
 def test_peak_and_mean_are_those_of_what_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = iter([1, 5, 3, None])  # None ends the watch
-    monkeypatch.setattr(runs, "held_bytes", lambda: next(held))
+    monitor, samples = MemoryMonitor(), [1, 5, 3]
+
+    def held() -> int:
+        if len(samples) == 1:
+            monitor._stop.set()
+        return samples.pop(0)
+
+    monkeypatch.setattr(runs, "held_bytes", held)
     monkeypatch.setattr(runs, "INTERVAL_SECONDS", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with MemoryMonitor() as monitor:
+    with monitor:
         monitor._thread.join()
     assert monitor.result() == {"of": "process", "peak_bytes": 5, "mean_bytes": 3}
 
 
-@pytest.mark.skipif(not runs.STATM.is_file(), reason="the system does not tell the memory of a process")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory of the GPU is measured there")
 def test_what_a_process_holds_is_told() -> None:
     before = held_bytes()

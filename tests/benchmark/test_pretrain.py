@@ -155,37 +155,24 @@ def test_crops_stay_inside_the_chip_and_differ():
     assert len(torch.unique(width)) == 32
 
 
-def test_checkpoint_there_but_not_asked_for(chips_file, tmp_path):
-    output = run(chips_file, tmp_path / "out", epochs=1)
-    with pytest.raises(
-        CheckpointError, match=r"holds checkpoint_0001: add --resume to go on, or take another --output"
-    ):
-        run(chips_file, output, epochs=1)
-
-
-def test_checkpoint_asked_for_but_not_there(chips_file, tmp_path):
+def test_checkpoints_that_do_not_fit_the_command_are_named(chips_file, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no checkpoint: leave out --resume, or correct --output"):
         run(chips_file, tmp_path / "out", resume=True)
+    output = run(chips_file, tmp_path / "out", epochs=1)
+    with pytest.raises(CheckpointError, match=r"holds checkpoint_0001: add --resume to go on, or take another --out"):
+        run(chips_file, output, epochs=1)
+    with pytest.raises(CheckpointError, match=r"was made with epochs=1, seed=0: resume with the same options"):
+        run(chips_file, output, epochs=2, seed=3, resume=True)
+    for file in ("model.safetensors", "pretraining.json"):
+        (output / "checkpoint_0001" / file).write_bytes(b"{")
+        with pytest.raises(CheckpointError, match=r"checkpoint_0001.*: cannot be loaded: "):
+            run(chips_file, output, epochs=1, resume=True)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(chips_file, tmp_path):
     with pytest.raises(DataError, match=r"weights are not finite after epoch 1: give a lower --learning_rate"):
         run(chips_file, tmp_path / "out", epochs=2, learning_rate=1e30, warmup_epochs=1)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("file", ["pretraining.json", "model.safetensors"])
-def test_damaged_checkpoint_is_named(chips_file, tmp_path, file):
-    output = run(chips_file, tmp_path / "out", epochs=1)
-    (output / "checkpoint_0001" / file).write_bytes(b"{")
-    with pytest.raises(CheckpointError, match=r"checkpoint_0001.*: cannot be loaded: "):
-        run(chips_file, output, epochs=1, resume=True)
-
-
-def test_checkpoint_of_other_options(chips_file, tmp_path):
-    output = run(chips_file, tmp_path / "out", epochs=1)
-    with pytest.raises(CheckpointError, match=r"was made with epochs=1, seed=0: resume with the same options"):
-        run(chips_file, output, epochs=2, seed=3, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -6,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deflect_hf.errors import IndexFormulaError
-from deflect_hf.spectral.formulas import compile_program
-from deflect_hf.spectral.indices import compile_formula
+from deflect_hf.spectral.formulas import Program, compile_program
 from deflect_hf.spectral.probe import bound_of, has_additive_constant
 
 BANDS = ("B", "G", "R", "N")
@@ -50,21 +50,22 @@ HOSTILE = {
 }
 
 
+def bounded(formula: str, bands: Sequence[str]) -> Program:
+    """The program of one formula, limited to its bound."""
+    return compile_program([formula], bands, [bound_of(formula)])
+
+
 @pytest.mark.parametrize("formula", HOSTILE.values(), ids=HOSTILE)
 def test_anything_but_arithmetic_on_bands_is_refused(formula):
     with pytest.raises(IndexFormulaError):
-        compile_formula(formula, BANDS)
+        bounded(formula, BANDS)
 
 
 def test_an_unknown_name_is_named_with_the_bands_and_the_nearest():
     with pytest.raises(
         IndexFormulaError, match=r"uses 'RE1', which is not one of the bands 'N', 'R1'\. Did you mean 'R1'"
     ):
-        compile_formula("N - RE1", ["N", "R1"])
-
-
-def values(**bands: float) -> dict[str, torch.Tensor]:
-    return {band: torch.tensor([value], dtype=torch.float64) for band, value in bands.items()}
+        bounded("N - RE1", ["N", "R1"])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,9 @@ def values(**bands: float) -> dict[str, torch.Tensor]:
     ],
 )
 def test_values(formula, bands, expected):
-    assert compile_formula(formula, BANDS)(values(**bands)).item() == pytest.approx(expected, abs=1e-9)
+    planes = [torch.tensor([value], dtype=torch.float64) for value in bands.values()]
+    (value,) = bounded(formula, list(bands)).values(planes)
+    assert value.item() == pytest.approx(expected, abs=1e-9)
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,7 +101,7 @@ def test_values(formula, bands, expected):
 )
 def test_values_and_gradients_are_finite_wherever(formula, reflectances, alike):
     planes = [torch.tensor([reflectances[0] if alike else value], requires_grad=True) for value in reflectances]
-    index = compile_formula(formula, BANDS)(dict(zip(BANDS, planes, strict=True)))
+    (index,) = bounded(formula, BANDS).values(planes)
     index.sum().backward()
     assert abs(index.item()) <= bound_of(formula)
     assert all(plane.grad is None or math.isfinite(plane.grad.item()) for plane in planes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import pickle
 import threading
 import warnings
@@ -17,7 +16,6 @@ from peft import (
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
-    inject_adapter_in_model,
     set_peft_model_state_dict,
 )
 from safetensors import safe_open
@@ -58,21 +56,6 @@ def test_the_file_holds_the_adapter_alone(tmp_path):
     }
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("name", ["default", "water"])
-def test_load_under_any_name(name, low_cpu_mem_usage, architecture, tmp_path, reflectance):
-    model = adapted(architecture)
-    expected = run(model, reflectance)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(
-        make_encoder(architecture), tmp_path, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage
-    ).eval()
-    assert torch.equal(run(loaded, reflectance), expected)
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    trainable = PeftModel.from_pretrained(make_encoder(architecture), tmp_path, is_trainable=True)
-    assert trainable.get_nb_trainable_parameters()[0] == model.get_nb_trainable_parameters()[0]
-
-
 def test_auto_classes_find_the_base(tmp_path, reflectance):
     make_encoder().save_pretrained(tmp_path / "base")
     base = AutoModel.from_pretrained(tmp_path / "base")
@@ -105,15 +88,6 @@ def test_adapters_of_transformers_itself(architecture, tmp_path, reflectance):
     encoder.delete_adapter("second")
     encoder.set_adapter("default")
     assert torch.equal(run(encoder, reflectance), expected)
-
-
-def test_inject_and_set_state_dict(architecture, reflectance):
-    model = adapted(architecture)
-    expected = run(model, reflectance)
-    injected = inject_adapter_in_model(spectral_config(), make_encoder(architecture))
-    result = set_peft_model_state_dict(injected, get_peft_model_state_dict(model))
-    assert not result.unexpected_keys
-    assert torch.equal(run(injected.eval(), reflectance), expected)
 
 
 def test_several_adapters_with_other_bands_ranks_and_blocks(architecture, reflectance):
@@ -272,13 +246,6 @@ def test_dtypes(dtype, autocast_adapter_dtype, reflectance):
     assert output.dtype == dtype
     torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2)
     assert torch.isfinite(run(randomise(model), reflectance)).all()
-
-
-def test_statistics_stay_float32_in_a_half_precision_model():
-    model = adapted("vit", feature_mean=[0.123456789] * 12, feature_std=[1.0] * 12, indices=None)
-    model.to(torch.bfloat16)
-    features = model.base_model.model.embeddings.deflect_input["default"].features
-    assert math.isclose(features.feature_mean[0].item(), 0.123456789, rel_tol=1e-7)
 
 
 def test_two_threads_do_not_see_each_other(reflectance):

@@ -10,7 +10,6 @@ from peft.utils.hotswap import hotswap_adapter
 from transformers import AutoModel
 
 from deflect_hf import EncoderForImageClassification
-from deflect_hf.errors import UnsupportedOperationError
 from tests.tuners.tiny import (
     BANDS,
     adapted,
@@ -88,16 +87,6 @@ def test_mixed_models_are_refused_and_leave_the_base_alone(tmp_path, reflectance
     assert torch.equal(run(encoder, base_pixels(reflectance)), expected)
 
 
-@native_adapters
-def test_two_active_adapters_of_transformers_are_refused(reflectance):
-    encoder = make_encoder()
-    for name in ("one", "two"):
-        encoder.add_adapter(spectral_config(), adapter_name=name)
-    encoder.set_adapter(["one", "two"])
-    with pytest.raises(UnsupportedOperationError, match="'one', 'two' are active at once"):
-        run(encoder, reflectance)
-
-
 def test_compiled_model_follows_the_switches(reflectance):
     torch.compiler.reset()
     model = get_peft_model(make_encoder(num_hidden_layers=2), spectral_config(indices=None)).eval()
@@ -137,16 +126,6 @@ def test_injected_layers_train_and_save_natively(architecture, tmp_path, reflect
     native.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(make_encoder(architecture), tmp_path).eval()
     assert torch.equal(run(loaded, reflectance), run(encoder.eval(), reflectance))
-
-
-def test_the_printed_model_shows_the_adapter(capsys):
-    model = adapted()
-    text = repr(model)
-    for part in ("DeflectModel", "DeflectEmbeddings", "DeflectBlock", "deflect_down", "deflect_up", "ViTLayer"):
-        assert part in text
-    model.print_trainable_parameters()
-    trainable, total = model.get_nb_trainable_parameters()
-    assert f"trainable params: {trainable:,} || all params: {total:,}" in capsys.readouterr().out
 
 
 def test_an_adapter_in_another_class_than_it_was_saved_for_is_warned_about(tmp_path, caplog):

@@ -181,12 +181,7 @@ def _what_was_refused(path: Path, error: Exception) -> str:
 
 
 def convert(source: Source, checkpoint: Path, output: Path) -> Conversion:
-    """Write the encoder in ``checkpoint`` to the new folder ``output``.
-
-    Raises:
-        CheckpointError: the checkpoint is not that of ``source``.
-        ConfigError: ``output`` is in use.
-    """
+    """Write the encoder in ``checkpoint`` to the new folder ``output`` (CheckpointError, ConfigError)."""
     refuse_used(output)
     config = GeoViTConfig(**source.config)
     tensors = read_tensors(checkpoint, source)

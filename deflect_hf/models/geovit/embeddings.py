@@ -28,11 +28,7 @@ class GeoViTPatchEmbeddings(nn.Module):
             self.projection = nn.Conv2d(*sizes, kernel_size=patch, stride=patch)
 
     def grid(self, pixel_values: Tensor) -> tuple[int, int, int]:
-        """Frames, rows and columns of patches.
-
-        Raises:
-            DataError: the shape is no image (or series), or no multiple of the patch size.
-        """
+        """Frames, rows and columns of patches (DataError)."""
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 and not (len(shape) == 5 and self.is_temporal):
             expected = "(batch, bands, height, width)"

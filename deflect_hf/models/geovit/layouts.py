@@ -75,11 +75,7 @@ def convert_tensors(
 
 
 def find_layout(tensors: Mapping[str, Tensor], source: Source) -> tuple[str, Layout]:
-    """Prefix of the encoder's tensors, and the layout below it.
-
-    Raises:
-        CheckpointError: there is no encoder, more than one, or one with norms behind the blocks.
-    """
+    """Prefix of the encoder's tensors, and the layout below it (CheckpointError)."""
     prefixes = [name.removesuffix(PATCHES) for name in tensors if name.endswith(PATCHES)]
     if len(prefixes) != 1:
         raise CheckpointError(

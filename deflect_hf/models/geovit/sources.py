@@ -181,11 +181,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType({source.name: source for source
 
 
 def get_source(name: str) -> Source:
-    """The published encoder of that name.
-
-    Raises:
-        ConfigError: there is none; the nearest name is given.
-    """
+    """The published encoder of that name (ConfigError: there is none; the nearest name is given)."""
     if name not in SOURCES:
         raise ConfigError(f"source {name!r} is unknown; choose from {listing(SOURCES)}.{nearest(name, SOURCES)}")
     return SOURCES[name]

@@ -103,11 +103,7 @@ class Encoder:
         return min(math.ceil(DEFAULT_AUX_DIM / self.num_heads) * self.num_heads, self.hidden_size)
 
     def targeted_blocks(self, layers_to_transform: int | list[int] | None) -> list[int]:
-        """Positions of the deflected blocks, in order.
-
-        Raises:
-            ConfigError: an index is out of range, repeated, or there is none.
-        """
+        """Positions of the deflected blocks, in order (ConfigError)."""
         depth = len(self.blocks)
         if layers_to_transform is None:
             return list(range(depth))
@@ -123,11 +119,7 @@ class Encoder:
 
 
 def find_encoder(model: nn.Module) -> Encoder:
-    """Find the one vision transformer inside `model`, adapted already or not.
-
-    Raises:
-        ArchitectureError: there is none that DEFLECT knows, or more than one.
-    """
+    """Find the one vision transformer inside `model`, adapted already or not (ArchitectureError)."""
     modules = outermost_modules(model)
     rows = {row.embeddings: row for row in ARCHITECTURES}
     found = [

@@ -62,11 +62,7 @@ class DeflectLayer(nn.Module, BaseTunerLayer):
 
     @property
     def adapter(self) -> str | None:
-        """Name of the one active adapter, `None` when there is none.
-
-        Raises:
-            UnsupportedOperationError: two or more are active.
-        """
+        """Name of the one active adapter, `None` when there is none (UnsupportedOperationError)."""
         names = self.active_adapters
         if len(names) > 1:
             raise UnsupportedOperationError(

@@ -81,11 +81,7 @@ class SpectralInput(nn.Module):
         return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        """Take what the weights assume that are being loaded, before any of them is.
-
-        Raises:
-            CheckpointError: it cannot be read, [`DeflectConfig`] refuses it, or the weights are of another shape.
-        """
+        """Take what the weights assume that are being loaded, before any of them is (CheckpointError)."""
         try:
             stored = json.loads(bytes(state.tolist()))
             there = dataclasses.replace(self.config, **stored)
