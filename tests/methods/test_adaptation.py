@@ -14,6 +14,7 @@ from deflect_hf.methods import adapt, deflect_config, encoder_parameters, furthe
 from deflect_hf.methods.layers import norms
 from deflect_hf.models import EncoderForImageClassification
 from tests.methods.models import BASE, EVERY, WIDE, adapted, task_model, trainable
+from tests.models.geovit.conftest import make_encoder
 from tests.tuners.fused import fused_encoder, vit
 from tests.tuners.tiny import BANDS, base_pixels
 
@@ -128,12 +129,24 @@ def test_bands_that_a_model_cannot_do_without():
     assert further_bands(adapted("bitfit")) == []
 
 
-@pytest.mark.parametrize("method", ["deflect", "norm"])
-def test_one_near_infrared_band_stands_for_the_other(method):
-    options = {"patch_embed": "repeat"} if method == "norm" else {"aux_dim": 16}
-    model = adapt(task_model(), method, bands=BANDS, base_bands=["R", "G", "N2"], **options)
-    assert further_bands(model) == ["B", "S1", "S2"]
-    assert set(needed_bands(model)) == set(BANDS)
+SEVEN = [*BANDS, "A"]
+PRITHVI = ["B", "G", "R", "N2", "S1", "S2"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "needed", "further"),
+    [
+        ("lora", {}, ["B", "G", "R", "N", "S1", "S2"], []),
+        ("deflect", {"aux_dim": 8}, SEVEN, ["A"]),
+        ("deflect", {"aux_dim": 8, "band_dropout": 0.1}, ["B", "G", "R", "N", "S1", "S2"], ["A"]),
+    ],
+)
+def test_bands_are_called_as_in_the_images(method: str, options: dict, needed: list[str], further: list[str]) -> None:
+    """Where the images' only near-infrared band is not the encoder's."""
+    torch.manual_seed(0)
+    model = EncoderForImageClassification.from_encoder(make_encoder("sincos_3d"), num_labels=2)
+    model = adapt(model, method, bands=SEVEN, base_bands=PRITHVI, base_mean=[0.1] * 6, base_std=[0.1] * 6, **options)
+    assert (needed_bands(model), further_bands(model)) == (needed, further)
 
 
 def test_the_unit_reaches_the_adapter():

@@ -49,16 +49,8 @@ def test_a_run_with_another_method_of_peft(tmp_path: Path) -> None:
     assert {name: scores[name] for name in results["test"]} == results["test"]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--finetune", "slr", "--method.rank", "x"), r"finetune slr: 'method.rank' must be a whole number, not 'x'"),
-        (("--finetune", "norm", "--method.patch_embed", "rgb"), r"finetune norm: 'method.patch_embed' must be one of"),
-        (("--finetune", "peft:VeraConfig"), "needs either method.target, one of"),
-        (("--finetune", "peft:XLoraConfig"), "cannot adapt a vision transformer: it mixes adapters"),
-        (("--finetune", "vera"), "must be one of .* or peft:NAME with the name of one of PEFT's configurations"),
-    ],
-)
-def test_mistakes_are_told_before_anything_is_read(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        train(tmp_path / "run", *NO_OPTIONS, *words)
+def test_mistakes_are_told_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must be one of .* or peft:NAME with the name of one of PEFT's conf"):
+        train(tmp_path / "run", *NO_OPTIONS, "--finetune", "vera")
+    with pytest.raises(ConfigError, match="cannot adapt a vision transformer: it mixes adapters"):
+        train(tmp_path / "run", *NO_OPTIONS, "--finetune", "peft:XLoraConfig")

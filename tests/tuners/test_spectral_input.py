@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from deflect_hf import DeflectConfig
-from deflect_hf.errors import ConfigError, IndexFormulaError
+from deflect_hf.errors import ConfigError
 from tests.tuners.tiny import BANDS, adapted, make_encoder, run
 
 OTHERS = ["N", "S1", "S2"]  # not seen by the frozen patch embedding
@@ -78,11 +78,6 @@ def test_the_bounds_of_the_indices_are_those_of_the_file(tmp_path, reflectance, 
 def test_files_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         DeflectConfig(**{"bands": BANDS, "formulas": FORMULAS, **fields})
-
-
-def test_a_formula_that_is_more_than_arithmetic_is_refused_on_load():
-    with pytest.raises(IndexFormulaError):
-        DeflectConfig(bands=BANDS, formulas={"x": "N.__class__"}, index_bounds={"x": 1.0})
 
 
 def test_band_dropout_loses_each_other_band_per_image_and_never_a_base_band():
