@@ -44,11 +44,13 @@ RULES = (
     _of_tasks(lambda task: task.dense, "segmentor.auxiliary_loss", "segmentor.window", "augmentation.focus_crop"),
     _of_tasks(
         lambda task: task.output == "class",
-        *("segmentor.loss.class_weights", "segmentor.loss.label_smoothing", "segmentor.loss.dice"),
-        *("segmentor.loss.tversky", "metrics"),
+        *("segmentor.loss.class_weights", "segmentor.loss.label_smoothing", "metrics"),
         *("dataset.class_values", "dataset.ignore_index"),
     ),
-    _of_tasks(lambda task: task.output != "value", "segmentor.loss.focal", "sampler"),
+    _of_tasks(
+        lambda task: task.output != "value",
+        *("segmentor.loss.focal", "segmentor.loss.dice", "segmentor.loss.tversky", "sampler"),
+    ),
     _of_tasks(lambda task: task.output == "value", "dataset.target", "dataset.target_unit"),
     _of_tasks(lambda task: task.output != "value", "dataset.classes"),
     _of_tasks(lambda task: task.name in ("multi_label", "regression"), "dataset.label_table"),

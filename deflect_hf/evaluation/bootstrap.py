@@ -1,12 +1,13 @@
-"""Confidence intervals of scores over images, by a Poisson bootstrap that needs no list of predictions.
+"""Confidence intervals of scores over images, by a Poisson bootstrap that needs no list of pixels' predictions.
 
 In each replicate an image counts as often as a Poisson(1) number says. The numbers of an image are drawn from a
 generator seeded by its name, so the intervals do not depend on the order of the images, the size of the batches or the
 number of processes, and processes add up integers. An image's pixels stay together, because they are not independent;
 images of one place are not independent either, and intervals over them are too narrow.
 
-Per replicate, the hits, targets and predictions of each class are kept rather than whole confusion matrices, since
-every score is made of them: ``3 * classes * replicates`` numbers, 24 MB for 1000 classes, and per image some 0.1 ms.
+Of one class per image or pixel, each replicate keeps the hits, targets and predictions of each class rather than a
+whole confusion matrix, since every score is made of them: ``3 * classes * replicates`` numbers, 24 MB for 1000 classes,
+and per image some 0.1 ms. Of other outputs a few numbers of each image are kept, and weighted at the end.
 
 Source: J. A. Hanley and B. MacGibbon, "Creating non-parametric bootstrap samples using Poisson frequencies", Computer
 Methods and Programs in Biomedicine 83 (2006); N. Chamandy et al., "Estimating uncertainty for massive data streams",
@@ -16,7 +17,7 @@ Google technical report (2012).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,8 @@ class Bootstrap:
     def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         """Add (B, K) logits with (B,) labels, or (B, K, H, W) logits with (B, H, W) labels, of B named images."""
         counts = image_counts(logits.argmax(dim=1), labels, self.num_classes, self.ignore_index).cpu()  # (B, 3, K)
-        weights = np.stack([poisson_weights(name, self.totals.shape[0], self.seed) for name in names], axis=1)
-        self.totals += torch.from_numpy(weights.astype(np.float64)) @ counts.flatten(1).double()
+        weights = replicate_weights(names, self.totals.shape[0], self.seed).double()
+        self.totals += weights @ counts.flatten(1).double()
         present = counts.sum(dim=1) > 0  # (B, K)
         self.images += torch.cat([present.any(dim=1, keepdim=True), present], dim=1).sum(dim=0)
 
@@ -74,24 +75,33 @@ class Bootstrap:
         drawn = totals[totals[:, 1].sum(dim=1) > 0]  # few images may all be left out of a replicate
         hits, targets, predictions = drawn.double().unbind(dim=1)
         found = class_scores(hits, targets, predictions, convention)
-        enough = [count >= FEWEST_IMAGES for count in with_class]
         iou = found.iou.where(found.present, torch.nan)
+        means = {"accuracy": found.accuracy, "miou": found.miou, "f1_macro": found.f1_macro}
         return {
-            "level": LEVEL,
-            "replicates": len(totals),
-            "images": labelled,
-            **{
-                name: _interval(values) if labelled >= FEWEST_IMAGES else None
-                for name, values in (("accuracy", found.accuracy), ("miou", found.miou), ("f1_macro", found.f1_macro))
-            },
-            "iou": {name: _interval(iou[:, k]) if enough[k] else None for k, name in enumerate(classes)},
+            **mean_intervals(means, labelled, len(totals)),
+            "iou": {name: interval(iou[:, k], with_class[k]) for k, name in enumerate(classes)},
         }
 
 
-def poisson_weights(name: str, replicates: int, seed: int) -> np.ndarray:
-    """(R,) int64: how often the image called ``name`` counts in each replicate."""
-    identity = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
-    return np.random.default_rng([seed, identity]).poisson(1.0, replicates)
+def mean_intervals(means: Mapping[str, Tensor], images: int, replicates: int) -> dict[str, Any]:
+    """The intervals of (R,) replicates of each score over ``images`` labelled ones, and what they are."""
+    intervals = {name: interval(values, images) for name, values in means.items()}
+    return {"level": LEVEL, "replicates": replicates, "images": images, **intervals}
+
+
+def replicate_weights(names: Sequence[str], replicates: int, seed: int = SEED) -> Tensor:
+    """(R, B) uint8: how often each of B named images counts in each replicate."""
+
+    def drawn(name: str) -> np.ndarray:
+        identity = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
+        return np.random.default_rng([seed, identity]).poisson(1.0, replicates).astype(np.uint8)
+
+    return torch.from_numpy(np.stack([drawn(name) for name in names], axis=1))
+
+
+def by_name(images: list[Any]) -> list[Any]:
+    """What all processes kept of each image, name first, in the order of the names: the same sums on any number."""
+    return sorted(gather_object(images), key=lambda image: str(image[0]))
 
 
 def image_counts(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
@@ -108,10 +118,10 @@ def image_counts(predictions: Tensor, labels: Tensor, num_classes: int, ignore_i
     return torch.stack([hits, counted(labels, labelled), counted(predictions, labelled)], dim=1)
 
 
-def _interval(values: Tensor) -> list[float] | None:
-    """Percentile interval of (R,) replicates, without those in which the score does not exist."""
+def interval(values: Tensor, images: int) -> list[float] | None:
+    """Percentile interval of (R,) replicates, without those in which the score does not exist; None of one image."""
     values = values[~values.isnan()]
-    if not len(values):
+    if images < FEWEST_IMAGES or not len(values):
         return None
     tail = (1 - LEVEL) / 2
     return torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from deflect_hf.artifacts.saved_model import RESULTS, read_results
 from deflect_hf.errors import CheckpointError
+from deflect_hf.evaluation.bootstrap import by_name
 
 PIXELS = 256  # of each image, spread over those with a label
 MOST_ROWS = 2**17  # of all images, spread over them
@@ -40,7 +40,7 @@ class Calibration:
 
     def result(self, temperature: float | None) -> dict[str, Any]:
         """``temperature`` (None: it is fitted here) and the expected calibration error without and with it."""
-        images = sorted(gather_object(self.images), key=lambda image: image[0])  # as with any number of processes
+        images = by_name(self.images)
         logits, labels = (torch.cat([image[k] for image in images]) for k in (1, 2))
         rows = _spread(torch.arange(len(labels)), MOST_ROWS)
         logits, labels = logits[rows], labels[rows]

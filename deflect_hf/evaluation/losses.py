@@ -8,8 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deflect_hf.config.run import LossArguments
 from deflect_hf.errors import DataError
 from deflect_hf.models.targets import Target
+
+
+def with_terms(own: Tensor, logits: Tensor, labels: Tensor, target: Target, weights: LossArguments) -> Tensor:
+    """A model's own loss on (B, K, ...) logits and their labels -> scalar: its weighted sum with the other terms."""
+    loss: Tensor = weights.cross_entropy * own
+    if weights.focal:
+        loss = loss + weights.focal * focal(logits, labels, target, weights.focal_gamma)
+    if weights.dice:
+        loss = loss + weights.dice * soft_dice(logits, labels, target)
+    if weights.tversky:
+        costs = weights.tversky_alpha, 1 - weights.tversky_alpha
+        loss = loss + weights.tversky * tversky(logits, labels, target, *costs)
+    return loss
 
 
 def focal(logits: Tensor, labels: Tensor, target: Target, gamma: float) -> Tensor:
@@ -32,27 +46,31 @@ def focal(logits: Tensor, labels: Tensor, target: Target, gamma: float) -> Tenso
     return (terms * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def soft_dice(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """(B, K, ...) logits, (B, ...) labels -> scalar 1 - mean Dice over the classes that the batch's labels hold.
+def soft_dice(logits: Tensor, labels: Tensor, target: Target) -> Tensor:
+    """(B, K, ...) logits and their labels of classes -> scalar 1 - mean Dice over the classes that the labels hold.
 
-    Zero, and still tied to the graph, when every label is ignored.
+    Zero, and still tied to the graph, without known labels.
 
     Source: F. Milletari et al., "V-Net", 3DV 2016 (arXiv 1606.04797), with linear instead of squared denominators.
     """
-    return tversky(logits, labels, ignore_index, 0.5, 0.5)
+    return tversky(logits, labels, target, 0.5, 0.5)
 
 
-def tversky(logits: Tensor, labels: Tensor, ignore_index: int, alpha: float, beta: float) -> Tensor:
-    """(B, K, ...) logits, (B, ...) labels -> scalar 1 - mean Tversky index over the classes that the labels hold.
+def tversky(logits: Tensor, labels: Tensor, target: Target, alpha: float, beta: float) -> Tensor:
+    """(B, K, ...) logits and their labels of classes -> scalar 1 - mean Tversky index over those that the labels hold.
 
-    ``alpha`` is the cost of pixels taken for a class that they are not of, ``beta`` that of missed ones; 0.5 and 0.5
-    are the Dice loss. Zero, and still tied to the graph, when every label is ignored.
+    ``alpha`` is the cost of pixels (or images, of several labels each) taken for a class that they are not of, ``beta``
+    that of missed ones; 0.5 and 0.5 are the Dice loss. Zero, and still tied to the graph, without known labels.
 
     Source: S. Salehi et al., "Tversky loss function for image segmentation", MLMI 2017 (arXiv 1706.05721).
     """
-    labelled = (labels != ignore_index).flatten()
-    probabilities = logits.float().softmax(dim=1).transpose(0, 1).flatten(1) * labelled
-    targets = F.one_hot(labels.flatten().masked_fill(~labelled, 0), logits.shape[1]).T * labelled
+    known = target.known(labels)
+    if labels.is_floating_point():  # (K, B)
+        known, targets = known.T, labels.where(known, 0.0).T
+    else:  # (K, N), N labels in all
+        known = known.flatten()
+        targets = F.one_hot(labels.flatten().masked_fill(~known, 0), logits.shape[1]).T * known
+    probabilities = target.predict(logits.float()).transpose(0, 1).flatten(1) * known
     hits = (probabilities * targets).sum(dim=1)
     size, predicted = targets.sum(dim=1), probabilities.sum(dim=1)
     index = hits / (hits + alpha * (predicted - hits) + beta * (size - hits)).clamp(min=1e-6)

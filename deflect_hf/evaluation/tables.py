@@ -11,24 +11,20 @@ from deflect_hf.config.tasks import SCORES
 
 def score_table(scores: Mapping[str, Any]) -> str:
     """The means and the table per class of one split as text."""
-    intervals = scores.get("intervals") or {}  # results of earlier versions have none, nor have those of other tasks
+    intervals = scores.get("intervals") or {}  # results of earlier versions have none
     means = ", ".join(
         f"{name} {_cell(scores[name])}{_interval(intervals.get(name), ' [{:.4f}, {:.4f}]')}"
         for name in dict.fromkeys(name for names in SCORES.values() for name in names)
         if name in scores
     )
-    if "per_class" not in scores:
+    if "per_class" in scores:
+        means += (
+            " (means over all classes)" if scores.get("convention") == "pangaea" else " (means over classes present)"
+        )
+        lines = [means, *_class_lines(scores["per_class"], intervals)]
+    else:
         unit = "" if scores["unit"] is None else f" in {scores['unit']}"
-        return f"{means}, bias {scores['bias']:.4g}{unit}, over {scores['labels']} labels"
-    means += " (means over all classes)" if scores.get("convention") == "pangaea" else " (means over classes present)"
-    width = max(len("class"), *map(len, scores["per_class"]))
-    columns = tuple(next(iter(scores["per_class"].values())))
-    heading = f"{'class':<{width}}" + "".join(f"{name:>10}" for name in columns)
-    lines = [means, heading + (f"{'interval of iou':>18}" if intervals else "")]
-    for name, row in scores["per_class"].items():
-        told = _interval(intervals.get("iou", {}).get(name), "{:.4f}-{:.4f}") or "-"
-        cells = "".join(f"{_cell(row[column]):>10}" for column in columns)
-        lines.append(f"{name:<{width}}{cells}" + (f"{told:>18}" if intervals else ""))
+        lines = [f"{means}, bias {scores['bias']:.4g}{unit}, over {scores['labels']} labels"]
     if intervals:
         lines.append(
             f"intervals: {intervals['level']:.0%}, bootstrap over {intervals['images']} images; they say nothing of "
@@ -40,6 +36,19 @@ def score_table(scores: Mapping[str, Any]) -> str:
             f"{scores['temperature']:.3g}, {scores['ece_calibrated']:.4f}"
         )
     return "\n".join(lines)
+
+
+def _class_lines(table: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Any]) -> list[str]:
+    """The table per class, with the intervals of its first column."""
+    width = max(len("class"), *map(len, table))
+    columns = tuple(next(iter(table.values())))
+    heading = f"{'class':<{width}}" + "".join(f"{name:>10}" for name in columns)
+    lines = [heading + (f"{f'interval of {columns[0]}':>18}" if intervals else "")]
+    for name, row in table.items():
+        told = _interval(intervals.get(columns[0], {}).get(name), "{:.4f}-{:.4f}") or "-"
+        cells = "".join(f"{_cell(row[column]):>10}" for column in columns)
+        lines.append(f"{name:<{width}}{cells}" + (f"{told:>18}" if intervals else ""))
+    return lines
 
 
 def results_text(results: Mapping[str, Any], work_dir: Path) -> str:

@@ -1,12 +1,13 @@
 """The scores of each kind of output, added up batch by batch and over processes, so that no image is counted twice.
 
 Classes: one confusion matrix, see ``metrics``. Labels: all probabilities are kept, because average precision ranks
-them. Values: sums in float64 and counts of (label, prediction) pairs.
+them. Values: sums of each image in float64, and counts of (label, prediction) pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from deflect_hf.config.tasks import Output
-from deflect_hf.evaluation.bootstrap import Bootstrap
+from deflect_hf.evaluation.bootstrap import Bootstrap, by_name, interval, mean_intervals, replicate_weights
 from deflect_hf.evaluation.calibration import Calibration
 from deflect_hf.evaluation.metrics import Confusion, scores
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 BINS = 40  # of predictions and of labels
 SPAN = 3.0  # deviations of the training labels from their mean that the bins cover; what is beyond is in the last ones
+REPLICATES_AT_ONCE = 50  # of the bootstrap: memory does not grow with their number
 THRESHOLD = 0.5  # probability from which an image has a class
 
 
@@ -69,82 +71,130 @@ class ClassMetrics:
 
 
 class LabelMetrics:
-    """Mean average precision and macro F1 of several labels per image, by torchmetrics, and the table per class."""
+    """Mean average precision and macro F1 of several labels per image, the table per class, and intervals."""
 
     def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None:
-        self.classes = protocol.classes
-        self.batches: list[tuple[Tensor, Tensor]] = []
+        self.classes, self.replicates = protocol.classes, replicates
+        self.images: list[tuple[str, Tensor, Tensor]] = []
 
     def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         """Add (B, K) logits and (B, K) labels, NaN where unknown."""
-        self.batches.append((logits.float().sigmoid().cpu(), labels.float().cpu()))
+        self.images += zip(names, logits.float().sigmoid().cpu(), labels.float().cpu(), strict=True)
 
     def result(self) -> dict[str, Any]:
         """The scores over all processes; those of a class that no image has, or whose labels are unknown, are None."""
-        from torchmetrics.functional import classification
-
-        gathered = gather_object(self.batches)
-        probabilities, labels = (torch.cat([batch[k] for batch in gathered]) for k in range(2))
-        options: dict[str, Any] = {"num_labels": len(self.classes), "ignore_index": -1, "average": "none"}
-        cut: dict[str, Any] = {"threshold": THRESHOLD, **options}
-        known = labels.nan_to_num(-1.0).long()
-        columns = {
-            "ap": classification.multilabel_average_precision(probabilities, known, **options),
-            "f1": classification.multilabel_f1_score(probabilities, known, **cut),
-            "precision": classification.multilabel_precision(probabilities, known, **cut),
-            "recall": classification.multilabel_recall(probabilities, known, **cut),
-        }
-        support = (known == 1).sum(dim=0).tolist()
+        images = by_name(self.images)
+        names = [name for name, *_ in images]
+        probabilities, labels = (torch.stack([image[k] for image in images]) for k in (1, 2))
+        found = label_scores(probabilities, labels, torch.ones(1, len(names)))
+        support = found.pop("support")[0].int().tolist()
         table = {
-            name: {column: float(values[k]) if support[k] else None for column, values in columns.items()}
+            name: {column: float(values[0, k]) if support[k] else None for column, values in found.items()}
             | {"support": support[k]}
             for k, name in enumerate(self.classes)
         }
-        present = [row for row in table.values() if row["support"]]
-        means = {
-            name: sum(float(row[column] or 0.0) for row in present) / max(1, len(present))
-            for name, column in (("map", "ap"), ("f1_macro", "f1"))
-        }
-        return {**means, "threshold": THRESHOLD, "per_class": table}
+        means = {name: float(values[0].nan_to_num(0.0)) for name, values in label_means(found).items()}
+        scores: dict[str, Any] = {**means, "threshold": THRESHOLD, "per_class": table}
+        if self.replicates:
+            parts = [
+                label_scores(probabilities, labels, weights)
+                for weights in replicate_weights(names, self.replicates).split(REPLICATES_AT_ONCE)
+            ]
+            drawn = {column: torch.cat([part[column] for part in parts]) for column in found}
+            known = int(labels.isfinite().any(dim=1).sum())
+            scores["intervals"] = mean_intervals(label_means(drawn), known, self.replicates)
+            scores["intervals"]["ap"] = {
+                name: interval(drawn["ap"][:, k], support[k]) for k, name in enumerate(self.classes)
+            }
+        return scores
+
+
+def label_scores(probabilities: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """(N, K) probabilities, (N, K) labels, (R, N) weights of the images -> (R, K) of each score, NaN without the class.
+
+    Average precision is the mean of the precisions at the probabilities of the images with the class, images of equal
+    probability being taken together; F1, precision and recall are those of the threshold.
+    """
+    weights, known = weights.double(), labels.isfinite().double()
+    true = (labels == 1).double()
+    taken = (probabilities > THRESHOLD).double() * known
+    hits, support, found = (weights @ counted for counted in (true * taken, true, taken))
+
+    def average_precision(k: int) -> Tensor:
+        values, order = probabilities[:, k].sort(descending=True)
+        ends = torch.cat([values.diff() != 0, torch.ones(1, dtype=torch.bool)])
+        ranked = weights[:, order]
+        right = (ranked * true[order, k]).cumsum(dim=1)[:, ends]
+        precision = right / (ranked * known[order, k]).cumsum(dim=1)[:, ends].clamp(min=1)
+        gained = right.diff(dim=1, prepend=torch.zeros(len(right), 1))
+        return (gained * precision).sum(dim=1)
+
+    columns = {
+        "ap": torch.stack([average_precision(k) for k in range(labels.shape[1])], dim=1) / support,
+        "f1": 2 * hits / (support + found),
+        "precision": hits / found.clamp(min=1),
+        "recall": hits / support,
+    }
+    return {name: values.where(support > 0, torch.nan) for name, values in columns.items()} | {"support": support}
+
+
+def label_means(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """(R, K) scores -> (R,) means over the classes that images have; NaN without any."""
+    return {name: columns[column].nanmean(dim=1) for name, column in (("map", "ap"), ("f1_macro", "f1"))}
 
 
 class ValueMetrics:
-    """Mean absolute error, root mean squared error, R2 and bias, in the unit of the labels."""
+    """Mean absolute error, root mean squared error, R2 and bias, in the unit of the labels, and intervals."""
 
     def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None:
-        self.accelerator = accelerator
+        self.accelerator, self.replicates = accelerator, replicates
         self.center, self.unit, std = protocol.mean, protocol.unit, protocol.target.std
         self.edges = torch.linspace(self.center - SPAN * std, self.center + SPAN * std, BINS + 1, dtype=torch.float64)
-        self.sums = torch.zeros(6, dtype=torch.float64)
+        self.images: list[tuple[str, Tensor]] = []
         self.pairs = torch.zeros(BINS * BINS, dtype=torch.int64)
 
     def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         """Add (B, 1, ...) predictions and (B, ...) labels, NaN where unknown."""
-        known = labels.isfinite()
-        label, prediction = labels[known].double().cpu(), logits.squeeze(1)[known].double().cpu()
-        error, shifted = prediction - label, label - self.center
-        terms = (torch.ones_like(label), error.abs(), error.square(), error, shifted, shifted.square())
-        self.sums += torch.stack([term.sum() for term in terms])
-        rows, columns = (torch.bucketize(values, self.edges[1:-1]) for values in (label, prediction))
-        self.pairs += torch.bincount(rows * BINS + columns, minlength=BINS * BINS)
+        for name, values, targets in zip(names, logits.squeeze(1), labels, strict=True):
+            known = targets.isfinite()
+            label, prediction = targets[known].double().cpu(), values[known].double().cpu()
+            error, shifted = prediction - label, label - self.center
+            terms = (torch.ones_like(label), error.abs(), error.square(), error, shifted, shifted.square())
+            self.images.append((name, torch.stack([term.sum() for term in terms])))
+            rows, columns = (torch.bucketize(one, self.edges[1:-1]) for one in (label, prediction))
+            self.pairs += torch.bincount(rows * BINS + columns, minlength=BINS * BINS)
 
     def result(self) -> dict[str, Any]:
         """The scores over all processes; R2 is None where all labels are equal."""
-        sums, pairs = self.sums, self.pairs
-        if self.accelerator.num_processes > 1:  # each process's numbers, added in order: devices may lack float64
-            gathered = gather_object([(sums, pairs)])
-            sums, pairs = (torch.stack([one[k] for one in gathered]).sum(dim=0) for k in range(2))
-        count, absolute, squared, error, shifted, shifted_squared = sums.tolist()
-        variation = shifted_squared - shifted**2 / max(count, 1.0)
-        return {
-            "mae": absolute / max(count, 1.0),
-            "rmse": (squared / max(count, 1.0)) ** 0.5,
-            "r2": 1 - squared / variation if variation > 1e-12 * max(shifted_squared, 1e-30) else None,
-            "bias": error / max(count, 1.0),
-            "labels": int(count),
+        images = by_name(self.images)
+        names, sums = [name for name, _ in images], torch.stack([terms for _, terms in images])
+        pairs = torch.stack(gather_object([self.pairs])).sum(dim=0)
+        found = {name: value.item() for name, value in value_scores(sums.sum(dim=0)).items()}
+        scores: dict[str, Any] = {
+            **{name: None if name == "r2" and math.isnan(value) else value for name, value in found.items()},
+            "labels": int(sums[:, 0].sum()),
             "unit": self.unit,
             "pairs": {"edges": self.edges.tolist(), "counts": pairs.view(BINS, BINS).tolist()},
         }
+        if self.replicates:
+            parts = replicate_weights(names, self.replicates).split(REPLICATES_AT_ONCE)
+            drawn = value_scores(torch.cat([weights.double() @ sums for weights in parts]))
+            known = int((sums[:, 0] > 0).sum())
+            scores["intervals"] = mean_intervals(drawn, known, self.replicates)
+        return scores
+
+
+def value_scores(sums: Tensor) -> dict[str, Tensor]:
+    """(..., 6) sums of 1, |error|, error^2, error, label and label^2 -> (...) scores, NaN where there is none."""
+    count, absolute, squared, error, label, label_squared = sums.unbind(dim=-1)
+    variation = label_squared - label.square() / count
+    varied = variation > 1e-12 * label_squared.clamp(min=1e-30)
+    return {
+        "mae": absolute / count,
+        "rmse": (squared / count).sqrt(),
+        "r2": (1 - squared / variation).where(varied, torch.nan),
+        "bias": error / count,
+    }
 
 
 METRICS: dict[Output, type[Metrics]] = {"class": ClassMetrics, "labels": LabelMetrics, "value": ValueMetrics}

@@ -279,7 +279,6 @@ def index_rows(meta: Metadata) -> list[tuple[str, ...]]:
 def score_rows(scores: dict[str, Any]) -> dict[str, Any]:
     """The rows of the tables of scores, with their intervals."""
     intervals = scores.get("intervals") or {}
-    by_class = intervals.get("iou") or {}
     rows = scores.get("per_class", {})
     columns = [key for key in next(iter(rows.values()), {}) if key in COLUMNS]
     return {
@@ -290,7 +289,7 @@ def score_rows(scores: dict[str, Any]) -> dict[str, Any]:
         "per_class": [
             (
                 name,
-                *(with_interval(row[key], by_class.get(name) if key == "iou" else None) for key in columns),
+                *(with_interval(row[key], (intervals.get(key) or {}).get(name)) for key in columns),
                 f"{row['support']:,}",
             )
             for name, row in rows.items()

@@ -22,7 +22,7 @@ from deflect_hf.data.collate import fill_up, refuse_beyond_memory
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.evaluate import Interrupted, evaluate, named
-from deflect_hf.evaluation.losses import focal, soft_dice, tversky
+from deflect_hf.evaluation.losses import with_terms
 from deflect_hf.evaluation.protocol import Protocol
 from deflect_hf.files import atomic_dir, temp_dir, write_json
 from deflect_hf.training import prefix
@@ -225,16 +225,7 @@ class TrainingLoop:
         labels = batch["labels"].to(device, non_blocking=True)
         with self.accelerator.autocast():
             outputs = self.model(pixel_values=pixel_values, labels=labels)
-        terms = self.config.segmentor.loss
-        loss: Tensor = terms.cross_entropy * outputs.loss
-        if terms.focal:
-            loss = loss + terms.focal * focal(outputs.logits, labels, target, terms.focal_gamma)
-        if terms.dice:
-            loss = loss + terms.dice * soft_dice(outputs.logits, labels, target.ignore_index)
-        if terms.tversky:
-            costs = terms.tversky_alpha, 1 - terms.tversky_alpha
-            loss = loss + terms.tversky * tversky(outputs.logits, labels, target.ignore_index, *costs)
-        return loss
+        return with_terms(outputs.loss, outputs.logits, labels, target, self.config.segmentor.loss)
 
     def _read_losses(self) -> float:
         """The mean over the steps since the last line of the log, in all processes: waits for the device."""

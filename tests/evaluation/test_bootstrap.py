@@ -6,16 +6,22 @@ Two processes are compared with one in tests/test_cli.py.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.evaluation.bootstrap import Bootstrap, image_counts
 from deflect_hf.evaluation.metrics import scores
+from deflect_hf.evaluation.protocol import Protocol
+from deflect_hf.evaluation.task_metrics import METRICS
+from deflect_hf.models.targets import KINDS
 
 IGNORE = -100
 CLASSES = ("a", "b", "c")
@@ -67,6 +73,77 @@ def test_intervals_are_those_of_the_plain_bootstrap() -> None:
         expected = np.quantile([one["per_class"][name]["iou"] for one in drawn], [0.025, 0.975])
         assert found["iou"][name] == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
     assert (found["level"], found["replicates"], found["images"]) == (0.95, 4000, 120)
+
+
+def several(images: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Logits and labels (B, 3) of several classes, some unknown, some of equal probability, and names."""
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(images, 3, generator=generator) < 0.4).float()
+    logits = (labels + torch.randn(images, 3, generator=generator)).round(decimals=1)
+    labels[torch.rand(images, 3, generator=generator) < 0.2] = torch.nan
+    return logits, labels, [f"image {k}" for k in range(images)]
+
+
+def values(images: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Predictions (B, 1, 4, 4) and labels (B, 4, 4), some unknown, and names."""
+    generator = torch.Generator().manual_seed(0)
+    labels = 5 + torch.randn(images, 1, 1, generator=generator) + torch.randn(images, 4, 4, generator=generator)
+    found = labels + torch.randn(images, 1, 1, generator=generator)
+    labels[torch.rand(images, 4, 4, generator=generator) < 0.3] = torch.nan
+    return found[:, None], labels, [f"image {k}" for k in range(images)]
+
+
+def result(task: str, batch: tuple[Tensor, Tensor, list[str]], order: Tensor, size: int, replicates: int) -> dict:
+    """The scores of a task's batch, its images in this order, ``size`` at a time."""
+    output = TASKS[task].output
+    protocol = Protocol(TASKS[task], [*CLASSES], KINDS[output](IGNORE, std=2.0), None, "present", mean=4.0, unit="m")
+    metrics = METRICS[output](protocol, Accelerator(cpu=True), replicates)
+    for part in order.split(size):
+        metrics.update(batch[0][part], batch[1][part], [batch[2][k] for k in part])
+    return metrics.result()
+
+
+TASKS_AND_DATA = [("multi_label", several, "f1_macro"), ("regression", values, "rmse")]
+
+
+@pytest.mark.parametrize(("task", "data", "mean"), TASKS_AND_DATA)
+def test_intervals_of_other_outputs_are_those_of_the_plain_bootstrap(task: str, data: Any, mean: str) -> None:
+    batch = data(80)
+    found = result(task, batch, torch.arange(80), 80, 1000)
+    rng = np.random.default_rng(3)
+    drawn = [result(task, batch, torch.from_numpy(rng.integers(80, size=80)), 80, 0) for _ in range(400)]
+    for name in TASKS[task].scores:
+        low, high = np.quantile([one[name] for one in drawn], [0.025, 0.975])
+        assert found["intervals"][name] == pytest.approx([low, high], abs=0.15 * (high - low)), name
+        assert low < found[name] < high
+    if task == "multi_label":
+        low, high = np.quantile([one["per_class"]["b"]["ap"] for one in drawn], [0.025, 0.975])
+        assert found["intervals"]["ap"]["b"] == pytest.approx([low, high], abs=0.15 * (high - low))
+    parts = result(task, batch, torch.randperm(80, generator=torch.Generator().manual_seed(5)), 3, 1000)
+    assert parts == found and found["intervals"]["images"] == 80
+    one = result(task, tuple(each[:1] for each in batch), torch.arange(1), 1, 10)
+    assert one["intervals"][mean] is None
+
+
+def test_scores_of_several_labels_are_those_of_torchmetrics() -> None:
+    from torchmetrics.functional import classification
+
+    logits, labels, names = several(60)
+    labels[:, 2] = labels[:, 2].where(labels[:, 2] != 1, 0.0)  # a class that no image has
+    found = result("multi_label", (logits, labels, names), torch.arange(60), 7, 0)
+    options: dict[str, Any] = {"num_labels": 3, "ignore_index": -1, "average": "none"}
+    given = logits.sigmoid(), labels.nan_to_num(-1.0).long()
+    for column, function in {
+        "ap": classification.multilabel_average_precision,
+        "f1": classification.multilabel_f1_score,
+        "precision": classification.multilabel_precision,
+        "recall": classification.multilabel_recall,
+    }.items():
+        expected = function(*given, **options).tolist()
+        rows = [found["per_class"][name][column] for name in CLASSES]
+        assert rows == [pytest.approx(expected[0]), pytest.approx(expected[1]), None], column
+        if column in ("ap", "f1"):
+            assert found["map" if column == "ap" else "f1_macro"] == pytest.approx(sum(rows[:2]) / 2)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])

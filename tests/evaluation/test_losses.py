@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.evaluation.losses import balanced_weights, focal, soft_dice, tversky
-from deflect_hf.models.targets import AnyClasses, OneClass
+from deflect_hf.evaluation.losses import balanced_weights, focal, soft_dice, tversky, with_terms
+from deflect_hf.models.targets import KINDS, AnyClasses, OneClass
 from deflect_hf.training.run import run
 
 IGNORE = -1
@@ -37,9 +38,9 @@ def test_weighted_means_add_up_to_the_mean_over_all_labels() -> None:
 def test_dice_of_perfect_and_opposite_predictions() -> None:
     labels = torch.tensor([[[0, 1], [1, IGNORE]]])
     perfect = F.one_hot(labels.clamp(min=0), 3).permute(0, 3, 1, 2) * 50.0
-    assert soft_dice(perfect, labels, IGNORE) == pytest.approx(0.0, abs=1e-6)
+    assert soft_dice(perfect, labels, OneClass(IGNORE)) == pytest.approx(0.0, abs=1e-6)
     opposite = F.one_hot(1 - labels.clamp(min=0), 3).permute(0, 3, 1, 2) * 50.0
-    assert soft_dice(opposite, labels, IGNORE) == pytest.approx(1.0, abs=1e-6)
+    assert soft_dice(opposite, labels, OneClass(IGNORE)) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_dice_does_not_see_ignored_pixels() -> None:
@@ -48,12 +49,13 @@ def test_dice_does_not_see_ignored_pixels() -> None:
     labels[:, 0] = IGNORE
     changed = logits.clone()
     changed[:, :, 0] = 7 * torch.randn(2, 3, 4)
-    torch.testing.assert_close(soft_dice(logits, labels, IGNORE), soft_dice(changed, labels, IGNORE))
+    target = OneClass(IGNORE)
+    torch.testing.assert_close(soft_dice(logits, labels, target), soft_dice(changed, labels, target))
 
 
 def test_dice_without_labels_is_zero_with_a_finite_gradient() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
-    loss = soft_dice(logits, torch.full((2,), IGNORE), IGNORE)
+    loss = soft_dice(logits, torch.full((2,), IGNORE), OneClass(IGNORE))
     loss.backward()
     assert loss == 0 and logits.grad is not None and bool((logits.grad == 0).all())
 
@@ -81,13 +83,46 @@ def test_focal_loss_is_the_cross_entropy_of_hard_labels() -> None:
 def test_tversky_weighs_misses_and_false_alarms() -> None:
     labels = torch.tensor([[0, 0, 0, 1]])
     logits = F.one_hot(torch.tensor([[0, 0, 1, 1]]), 2).movedim(-1, 1) * 50.0  # one pixel of class 0 taken for class 1
-    costs = {alpha: float(tversky(logits, labels, IGNORE, alpha, 1 - alpha)) for alpha in (0.5, 0.1)}
+    costs = {alpha: float(tversky(logits, labels, OneClass(IGNORE), alpha, 1 - alpha)) for alpha in (0.5, 0.1)}
     assert (
         costs[0.5]
         == pytest.approx(1 - (2 / 2.5 + 1 / 1.5) / 2)
-        == pytest.approx(float(soft_dice(logits, labels, -100)))
+        == pytest.approx(float(soft_dice(logits, labels, OneClass())))
     )
     assert costs[0.1] == pytest.approx(1 - (2 / 2.9 + 1 / 1.1) / 2)
+    several = torch.tensor([[1.0, 0.0, torch.nan], [1.0, 0.0, 1.0]])
+    sure = torch.tensor([[50.0, -50.0, 50.0], [-50.0, -50.0, 50.0]])  # the first class of the second image is missed
+    assert float(tversky(sure, several, AnyClasses(), 0.1, 0.9)) == pytest.approx((1 - 1 / 1.9) / 2)
+
+
+TERMS = {"cross_entropy": "0.5", "focal": "1", "dice": "1", "tversky": "1"}
+CLASSES_ONLY = {"class_weights": "1 2 3", "label_smoothing": "0.1"}
+TAKEN = {"class": {*TERMS, *CLASSES_ONLY}, "labels": {*TERMS}, "value": {"cross_entropy"}}
+
+
+@pytest.mark.parametrize("key", [*TERMS, *CLASSES_ONLY])
+@pytest.mark.parametrize("task", TASKS)
+def test_each_term_of_the_loss_trains_a_task_or_is_refused_by_name(task: str, key: str) -> None:
+    words = ["--encoder_config", str(CONF.parent / "tiny_vit.yaml"), "--dataset.name", "folder", "--dataset.root", "x"]
+    words += ["--dataset.task", task, f"--segmentor.loss.{key}", *(TERMS | CLASSES_ONLY)[key].split()]
+    output = TASKS[task].output
+    if key not in TAKEN[output]:
+        with pytest.raises(ConfigError, match=rf"segmentor\.loss\.{key} is for .*, but the data set's task is {task}"):
+            parse_arguments(RunArguments, "test", words)
+        return
+    weights = parse_arguments(RunArguments, "test", words).segmentor.loss
+    target = KINDS[output](IGNORE, weights.class_weights, weights.label_smoothing)
+    torch.manual_seed(0)
+    sides, count = ((4, 4) if TASKS[task].dense else ()), 1 if output == "value" else 3
+    labels = torch.randint(3, (5, *sides)) if output == "class" else torch.rand(5, *sides)
+    labels = torch.randint(2, (5, 3)).float() if output == "labels" else labels
+    labels[0] = unknown = IGNORE if output == "class" else torch.nan
+    for known in (labels, torch.full_like(labels, unknown)):  # some, none
+        logits = torch.randn(5, count, *sides, requires_grad=True)
+        loss = with_terms(target.loss(logits, known), logits, known, target, weights)
+        loss.backward()
+        assert logits.grad is not None and bool(logits.grad.isfinite().all())
+        assert bool(loss > 0) == bool((logits.grad != 0).any()) == (known is labels)
 
 
 def test_balanced_weights_average_to_one_over_the_labels() -> None:
