@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# the same examples in every run; --hypothesis-profile default searches for others
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+# the same examples in every run, however slow the machine; --hypothesis-profile default searches for others
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
 

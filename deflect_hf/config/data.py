@@ -6,13 +6,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from deflect_hf.config.readers import dataset_names, dataset_spec, refuse_unused
+from deflect_hf.config.colors import Colors, classes_of_colors, color_table
+from deflect_hf.config.readers import SPLIT_FILES, dataset_names, dataset_spec, refuse_unused
 from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.config.tasks import TaskName
 from deflect_hf.errors import ConfigError, listing
 
 ENCODER_SIZE = "encoder"
 MAX_SIDE = 16_384  # pixels of an image that is resized or cropped to
+SPLIT = "{split}"  # in `images` and `masks`: a word that says train, val or test
 
 
 def _height_and_width(size: list[int]) -> list[int]:
@@ -21,6 +23,13 @@ def _height_and_width(size: list[int]) -> list[int]:
     return size
 
 
+def _relative(pattern: str) -> str:
+    if not set(pattern) & {"*", "?"} or pattern.startswith("/") or pattern.count(SPLIT) > 1:
+        raise ConfigError("a pattern relative to root with a * where the names of the images are, '**/*_merged.tif'")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_relative)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 # far above what anybody uses: a slip of the keyboard must not fill the memory
 Batch = Annotated[int, Field(ge=1, le=2**16)]
@@ -62,6 +71,14 @@ class DatasetArguments(Arguments):
 
     name: str = option("synthetic", f"Which data set: {listing(dataset_names())}.")
     root: UserPath | None = option(None, "Folder of the data; needed by every reader but 'synthetic'.")
+    images: Pattern | None = option(
+        None,
+        "'folder': where the images are below root, '**/*_merged.tif'. The * stand for their names, **/ for folders of "
+        "any depth, {split} for train(ing), val(id, idation) or test(ing). null: 'images/*'.",
+    )
+    masks: Pattern | None = option(
+        None, "'folder': where the masks are; its * stand for the same as those of images. null: 'masks/*'."
+    )
     scenes: list[dict[str, Any]] | UserPath | None = option(
         None,
         "'scenes': a list of {image, labels, layer, split, name}, all but image optional, or a CSV or vector file with "
@@ -88,7 +105,9 @@ class DatasetArguments(Arguments):
     )
     buffer_km: NonNegativeFloat = option(0.0, "'scenes': distance in km between blocks, in which no label counts.")
     split_column: str | None = option(
-        None, "'scenes': attribute of the polygons or points that says train, val or test."
+        None,
+        "Says train, val or test: 'scenes': an attribute of the polygons or points; 'folder': a column of label_table, "
+        "where an empty cell leaves an image out.",
     )
     download: bool = option(False, "Public data sets: fetch what is missing from where it is published into root.")
     task: TaskName | None = option(
@@ -104,7 +123,9 @@ class DatasetArguments(Arguments):
         None, "Bands the model gets, by name and in this order. null: all the data has.", min_length=1
     )
     source_bands: list[str] | None = option(
-        None, "Names of the stored bands in file order, for files that do not name them.", min_length=1
+        None,
+        "Names of the stored bands in file order, for files that do not name them; '_' for a layer to be left out.",
+        min_length=1,
     )
     band_order: Annotated[Literal["true", "nominal"], Word] = option(
         "true", "'m-brick-kiln', 'm-eurosat': 'true' names the stored bands as they are, 'nominal' as the files do."
@@ -166,12 +187,20 @@ class DatasetArguments(Arguments):
         "Class names in label order; needed for masks. null: the class folders, in alphabetical order.",
         min_length=2,
     )
+    class_colors: dict[str, Colors] | None = option(
+        None,
+        "Masks that paint the classes: the color of each, or several, [0, 0, 255], '#0000ff' or 'blue'; under '_' "
+        "those without a label.",
+    )
     label_table: str | None = option(
         None,
-        "multi_label, regression: CSV below root, first column the image's name. null: labels.csv.",
+        "multi_label, regression, a class for each image, split_column: CSV below root, first column the image's name. "
+        "null: labels.csv.",
     )
     target: str | None = option(
-        None, "Regression: name of the value, for an image's the column of label_table. null: the only column, 'value'."
+        None,
+        "Column of label_table with the class or the value of an image; name of the value of a regression. null: the "
+        "only column, 'value'.",
     )
     target_unit: str | None = option(None, "Regression: unit of the value, which scores and maps carry.")
     class_values: list[int] | None = option(
@@ -220,6 +249,13 @@ class DatasetArguments(Arguments):
         if self.num_folds is not None and self.fold >= self.num_folds:
             raise ConfigError(f"fold={self.fold}: with num_folds={self.num_folds}, it is at most {self.num_folds - 1}.")
         refuse_half_a_quality(self)
+        if self.name == "folder":
+            self._check_folder()
+        if self.class_colors is not None:
+            for key in ("class_values", "ignore_values"):
+                if getattr(self, key):
+                    raise ConfigError(f"class_colors says what masks hold: remove `{key}`; '_' has no label.")
+            self.classes = classes_of_colors(self.class_colors, self.classes)
         for key in ("classes", "class_values"):
             named = getattr(self, key) or []
             repeated = [value for value in named if named.count(value) > 1]
@@ -231,6 +267,18 @@ class DatasetArguments(Arguments):
         if overlap:
             raise ConfigError(f"Mask value(s) {overlap} are in both class_values and ignore_values: keep one of them.")
         return self
+
+    def _check_folder(self) -> None:
+        for key in ("num_folds", "place_km", *SPLIT_FILES) if self.split_column is not None else ():
+            if getattr(self, key) is not None:
+                raise ConfigError(f"split_column says which image is in which split: remove `{key}`.")
+        if SPLIT in (self.masks or "") and SPLIT not in (self.images or ""):
+            raise ConfigError(f"masks={self.masks!r}: {SPLIT} is in `images`, too, or in neither.")
+
+    @property
+    def color_table(self) -> dict[tuple[int, int, int], int] | None:
+        """The class of each color of a mask, -1 for no label; None where masks hold class values."""
+        return None if self.class_colors is None else color_table(self.class_colors, self.classes or ())
 
     def _check_scenes(self) -> None:
         if not self.scenes:

@@ -58,7 +58,9 @@ class SceneArguments(Arguments):
     overlap: Overlap = option(0.25, "share of its side by which a window overlaps the next")
     batch_size: Batch = option(8, "windows per forward pass")
     sensor: str | dict[str, Any] | None = option(None, "sensor preset: names, order, scale and offset of the bands")
-    source_bands: list[str] | None = option(None, "names of the bands in file order, for files that do not name them")
+    source_bands: list[str] | None = option(
+        None, "names of the bands in file order, for files that do not name them; '_' for a layer to be left out"
+    )
     files: str | dict[str, str] | None = option(
         None, "scenes with one file per band: '*_{band}.tif', or the file of each band; null: as in training"
     )

@@ -14,6 +14,7 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError, listing
+from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import projection
 from deflect_hf.raster.header import SKIPPED, RasterInfo, file_bands, is_unnamed, names_bands
 from deflect_hf.raster.products import Product, is_known_product
@@ -39,6 +40,7 @@ class FolderReader:
         resample: Bring masks on another grid to that of their images.
         numbers: Masks hold numbers, not classes.
         layout: How scenes of several files are put together.
+        colors: The class of each color of painted masks; None: masks hold class values.
     """
 
     bands: tuple[str, ...]
@@ -49,6 +51,7 @@ class FolderReader:
     resample: bool = False
     numbers: bool = False
     layout: Product = LOOSE
+    colors: Mapping[Color, int] | None = None
 
     def product(self, path: str) -> Product:
         """A scene, put together as the others."""
@@ -68,7 +71,9 @@ class FolderReader:
         if row.get("mask") is None:
             target = row["target"] if "target" in row else row["label"]
             return Stored(raster.values, raster.bands, target, path, raster.valid)
-        mask = read_mask(row["mask"], onto=raster.info, resample=self.resample, numbers=self.numbers)
+        mask = read_mask(
+            row["mask"], onto=raster.info, resample=self.resample, numbers=self.numbers, colors=self.colors
+        )
         values = mask.values[0]
         if self.numbers:
             values = values * mask.scales[0] + mask.offsets[0]
@@ -80,7 +85,7 @@ class FolderReader:
             raster.valid,
             mask.valid[0],
             row["mask"],
-            mask.info.nodata[0],
+            mask.info.nodata[0] if self.colors is None else None,
         )
 
 
@@ -176,7 +181,10 @@ def settle_reader(
     resample = args.label_alignment == "resample"
     listed = tuple(source_bands) if source_bands is not None else None
     layout = layout_of(args, trained)
-    return FolderReader(tuple(bands), tuple(needed), listed, sensor, quality, resample, layout=layout), processor
+    reader = FolderReader(
+        tuple(bands), tuple(needed), listed, sensor, quality, resample, False, layout, args.color_table
+    )
+    return reader, processor
 
 
 def names_in_training(

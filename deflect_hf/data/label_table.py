@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deflect_hf.data.splits import SPLIT_WORDS, SPLITS, by_any_name
 from deflect_hf.errors import DataError, listing, nearest
 from deflect_hf.raster.products import LAYER_SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 TABLE = "labels.csv"
 SEPARATOR = ";"
@@ -46,15 +51,42 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
     return table, columns
 
 
-def cells_of(table: Table, names: Sequence[str], path: Path) -> list[dict[str, str]]:
-    """The row of each image; images without one are refused, rows without an image are passed over."""
-    missing = [name for name in names if name not in table]
+def cells_of(table: Table, images: Mapping[str, Path], path: Path) -> list[dict[str, str]]:
+    """The row of each image, called by its name or its file; images without one are refused, rows without are not."""
+    names = by_any_name(images)
+    rows: dict[str, str] = {}
+    for called in table:
+        name = names.get(called)
+        if name is not None and rows.setdefault(name, called) != called:
+            raise DataError(f"{path}: {called!r} and {rows[name]!r} are the same image, {images[name]}: keep one row.")
+    missing = [name for name in images if name not in rows]
     if missing:
         raise DataError(
-            f"{path} has no row for {len(missing)} of {len(names)} images, first {listing(missing[:3])}: add "
+            f"{path} has no row for {len(missing)} of {len(images)} images, first {listing(missing[:3])}: add "
             "them, with empty cells if they have no label."
         )
-    return [table[name] for name in names]
+    return [table[rows[name]] for name in images]
+
+
+def splits_of(
+    cells: Sequence[Mapping[str, str]], names: Sequence[str], column: str, path: Path
+) -> dict[str, list[str]]:
+    """The images of each split, by a column that says train, val or test; an empty cell leaves an image out."""
+    if cells and column not in cells[0]:
+        raise DataError(f"{path} has no column {column!r}, only {listing(cells[0])}: correct `split_column`.")
+    words = {word: split for split, of_split in SPLIT_WORDS.items() for word in of_split}
+    counts = Counter(row[column] for row in cells)
+    unknown = {cell: count for cell, count in counts.items() if cell and cell.casefold() not in words}
+    if unknown:
+        found = ", ".join(f"{cell!r} in {count} row(s)" for cell, count in sorted(unknown.items())[:3])
+        raise DataError(f"{path}, column {column!r} holds {found}: write one of {listing(words)}, or nothing.")
+    if counts[""]:
+        logger.info("%s: %d of %d images are left out, the column %r is empty", path, counts[""], len(cells), column)
+    members_of: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name, row in zip(names, cells, strict=True):
+        if row[column]:
+            members_of[words[row[column].casefold()]].append(name)
+    return {split: members for split, members in members_of.items() if members}
 
 
 def class_names(table: Table, columns: Sequence[str]) -> list[str]:

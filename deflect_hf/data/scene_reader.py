@@ -13,6 +13,7 @@ import torch
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.folder_reader import FolderReader
 from deflect_hf.data.places import Box, Region, write_regions
+from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import part_of
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.read import read_mask, read_raster
@@ -60,17 +61,18 @@ class ShapeLabels:
 
 @dataclass(frozen=True)
 class RasterLabels:
-    """A raster of classes, on the grid of the scene or resampled to it."""
+    """A raster of classes, stored or painted in ``colors``, on the grid of the scene or resampled to it."""
 
     path: str
     georeferenced: bool
+    colors: Mapping[Color, int] | None = None
 
     def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
         """(h, w) stored values, and where they are valid."""
         if self.georeferenced:
-            mask = read_mask(self.path, onto=part_of(info, box), resample=True)
+            mask = read_mask(self.path, onto=part_of(info, box), resample=True, colors=self.colors)
         else:
-            mask = read_mask(self.path, window=box)
+            mask = read_mask(self.path, window=box, colors=self.colors)
         return mask.values[0], mask.valid[0]
 
 

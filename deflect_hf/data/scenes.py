@@ -178,10 +178,12 @@ def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning
     """
     if not is_vector(entry.labels):
         label = raster_info(entry.labels)
-        refuse_no_mask(label)
+        refuse_no_mask(label, args.class_colors is not None)
         if args.label_alignment == "strict" or not (label.georeferenced and info.georeferenced):
             refuse_misplaced(label, info)
-        return RasterLabels(entry.labels, label.georeferenced and info.georeferenced)
+        return RasterLabels(entry.labels, label.georeferenced and info.georeferenced, args.color_table)
+    if args.class_colors is not None:
+        raise ConfigError(f"class_colors are of rasters, but {entry.labels} holds polygons or points: remove it.")
     attribute = _attribute(entry, args)
     features, values = class_values_of(
         read_once(entry.labels, entry.layer), attribute, meaning.classes, meaning.values, meaning.ignore_values

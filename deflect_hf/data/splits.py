@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,10 @@ import numpy as np
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.errors import ConfigError, DataError, listing
 
+logger = logging.getLogger(__name__)
+
 SPLITS = ("train", "val", "test")
+SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 def split_indices(
@@ -56,6 +60,13 @@ def split_indices(
 def _split_places(places: Sequence[int], args: DatasetArguments) -> dict[str, list[int]]:
     """Whole places for each split, as near to its share of the images as they allow."""
     drawn, groups = _drawn(places, args.seed)
+    largest = max(len(members) for members in groups.values())
+    if largest > len(places) / 2:
+        logger.warning(
+            "place_km=%g: one place holds %d of %d images, by way of images in between: choose a smaller place_km, or "
+            "the splits cannot have their shares",
+            args.place_km, largest, len(places),
+        )  # fmt: skip
     needed = args.num_folds or 1 + (args.val_fraction > 0) + (args.test_fraction > 0)
     if len(groups) < needed:
         raise DataError(
@@ -157,16 +168,27 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def read_split_file(path: Path, known: Sequence[str]) -> list[str]:
-    """Read ids, one a line, and check that each has an image; a file suffix or a left-out class folder is allowed."""
+def by_any_name(images: Mapping[str, Path]) -> dict[str, str]:
+    """What a list may call each image -> its name: that, without its folders, the path of its file or the end of it.
+
+    A suffix may be left out. What would be several images is none of them.
+    """
+    called: dict[str, set[str]] = defaultdict(set)
+    for name, file in images.items():
+        called[name.rsplit("/", 1)[-1]].add(name)
+        for path in (file, file.with_suffix("")):
+            for begin in range(len(path.parts)):
+                called["/".join(path.parts[begin:])].add(name)
+    return {word: names.pop() for word, names in called.items() if len(names) == 1} | {name: name for name in images}
+
+
+def read_split_file(path: Path, images: Mapping[str, Path]) -> list[str]:
+    """Read ids, one a line, and check that each is an image, by its name or its file."""
     lines = read_lines(path)
     if not lines:
         raise DataError(f"{path} lists no images: write one id a line, or remove the file for a random split.")
-    by_stem: dict[str, list[str]] = defaultdict(list)
-    for name in known:
-        by_stem[name.rsplit("/", 1)[-1]].append(name)
-    unique = {stem: names[0] for stem, names in by_stem.items() if len(names) == 1} | {name: name for name in known}
-    ids = [unique.get(line) or unique.get(line.rsplit(".", 1)[0]) for line in lines]
+    names = by_any_name(images)
+    ids = [names.get(line) or names.get(line.rsplit(".", 1)[0]) for line in lines]
     missing = [line for line, id_ in zip(lines, ids, strict=True) if id_ is None]
     if missing:
         raise DataError(

@@ -103,7 +103,7 @@ def _tags(info: RasterInfo, reader: FolderReader) -> dict[str, tuple[float, floa
 
 
 def refuse_other_masks(
-    rows: Sequence[Mapping[str, Any]], infos: Sequence[RasterInfo], labels: Labels, resample: bool
+    rows: Sequence[Mapping[str, Any]], infos: Sequence[RasterInfo], labels: Labels, resample: bool, painted: bool
 ) -> None:
     """Refuse masks that are none, lie on another grid than their images, or whose palettes disagree about a class."""
     problems = []
@@ -111,12 +111,12 @@ def refuse_other_masks(
     for row, image in zip(rows, infos, strict=True):
         mask = raster_info(row["mask"])
         try:
-            refuse_no_mask(mask)
+            refuse_no_mask(mask, painted)
             if not (resample and mask.georeferenced and image.georeferenced):
                 refuse_misplaced(mask, image)
         except DataError as error:
             problems.append(str(error).removesuffix("."))
-        for name, value in zip(labels.classes, labels.values, strict=False):
+        for name, value in zip(labels.classes, labels.values, strict=False) if not painted else ():
             if 0 <= value < len(mask.colors):
                 color, where = colors.setdefault(value, (mask.colors[value], mask.path))
                 if color != mask.colors[value]:
@@ -167,7 +167,7 @@ def survey(
     root = str(args.root)
     refuse_other_bands(infos, info, reader, args)
     if TASKS[labels.task].dense:
-        refuse_other_masks(rows, infos, labels, reader.resample)
+        refuse_other_masks(rows, infos, labels, reader.resample, reader.colors is not None)
     report_grids(root, infos, info)
     report_quality(root, rows, reader)
 

@@ -80,13 +80,18 @@ class RasterInfo:
         return found[0]
 
 
-def refuse_no_mask(info: RasterInfo) -> None:
-    """Refuse what cannot be a mask, by its header."""
+def refuse_no_mask(info: RasterInfo, painted: bool = False) -> None:
+    """Refuse what cannot be a mask, of class values or ``painted`` in colors, by its header."""
     bands = info.count - (info.alpha is not None)
-    if bands != 1:
+    if painted and (info.dtype != "uint8" or not (bands == 3 or (bands == 1 and info.colors))):
         raise DataError(
-            f"{info.path} has {bands} bands, but a mask has one: store class values, not colours "
-            f"(a palette PNG or a single-band GeoTIFF)."
+            f"{info.path} has {bands} band(s) of {info.dtype}, but `class_colors` are of three of 8 bits, red, green "
+            "and blue, or of a palette: for a mask of class values, give `class_values` instead."
+        )
+    if bands != 1 and not painted:
+        raise DataError(
+            f"{info.path} has {bands} bands, but a mask has one: store class values, not colors (a palette PNG or a "
+            "single-band GeoTIFF), or say by `class_colors` which color is which class."
         )
     if info.lossy:
         raise DataError(
@@ -106,7 +111,10 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
     own = _described(info.descriptions, sensor)
     given: list[str | None] | None = None
     if source_bands is not None:
-        named = iter(resolve_bands([name for name in source_bands if name != SKIPPED], sensor))
+        try:
+            named = iter(resolve_bands([name for name in source_bands if name != SKIPPED], sensor))
+        except BandError as error:
+            raise BandError(f"source_bands: {error} A layer to be left out is called {SKIPPED!r}.") from error
         given = [None if name == SKIPPED else next(named) for name in source_bands]
     elif not any(own) and sensor is not None:
         given = [*sensor.codes]

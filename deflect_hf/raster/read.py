@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from deflect_hf.errors import BandError, DataError, brief
+from deflect_hf.raster.colors import Color, classes_of
 from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
 from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, refuse_no_mask
 from deflect_hf.raster.local import DRIVERS, OFFLINE
@@ -295,6 +296,7 @@ def read_mask(
     resample: bool = False,
     numbers: bool = False,
     band: int | None = None,
+    colors: Mapping[Color, int] | None = None,
 ) -> Raster:
     """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False where it has no label.
 
@@ -307,6 +309,7 @@ def read_mask(
             another grid.
         numbers: The values are numbers, which may be fractions, of a regression.
         band: Which one is read of a file with several; None: only a file with one is taken.
+        colors: What a painted mask means, see :func:`deflect_hf.raster.colors.classes_of`.
 
     Raises:
         DataError: As :func:`read_raster`; the file has several bands, fractional values or values that its compression
@@ -316,13 +319,14 @@ def read_mask(
         info = _info(source, path)
         positions = [band] if band is not None else [k for k in range(info.count) if k != info.alpha]
         if band is None:
-            refuse_no_mask(info)
+            refuse_no_mask(info, colors is not None)
         if onto is None:
             values, valid = _read(source, info, positions, window, size, Resampling.mode)
         elif resample and info.georeferenced and onto.georeferenced:
             rows, columns = nearest_pixels(info, onto)
             inside = rows >= 0
-            values, valid = np.zeros((1, *rows.shape), info.dtype), np.zeros((1, *rows.shape), dtype=bool)
+            shape = (len(positions), *rows.shape)
+            values, valid = np.zeros(shape, info.dtype), np.zeros(shape, dtype=bool)
             if inside.any():
                 rows, columns = rows[inside], columns[inside]
                 top, left = int(rows.min()), int(columns.min())
@@ -333,6 +337,8 @@ def read_mask(
         else:
             turn = refuse_misplaced(info, onto).turn
             values, valid = map(turn, _read(source, info, positions, None, None, Resampling.nearest))
+    if colors is not None:
+        values, valid = classes_of(values, valid, info, colors)
     if (
         not numbers
         and np.issubdtype(values.dtype, np.floating)

@@ -59,6 +59,9 @@ OTHER_THAN_DEFAULT = {
     "block_km": 2.0,
     "buffer_km": 0.5,
     "split_column": "split",
+    "images": "**/*.tif",
+    "masks": "**/*.png",
+    "class_colors": {"land": [[0, 255, 0]], "water": [[0, 0, 255]]},
 }
 TOGETHER = {
     "qa_band": "qa_values",

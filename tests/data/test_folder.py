@@ -234,6 +234,8 @@ def test_a_band_that_no_catalogue_knows_is_named_skipped_or_declared(
     assert load_dataset_splits(segments(segmentation_folder))["train"].bands == list(BANDS)
     assert "left out are 'VV'" in caplog.text
     caplog.clear()
+    with pytest.raises(BandError, match=r"source_bands: 'mask' is not a band of .* layer to be left out is called '_'"):
+        load_dataset_splits(segments(segmentation_folder, source_bands=[*BANDS, "mask"]))
     skipped = load_dataset_splits(segments(segmentation_folder, source_bands=[*BANDS, "_"]))["train"]
     assert (skipped.bands, caplog.text) == (list(BANDS), "")
     sensor = {"name": "mine", "bands": [*BANDS, {"code": "VV"}]}

@@ -130,3 +130,10 @@ def test_a_place_is_in_one_split(places: list[int], folds: int | None, seed: int
 def test_too_few_places_are_refused() -> None:
     with pytest.raises(DataError, match=r"place_km=5 makes 2 place\(s\) of 9 images, but 3 are needed: lower place_km"):
         split_indices([None] * 9, DatasetArguments(**PLACES), [0] * 5 + [1] * 4)
+
+
+def test_a_place_that_holds_most_images_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    split_indices([None] * 9, DatasetArguments(**PLACES), [0] * 4 + [1, 1, 2, 3, 4])
+    assert not caplog.text
+    split_indices([None] * 9, DatasetArguments(**PLACES), [0] * 5 + [1, 1, 2, 3])
+    assert "place_km=5: one place holds 5 of 9 images, by way of images in between: choose a smaller" in caplog.text

@@ -147,7 +147,7 @@ def test_any_damage_to_an_image_is_told_or_harmless(
 @given(st.binary(max_size=60) | st.text(max_size=40).map(str.encode))
 @settings(max_examples=150, deadline=None)
 def test_any_split_file_is_refused_or_lists_images(content: bytes) -> None:
-    known = [f"a{number}" for number in range(10)]
+    known = {f"a{number}": Path("images", f"a{number}.tif") for number in range(10)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.txt"
         path.write_bytes(content)

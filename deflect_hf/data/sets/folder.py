@@ -11,6 +11,7 @@ DATASET = DatasetSpec(
     task=None,
     keys=frozenset(
         [
+            *("images", "masks", "class_colors", "split_column"),
             *("root", "task", "sensor", "source_bands", "scale", "offset", "nodata", "label_alignment", "gsd_m"),
             *("files", "grid", "band_resampling", "qa_band", "qa_values", "qa_bits", "qa_above", "qa", "qa_classes"),
             *(*SPLIT_FILES, "val_fraction", "test_fraction"),

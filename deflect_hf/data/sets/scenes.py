@@ -15,7 +15,7 @@ DATASET = DatasetSpec(
             *("block_km", "buffer_km", "split_column", "val_fraction", "test_fraction", "num_folds", "fold"),
             *("sensor", "source_bands", "scale", "offset", "nodata", "label_alignment", "gsd_m"),
             *("files", "grid", "band_resampling", "qa_band", "qa_values", "qa_bits", "qa_above", "qa", "qa_classes"),
-            *("classes", "class_values", "ignore_values", "ignore_index"),
+            *("classes", "class_values", "class_colors", "ignore_values", "ignore_index"),
         ]
     ),
 )
