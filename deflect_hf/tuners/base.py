@@ -1,22 +1,41 @@
-"""What our tuners share: a configuration of each model's own, mixed batches, and how modules are replaced."""
+"""What our tuners share: a configuration of each model's own, mixed batches, how modules are replaced, the model card.
+
+PEFT does not know our methods by itself: the card of a saved adapter says how it is loaded.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub import ModelCard
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.peft_types import PeftType
 from torch import nn
 
 from deflect_hf.errors import ConfigError, nearest
-from deflect_hf.tuners.card import complete_card
 from deflect_hf.tuners.mixed_batch import mixed_batch
+
+ADAPTER_OF = "base_model:adapter:"
+HOW_TO_LOAD = """## How to load this {name} adapter
+
+PEFT knows the method once `deflect_hf` is imported; without it, loading ends in `KeyError: '{name}'`.
+
+```python
+import deflect_hf  # before the adapter is loaded
+from peft import PeftModel
+
+# base_model: of the class that was adapted (`auto_mapping` in adapter_config.json names it), a head included
+model = PeftModel.from_pretrained(base_model, "path or name of this adapter")
+```
+
+{note}"""
 
 
 class TunerConfig(PeftConfig):
@@ -72,3 +91,41 @@ class Tuner(BaseTuner):
         names = kwargs.get("adapter_names")
         with nullcontext() if names is None else mixed_batch(self, names):
             yield
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a base model is named as the Hub names it: it refuses cards with the path of a folder instead."""
+    return re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", name or "") is not None and not Path(str(name)).is_dir()
+
+
+def is_hub_tag(tag: str) -> bool:
+    """Whether a tag may be published: PEFT makes one of the base model, wherever that lies."""
+    return not tag.startswith(ADAPTER_OF) or is_hub_id(tag.removeprefix(ADAPTER_OF))
+
+
+def complete_card(adapter_folder: Path, name: str, note: str = "") -> None:
+    """Add tag and loading instructions to the card that PEFT wrote for the adapter in `adapter_folder`, if any.
+
+    PEFT writes one card for all adapters: beside the adapter named "default", above all others. A README.md of
+    another kind is left alone. A base model in a folder of this machine is not named.
+
+    Args:
+        name: of the method among PEFT's types, such as `DEFLECT`; in lower case it is the tag.
+        note: a paragraph of Markdown about the adapter's input.
+    """
+    text = HOW_TO_LOAD.format(name=name, note=f"{note}\n\n" if note else "")
+    for folder in (adapter_folder, adapter_folder.parent):
+        path = folder / "README.md"
+        if not path.is_file():
+            continue
+        card = ModelCard.load(path)
+        if card.data.get("library_name") != "peft":
+            continue
+        tags = {tag for tag in card.data.get("tags") or [] if is_hub_tag(tag)}
+        card.data["tags"] = sorted({*tags, name.lower()})
+        if not is_hub_id(card.data.get("base_model")):
+            card.data.pop("base_model", None)
+        if text.splitlines()[0] not in card.text:
+            card.text = f"\n{text}{card.text.lstrip()}"
+        card.save(path)
+        return

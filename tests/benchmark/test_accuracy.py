@@ -28,26 +28,13 @@ from deflect_hf.raster import write_raster
 
 CONF = Path(__file__).parents[1] / "conf"
 SET = ("--config", str(CONF / "classification.yaml"), "--epochs", "1", "--dataset.num_samples", "24")
+SEEDS = ("--rows", "frozen", "deflect:rank=2,aux_dim=8", "--seeds", "0", "1", "--lr", "1e-3", "1e-2")
+SEEDS += ("--report", "accuracy")
 FOLDS = ("--rows", "frozen", "lora:rank=2", "--lr", "1e-2", "--report", "f1_macro", "--folds", "2")
 
 
 def command(output: Path, *extra: str) -> list[str]:
-    rows = ("--rows", "frozen", "deflect:rank=2,aux_dim=8")
-    return [
-        "--output",
-        str(output),
-        *rows,
-        "--seeds",
-        "0",
-        "1",
-        "--lr",
-        "1e-3",
-        "1e-2",
-        "--report",
-        "accuracy",
-        *SET,
-        *extra,
-    ]
+    return ["--output", str(output), *SEEDS, *SET, *extra]
 
 
 def folds(output: Path, *extra: str) -> list[str]:

@@ -19,7 +19,7 @@ from deflect_hf.hub.__main__ import main as program
 from deflect_hf.hub.card import known_license, write_card
 from deflect_hf.hub.picture import draw_prediction
 from deflect_hf.hub.push import push
-from deflect_hf.tuners.card import complete_card
+from deflect_hf.tuners.base import complete_card
 from tests.hub.conftest import train
 from tests.hub.server import Hub
 from tests.hub.store import metadata_problems

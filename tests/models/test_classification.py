@@ -63,14 +63,6 @@ def test_loss_is_the_cross_entropy_over_known_labels(vit: ViTModel, images: torc
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_batch_without_labels_gives_a_zero_with_gradients(vit: ViTModel, images: torch.Tensor) -> None:
-    model = EncoderForImageClassification.from_encoder(vit, num_labels=3)
-    loss = model(images, labels=torch.tensor([-100, -100])).loss
-    loss.backward()
-    assert loss.item() == 0
-    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
-
-
 def test_multi_label_counts_known_labels_only(vit: ViTModel, images: torch.Tensor) -> None:
     model = EncoderForImageClassification.from_encoder(vit, num_labels=2, problem_type="multi_label_classification")
     output = model(images, labels=torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))

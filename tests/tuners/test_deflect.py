@@ -97,19 +97,15 @@ def test_unload_restores_the_model(architecture, reflectance):
     assert torch.equal(run(restored, base_pixels(reflectance)), expected)
 
 
-def test_kernels_agree(architecture, reflectance):
-    eager = run(adapted(architecture, "eager"), reflectance)
-    fused = run(adapted(architecture, "sdpa"), reflectance)
-    torch.testing.assert_close(eager, fused, rtol=1e-4, atol=1e-5)
-
-
-def test_training_gives_the_gradients_of_the_plain_attention(architecture, reflectance):
+def test_kernels_agree_in_answers_and_gradients(architecture, reflectance):
     """The fused kernel gets both kinds of values at once, whatever way that takes; eager multiplies one by one."""
-    gradients = []
+    answers, gradients = [], []
     for attention in ("eager", "sdpa"):
         model = adapted(architecture, attention)
+        answers.append(run(model, reflectance))
         weighed(run(model.train(), reflectance)).backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
 
 

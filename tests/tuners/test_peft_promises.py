@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftMixedModel, PeftModel, get_peft_model, inject_adapter_in_model
+from peft import PeftMixedModel, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from transformers import AutoModel
 
@@ -15,7 +15,6 @@ from tests.tuners.tiny import (
     adapted,
     base_pixels,
     make_encoder,
-    native_adapters,
     randomise,
     run,
     spectral_config,
@@ -107,25 +106,6 @@ def test_compiled_model_follows_the_switches(reflectance):
         torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
     output = compiled(pixel_values=reflectance).last_hidden_state
     torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
-
-
-@native_adapters
-def test_injected_layers_train_and_save_natively(architecture, tmp_path, reflectance):
-    """`inject_adapter_in_model` leaves no PeftModel behind: what counts lives in the layers."""
-    encoder = inject_adapter_in_model(spectral_config(), make_encoder(architecture)).train()
-    optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(2):
-        run(encoder, reflectance).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert all("deflect_" in name for name, p in encoder.named_parameters() if p.requires_grad)
-    native = make_encoder(architecture)
-    native.add_adapter(spectral_config())
-    state = {name: p for name, p in encoder.state_dict().items() if "deflect_" in name}
-    assert not native.load_state_dict(state, strict=False).unexpected_keys
-    native.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(make_encoder(architecture), tmp_path).eval()
-    assert torch.equal(run(loaded, reflectance), run(encoder.eval(), reflectance))
 
 
 def test_an_adapter_in_another_class_than_it_was_saved_for_is_warned_about(tmp_path, caplog):
