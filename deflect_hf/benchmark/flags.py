@@ -30,14 +30,7 @@ def flag_parser(benchmark: str, description: str | None, others: str | None = No
 
 
 def refuse_less(own: argparse.Namespace, least: Mapping[str, int]) -> None:
-    """Refuse numbers that are too small.
-
-    Args:
-        least: flags of one number or several, and the smallest one that makes sense.
-
-    Raises:
-        ConfigError: naming the first such flag.
-    """
+    """Refuse (ConfigError) numbers below ``least``: flags of one number or several, and the smallest sensible one."""
     for name, smallest in least.items():
         given = getattr(own, name)
         for value in given if isinstance(given, list) else [given]:

@@ -245,9 +245,7 @@ def save_checkpoint(accelerator: Accelerator, record: dict, output: Path) -> Non
 def load_checkpoint(accelerator: Accelerator, args: PretrainArguments) -> dict | None:
     """Restore the newest checkpoint of the output folder and return its record; None when a run starts afresh.
 
-    Raises:
-        CheckpointError: a checkpoint is there but was not asked for, was asked for but is not there, or was made with
-            other options, or cannot be read.
+    A CheckpointError says that there is one that was not asked for, or none of these options that can be read.
     """
     output = Path(args.output)
     found = checkpoints_of(output)

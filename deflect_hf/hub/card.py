@@ -111,14 +111,7 @@ class Metadata:
 
 
 def read_metadata(folder: Path, license: str | None = None) -> Metadata:
-    """What a result folder says that is safe to read: made here, or checked.
-
-    Args:
-        license: of the base model, where the Hub stated it.
-
-    Raises:
-        CheckpointError: it is no result folder.
-    """
+    """What a result folder says that is safe to read: made here, or checked."""
     config = checkpoints.read_config(folder)
 
     def stored(name: str) -> dict[str, Any]:

@@ -68,11 +68,8 @@ FREE_KEYS = (*MODULE_NAMES, "layers_to_transform", "base_model_name_or_path", "r
 def check_folder(folder: Path, *, published: bool) -> RunArguments:
     """Refuse a trained model whose files are not what they should be; returns its configuration.
 
-    Args:
-        published: whether it comes from the Hub: then its encoder must be a repository there.
-
-    Raises:
-        DeflectError: CheckpointError for what is dangerous or does not fit, or the error of the wrong entry.
+    One that is ``published`` comes from the Hub: its encoder must be a repository there. A CheckpointError says what
+    is dangerous or does not fit; a wrong entry has the error that it always has.
     """
     names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     check_trained_listing(str(folder), names)
@@ -130,11 +127,7 @@ def _check_source(path: Path, key: str, entries: Mapping[str, Any]) -> None:
 
 
 def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse an encoder's configuration that needs foreign code, or is larger than any encoder there is.
-
-    Raises:
-        CheckpointError: naming the entry.
-    """
+    """Refuse (CheckpointError) an encoder's configuration that needs foreign code, or is larger than any there is."""
     for key in entries:
         # attn_implementation may name a kernel on the Hub, which would be downloaded and run
         if key in CODE_KEYS or (key.lstrip("_").startswith(("attn_implementation", "experts_impl")) and entries[key]):
@@ -179,11 +172,7 @@ def check_task(path: Path) -> int:
 
 
 def check_processor(path: Path) -> None:
-    """Refuse a ``preprocessor_config.json`` that is another processor's, of other types, or resizes beyond reason.
-
-    Raises:
-        DeflectError: as the processor says it; CheckpointError for a type or a size.
-    """
+    """Refuse a ``preprocessor_config.json`` that is another processor's, of other types, or resizes beyond reason."""
     entries = read_json(path)
     check_keys(path, entries, {*ProcessorEntries.model_fields}, "preprocessor_config.json")
     check_entries(path, entries)
@@ -196,12 +185,8 @@ def check_processor(path: Path) -> None:
 def check_adapter(path: Path, width: int) -> dict[str, Any]:
     """The entries of ``adapter_config.json``, checked before PEFT makes anything of them.
 
-    Args:
-        width: of the encoder; no rank is larger.
-
-    Raises:
-        CheckpointError: an unknown method or entry, a path, foreign code, a size beyond the encoder's.
-        DeflectError: what the method's own configuration refuses, such as a formula.
+    A CheckpointError names an unknown method or entry, a path, foreign code, or a rank beyond the encoder's ``width``;
+    what the method's own configuration refuses, such as a formula, has its own error.
     """
     entries = read_json(path)
     kind = entries.get("peft_type")

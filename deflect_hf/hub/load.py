@@ -85,8 +85,7 @@ load_adapter = load_predictor  # its first name; PEFT's method of that name does
 def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Path, RunArguments]:
     """A trained model's files in the cache, checked, and its configuration; no weights before that is safe.
 
-    Raises:
-        HubError, CheckpointError: see :func:`load_predictor`.
+    Errors are those of :func:`load_predictor`.
     """
     check_repo_id(repo_id)
     first = TRAINED_FILES if hub.offline else [*CONFIGS, f"{ENCODER}/config.json"]

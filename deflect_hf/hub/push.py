@@ -78,13 +78,9 @@ class Destination:
     hub: Hub = field(default_factory=Hub)
 
     def prepare(self, config: RunArguments, folder: Path | None = None) -> Base:
-        """Everything about a push that can fail early: name, token, rights, the repository, the encoder's place.
+        """Everything about a push that can fail early (HubError): name, token, rights, repository, encoder's place.
 
-        Args:
-            folder: the result folder; None before training, when a random encoder is still to be made.
-
-        Raises:
-            HubError: naming what to change.
+        ``folder`` is None before training, when a random encoder is still to be made.
         """
         check_repo_id(self.repo_id)
         if self.branch is not None and not BRANCH.fullmatch(self.branch):
@@ -151,11 +147,7 @@ class Destination:
     def upload(self, folder: Path, base: Base, message: str, *, picture: bool = True) -> str:
         """One commit with all that belongs to the model in ``folder``, and without what an earlier push left.
 
-        Returns:
-            The address of the commit.
-
-        Raises:
-            HubError: it failed; the folder is as it was.
+        Returns its address; a HubError leaves the folder as it was.
         """
         branch = self.branch or MAIN
         with tempfile.TemporaryDirectory() as temporary:
@@ -248,8 +240,7 @@ class Publication:
     def finish(self, work_dir: Path) -> str | None:
         """Write the model card of a run that has ended, and publish its best model; returns the commit's address.
 
-        Raises:
-            HubError: publishing failed; the message names the folder and the command that pushes it later.
+        A HubError names the folder and the command that pushes it later.
         """
         best, picture = checkpoints.result_folder(work_dir), self.config.hub_picture
         write_card(best)

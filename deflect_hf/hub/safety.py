@@ -44,11 +44,7 @@ PATH = re.compile(r"\s*(?:/|\\|~|[A-Za-z]:[\\/]|file:)|(?:.*[\\/])?\.\.(?:[\\/]|
 def check_trained_listing(where: str, sizes: Mapping[str, int]) -> None:
     """Refuse a repository or folder that is no trained model, holds it as pickles, or has huge configurations.
 
-    Args:
-        sizes: names of its files, and how many bytes they have.
-
-    Raises:
-        CheckpointError: naming what is missing or too large.
+    ``sizes``: names of its files, and how many bytes they have. A CheckpointError names what is missing or too large.
     """
     _check_sizes(where, sizes)
     if not any(name in sizes for name in (*TRAINED, MODEL_WEIGHTS[1])):

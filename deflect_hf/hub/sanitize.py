@@ -45,11 +45,7 @@ class Base:
 
 
 def stage(folder: Path, target: Path, config: RunArguments, base: Base, *, picture: bool = False) -> None:
-    """Write into ``target`` what is published of the result folder ``folder``; weights are linked, not copied.
-
-    Raises:
-        HubError: something of this machine would be published.
-    """
+    """Write into ``target`` what is published of the result folder ``folder``; weights are linked, not copied."""
     (target / checkpoints.CONFIG).write_text(to_yaml(published_config(config, base)), encoding="utf-8")
     for name in ("config.json", "preprocessor_config.json", checkpoints.RESULTS, "adapter_config.json"):
         if (folder / name).is_file():

@@ -73,11 +73,7 @@ def fit_statistics(
 
 
 def store_statistics(model: nn.Module, moments: RunningMoments, adapter_name: str | None = None) -> None:
-    """Standardise the adapter's features by their moments over the training images, see :func:`fit_statistics`.
-
-    Raises:
-        DataError: no valid pixel was seen for a feature.
-    """
+    """Standardise the adapter's features by their moments over the training images, see :func:`fit_statistics`."""
     spectral = _spectral_input(model, adapter_name)
     features, config = spectral.features, spectral.config
     empty = [n for n, count in zip(features.statistic_names, moments.count.tolist(), strict=True) if not count]

@@ -54,9 +54,7 @@ def convert_tensors(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors as published -> those of ``GeoViTModel(config)`` in float32, and the names that were left out.
 
-    Raises:
-        CheckpointError: a tensor is missing, has another shape, is not finite, or belongs to an encoder that GeoViT
-            would not compute like its authors'.
+    A CheckpointError names a tensor that is missing, of another shape, not finite, or of another encoder.
     """
     prefix, layout = find_layout(tensors, source)
     with torch.device("meta"):
