@@ -172,7 +172,8 @@ class RunArguments(Arguments):
     sampler: Literal["shuffle", "balanced"] = option(
         "shuffle", "balanced: training images drawn with replacement, those with rare classes more often"
     )
-    epochs: Count = option(80, "passes over the training split")
+    epochs: Count | None = option(None, "passes over the training split; null: 80, unless max_steps is given")
+    max_steps: PositiveInt | None = option(None, "instead of epochs: optimizer steps in all")
     cache_prefix: bool = option(
         False, "deflect with a late start: keep on disk what enters the first deflected block, per image"
     )
@@ -186,7 +187,10 @@ class RunArguments(Arguments):
         None, "optimizer steps between further checkpoints within an epoch; null: none"
     )
     ckpt_keep: PositiveInt = option(2, "how many of the newest checkpoints are kept")
-    eval_interval: PositiveInt = option(5, "epochs between evaluations on the val split")
+    eval_interval: PositiveInt | None = option(
+        None, "epochs between evaluations on the val split; null: 5, unless eval_steps is given"
+    )
+    eval_steps: PositiveInt | None = option(None, "instead of eval_interval: optimizer steps between evaluations")
     patience: PositiveInt | None = option(
         None, "evaluations in a row without a better score that end the run; null: none do"
     )
@@ -214,6 +218,14 @@ class RunArguments(Arguments):
     def _check(self) -> Self:
         if self.fp16 and self.bf16:
             raise ConfigError("fp16 and bf16 exclude each other: give one of them")
+        for by_epochs, by_steps, default in (("epochs", "max_steps", 80), ("eval_interval", "eval_steps", 5)):
+            if getattr(self, by_steps) is None:
+                setattr(self, by_epochs, getattr(self, by_epochs) or default)
+            elif getattr(self, by_epochs) is not None:
+                raise ConfigError(
+                    f"{by_epochs} and {by_steps} exclude each other: give one of them, and --{by_epochs} null where a "
+                    f"file gives {by_epochs}"
+                )
         hub = [key for key in type(self).model_fields if key.startswith("hub_")]
         given = [key for key in hub if getattr(self, key) != type(self).model_fields[key].default]
         if given and not self.push_to_hub:

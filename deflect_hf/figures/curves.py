@@ -49,10 +49,12 @@ def read_curves(run: Path) -> tuple[dict[str, Array], int | None]:
     if not found:
         raise DataError(f"{path}: the run has not logged anything yet.")
     try:
-        epoch = json.loads((run / "best" / "results.json").read_text(encoding="utf-8"))["best_epoch"]
+        results = json.loads((run / "best" / "results.json").read_text(encoding="utf-8"))
+        key = "step" if "best_step" in results else "epoch"  # versions that evaluated by epochs alone
+        wanted = results[f"best_{key}"]
     except (OSError, ValueError, KeyError, TypeError):
-        epoch = None
-    best = next((int(line["step"]) for line in lines if "val" in line and line.get("epoch") == epoch), None)
+        key, wanted = "step", None
+    best = next((int(line["step"]) for line in lines if "val" in line and line.get(key) == wanted), None)
     return {key: np.array(pairs, dtype=float) for key, pairs in found.items()}, best
 
 

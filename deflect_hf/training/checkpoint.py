@@ -50,6 +50,7 @@ class Progress:
     """How far a run is: ``batch`` batches of ``epoch`` and ``step`` optimizer steps are done.
 
     Attributes:
+        evaluated: the step of the last evaluation.
         waited: evaluations since the best one.
     """
 
@@ -58,6 +59,8 @@ class Progress:
     step: int = 0
     best_score: float | None = None
     best_epoch: int | None = None
+    best_step: int | None = None
+    evaluated: int = 0
     waited: int = 0
     seconds: float = 0.0
 
@@ -264,7 +267,9 @@ class Checkpoints:
         if ("device" in process["random"]) != (device.type != "cpu"):
             logger.warning("%s was written on another kind of device than this %s: rounding differs", folder, device)
         set_random_state(process["random"], device)
-        return Progress(**{item.name: stored[item.name] for item in dataclasses.fields(Progress)}), process
+        stored.setdefault("evaluated", 0 if stored["batch"] else stored["step"])  # of a version that did not keep it
+        known = {item.name for item in dataclasses.fields(Progress)}
+        return Progress(**{name: value for name, value in stored.items() if name in known}), process
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -289,21 +294,21 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
 def kept_best(work_dir: Path, checkpoint: Path, progress: Progress, task: Task) -> Path | None:
     """The folder of the model that ``progress``, read from ``checkpoint``, calls the best; None if it is kept nowhere.
 
-    It is in ``work_dir``, or in the run that wrote ``checkpoint``. In ``work_dir`` it may also be one of an epoch after
+    It is in ``work_dir``, or in the run that wrote ``checkpoint``. In ``work_dir`` it may also be one of a step after
     ``checkpoint``: the run comes to that model again, and it has beaten the one of ``progress``.
     """
 
-    def epoch_and_score(folder: Path) -> tuple[int, float] | None:
+    def when_and_score(folder: Path) -> tuple[int | None, int, float] | None:
         try:
             results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-            return results["best_epoch"], task.rank(results["val"])
+            return results.get("best_step"), results["best_epoch"], task.rank(results["val"])
         except (OSError, ValueError, KeyError):
             return None
 
     own, run = work_dir / BEST, checkpoint.absolute().parent.parent
-    found = epoch_and_score(own)
-    if found is not None and found[0] > progress.epoch:
+    found = when_and_score(own)
+    if found is not None and ((found[0] or 0) > progress.step or found[1] > progress.epoch):
         return own
-    wanted = (progress.best_epoch, progress.best_score)
+    wanted = (progress.best_step, progress.best_epoch, progress.best_score)
     places = (own, run / BEST, run / (BEST + REPLACED))
-    return next((folder for folder in places if epoch_and_score(folder) == wanted), None)
+    return next((folder for folder in places if when_and_score(folder) == wanted), None)

@@ -64,7 +64,10 @@ class TrainingLoop:
         train = experiment.train
         shard(experiment.model, accelerator)
         optimizer = build_optimizer(experiment.model, config.segmentor.optimizer)
-        self.total_steps = steps_of(len(train), config.batch_size, config.accumulate, self.rank) * config.epochs
+        self.epoch_steps = steps_of(len(train), config.batch_size, config.accumulate, self.rank)
+        # one of each pair is given
+        self.total_steps = config.max_steps or self.epoch_steps * (config.epochs or 1)
+        self.eval_steps = config.eval_steps or self.epoch_steps * (config.eval_interval or 1)
         # not prepared: accelerate would step it once per process; it counts optimizer steps of the whole run
         self.scheduler = build_scheduler(optimizer, config.segmentor.scheduler, self.total_steps)
         trained = self.plain
@@ -109,7 +112,7 @@ class TrainingLoop:
         )
         with self.preemption, bar:
             while not self.is_over():
-                if not self._train_epoch(bar, started) or not self._end_epoch():
+                if not self._train_epoch(bar, started):
                     self.save_state()
                     break
                 if self.is_over() or progress.epoch % config.ckpt_interval == 0:
@@ -118,13 +121,16 @@ class TrainingLoop:
             return self._summed(torch.tensor(float(self.preemption.asked))).item() == 0
 
     def is_over(self) -> bool:
-        """Whether all epochs are done, or ``patience`` evaluations in a row brought nothing better."""
-        patience = self.config.patience
-        return self.progress.epoch >= self.config.epochs or (patience is not None and self.progress.waited >= patience)
+        """Whether all steps are done and evaluated, or ``patience`` evaluations in a row brought nothing better."""
+        progress, patience = self.progress, self.config.patience
+        done = progress.step >= self.total_steps and progress.evaluated == progress.step
+        return done or (patience is not None and progress.waited >= patience)
 
     def _train_epoch(self, bar: tqdm[Any], started: float) -> bool:
-        """The rest of an epoch; whether it came to its end, not if SIGTERM came to any process."""
+        """The rest of an epoch or of the run, with its evaluations; False if SIGTERM came to any process."""
         config, progress = self.config, self.progress
+        if not self._evaluate():  # a resumed run may stand before an evaluation
+            return False
         loader = training_loader(
             self.splits["train"],
             config.batch_size,
@@ -135,32 +141,40 @@ class TrainingLoop:
             skip=progress.batch,
             weights=self.image_weights,
         )
+        batches = progress.batch + len(loader)
         self.model.train()
         for group in grouped(loader, config.accumulate):
+            if self.is_over():
+                return True
             if not self.step(group):
                 return False
             progress.batch += len(group)
             progress.seconds = time.monotonic() - started
             self._log_step(bar)
+            if progress.batch == batches:
+                self._read_losses()
+                progress.epoch, progress.batch = progress.epoch + 1, 0
             if config.ckpt_steps and progress.step % config.ckpt_steps == 0:
                 self.save_state()
+            if not self._evaluate():
+                return False
         return True
 
-    def _end_epoch(self) -> bool:
-        """Validate if it is time to, then count the epoch; not if SIGTERM came to any process.
+    def _evaluate(self) -> bool:
+        """Validate if it is time to; False if SIGTERM came to any process.
 
         So the state that is saved is the one before the validation, which a resumed run repeats as a whole.
         """
-        config, epoch, scores = self.config, self.progress.epoch + 1, None
-        self._read_losses()
-        if epoch == config.epochs or epoch % config.eval_interval == 0:
+        progress = self.progress
+        due = progress.step == self.total_steps or progress.step % self.eval_steps == 0
+        if due and progress.evaluated != progress.step:
+            self._read_losses()
             try:
                 scores = self.score(self.plain, "val", asked_to_stop=lambda: self.preemption.asked)
             except Interrupted:
                 return False
-        self.progress.epoch, self.progress.batch = epoch, 0
-        if scores is not None:
             self._take(scores)
+            self.model.train()
         return True
 
     def _summed(self, tensor: Tensor) -> Tensor:
@@ -268,20 +282,22 @@ class TrainingLoop:
         task = self.protocol.task
         score = task.rank(scores)
         best = progress.best_score is None or score > progress.best_score
+        progress.evaluated = progress.step
         progress.waited = 0 if best else progress.waited + 1
         logged = task.logged(scores)
         self.log.write(progress.step, {"epoch": progress.epoch, "val": logged}, progress.seconds)
         if self.accelerator.is_main_process:
             summary = ", ".join(f"{name} {value:.4f}" for name, value in logged.items())
-            tqdm.write(f"epoch {progress.epoch}: val {summary}{' (best)' if best else ''}")
+            tqdm.write(f"epoch {progress.epoch}, step {progress.step}: val {summary}{' (best)' if best else ''}")
         if not best:
             return
-        progress.best_score, progress.best_epoch = score, progress.epoch
+        progress.best_score, progress.best_epoch, progress.best_step = score, progress.epoch, progress.step
         weights = whole_weights(self.plain)
         if self.accelerator.is_main_process:
             with atomic_dir(self.work_dir / BEST) as folder:
                 saved_model.save_model(folder, self.plain, self.config, self.splits["train"].processor, weights)
-                write_json(folder / saved_model.RESULTS, {"best_epoch": progress.epoch, "val": scores})
+                found = {"best_epoch": progress.epoch, "best_step": progress.step, "val": scores}
+                write_json(folder / saved_model.RESULTS, found)
         self.accelerator.wait_for_everyone()
 
     def save_state(self) -> None:
@@ -302,13 +318,15 @@ class TrainingLoop:
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         self.progress, own = self.checkpoints.load(folder)
+        if self.progress.batch and self.progress.step % self.epoch_steps == 0:  # counted after its evaluation, before
+            self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
         self.loss_sum, self.loss_steps = own["loss_sum"].to(self.accelerator.device), own["loss_steps"]
 
     def restore_best(self, state: Path) -> None:
         """Have the best model so far in ``best/`` after resuming from ``state``, whatever became of it.
 
         It is there still, or copied from the run that wrote ``state``. Where it is gone, the best of what comes takes
-        its place, and the resumed model if that is one at the end of an epoch: the same model as without interruption,
+        its place, and the resumed model if it was evaluated: the same model as without interruption,
         unless the lost one would have stayed the best.
         """
         if self.progress.best_epoch is None:
@@ -322,7 +340,7 @@ class TrainingLoop:
                 self.progress.best_epoch,
             )
             self.progress.best_score = None
-            if self.progress.batch == 0:
+            if self.progress.evaluated == self.progress.step:
                 self._take(self.score(self.plain, "val"))
         elif found != own and self.accelerator.is_main_process:
             with atomic_dir(own) as folder:

@@ -40,7 +40,6 @@ def preview(
     sizes = (train.processor.trained_size or (), train[0]["pixel_values"].shape[-2:])
     stored, seen = (" x ".join(map(str, size)) for size in sizes)
     images = ", ".join(f"{name} {len(split)}" for name, split in experiment.splits.items())
-    per_epoch = loop.total_steps // config.epochs
     there = "replacing the run that is there" if config.overwrite and work_dir.exists() else "nothing is written yet"
     name = config.encoder.name_or_path or "random " + (config.encoder.random or {})["model_type"]
     lines = {
@@ -50,9 +49,10 @@ def preview(
         "model": f"{name}, --finetune {config.finetune} on {accelerator.device}: {counts['encoder_trainable']:,} of "
         f"{counts['encoder_total']:,} encoder parameters are trained ({counts['encoder_trainable_percent']:.2f} %), "
         f"and {counts['head_trainable']:,} of the {config.segmentor.head} head",
-        "steps": f"{per_epoch} per epoch, each of {config.accumulate} x {config.batch_size} images"
-        f"{f' in each of {processes} processes' if processes > 1 else ''}; {config.epochs} epochs: {loop.total_steps} "
-        f"steps{f', {done} of them done' if done else ''}; learning rate {config.segmentor.optimizer.lr}",
+        "steps": f"{loop.epoch_steps} per epoch, each of {config.accumulate} x {config.batch_size} images"
+        f"{f' in each of {processes} processes' if processes > 1 else ''}; "
+        f"{loop.total_steps / loop.epoch_steps:.3g} epochs: {loop.total_steps} steps"
+        f"{f', {done} of them done' if done else ''}; learning rate {config.segmentor.optimizer.lr}",
         "time": f"{step:.3g} s per step (median of {TIMED}) and {reading:.3g} s to read its images, by "
         f"{readers(config.num_workers)} workers: about {timedelta(seconds=round(whole_seconds(loop, step, reading)))} "
         "(h:min:s) in all, evaluations included",
@@ -101,7 +101,7 @@ def whole_seconds(loop: TrainingLoop, step: float, reading: float) -> float:
         reading: seconds of reading its images in one process; workers read while others are computed.
     """
     config = loop.config
-    evaluations = -(-(config.epochs - loop.progress.epoch) // config.eval_interval)
+    evaluations = -(-(loop.total_steps - loop.progress.step) // loop.eval_steps)
     images = (evaluations + 1) * len(loop.splits["val"]) + len(loop.splits.get("test", ()))
     in_steps = images / (config.batch_size * config.accumulate * loop.rank.count)
 

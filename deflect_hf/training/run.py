@@ -121,6 +121,12 @@ def run(
             finish_trackers(accelerator)
             raise SystemExit(EXIT_STATUS)
 
+        if loop.progress.step < loop.total_steps:
+            logger.info(
+                "stopped early after step %d of %d: %d evaluations in a row brought nothing better than step %s",
+                *(loop.progress.step, loop.total_steps, loop.progress.waited, loop.progress.best_step),
+            )
+
         # Score
         results = {**score_best(loop, experiment), "environment": surroundings}
 
@@ -140,7 +146,7 @@ def begin(config: RunArguments, work_dir: Path, loop: TrainingLoop, source: Path
     if source is not None:
         warn_of_changes(config, work_dir)
         checkpoint.drop_checkpoints_after(work_dir, loop.progress.step)
-        loop.log.drop_after(loop.progress.step, loop.progress.epoch)
+        loop.log.drop_after(loop.progress.step, loop.progress.evaluated)
     if config.encoder.random is not None and not (work_dir / ENCODER / "config.json").is_file():
         with atomic_dir(work_dir / ENCODER) as folder:
             random_encoder(config.encoder).save_pretrained(folder)
@@ -196,6 +202,7 @@ def score_best(loop: TrainingLoop, experiment: Experiment) -> dict[str, Any]:
     model = saved_model.load_model(best, config).to(loop.accelerator.device)
     task = loop.protocol.task
     splits = [name for name in ("val", "test") if name in experiment.splits]
+    found = json.loads((best / saved_model.RESULTS).read_text(encoding="utf-8"))
     scores: dict[str, Any] = {}
     for split in splits:  # validation first, whose temperature holds for the others
         scores[split] = loop.score(model, split, replicates=REPLICATES)
@@ -207,9 +214,11 @@ def score_best(loop: TrainingLoop, experiment: Experiment) -> dict[str, Any]:
         "finetune": config.finetune,
         "seed": config.seed,
         "selected_by": f"val {task.metric}",
-        "best_epoch": json.loads((best / saved_model.RESULTS).read_text(encoding="utf-8"))["best_epoch"],
-        "epochs": config.epochs,
+        "best_epoch": found["best_epoch"],
+        "best_step": found.get("best_step"),
+        "epochs": progress.epoch,
         "steps": progress.step,
+        "stopped_early": progress.step < loop.total_steps,
         "seconds": round(progress.seconds, 3),
         "images": {name: len(split) for name, split in experiment.splits.items()},
         "parameters": counts,

@@ -81,15 +81,14 @@ class RunLog:
                 values[f"train/{key}"] = value
         self.accelerator.log(values, step=step)
 
-    def drop_after(self, step: int, epoch: int) -> None:
-        """Forget what a run resumed at ``step``, ``epoch`` epochs being done, writes again, and half written lines."""
+    def drop_after(self, step: int, evaluated: int) -> None:
+        """Forget what a run resumed at ``step``, last evaluated at another, writes again, and half written lines."""
         if self.accelerator.is_main_process and self.path.is_file():
             kept = []
             for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
                 with contextlib.suppress(ValueError, KeyError):
                     logged = json.loads(line)
-                    # an epoch's scores have the step of its last loss
-                    kept += [line] if logged["step"] <= step and logged["epoch"] <= epoch else []
+                    kept += [line] if logged["step"] <= (evaluated if "val" in logged else step) else []
             write_text(self.path, "".join(kept))
 
 

@@ -192,6 +192,8 @@ def test_unknown_keys_are_refused_with_the_nearest(write) -> None:
         (("--encoder.mean", "0.1", "x", "0.2"), "the command line: 'encoder.mean[1]' must be a number, not 'x'"),
         (("--encoder.mean", "0.1", "--encoder.std", "null"), "the command line: encoder: give both 'mean' and 'std'"),
         (("--fp16", "--bf16"), "the command line: fp16 and bf16 exclude each other: give one of them"),
+        (("--max_steps", "9"), f"{EMBEDDED}: epochs and max_steps exclude each other: give one of them, and --epo"),
+        (("--eval_steps", "3"), f"{EMBEDDED}: eval_interval and eval_steps exclude each other: give one of them"),
         (("--encoder.random.hidden_size",), "the command line: --encoder.random.hidden_size needs a value"),
         (("--epochs",), "the command line: argument --epochs: expected one argument"),
         (("--dataset.fold", "[1"), "the command line: --dataset.fold: cannot read '[1'"),

@@ -133,7 +133,7 @@ def _told(key: str, *values_: Any) -> list[Fault]:
 
 
 VALUES = [
-    *_told("epochs", "many", -1, 0, 1.5, True, None, [3], {"a": 1}, float("inf")),
+    *_told("epochs", "many", -1, 0, 1.5, True, [3], {"a": 1}, float("inf")),
     *_told("batch_size", 0, "2 images", False, 10**12),
     *_told("seed", -1, 2**70, "lucky"),
     *_told("num_workers", -1, 10**6),

@@ -35,6 +35,8 @@ def test_curves_are_those_of_the_log(tmp_path: Path) -> None:
     assert best == 4
     np.testing.assert_allclose(values["loss"], [(step, 1 / step) for step in range(1, 7)])
     np.testing.assert_allclose(values["val.miou"], [(2, 0.2), (4, 0.4), (6, 0.6)])
+    (tmp_path / "run" / "best" / "results.json").write_text(json.dumps({"best_epoch": 2, "best_step": 6}))
+    assert read_curves(tmp_path / "run")[1] == 6  # epochs may have several evaluations
     going_on = write_run(tmp_path / "going on", steps=3, best_epoch=None)
     assert read_curves(going_on)[1] is None
     (going_on / "best").mkdir()

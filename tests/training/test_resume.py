@@ -116,18 +116,48 @@ def test_sigterm_in_a_validation_leaves_the_state_before_it(
     assert len(predicted) == 1  # of the batches that validation has
     state = list_checkpoints(tmp_path)[-1]
     progress = json.loads((state / "progress.json").read_text())
-    assert (state.name, progress["epoch"], progress["batch"], progress["best_epoch"]) == ("step-8", 0, 8, None)
+    assert (state.name, progress["epoch"], progress["evaluated"], progress["best_step"]) == ("step-8", 1, 0, None)
     resumed = train(tmp_path, "--ckpt_steps", "5", "--resume_from", "last")
     assert lines_without_time(tmp_path) == lines_without_time(deflect_run[0])
     assert resumed["test"] == deflect_run[1]["test"] and best_weights(tmp_path) == best_weights(deflect_run[0])
 
 
-def test_patience_ends_a_run_and_stays_at_its_end(tmp_path: Path) -> None:
+def test_patience_ends_a_run_and_stays_at_its_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "deflect_hf")
     words = ("--patience", "1", "--epochs", "4", "--segmentor.optimizer.lr", "1e-12")
     results = train(tmp_path, *words)
-    assert results["best_epoch"] == 1 and results["steps"] == 16
+    assert results["best_epoch"] == 1 and results["steps"] == 16 and results["stopped_early"]
+    assert "stopped early after step 16 of 32: 1 evaluations in a row brought nothing better than" in caplog.text
     again = train(tmp_path, *words, "--resume_from", "last")
     assert again["test"] == results["test"] and again["steps"] == 16
+
+
+def test_a_run_by_steps_evaluates_within_epochs_and_resumes_before_an_evaluation(
+    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--epochs", "null", "--max_steps", "10", "--eval_interval", "null", "--eval_steps", "3")
+    words += ("--ckpt_steps", "1", "--ckpt_keep", "9", "--segmentor.scheduler.name", "cosine")
+    whole = train(tmp_path / "whole", *words)
+    assert [line["step"] for line in lines(tmp_path / "whole") if "val" in line] == [3, 6, 9, 10]
+    assert [line["epoch"] for line in lines(tmp_path / "whole") if "val" in line] == [0, 0, 1, 1]
+    rates = {line["step"]: line["lr"] for line in lines(tmp_path / "whole") if "lr" in line}
+    assert max(rates) == 10 and 0 <= rates[10] < 1e-6 < rates[9] and not whole["stopped_early"]
+    first = losses(deflect_run[0])
+    assert losses(tmp_path / "whole")[1] == first[1]  # the same first batch
+
+    def told_to_stop(*arguments: Any) -> list[torch.Tensor]:
+        if [line["step"] for line in lines(tmp_path / "part")][-1] == 9:
+            signal.raise_signal(signal.SIGTERM)
+        return predict_logits(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "predict_logits", told_to_stop)
+        with pytest.raises(SystemExit, match="143"):
+            train(tmp_path / "part", *words)
+    part = train(tmp_path / "part", *words, "--resume_from", "last")
+    assert lines_without_time(tmp_path / "part") == lines_without_time(tmp_path / "whole")
+    assert part["test"] == whole["test"] and part["best_step"] == whole["best_step"]
+    assert best_weights(tmp_path / "part") == best_weights(tmp_path / "whole")
 
 
 def best_weights(folder: Path) -> bytes:
@@ -140,10 +170,11 @@ def test_a_run_resumed_elsewhere_ends_with_the_best_model_so_far(deflect_run, tm
     shutil.copytree(deflect_run[0], first)
     state = first / "checkpoints" / "step-15"
     progress = json.loads((state / "progress.json").read_text())
-    (state / "progress.json").write_text(json.dumps({**progress, "best_score": 2.0, "best_epoch": 1}))
+    (state / "progress.json").write_text(json.dumps({**progress, "best_score": 2.0, "best_epoch": 1, "best_step": 8}))
     (state / checkpoint.DIGEST).write_text(checkpoint.digest(state))
     result = json.loads((first / "best" / "results.json").read_text())
-    (first / "best" / "results.json").write_text(json.dumps({"best_epoch": 1, "val": {**result["val"], "accuracy": 2}}))
+    found = {"best_epoch": 1, "best_step": 8, "val": {**result["val"], "accuracy": 2}}
+    (first / "best" / "results.json").write_text(json.dumps(found))
     resumed = train(tmp_path / "copied", "--resume_from", str(state))
     assert resumed["best_epoch"] == 1 and best_weights(tmp_path / "copied") == best_weights(first)
 
