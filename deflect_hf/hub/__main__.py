@@ -40,12 +40,16 @@ def build_parser() -> Parser:
     push = commands.add_parser("push", help="publish a trained model")
     push.add_argument("folder", metavar="FOLDER")
     push.add_argument("repo_id", metavar="USER/NAME")
-    push.add_argument("--private", choices=("true", "false"), help="whether only its owner may see it")
+    push.add_argument("--private", type=str.lower, choices=("true", "false"), help="whether only its owner may see it")
     push.add_argument("--revision", metavar="BRANCH", help="made if it is not there [main]")
     push.add_argument("--message", metavar="TEXT", help="of the commit")
     push.add_argument("--base_model_id", metavar="USER/ENCODER", help="where the encoder's folder lies on the Hub")
     push.add_argument(
-        "--picture", choices=("true", "false"), default="true", help="publish a picture of a prediction, too"
+        "--picture",
+        type=str.lower,
+        choices=("true", "false"),
+        default="true",
+        help="publish a picture of a prediction, too",
     )
     push.set_defaults(run=run_push)
     card = commands.add_parser("card", help="write README.md and prediction.png into the folder")
