@@ -50,6 +50,27 @@ def test_examples_of_a_program_train_on_the_road_of_files(trained: deflect_hf.Ru
         again.evaluate()
 
 
+@pytest.mark.parametrize("task", ["multi_label", "regression", "pixel_regression"])
+def test_examples_with_vectors_and_numbers_train_and_are_scored(task: str, tmp_path: Path) -> None:
+    examples = []
+    for chip in chips(12):
+        water = chip["mask"]
+        label = {"multi_label": [1.0, float(water.any())], "regression": water.mean(), "pixel_regression": water * 0.5}
+        examples.append({"image": chip["image"], "label": label[task]})
+    named = {"classes": ["land", "water"]} if task == "multi_label" else {"target": "water", "target_unit": "%"}
+    reading = {"bands": CHANNELS, "scale": 1e-4, "val_fraction": 0.25, **named}
+    run = deflect_hf.train(
+        train=examples, dataset={**reading, **({} if task == "multi_label" else {"task": task})},
+        encoder_config=Path(__file__).parent / "conf" / "tiny_vit.yaml", work_dir=tmp_path / "run",
+        epochs=1, batch_size=4, num_workers=0, method={"aux_dim": 8},
+    )  # fmt: skip
+    score = "map" if task == "multi_label" else "rmse"
+    assert run.results["task"] == task and run.evaluate()[score] == run.results["test"][score]
+    assert run.evaluate(examples[:3])["intervals"]["images"] == 3
+    assert run.predictor.classes == (("land", "water") if task == "multi_label" else ("water",))
+    assert run.predictor.unit == (None if task == "multi_label" else "%")
+
+
 def test_predictions_are_of_stored_values_or_of_reflectance_as_is_said(trained: deflect_hf.Run) -> None:
     predict, image = trained.predictor, chips(1)[0]["image"]
     torch.testing.assert_close(predict(image), predict(image * np.float32(1e-4), scale=1.0))

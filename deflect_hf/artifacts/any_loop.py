@@ -60,7 +60,9 @@ def configuration_of(
     task = task_of(settings.model_type, settings.problem_type)
     data: dict[str, Any] = {"name": "python", "task": task.name, "bands": list(processor.bands)}
     data["source_bands"] = list(processor.source_bands or processor.bands)
-    if task.output != "value":
+    if task.output == "value":
+        data |= {"target": settings.id2label[0], "target_unit": settings.target_unit}
+    else:
         data["classes"] = [settings.id2label[number] for number in range(settings.num_labels)]
         data["class_values"] = None if class_values is None else list(class_values)
     return RunArguments.from_values(

@@ -228,7 +228,8 @@ class ImageDataset(torch.utils.data.Dataset):
         if self.task == "classification":
             return True
         if not TASKS[self.task].dense:
-            return any(bool(np.isfinite(row["target"]).any()) for row in self.table)
+            targets = (row["target"] if "target" in row else self.reader.read(row).target for row in self.table)
+            return any(bool(np.isfinite(target).any()) for target in targets)
         labels = (self._encoded(self.reader.read(row)) for row in self.table)
         return any(bool((one.isfinite() & (one != self.labels.unknown)).any()) for one in labels)
 

@@ -17,7 +17,10 @@ from deflect_hf.errors import ConfigError
 from deflect_hf.spectral.selection import resolve_bands
 from deflect_hf.spectral.sensors import get_sensor
 
-READING = ("sensor", "source_bands", "scale", "offset", "nodata", "gsd_m", "classes", "class_values", "ignore_values")
+READING = (
+    *("sensor", "source_bands", "scale", "offset", "nodata", "gsd_m"),
+    *("classes", "class_values", "ignore_values", "target", "target_unit"),
+)
 
 
 def given_splits(
@@ -70,8 +73,9 @@ def adapt(args: DatasetArguments, dataset: Any, processor: MultispectralImagePro
     source_bands = args.source_bands or (list(sensor.codes) if sensor is not None else args.bands)
     if source_bands is None:
         raise ConfigError("the channels of the images have no names: give dataset.bands, or dataset.sensor.")
-    classes = args.classes or _class_names(dataset)
-    if not classes:
+    task = args.task or _task_of(dataset)
+    classes = [] if TASKS[task].output == "value" else args.classes or _class_names(dataset)
+    if not classes and TASKS[task].output != "value":
         raise ConfigError("the classes have no names: give dataset.classes, in the order of their values.")
     usual = sensor or processor  # the files of a trained model's images had its scale
     preset = {key: getattr(usual, key) for key in ("scale", "offset", "nodata", "unit")} if usual is not None else {}
@@ -79,11 +83,13 @@ def adapt(args: DatasetArguments, dataset: Any, processor: MultispectralImagePro
     return adapt_dataset(
         dataset,
         source_bands if args.bands is None else resolve_bands(args.bands, sensor),
-        task=args.task or _task_of(dataset),
+        task=task,
         classes=classes,
         class_values=args.class_values,
         ignore_values=args.ignore_values,
         ignore_index=args.ignore_index,
+        target=args.target,
+        target_unit=args.target_unit,
         processor=processor,
         seed=args.seed,
         source_bands=resolve_bands(source_bands, sensor),
@@ -97,12 +103,14 @@ def adapt(args: DatasetArguments, dataset: Any, processor: MultispectralImagePro
 def described(args: DatasetArguments, images: ImageDataset) -> DatasetArguments:
     """``args`` with what they leave to the data set."""
     labels, stored = images.labels, images.processor.source_bands or images.bands
-    named = {"classes": [*labels.classes], "class_values": [*labels.values] or None}
+    named: dict[str, Any] = {"classes": [*labels.classes], "class_values": [*labels.values] or None}
+    if TASKS[labels.task].output == "value":
+        named = {"target": labels.classes[0], "target_unit": labels.unit}
     return args.replace(
         task=labels.task,
         bands=images.bands,
         source_bands=[*stored],
-        **(named if TASKS[labels.task].output != "value" else {}),
+        **named,
     )
 
 
@@ -114,10 +122,11 @@ def _classes_of(images: ImageDataset) -> Sequence[Any]:
 
 
 def _task_of(dataset: Any) -> str:
-    """Masks are for segmentation; what cannot be looked at, ``adapt_dataset`` refuses."""
+    """Masks are for segmentation, vectors for several labels; what cannot be looked at, ``adapt_dataset`` refuses."""
     example = dataset[0] if hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping) else None
     targets = [example[key] for key in TARGETS if key in example] if isinstance(example, Mapping) else []
-    return "segmentation" if targets and np.ndim(targets[0]) > 1 else "classification"
+    shape = np.shape(targets[0]) if targets else ()
+    return "segmentation" if len(shape) > 1 else "multi_label" if shape and shape[0] > 1 else "classification"
 
 
 def _class_names(dataset: Any) -> list[str]:

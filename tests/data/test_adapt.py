@@ -58,6 +58,51 @@ def test_masks_of_any_library(source: Any) -> None:
     assert images.select([4, 1]).names == ["000004", "000001"] and images.is_labelled()
 
 
+NUMBERS = np.where(MASKS == 2, np.nan, MASKS * 1.5)
+VECTORS = [[1.0, 0.0, np.nan], [0.0, 1.0, 1.0]] * 3
+TASKS = {
+    "multi_label": (VECTORS, {"classes": ["a", "b", "c"]}),
+    "regression": ([0.5, -1.0, np.nan, 3.0, 4.0, 5.0], {"target": "height", "target_unit": "m"}),
+    "pixel_regression": (NUMBERS.tolist(), {"target": "height", "ignore_values": [0]}),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_vectors_and_numbers_of_any_library(task: str) -> None:
+    labels, options = TASKS[task]
+    rows = [{"image": image, "label": np.float32(label)} for image, label in zip(IMAGES, labels, strict=True)]
+    tensors = [{"image": row["image"], "mask": torch.as_tensor(row["label"])} for row in rows]
+    table = Dataset.from_dict({"image": IMAGES.tolist(), "label": labels})
+    expected = np.where(NUMBERS == 0, np.nan, NUMBERS) if task == "pixel_regression" else np.array(labels)
+    for source in (rows, tensors, table, table.with_format("torch")):
+        images = adapt_dataset(source, BANDS, task=task, **options, **OWN)
+        assert images.is_labelled() and images[1]["labels"].dtype == torch.float32
+        found = np.stack([images[index]["labels"].numpy() for index in range(6)])
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert images.classes == ["a", "b", "c"] if task == "multi_label" else images.classes == ["height"]
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "message"),
+    [
+        (
+            "multi_label",
+            [0, 2],
+            r"the label of example 0 of list is \[0, 2\]: it must be 3 numbers, 1 for each of the ",
+        ),
+        ("multi_label", MASKS[0], r"is of shape \(16, 16\): it must be 3 numbers"),
+        ("multi_label", "forest", "is a str of <U6: give an array of numbers"),
+        ("regression", [1.0, 2.0], r"has the shape \(2,\): a regression's is one number"),
+        ("regression", np.inf, "holds infinity: write NaN where it is not known"),
+        ("pixel_regression", 3.0, r"mask of example 0 of list has the shape \(\), but its image is \(16, 16\)"),
+    ],
+)
+def test_labels_that_a_task_does_not_have(task: str, label: Any, message: str) -> None:
+    options = {key: value for key, value in TASKS[task][1].items() if key != "ignore_values"}
+    with pytest.raises(DataError, match=message):
+        adapt_dataset([{"image": IMAGES[0], "label": label}], BANDS, task=task, **options, **OWN)
+
+
 def test_classes_and_the_bands_of_a_trained_model() -> None:
     source = [{"image": image, "label": torch.tensor(7 + index % 2)} for index, image in enumerate(IMAGES)]
     trained = MultispectralImageProcessor(["N", "R"], scale=1.0, size=8)
@@ -134,7 +179,15 @@ def test_what_an_example_lacks_is_said_with_what_was_found(example: Any, message
         ({"train": []}, {}, DataError, "dataset is a mapping of splits, choose one of them"),
         (iter([]), {}, DataError, "dataset is list_iterator: give something with a length"),
         ([], {}, DataError, r"dataset \(list\) has no examples"),
-        (Geo(), {"task": "regression"}, ConfigError, "Unknown task 'regression'"),
+        (Geo(), {"task": "detection"}, ConfigError, "Unknown task 'detection': choose one of 'classification', "),
+        (Geo(), {"task": "pixel_regression"}, ConfigError, "classes does nothing for task='pixel_regression'"),
+        (Geo(), {"target_unit": "m"}, ConfigError, "target_unit does nothing for task='segmentation'"),
+        (
+            Geo(),
+            {"task": "multi_label", "classes": []},
+            ConfigError,
+            "classes=.*: task='multi_label' needs the names of",
+        ),
         (Geo(), {"class_values": [1]}, ConfigError, "one value of its own for each of the 2 classes"),
         (Geo(), {"bands": ["R", "G", "B", "none"]}, BandError, "none"),
         (Geo(), {"classes": ["a", "b"]}, DataError, r"unknown class value\(s\) \[2\]"),

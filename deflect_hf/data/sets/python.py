@@ -17,7 +17,7 @@ DATASET = DatasetSpec(
     keys=frozenset(
         [
             *("task", "sensor", "source_bands", "scale", "offset", "nodata", "gsd_m", "val_fraction", "test_fraction"),
-            *("classes", "class_values", "ignore_values", "ignore_index"),
+            *("classes", "class_values", "ignore_values", "ignore_index", "target", "target_unit"),
         ]
     ),
 )
