@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.files import CONFIG
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
@@ -88,6 +95,9 @@ for _auto, _trained in (
 ):
     AutoConfig.register(_trained.config_class.model_type, _trained.config_class, exist_ok=True)
     _auto.register(_trained.config_class, _trained, exist_ok=True)
+    AutoImageProcessor.register(
+        _trained.config_class, image_processor_classes={"pil": MultispectralImageProcessor}, exist_ok=True
+    )
 for _config, _model in ((PixelNetConfig, PixelNet), (UNetConfig, UNet)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)

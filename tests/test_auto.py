@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 import deflect_hf
 from deflect_hf.errors import ConfigError
@@ -34,6 +34,13 @@ def test_auto_models_are_the_trained_models(name: str, folders: dict[str, Path])
     model = AUTO.get(name, AutoModelForSemanticSegmentation).from_pretrained(folders[name])
     with torch.no_grad():
         assert not model.training and torch.equal(model(pixels).logits, predictor.logits(pixels))
+
+
+def test_the_image_processor_is_that_of_the_folder(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        processor, stored = AutoImageProcessor.from_pretrained(folder), deflect_hf.load_predictor(folder).processor
+        assert type(processor) is deflect_hf.MultispectralImageProcessor
+        assert processor.to_dict() == stored.to_dict()
 
 
 def test_a_new_process_knows_the_classes(folders: dict[str, Path], tmp_path: Path) -> None:

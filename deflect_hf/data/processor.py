@@ -26,17 +26,13 @@ from deflect_hf.spectral.sensors import get_sensor
 if TYPE_CHECKING:
     from transformers import BatchFeature
 try:
-    from transformers import ImageProcessingMixin
+    from transformers import BaseImageProcessor
 except ModuleNotFoundError as error:  # where exported models make maps
     if error.name != "transformers":
         raise
 
-    class ImageProcessingMixin:  # type: ignore[no-redef]
-        """What such maps need of transformers' class of that name."""
-
-        def to_dict(self) -> dict[str, Any]:
-            """The processor's own arguments."""
-            return {**copy.deepcopy(vars(self)), "image_processor_type": type(self).__name__}
+    class BaseImageProcessor:  # type: ignore[no-redef]
+        """Such maps need nothing of transformers' class of that name."""
 
 
 Image = np.ndarray | torch.Tensor
@@ -44,7 +40,7 @@ Size = int | Sequence[int] | Mapping[str, int]
 READING = {"sensor", "source_bands", "quality", "files", "grid", "band_resampling"}
 
 
-class MultispectralImageProcessor(ImageProcessingMixin):
+class MultispectralImageProcessor(BaseImageProcessor):
     """Turn stored values into reflectance: ``(C_in, H, W) stored values -> (C, H, W) reflectance, NaN = invalid``.
 
     Saved as ``preprocessor_config.json`` beside an adapter, so that inference reads images exactly as training did.
@@ -179,7 +175,11 @@ class MultispectralImageProcessor(ImageProcessingMixin):
         processor = cls(**entries)
         return (processor, kwargs) if return_unused_kwargs else processor
 
-    def __call__(
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of ``preprocessor_config.json``, with what is None."""
+        return {**copy.deepcopy(vars(self)), "image_processor_type": type(self).__name__}
+
+    def __call__(  # type: ignore[override]
         self,
         images: Image | Sequence[Image],
         source_bands: Sequence[str] | None = None,
