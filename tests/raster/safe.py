@@ -58,3 +58,26 @@ def write_safe(root: Path, offset: int = -1000) -> dict[str, np.ndarray]:
         "</Product_Image_Characteristics></n1:General_Info></n1:Level-2A_User_Product>"
     )
     return stored
+
+
+def write_l1c(root: Path, offset: int = -1000) -> tuple[Path, dict[str, np.ndarray]]:
+    """An L1C product, whose bands come in one resolution each, cirrus too; its folder and the stored values."""
+    safe = root / NAME.replace("L2A", "L1C")
+    random = np.random.default_rng(1)
+    stored, files = {}, []
+    for band, gsd in {**BANDS, "B10": 60}.items():
+        stored[band] = random.integers(1, 8000, (SIDES[gsd],) * 2, dtype=np.uint16)
+        name = f"GRANULE/L1C_T32UNU_A042109_20230715T103626/IMG_DATA/T32UNU_20230715T103631_{band}"
+        write_layer(safe / f"{name}.jp2", stored[band], gsd)
+        files.append(f"<IMAGE_FILE>{name}</IMAGE_FILE>")
+    offsets = "".join(f'<RADIO_ADD_OFFSET band_id="{k}">{offset - k}</RADIO_ADD_OFFSET>' for k in range(13))
+    (safe / "MTD_MSIL1C.xml").write_text(
+        '<?xml version="1.0" encoding="UTF-8"?><n1:Level-1C_User_Product '
+        'xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-1C.xsd"><n1:General_Info><Product_Info>'
+        f"<Product_Organisation><Granule_List><Granule>{''.join(files)}</Granule></Granule_List>"
+        "</Product_Organisation></Product_Info><Product_Image_Characteristics>"
+        '<QUANTIFICATION_VALUE unit="none">10000</QUANTIFICATION_VALUE>'
+        f"<Radiometric_Offset_List>{offsets}</Radiometric_Offset_List>"
+        "</Product_Image_Characteristics></n1:General_Info></n1:Level-1C_User_Product>"
+    )
+    return safe, stored

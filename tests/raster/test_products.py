@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import quality_layer
 from deflect_hf.raster.read import open_raster, raster_info, read_raster
 from deflect_hf.spectral.sensors import get_sensor
-from tests.raster.safe import BANDS, IMAGES, NAME, write_layer, write_safe
+from tests.raster.safe import BANDS, IMAGES, NAME, write_l1c, write_layer, write_safe
 
 CODES = {"A": "B01", "B": "B02", "G": "B03", "R": "B04", "RE1": "B05", "RE2": "B06", "RE3": "B07", "N": "B08",
          "N2": "B8A", "WV": "B09", "S1": "B11", "S2": "B12"}  # fmt: skip
@@ -57,6 +58,43 @@ def test_a_safe_is_the_reflectance_that_its_metadata_say(tmp_path: Path) -> None
     clouds = quality_layer("sentinel2_scl", None, None, [], [])
     flagged = ~read_raster(safe, ["N"], quality=clouds).valid[0] & raster.valid[7]
     np.testing.assert_array_equal(flagged, np.kron(stored["SCL"] == 9, np.ones((2, 2), dtype=bool)) & raster.valid[7])
+
+
+def test_a_safe_of_level_1c_has_cirrus_and_its_own_offsets(tmp_path: Path) -> None:
+    safe, stored = write_l1c(tmp_path)
+    raster = read_raster(Product.of(safe, grid=60.0))
+    assert raster.info.descriptions == (*list(CODES)[:10], "CIRRUS", "S1", "S2")
+    for code, values in zip(raster.bands, raster.values, strict=True):
+        band = CODES.get(code, "B10")
+        if BANDS.get(band, 60) == 60:  # on its own grid
+            expected = (stored[band].astype(float) - 1000 - POSITIONS.get(band, 10)) / 10_000
+            np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6)
+    fine = read_raster(safe, ["B"])
+    np.testing.assert_allclose(fine.values[0], (stored["B02"].astype(float) - 1001) / 10_000, rtol=0, atol=1e-6)
+
+
+def cubic(values: np.ndarray, factor: int) -> np.ndarray:
+    """Values between the middles of pixels by the cubic convolution of Keys with a = -0.5, away from the border."""
+    place = (np.arange(len(values) * factor) + 0.5) / factor - 0.5
+    far = np.abs(place[:, None] - np.arange(len(values)))
+    near = np.where(far < 1, 1.5 * far**3 - 2.5 * far**2 + 1, -0.5 * far**3 + 2.5 * far**2 - 4 * far + 2)
+    weights = np.where(far < 2, near, 0)
+    return np.asarray(weights @ values @ weights.T)
+
+
+def test_bands_come_onto_the_grid_by_cubic_convolution_where_it_is_asked_for(tmp_path: Path) -> None:
+    coarse = np.random.default_rng(2).integers(2000, 4000, (12, 12), dtype=np.uint16)
+    write_layer(tmp_path / "x_B04.tif", np.full((24, 24), 700, np.uint16), 10, driver="GTiff")
+    write_layer(tmp_path / "x_B11.tif", coarse, 20, driver="GTiff")
+    sensor = get_sensor("sentinel2_l2a_harmonized")
+    found = {
+        resampling: read_raster(Product.of(tmp_path, resampling=resampling), ["S1"], sensor=sensor).values[0]
+        for resampling in ("bilinear", "cubic")
+    }
+    inner = slice(4, -4)
+    np.testing.assert_allclose(found["cubic"][inner, inner], cubic(coarse, 2)[inner, inner], atol=1)
+    np.testing.assert_allclose(found["bilinear"][inner, inner], bilinear(coarse.astype(float), 2)[inner, inner], atol=1)
+    assert np.abs(found["cubic"].astype(float) - found["bilinear"]).max() > 20
 
 
 def test_a_safe_in_a_zip_and_by_its_metadata_file_and_on_another_grid(tmp_path: Path) -> None:
@@ -167,6 +205,13 @@ def test_a_landsat_scene_is_the_reflectance_that_its_metadata_say(tmp_path: Path
     assert raster.info.descriptions == ("R", "N", "QA_PIXEL")
     np.testing.assert_allclose(raster.values[0], 8000 * 2.75e-5 - 0.2, atol=1e-6)
     assert not raster.valid[1].any()
+    with tarfile.open(tmp_path / "LC08_X.tar", "w") as archive:  # as the USGS delivers it
+        for file in sorted(tmp_path.glob("LC08_X_*")):
+            archive.add(file, file.name)
+    packed = read_raster(tmp_path / "LC08_X.tar")
+    assert packed.info.descriptions == raster.info.descriptions
+    np.testing.assert_array_equal(packed.values, raster.values)
+    (tmp_path / "LC08_X.tar").unlink()
     surface = LEVEL2.replace("LEVEL2_SURFACE_REFLECTANCE_PARAMETERS", "LEVEL1_RADIOMETRIC_RESCALING")
     (tmp_path / "LC08_X_MTL.txt").write_text(surface)
     np.testing.assert_allclose(
