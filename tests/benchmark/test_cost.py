@@ -16,7 +16,6 @@ from deflect_hf.benchmark.__main__ import COMMANDS, main
 from deflect_hf.benchmark.flags import refuse_less, report
 from deflect_hf.benchmark.runs import MemoryMonitor, Row, held_bytes
 from deflect_hf.errors import ConfigError
-from tests.benchmarks import encoders
 
 
 @pytest.mark.parametrize("flag", ["--rounds", "--batch_size", "--patch_size"])
@@ -74,22 +73,6 @@ def test_peak_memory_is_what_is_held_at_once():
     # the values of the round before, the sum and the product
     assert cost.spectral_peak(model, values) == pytest.approx(3 * values.numel() * 4, rel=0.01)
     assert cost.spectral_peak(torch.nn.Identity(), values) is None
-
-
-def test_encoders_of_full_size(tmp_path, capsys):
-    flags = ["--encoders", "dino-mc", "--image_size", "16", "--rounds", "1"]
-    encoders.main(["--output", str(tmp_path), *flags])
-    (one,) = json.loads((tmp_path / "encoders.json").read_text())
-    assert (one["total"], one["encoder"]) == (21_670_272, "dino-mc")
-    assert 0 < one["trainable"] < 0.004 * one["total"]
-    assert min(one["frozen_ms"], one["deflected_ms"], one["training_ms"]) > 0
-    assert "| dino-mc | 21,670,272 |" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="dino-mc"):
-        encoders.main(["--output", str(tmp_path), "--encoders", "dino-mk"])
-    with pytest.raises(ConfigError, match="--image_size 24: scale-mae has patches of 16 pixels; give a multiple"):
-        encoders.main(["--output", str(tmp_path), "--encoders", "dino-mc", "scale-mae", "--image_size", "24"])
-    with pytest.raises(ConfigError, match="--rounds 0: give at least 1"):
-        encoders.main(["--output", str(tmp_path), "--rounds", "0"])
 
 
 def test_results_are_replaced_whole_or_not_at_all(

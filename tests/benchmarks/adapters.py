@@ -1,8 +1,8 @@
 """Several tasks on one encoder against one whole model per task: memory, loading time, and time for all tasks.
 
-The encoder has random weights; each task has an adapter of its own and a segmentation head. Both ways are measured in
-turns, round after round, so that a change of the machine's load falls on both alike; medians and their ratio are
-printed. Memory is that of parameters and buffers, each storage counted once.
+The encoder has random weights; each task has a DEFLECT adapter of its own and a segmentation head. Both ways are
+measured in turns, round after round, so that a change of the machine's load falls on both alike; medians and their
+ratio are printed. Memory is that of parameters and buffers, each storage counted once.
 """
 
 from __future__ import annotations
@@ -20,66 +20,52 @@ from torch import nn
 
 from deflect_hf.artifacts.saved_model import save_model
 from deflect_hf.benchmark.cost import BANDS, SIZES, make_vit
-from deflect_hf.benchmark.flags import flag_parser, refuse_cut_patches, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.benchmark.meters import bytes_of, timed
-from deflect_hf.benchmark.runs import Row
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError
 from deflect_hf.inference.multi import MultiAdapterPredictor
 from deflect_hf.inference.predictor import Predictor
+from deflect_hf.methods import adapt
 from deflect_hf.models import EncoderForSemanticSegmentation, load_encoder
+from tests.benchmarks import markdown
 
-CLASSES = {0: "background", 1: "found"}
+PATCH = 16
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, and print a Markdown table; the numbers go to `adapters.json`."""
-    own = parse(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = compare(make_runs(Path(folder), own), own)
-    report(own.output, "adapters", numbers, as_markdown(numbers, own))
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags.
+    """Measure, and print a Markdown table; the numbers go to `adapters.json`.
 
     Raises:
-        ConfigError: the method is unknown or has no adapter, or a number does not fit.
+        ConfigError: a number does not fit.
     """
     parser = flag_parser("adapters", __doc__)
-    parser.add_argument("--row", default="deflect", help="method of every task, such as deflect:rank=4")
     parser.add_argument("--tasks", type=int, default=2, help="how many tasks")
     parser.add_argument("--size", choices=list(SIZES), default="base", help="size of the vision transformer")
     parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--patch_size", type=int, default=16, help="side of the patches in pixels")
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each time")
     own = parser.parse_args(argv)
-    own.row = Row.parse(own.row)  # not as its type: argparse would swallow what it says is wrong
-    refuse_less(own, {"tasks": 2, "rounds": 1, "image_size": 1, "patch_size": 1})
-    refuse_cut_patches(own.image_size, own.patch_size)
-    if own.row.method == "full":
-        raise ConfigError("--row full trains the encoder itself, so there is nothing to share; give another method.")
-    return own
+    refuse_less(own, {"tasks": 2, "rounds": 1, "image_size": 1})
+    if own.image_size % PATCH:
+        raise ConfigError(f"--image_size {own.image_size}: give a multiple of {PATCH}.")
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = compare(make_runs(Path(folder), own), own)
+    report(own.output, "adapters", numbers, as_markdown(numbers, own))
 
 
 def make_runs(folder: Path, own: argparse.Namespace) -> dict[str, Path]:
     """Result folders of the tasks, which take all bands and every other band in turn, over one random encoder."""
     torch.manual_seed(0)
     encoder = folder / "encoder"
-    make_vit(own.size, (own.image_size, own.image_size), own.patch_size).save_pretrained(encoder)
-    run = RunArguments(
-        finetune=own.row.method,
-        encoder=EncoderArguments(name_or_path=str(encoder)),
-        dataset=DatasetArguments(name="synthetic"),
-        method=dict(own.row.options),
-    )
+    make_vit(own.size, (own.image_size, own.image_size), PATCH).save_pretrained(encoder)
+    run = RunArguments(encoder=EncoderArguments(name_or_path=str(encoder)), dataset=DatasetArguments(name="synthetic"))
     runs = {}
     for number in range(own.tasks):
         bands = BANDS if number % 2 == 0 else ("R", "G", "B", "N", "S1", "S2")
-        model = EncoderForSemanticSegmentation.from_encoder(load_encoder(encoder), id2label=CLASSES)
-        adapted = own.row.adapt(model, bands)
+        model = EncoderForSemanticSegmentation.from_encoder(load_encoder(encoder), id2label={0: "other", 1: "found"})
+        adapted = adapt(model, "deflect", bands=bands, base_mean=[0.1] * 3, base_std=[0.1] * 3)
         runs[f"task {number + 1}"] = folder / f"run {number + 1}"
         save_model(runs[f"task {number + 1}"], adapted, run, MultispectralImageProcessor(bands, source_bands=BANDS))
     return runs
@@ -101,26 +87,26 @@ def compare(runs: Mapping[str, Path], own: argparse.Namespace) -> dict[str, Any]
     if not all(torch.equal(found[name], probabilities) for name, probabilities in expected.items()):
         raise AssertionError("both ways must give the same probabilities")
     models = [predictor.model for predictor in separate.values()]
-    numbers: dict[str, Any] = {
+    return {
         "bytes": [held_bytes(models), held_bytes([shared.encoder, *(shared[name].model for name in runs)])],
-        "load_seconds": alternately(own, load_separate, load_shared),
+        "load_seconds": alternately(own.rounds, load_separate, load_shared),
         "predict_seconds": alternately(
-            own,
+            own.rounds,
             lambda: [predictor(image) for predictor in separate.values()],
             lambda: shared.predict_all(image),
         ),
+        "device": str(shared.device),
+        "threads": torch.get_num_threads(),
     }
-    return numbers | {"device": str(shared.device), "threads": torch.get_num_threads()}
 
 
-def alternately(own: argparse.Namespace, *ways: Callable[[], object]) -> list[list[float]]:
+def alternately(count: int, *ways: Callable[[], object]) -> list[list[float]]:
     """Seconds of each round of each way."""
-    cuda = torch.cuda.is_available()
     seconds: list[list[float]] = [[] for _ in ways]
-    for _ in range(own.rounds):
+    for _ in range(count):
         for way, rounds in zip(ways, seconds, strict=True):
             gc.collect()
-            rounds.append(timed(way, cuda))
+            rounds.append(timed(way, torch.cuda.is_available()))
     return seconds
 
 
@@ -133,14 +119,15 @@ def as_markdown(numbers: Mapping[str, Any], own: argparse.Namespace) -> str:
     """One line per quantity, with the ratio of one encoder to separate models."""
     load, predict = ([statistics.median(way) for way in numbers[name]] for name in ("load_seconds", "predict_seconds"))
     rows = [
-        ("parameters in memory", *(f"{size / 1e6:.1f} MB" for size in numbers["bytes"]), numbers["bytes"]),
-        ("loading", *(f"{seconds:.2f} s" for seconds in load), load),
-        ("all tasks on one image", *(f"{1e3 * seconds:.0f} ms" for seconds in predict), predict),
+        (name, *(f"{factor * value:.{digits}f} {unit}" for value in pair), f"{pair[1] / pair[0]:.2f}")
+        for name, pair, factor, digits, unit in (
+            ("parameters in memory", numbers["bytes"], 1e-6, 1, "MB"),
+            ("loading", load, 1, 2, "s"),
+            ("all tasks on one image", predict, 1e3, 0, "ms"),
+        )
     ]
-    lines = [f"| {own.tasks} tasks | a model each | one encoder | ratio |", "|---|---|---|---|"]
-    lines += [f"| {name} | {one} | {other} | {pair[1] / pair[0]:.2f} |" for name, one, other, pair in rows]
-    lines.append(
-        f"\n{own.row.text}, ViT-{own.size}, patch {own.patch_size}, {own.image_size} px, {len(BANDS)} and 6 bands in "
-        f"turn, float32, {numbers['device']}, {numbers['threads']} thread(s), median of {own.rounds} rounds."
+    note = (
+        f"ViT-{own.size}, patch {PATCH}, {own.image_size} px, {len(BANDS)} and 6 bands in turn, float32, "
+        f"{numbers['device']}, {numbers['threads']} thread(s), median of {own.rounds} rounds."
     )
-    return "\n".join(lines) + "\n"
+    return markdown(f"{own.tasks} tasks | a model each | one encoder | ratio", rows, note)

@@ -9,8 +9,6 @@ turns and apart from each other, with random RGB images of the size that the loa
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import logging
 import statistics
 import tempfile
 import time
@@ -30,13 +28,12 @@ from deflect_hf.config.schema import Arguments
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.order import Rank, training_loader
 from deflect_hf.raster.write import write_raster
-
-logger = logging.getLogger(__name__)
+from tests.benchmarks import markdown
 
 PATCH = 16
 CHIP_BANDS = ("A", "B", "G", "R", "N", "S1", "S2")
 SCENE_BANDS = ("B", "G", "R", "N2", "S1", "S2")
-FILES = 16
+COLUMNS = "data | bands | pixels | workers | loader / forward | loader, images/s | forward, images/s"
 
 
 class Data(Arguments):
@@ -46,43 +43,8 @@ class Data(Arguments):
     augmentation: AugmentationArguments = AugmentationArguments()
 
 
-@dataclasses.dataclass
-class Measured:
-    """One data set with one number of worker processes; images per second, one number per round."""
-
-    data: str
-    bands: int
-    height: int
-    width: int
-    workers: int
-    loader: list[float] = dataclasses.field(default_factory=list)
-    forward: list[float] = dataclasses.field(default_factory=list)
-
-    @property
-    def ratio(self) -> float:
-        """Median over the rounds of loader over forward pass."""
-        return statistics.median(a / b for a, b in zip(self.loader, self.forward, strict=True))
-
-
 def main(argv: Sequence[str]) -> None:
-    """Measure and print a Markdown table; the numbers go to `loader.json`."""
-    own, rest = parse(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measured: list[Measured] = []
-    with tempfile.TemporaryDirectory() as folder:
-        if rest:
-            given = parse_arguments(Data, __doc__ or "", rest)
-            sources = {str(given.dataset.root or given.dataset.name): given}
-        else:
-            sources = generated(Path(folder))
-        for name, data in sources.items():
-            measured += measure(name, training_images(data), own, device)
-    numbers = [{**dataclasses.asdict(one), "ratio": one.ratio} for one in measured]
-    report(own.output, "loader", numbers, as_markdown(measured, own, device))
-
-
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The benchmark's own flags, and those of the data set.
+    """Measure and print a Markdown table; the numbers go to `loader.json`.
 
     Raises:
         ConfigError: a number is too small.
@@ -95,7 +57,35 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each time")
     own, rest = parser.parse_known_args(argv)
     refuse_less(own, {"workers": 0, "batch_size": 1, "images": own.batch_size, "rounds": 1})
-    return own, rest
+    measured = []
+    with tempfile.TemporaryDirectory() as folder:
+        if rest:
+            given = parse_arguments(Data, __doc__ or "", rest)
+            sources = {str(given.dataset.root or given.dataset.name): given}
+        else:
+            sources = generated(Path(folder))
+        for name, data in sources.items():
+            images = load_dataset_splits(data.dataset)["train"].with_transform(
+                build_transform(data.augmentation, "train")
+            )
+            measured += [{"data": name, **one} for one in measure(images, own)]
+    rows = [
+        (
+            one["data"],
+            str(one["bands"]),
+            f"{one['height']} x {one['width']}",
+            str(one["workers"]),
+            f"{one['ratio']:.1f}",
+            f"{statistics.median(one['loader']):.1f}",
+            f"{statistics.median(one['forward']):.1f}",
+        )
+        for one in measured
+    ]
+    note = (
+        f"Forward: ViT-{own.size}, patch {PATCH}, RGB of the same size, batch {own.batch_size}, float32, "
+        f"{torch.get_num_threads()} thread(s). Median of {own.rounds} round(s)."
+    )
+    report(own.output, "loader", measured, markdown(COLUMNS, rows, note))
 
 
 def generated(folder: Path) -> dict[str, Data]:
@@ -103,7 +93,7 @@ def generated(folder: Path) -> dict[str, Data]:
     for name, bands, side in (("chips", CHIP_BANDS, 128), ("scenes", SCENE_BANDS, 512)):
         rng = np.random.default_rng(side)
         land = np.kron(rng.integers(200, 4000, (len(bands), side // 16, side // 16)), np.ones((1, 16, 16)))
-        for number in range(FILES):
+        for number in range(16):
             values = (land + rng.integers(0, 200, land.shape)).astype(np.int16)
             write_raster(folder / name / "images" / f"{number:02d}.tif", values, descriptions=bands)
             write_raster(folder / name / "masks" / f"{number:02d}.tif", (values[:1] > 2000).astype(np.uint8))
@@ -119,20 +109,18 @@ def generated(folder: Path) -> dict[str, Data]:
     }
 
 
-def training_images(data: Data) -> ImageDataset:
-    """The training split with its random transforms."""
-    images = load_dataset_splits(data.dataset)["train"]
-    return images.with_transform(build_transform(data.augmentation, "train"))
-
-
-def measure(name: str, images: ImageDataset, own: argparse.Namespace, device: torch.device) -> list[Measured]:
-    """Time the loader with each number of workers and the forward pass, round after round."""
+def measure(images: ImageDataset, own: argparse.Namespace) -> list[dict[str, Any]]:
+    """Images per second of the loader with each number of workers and of the forward pass, one number per round."""
     bands, height, width = images[0]["pixel_values"].shape
     sides = max(PATCH, height // PATCH * PATCH), max(PATCH, width // PATCH * PATCH)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = make_vit(own.size, sides, PATCH).eval().to(device)
     pixels = torch.rand(own.batch_size, 3, *sides, device=device)
-    measured = [Measured(name, bands, height, width, workers) for workers in own.workers]
+    shape = {"bands": bands, "height": height, "width": width}
+    measured: list[dict[str, Any]] = [
+        {**shape, "workers": workers, "loader": [], "forward": []} for workers in own.workers
+    ]
 
     @torch.no_grad()
     def forward() -> None:
@@ -141,10 +129,10 @@ def measure(name: str, images: ImageDataset, own: argparse.Namespace, device: to
     forward()
     for number in range(own.rounds):
         for one in measured:
-            one.loader.append(loader_speed(images, one.workers, own, epoch=number))
-            one.forward.append(own.batch_size / timed(forward, pixels.is_cuda))
+            one["loader"].append(loader_speed(images, one["workers"], own, epoch=number))
+            one["forward"].append(own.batch_size / timed(forward, pixels.is_cuda))
     for one in measured:
-        logger.info("%s, %d worker(s): ratio %.1f", name, one.workers, one.ratio)
+        one["ratio"] = statistics.median(a / b for a, b in zip(one["loader"], one["forward"], strict=True))
     return measured
 
 
@@ -161,20 +149,3 @@ def loader_speed(images: ImageDataset, workers: int, own: argparse.Namespace, ep
         elif number >= ahead:
             counted += len(batch["name"])
     return counted / (time.perf_counter() - started)
-
-
-def as_markdown(measured: Sequence[Measured], own: argparse.Namespace, device: torch.device) -> str:
-    """One line per data set and number of workers."""
-    lines = ["| data | bands | pixels | workers | loader / forward | loader, images/s | forward, images/s |"]
-    lines.append("|" + "---|" * 7)
-    for one in measured:
-        loader, forward = statistics.median(one.loader), statistics.median(one.forward)
-        lines.append(
-            f"| {one.data} | {one.bands} | {one.height} x {one.width} | {one.workers} | {one.ratio:.1f} "
-            f"| {loader:.1f} | {forward:.1f} |"
-        )
-    lines.append(
-        f"\nForward: ViT-{own.size}, patch {PATCH}, RGB of the same size, batch {own.batch_size}, float32, "
-        f"{device.type}, {torch.get_num_threads()} thread(s). Median of {own.rounds} round(s)."
-    )
-    return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import logging
 import multiprocessing
@@ -75,10 +76,17 @@ def main(argv: Sequence[str]) -> None:
     """Kill, resume, compare; the table goes to `resume.json`.
 
     Raises:
+        ConfigError: a number that makes no sense.
         DeflectError: a run ended by itself in another way than expected.
         SystemExit: a resumed run was not the same; with status 1.
     """
-    own = parse_flags(argv)
+    parser = flag_parser("resume", __doc__)
+    parser.add_argument("--kills", type=int, default=50, help="how many runs are killed, each once")
+    parser.add_argument("--processes", type=int, choices=[1, 2], default=1, help="training processes (gloo)")
+    parser.add_argument("--num_workers", type=int, default=0, help="data loader processes, per process")
+    parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    own = parser.parse_args(argv)
+    refuse_less(own, {"kills": 1, "num_workers": 0, "seed": 0})
     words = [*TRAINING, "--batch_size", str(GLOBAL_BATCH // own.processes), "--num_workers", str(own.num_workers)]
     rng = np.random.default_rng(own.seed)
     reference = own.output / "uninterrupted"
@@ -104,22 +112,6 @@ def main(argv: Sequence[str]) -> None:
     )
     if good < len(kills):
         raise SystemExit(1)
-
-
-def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags.
-
-    Raises:
-        ConfigError: a number that makes no sense.
-    """
-    parser = flag_parser("resume", __doc__)
-    parser.add_argument("--kills", type=int, default=50, help="how many runs are killed, each once")
-    parser.add_argument("--processes", type=int, choices=[1, 2], default=1, help="training processes (gloo)")
-    parser.add_argument("--num_workers", type=int, default=0, help="data loader processes, per process")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants")
-    own = parser.parse_args(argv)
-    refuse_less(own, {"kills": 1, "num_workers": 0, "seed": 0})
-    return own
 
 
 Target = Callable[[Sequence[str], Path | None], None]
@@ -243,8 +235,9 @@ def difference(reference: Path, folder: Path) -> str | None:
     """What of a run's log, scores and weights is not as in ``reference``."""
     for name, read in (("log", _log), ("scores", _scores), ("weights", _weights)):
         expected, found = read(reference), read(folder)
-        if found != expected:
-            return f"{name}: {_first_difference(expected, found)}"
+        for one, other in itertools.zip_longest(expected, found):
+            if one != other:
+                return f"{name}: {str(other)[:200]} instead of {str(one)[:200]}"
     return None
 
 
@@ -261,10 +254,3 @@ def _scores(folder: Path) -> Any:
 def _weights(folder: Path) -> Any:
     tensors = torch.load(list_checkpoints(folder)[-1] / TENSORS, weights_only=True)["model"]
     return [(name, tensor.tolist()) for name, tensor in tensors.items()]
-
-
-def _first_difference(expected: Sequence[Any], found: Sequence[Any]) -> str:
-    pairs = [(one, other) for one, other in zip(expected, found, strict=False) if one != other]
-    if not pairs:
-        return f"{len(found)} entries instead of {len(expected)}"
-    return f"{str(pairs[0][1])[:200]} instead of {str(pairs[0][0])[:200]}"

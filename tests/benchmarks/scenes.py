@@ -1,13 +1,12 @@
 """How much memory a map of a scene takes, and for how long: peak of a fresh process per scene, as a ratio to the first.
 
-Scenes of 7 bands are generated as tiled GeoTIFFs, and predicted by a tiny vision transformer with random weights (or by
---adapter) as `deflect-predict` does it. Memory includes Python and the libraries, which is most of it.
+Scenes of 7 bands are generated as tiled GeoTIFFs, and predicted by a tiny vision transformer with random weights as
+`deflect-predict` does it. Memory includes Python and the libraries, which is most of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.errors import ConfigError, DeflectError
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.write import create_raster
+from tests.benchmarks import markdown
 
 logger = logging.getLogger(__name__)
 
@@ -41,50 +42,41 @@ print(peak_bytes())
 """
 
 
-@dataclasses.dataclass
-class Measured:
-    """One scene: side in pixels, wall time and peak memory of the process that predicted it."""
-
-    side: int
-    seconds: float
-    peak_bytes: int
-
-
 def main(argv: Sequence[str]) -> None:
-    """Predict the scenes and print a Markdown table; the numbers go to `scenes.json`."""
-    own = parse_flags(argv)
-    measured = []
-    with tempfile.TemporaryDirectory(dir=own.scratch) as name:
-        folder = Path(name)
-        adapter = own.adapter if own.adapter is not None else tiny_adapter(folder / "adapter", own.window)
-        for side in own.sides:
-            scene = write_scene(folder / f"{side}.tif", side)
-            measured.append(measure(scene, side, adapter, own))
-            scene.unlink()
-    report(own.output, "scenes", [dataclasses.asdict(one) for one in measured], as_markdown(measured, own))
-
-
-def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags.
+    """Predict the scenes and print a Markdown table; the numbers go to `scenes.json`.
 
     Raises:
-        ConfigError: a scene without pixels, a window that the transformer cannot take, a folder that is not there.
+        ConfigError: a scene without pixels, or a window that the transformer cannot take.
     """
     parser = flag_parser("scenes", __doc__)
     parser.add_argument("--sides", nargs="+", type=int, default=[2000, 16000], help="sides of the scenes in pixels")
     parser.add_argument("--window", type=int, default=128, help="side of the windows in pixels")
-    parser.add_argument("--overlap", default="0.125", help="share of its side by which a window overlaps the next")
     parser.add_argument("--map", choices=["classes", "probabilities"], default="classes", help="what is written")
     parser.add_argument("--cog", action="store_true", help="write Cloud Optimized GeoTIFFs")
-    parser.add_argument("--adapter", type=Path, help="folder of a run with the same bands, instead of random weights")
     parser.add_argument("--scratch", type=Path, help="where scenes and maps lie meanwhile, up to 4 bytes per value")
     own = parser.parse_args(argv)
     refuse_less(own, {"sides": 1})
     if own.window < PATCH or own.window % PATCH:
         raise ConfigError(f"--window {own.window}: give a multiple of {PATCH}.")
-    if own.adapter is not None and not own.adapter.is_dir():
-        raise ConfigError(f"--adapter {own.adapter}: no such folder; give that of a run.")
-    return own
+    measured = []
+    with tempfile.TemporaryDirectory(dir=own.scratch) as name:
+        adapter = tiny_adapter(Path(name) / "adapter", own.window)
+        for side in own.sides:
+            scene = write_scene(Path(name) / f"{side}.tif", side)
+            measured.append({"side": side, **measure(scene, adapter, own)})
+            logger.info("%s", measured[-1])
+            scene.unlink()
+    rows = [
+        (
+            f"{one['side']} x {one['side']} x {len(BANDS)}",
+            f"{one['peak_bytes'] / 2**20:.0f} MiB",
+            f"{one['peak_bytes'] / measured[0]['peak_bytes']:.2f}",
+            f"{one['seconds']:.0f}",
+        )
+        for one in measured
+    ]
+    note = f"Map of {own.map}, windows of {own.window} px, {torch.get_num_threads()} thread(s)."
+    report(own.output, "scenes", measured, markdown("scene | peak memory | ratio | seconds", rows, note))
 
 
 def tiny_adapter(folder: Path, side: int) -> Path:
@@ -124,14 +116,14 @@ def write_scene(path: Path, side: int) -> Path:
     return path
 
 
-def measure(scene: Path, side: int, adapter: Path, own: argparse.Namespace) -> Measured:
-    """Predict a scene in a process of its own.
+def measure(scene: Path, adapter: Path, own: argparse.Namespace) -> dict[str, Any]:
+    """Wall time and peak memory of the process that predicts a scene.
 
     Raises:
         DeflectError: it failed; with what it said.
     """
-    target = scene.with_name(f"{side}_map.tif")
-    words = [str(scene), str(target), "--adapter", str(adapter), "--window", str(own.window), "--overlap", own.overlap]
+    target = scene.with_name("map.tif")
+    words = [str(scene), str(target), "--adapter", str(adapter), "--window", str(own.window), "--overlap", "0.125"]
     words += ["--output", own.map, *(["--cog"] if own.cog else [])]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False)
@@ -140,9 +132,7 @@ def measure(scene: Path, side: int, adapter: Path, own: argparse.Namespace) -> M
         said = done.stderr.strip().splitlines() or ["it said nothing"]  # as one that the system killed
         raise DeflectError(f"{scene.name} could not be predicted, status {done.returncode}: {said[-1]}")
     target.unlink()
-    measured = Measured(side, seconds, int(done.stdout.split()[-1]))
-    logger.info("%d x %d: %.0f s, %.0f MiB", side, side, seconds, measured.peak_bytes / 2**20)
-    return measured
+    return {"seconds": seconds, "peak_bytes": int(done.stdout.split()[-1])}
 
 
 def peak_bytes() -> int:
@@ -155,19 +145,3 @@ def peak_bytes() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def as_markdown(measured: Sequence[Measured], own: argparse.Namespace) -> str:
-    """One line per scene."""
-    lines = ["| scene | peak memory | ratio | seconds |", "|---|---|---|---|"]
-    for one in measured:
-        lines.append(
-            f"| {one.side} x {one.side} x {len(BANDS)} | {one.peak_bytes / 2**20:.0f} MiB "
-            f"| {one.peak_bytes / measured[0].peak_bytes:.2f} | {one.seconds:.0f} |"
-        )
-    model = own.adapter if own.adapter is not None else "random weights"
-    lines.append(
-        f"\nMap of {own.map}, windows of {own.window} px, overlap {own.overlap}, {model}, "
-        f"{torch.get_num_threads()} thread(s)."
-    )
-    return "\n".join(lines) + "\n"

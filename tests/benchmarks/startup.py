@@ -10,11 +10,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.errors import ConfigError
+from tests.benchmarks import markdown
 
 BASE, PACKAGE = "import peft, transformers", "import peft, transformers, deflect_hf"
 SCRIPTS = Path(__file__).resolve().parents[2]  # those of a clone
@@ -22,11 +23,8 @@ SCRIPTS = Path(__file__).resolve().parents[2]  # those of a clone
 
 def commands() -> dict[str, list[str]]:
     """What is started, by its name in the table."""
-    found = {name: ["-c", name] for name in (BASE, PACKAGE)}
-    for script in ("train.py", "evaluate.py"):
-        if (SCRIPTS / script).is_file():
-            found[f"{script} --help"] = [str(SCRIPTS / script), "--help"]
-    return found
+    scripts = {f"{script} --help": [script, "--help"] for script in ("train.py", "evaluate.py")}
+    return {**{name: ["-c", name] for name in (BASE, PACKAGE)}, **scripts}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,7 +36,11 @@ def main(argv: Sequence[str]) -> None:
     kinds = commands()
     rounds = [{name: seconds_of(words) for name, words in kinds.items()} for _ in range(own.rounds + 1)][1:]
     seconds = {name: [one[name] for one in rounds] for name in kinds}
-    report(own.output, "startup", {"seconds": seconds, "ratio": ratio(seconds)}, as_markdown(seconds))
+    ratio = min(seconds[PACKAGE]) / min(seconds[BASE])
+    rows = [(f"`{name}`", f"{statistics.median(all_):.2f}", f"{min(all_):.2f}") for name, all_ in seconds.items()]
+    note = f"With deflect_hf over without, fastest of {own.rounds} rounds: {ratio:.3f}."
+    table = markdown("process | median, s | fastest, s", rows, note)
+    report(own.output, "startup", {"seconds": seconds, "ratio": ratio}, table)
 
 
 def seconds_of(words: Sequence[str]) -> float:
@@ -48,17 +50,3 @@ def seconds_of(words: Sequence[str]) -> float:
     if done.returncode:
         raise ConfigError(f"{' '.join(words)} ends with status {done.returncode}: {done.stderr[-300:]}")
     return time.perf_counter() - started
-
-
-def ratio(seconds: Mapping[str, Sequence[float]]) -> float:
-    """Fastest start with the package over the fastest without."""
-    return min(seconds[PACKAGE]) / min(seconds[BASE])
-
-
-def as_markdown(seconds: Mapping[str, Sequence[float]]) -> str:
-    """One line per kind of process."""
-    lines = ["| process | median, s | fastest, s |", "|---|---|---|"]
-    lines += [f"| `{name}` | {statistics.median(all_):.2f} | {min(all_):.2f} |" for name, all_ in seconds.items()]
-    count = len(next(iter(seconds.values())))
-    lines.append(f"\nWith deflect_hf over without, fastest of {count} rounds: {ratio(seconds):.3f}.")
-    return "\n".join(lines) + "\n"

@@ -9,7 +9,6 @@ device in between.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -25,15 +24,16 @@ from tqdm import tqdm
 
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.benchmark.meters import processor_seconds
-from deflect_hf.config.compose import parse_arguments
-from deflect_hf.config.run import RunArguments
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.run import EncoderArguments, RunArguments, SegmentorArguments
 from deflect_hf.data import ImageDataset
 from deflect_hf.data.order import Rank, training_loader
 from deflect_hf.training.build import build
 from deflect_hf.training.loop import TrainingLoop
 from deflect_hf.training.optimization import build_optimizer
+from tests.benchmarks import markdown
 
-SIDE, PATCH = 64, 8
+SIDE = 64
 
 
 class InMemory(torch.utils.data.Dataset):
@@ -54,8 +54,19 @@ class InMemory(torch.utils.data.Dataset):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure and print a Markdown table; the numbers go to `step.json`."""
-    own = parse_flags(argv)
+    """Measure and print a Markdown table; the numbers go to `step.json`.
+
+    Raises:
+        ConfigError: a number that makes no sense.
+    """
+    parser = flag_parser("step", __doc__)
+    parser.add_argument("--images", type=int, default=160, help="of the training split")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per batch")
+    parser.add_argument("--width", type=int, default=192, help="of the vision transformer")
+    parser.add_argument("--blocks", type=int, default=6, help="of the vision transformer")
+    parser.add_argument("--rounds", type=int, default=7, help="epochs of each loop")
+    own = parser.parse_args(argv)
+    refuse_less(own, {"images": 2 * own.batch_size, "batch_size": 1, "width": 16, "blocks": 1, "rounds": 1})
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         loop = make_loop(own, Path(folder))
@@ -70,43 +81,24 @@ def main(argv: Sequence[str]) -> None:
             our_epoch(loop)
         with counted() as plain:
             bare_epoch(loop)
-    ours, bare = (statistics.median(times) for times in zip(*rounds, strict=True))
-    ratio = statistics.median(one / other for one, other in rounds)
+    ours, bare = (1000 * statistics.median(times) for times in zip(*rounds, strict=True))
     numbers = {
         "rounds": rounds,
-        "ours_ms": 1000 * ours,
-        "bare_ms": 1000 * bare,
-        "ratio": ratio,
+        "ratio": statistics.median(one / other for one, other in rounds),
         "reductions": calls["reduce"] / steps,
         "waits": (calls["item"] - plain["item"]) / steps,  # the optimizer reads its own counters, which lie on the CPU
-        "steps": steps,
         "log_interval": loop.config.log_interval,
     }
-    table = (
-        "| loop | processor time of a step (ms) | reductions | waits |\n| --- | --- | --- | --- |\n"
-        f"| training loop | {numbers['ours_ms']:.2f} | {numbers['reductions']:.2f} | {numbers['waits']:.2f} |\n"
-        f"| bare | {numbers['bare_ms']:.2f} | 0 | 0 |\n\n"
-        f"Ratio, median of {own.rounds} rounds of {steps} steps: {ratio:.3f}. A line of the log every "
-        f"{loop.config.log_interval} steps.\n"
+    table = markdown(
+        "loop | processor time of a step, ms | reductions | waits",
+        [
+            ("training loop", f"{ours:.2f}", f"{numbers['reductions']:.2f}", f"{numbers['waits']:.2f}"),
+            ("bare", f"{bare:.2f}", "0", "0"),
+        ],
+        f"Ratio, median of {own.rounds} rounds of {steps} steps: {numbers['ratio']:.3f}. A line of the log every "
+        f"{loop.config.log_interval} steps.",
     )
     report(own.output, "step", numbers, table)
-
-
-def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags.
-
-    Raises:
-        ConfigError: a number that makes no sense.
-    """
-    parser = flag_parser("step", __doc__)
-    parser.add_argument("--images", type=int, default=160, help="of the training split")
-    parser.add_argument("--batch_size", type=int, default=8, help="images per batch")
-    parser.add_argument("--width", type=int, default=192, help="of the vision transformer")
-    parser.add_argument("--blocks", type=int, default=6, help="of the vision transformer")
-    parser.add_argument("--rounds", type=int, default=7, help="epochs of each loop")
-    own = parser.parse_args(argv)
-    refuse_less(own, {"images": 2 * own.batch_size, "batch_size": 1, "width": 16, "blocks": 1, "rounds": 1})
-    return own
 
 
 def make_loop(own: argparse.Namespace, folder: Path) -> TrainingLoop:
@@ -114,23 +106,20 @@ def make_loop(own: argparse.Namespace, folder: Path) -> TrainingLoop:
     encoder = {
         "model_type": "vit",
         "image_size": SIDE,
-        "patch_size": PATCH,
+        "patch_size": 8,
         "hidden_size": own.width,
         "num_hidden_layers": own.blocks,
         "num_attention_heads": own.width // 16,
         "intermediate_size": 4 * own.width,
     }
-    words = [
-        "--encoder.random",
-        json.dumps(encoder),
-        "--dataset.name",
-        "synthetic",
-        "--batch_size",
-        str(own.batch_size),
-    ]
-    words += ["--dataset.num_samples", str(own.images), "--dataset.image_size", str(SIDE), str(SIDE)]
-    words += ["--segmentor.pooling", "mean", "--dataset.test_fraction", "0", "--num_workers", "0", "--epochs", "1000"]
-    config = parse_arguments(RunArguments, "", words)
+    config = RunArguments(
+        encoder=EncoderArguments(random=encoder),
+        dataset=DatasetArguments(name="synthetic", num_samples=own.images, image_size=[SIDE, SIDE], test_fraction=0.0),
+        segmentor=SegmentorArguments(pooling="mean"),
+        batch_size=own.batch_size,
+        num_workers=0,
+        epochs=1000,
+    )
     accelerator = Accelerator()
     experiment = build(config, folder, accelerator)
     experiment.model.to(accelerator.device)
