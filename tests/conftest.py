@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
-# the same examples in every run, however slow the machine; --hypothesis-profile default searches for others
+# the same examples in every run, however slow the machine and whatever modules the tests before have loaded (constants
+# of those would be drawn); --hypothesis-profile default searches for others
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+providers._get_local_constants = lambda: providers._local_constants
 
 
 def shared_data_dir() -> Path | None:
@@ -35,6 +38,16 @@ def shared_data() -> Path:
 def reflectance() -> torch.Tensor:
     """(2, 6, 32, 32) plausible reflectance in the order of the tiny models' bands B, G, R, N, S1, S2."""
     return 0.02 + 0.4 * torch.rand(2, 6, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_curves() -> Iterator[None]:
+    """Runs in this process draw no curves: that takes half of a tiny run's time. `tests/test_cli.py` looks at some."""
+    from deflect_hf.figures.canvas import new_figure, save
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deflect_hf.training.run.curves_figure", lambda path, _: save(new_figure(0.1, 0.1), path))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,7 @@ def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[
 def _reading(path: PathLike | OpenRaster, window: Box | None) -> Iterator[None]:
     try:
         yield
-    except (RasterioError, MemoryError) as error:
+    except (RasterioError, MemoryError, UnicodeDecodeError) as error:  # the last: tags that are no text
         where = "" if window is None else " in the window (row {}, column {}, {} x {})".format(*window)
         reason = brief(error.__cause__ or error)
         raise DataError(f"{path} is truncated or damaged{where} ({reason}): copy it again or remove it.") from error

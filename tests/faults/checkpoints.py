@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.raster.write import write_raster
-from tests.faults.fault import table
+from tests.faults.fault import Damage, changed, given, table
 from tests.faults.files import ADAPTER, HEADERS, JSONS, TENSORS, WEIGHTS, Change, bytes_, entries
 from tests.faults.inputs import BANDS, Place, Words, cut, digital_numbers, junk
 from tests.faults.rasters import LENGTH, WIDTH, patch
@@ -19,15 +19,9 @@ from tests.faults.rasters import LENGTH, WIDTH, patch
 PROGRESS, TRAINING = "progress.json", "training.pt"
 
 
-def state(name: str, change: Change) -> Callable[[Place], Words]:
+def state(name: str, change: Change) -> Damage:
     """Going on from a checkpoint with one file changed."""
-
-    def damage(place: Place) -> Words:
-        words = place.resume()
-        change(place.run / "checkpoints" / "step-1" / name)
-        return words
-
-    return damage
+    return changed(lambda place: place.run / "checkpoints" / "step-1" / name, change, Place.resume)
 
 
 STATES = table(
@@ -57,7 +51,7 @@ STATES = table(
 )
 
 
-def scene(change: Callable[[Path], Any], *words: str) -> Callable[[Place], Words]:
+def scene(change: Callable[[Path], Any], *words: str) -> Damage:
     """A map of a scene that ``change`` has written or damaged."""
 
     def damage(place: Place) -> Words:
@@ -77,19 +71,9 @@ def written(values: np.ndarray, **options: Any) -> Callable[[Path], None]:
     return lambda path: write_raster(path, values, **{"descriptions": BANDS, **options})
 
 
-def of_run(name: str, change: Change) -> Callable[[Place], Words]:
+def of_run(name: str, change: Change) -> Damage:
     """A map with a run, one of whose files is changed."""
-
-    def damage(place: Place) -> Words:
-        change(place.run / "best" / name)
-        return place.predict()
-
-    return damage
-
-
-def existing(place: Place) -> Words:
-    (place.folder / "map.tif").touch()
-    return place.predict()
+    return changed(lambda place: place.run / "best" / name, change, Place.predict)
 
 
 SCENES = table(
@@ -117,7 +101,7 @@ SCENES = table(
     ("a type of probabilities for classes", scene(same, "--dtype", "uint8"), ["dtype", "probabilities"]),
     ("an unknown output", scene(same, "--output", "logits"), ["output", "logits"]),
     ("an unknown flag", scene(same, "--tiles", "3"), ["--tiles"]),
-    ("a map that is there", existing, ["map.tif", "--overwrite"]),
+    ("a map that is there", given("map.tif", "", Place.predict), ["map.tif", "--overwrite"]),
     ("the image as its own map", lambda p: [str(p.data / "images/a0.tif")] * 2 + ["--adapter", str(p.run)], ["a0.tif"]),
     ("no map", lambda p: [str(p.data / "images" / "a0.tif"), "--adapter", str(p.run)], ["--predict"]),
     (
@@ -134,53 +118,33 @@ SCENES = table(
 )
 
 
-def log(text: str) -> Callable[[Place], Words]:
+def log(text: str) -> Damage:
     """Curves of a run with this log."""
+    return changed(
+        lambda place: place.run / "log.jsonl",
+        lambda path: path.write_text(text),
+        lambda place: ["curves", str(place.run), "--output", str(place.folder / "curves.png")],
+    )
 
-    def damage(place: Place) -> Words:
-        (place.run / "log.jsonl").write_text(text)
-        return ["curves", str(place.run), "--output", str(place.folder / "curves.png")]
 
-    return damage
+def pretrain(place: Place) -> Words:
+    return ["--images", str(place.folder / "chips.npz"), "--output", str(place.folder / "encoder")]
 
 
-def chips(**arrays: np.ndarray) -> Callable[[Place], Words]:
+def chips(**arrays: np.ndarray) -> Damage:
     """Pretraining on these arrays."""
-
-    def damage(place: Place) -> Words:
-        np.savez(place.folder / "chips.npz", **arrays)
-        return ["--images", str(place.folder / "chips.npz"), "--output", str(place.folder / "encoder")]
-
-    return damage
+    return changed(lambda place: place.folder / "chips.npz", lambda path: np.savez(path, **arrays), pretrain)
 
 
-def chip_file(data: bytes) -> Callable[[Place], Words]:
-    def damage(place: Place) -> Words:
-        (place.folder / "chips.npz").write_bytes(data)
-        return ["--images", str(place.folder / "chips.npz"), "--output", str(place.folder / "encoder")]
-
-    return damage
-
-
-def published(data: bytes, name: str = "model.pth") -> Callable[[Place], Words]:
+def published(data: bytes, name: str = "model.pth") -> Damage:
     """Conversion of a file of this content."""
-
-    def damage(place: Place) -> Words:
-        path = place.folder / name
-        path.write_bytes(data)
-        return ["--source", "scale-mae", "--checkpoint", str(path), "--output", str(place.folder / "encoder")]
-
-    return damage
+    words = ["--source", "scale-mae", "--checkpoint"]
+    return given(name, data, lambda p: [*words, str(p.folder / name), "--output", str(p.folder / "encoder")])
 
 
-def checked(name: str, change: Change) -> Callable[[Place], Words]:
+def checked(name: str, change: Change) -> Damage:
     """A look at a run, one of whose files is changed, before it is published."""
-
-    def damage(place: Place) -> Words:
-        change(place.run / "best" / name)
-        return ["check", str(place.run)]
-
-    return damage
+    return changed(lambda place: place.run / "best" / name, change, lambda place: ["check", str(place.run)])
 
 
 RGB = np.random.default_rng(0).integers(0, 3000, (4, 64, 64, 3))
@@ -209,8 +173,8 @@ FIGURES = table(
 PRETRAINING = table(
     "pretrain",
     ("no images", lambda p: ["--images", str(p.folder / "no.npz"), "--output", str(p.folder / "e")], ["no.npz"]),
-    ("random bytes", chip_file(junk(8)), ["chips.npz"]),
-    ("an empty file", chip_file(b""), ["chips.npz"]),
+    ("random bytes", given("chips.npz", junk(8), pretrain), ["chips.npz"]),
+    ("an empty file", given("chips.npz", b"", pretrain), ["chips.npz"]),
     ("another key", chips(images=RGB), ["chips.npz", "'rgb'", "'images'"]),
     ("four channels", chips(rgb=np.concatenate([RGB, RGB[..., :1]], axis=-1)), ["chips.npz", "(N, H, W, 3)"]),
     ("channels first", chips(rgb=RGB.transpose(0, 3, 1, 2)), ["chips.npz", "(N, H, W, 3)"]),

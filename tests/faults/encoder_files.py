@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 
-from tests.faults.fault import table
+from tests.faults.fault import Damage, changed, given, table
 from tests.faults.files import HEADERS, JSONS, TASK, TENSORS, Change, bytes_, entries
-from tests.faults.inputs import Place, Words, cut, junk
+from tests.faults.inputs import cut, junk
 
 
-def encoder(name: str, change: Change) -> Callable[[Place], Words]:
+def train_on(encoder: str) -> Damage:
+    """Training on this encoder, `DIR` being the place."""
+    return lambda place: place.train(
+        "--encoder.name_or_path", encoder.replace("DIR", str(place.folder)), "--encoder.random", "null"
+    )
+
+
+def encoder(name: str, change: Change) -> Damage:
     """Training on an encoder's folder with one file changed."""
-
-    def damage(place: Place) -> Words:
-        change(place.encoder / name)
-        return place.train("--encoder.name_or_path", str(place.encoder), "--encoder.random", "null")
-
-    return damage
+    return changed(lambda place: place.encoder / name, change, train_on("DIR/encoder"))
 
 
-def normalisation(text: str) -> Callable[[Place], Words]:
+def normalisation(text: str) -> Damage:
     return encoder("normalisation.json", lambda path: path.write_text(text))
 
 
@@ -30,16 +31,8 @@ ENCODERS = table(
     ("weights missing", encoder("model.safetensors", os.unlink), ["encoder", "model.safetensors"]),
     ("configuration missing", encoder(TASK, os.unlink), ["encoder", TASK]),
     ("no folder", encoder(".", shutil.rmtree), ["encoder"]),
-    (
-        "a file for a folder",
-        lambda p: p.train("--encoder.name_or_path", str(p.data / "train.txt"), "--encoder.random", "null"),
-        ["train.txt"],
-    ),
-    (
-        "a name for a path",
-        lambda p: p.train("--encoder.name_or_path", "not a name!", "--encoder.random", "null"),
-        ["not a name!"],
-    ),
+    ("a file for a folder", given("file.txt", "", train_on("DIR/file.txt")), ["file.txt"]),
+    ("a name for a path", train_on("not a name!"), ["not a name!"]),
     ("weights truncated", encoder("model.safetensors", lambda p: cut(p, 0.7)), ["encoder", "model.safetensors"]),
     (
         "pickles instead of weights",

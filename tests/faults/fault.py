@@ -40,6 +40,26 @@ def table(program: str, *rows: tuple[str, Damage, Sequence[str]]) -> list[Fault]
     return [Fault(name, damage, tuple(says), program) for name, damage, says in rows]
 
 
+def changed(path: Callable[[Place], Path], change: Callable[[Path], object], words: Damage) -> Damage:
+    """These words, after ``change`` has damaged one file."""
+
+    def damage(place: Place) -> Words:
+        change(path(place))
+        return words(place)
+
+    return damage
+
+
+def given(name: str, content: bytes | str, words: Damage) -> Damage:
+    """These words, with a file of this name and content in the place."""
+
+    def write(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return changed(lambda place: place.folder / name, write, words)
+
+
 def complaints(fault: Fault, valid: Valid, folder: Path) -> list[str]:
     """What is wrong with how a fault is told; nothing if it is one clear sentence and exit status 2."""
     folder.mkdir(parents=True)

@@ -16,6 +16,8 @@ WEIGHTS, ADAPTER, TASK = "adapter_model.safetensors", "adapter_config.json", "co
 PROCESSOR, CONFIG = "preprocessor_config.json", "config.yaml"
 NAN = float("nan")
 Change = Callable[[Path], Any]
+ERROR_PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 
 
 def safetensors_of(header: bytes, body: bytes = b"\0" * 64) -> bytes:
@@ -30,21 +32,15 @@ def one_tensor(dtype: str, shape: list[int], offsets: list[int]) -> bytes:
 
 HEADERS: list[tuple[str, bytes]] = [
     ("nothing", b""),
-    ("seven bytes", b"\0" * 7),
     ("random bytes", junk(11)),
     ("a header of 16 exabytes", b"\xff" * 8 + b"{}"),
-    ("a header of 99 megabytes", struct.pack("<Q", 99_000_000) + b"{}"),
     ("a header that is no JSON", safetensors_of(b"not JSON at all!")),
-    ("a header that is a list", safetensors_of(b"[1, 2, 3]       ")),
     ("no tensors", safetensors_of(b"{}", b"")),
     ("an unknown dtype", one_tensor("F99", [16], [0, 64])),
-    ("offsets beyond the end", one_tensor("F32", [999], [0, 3996])),
-    ("a shape that its bytes do not fill", one_tensor("F32", [99], [0, 64])),
-    ("a shape that overflows", one_tensor("F32", [2**40, 2**40], [0, 64])),
     ("a negative shape", one_tensor("F32", [-16], [0, 64])),
     ("a pickle", b"\x80\x04\x95\x1a\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94."),
-    ("an error page", b"<!DOCTYPE html><html><body>404 Not Found</body></html>"),
-    ("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"),
+    ("an error page", ERROR_PAGE),
+    ("a pointer of Git LFS", LFS_POINTER),
 ]
 JSONS: list[tuple[str, bytes]] = [
     ("empty", b""),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.fault import Fault, table
+from tests.faults.fault import Damage, Fault, changed, table
 from tests.faults.files import (
     ADAPTER,
     CONFIG,
@@ -25,28 +24,19 @@ from tests.faults.files import (
     tensors,
     too_many,
 )
-from tests.faults.inputs import Place, Words, change_json, cut, junk
+from tests.faults.inputs import change_json, cut, junk
 
 
-def result(name: str, change: Change) -> Callable[[Place], Words]:
+def result(name: str, change: Change) -> Damage:
     """Evaluation of a run with one file of best/ changed."""
-
-    def damage(place: Place) -> Words:
-        change(place.run / "best" / name)
-        return place.evaluate()
-
-    return damage
+    return trained("run", name, change)
 
 
-def trained(method: str, name: str, change: Change) -> Callable[[Place], Words]:
+def trained(run: str, name: str, change: Change) -> Damage:
     """The same of a run of another method, `frozen` or `full`."""
-
-    def damage(place: Place) -> Words:
-        run = place.copy(method)
-        change(run / "best" / name)
-        return place.evaluate(run=run)
-
-    return damage
+    return changed(
+        lambda place: place.copy(run) / "best" / name, change, lambda place: place.evaluate(run=place.copy(run))
+    )
 
 
 def edit(old: str, new: str) -> Change:

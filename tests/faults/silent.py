@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import rasterio
-import torch
 from rasterio.transform import Affine, from_origin
 
-from tests.faults.fault import table
-from tests.faults.inputs import BANDS, SIDE, Place, Words, change_json, change_tensors, digital_numbers, mask_values
-from tests.faults.rasters import tagged
+from tests.faults.checkpoints import state
+from tests.faults.fault import Damage, changed, given, table
+from tests.faults.files import ADAPTER, PROCESSOR, Change, entries
+from tests.faults.inputs import BANDS, SIDE, Place, Words, digital_numbers, mask_values
+from tests.faults.rasters import LATER, tagged
+from tests.faults.results import result
 
-LATER, PROCESSOR = "a2.tif", "preprocessor_config.json"
 NORTH_UP = from_origin(500_000, 5_000_000, 10, 10)
 
 
@@ -38,7 +39,7 @@ def georeferenced(place: Place) -> None:
         placed(place.data / "masks" / f"a{index}.tif", mask_values(index))
 
 
-def grid_of_mask(transform: Affine = NORTH_UP, side: int = SIDE, **profile: Any) -> Callable[[Place], Words]:
+def grid_of_mask(transform: Affine = NORTH_UP, side: int = SIDE, **profile: Any) -> Damage:
     """Training where one mask is on this grid."""
 
     def damage(place: Place) -> Words:
@@ -49,7 +50,7 @@ def grid_of_mask(transform: Affine = NORTH_UP, side: int = SIDE, **profile: Any)
     return damage
 
 
-def one_image(change: Callable[[Path], Any], **dataset: Any) -> Callable[[Place], Words]:
+def one_image(change: Change, **dataset: Any) -> Damage:
     """Training on georeferenced images, one of them changed."""
 
     def damage(place: Place) -> Words:
@@ -69,71 +70,28 @@ def virtual(source: str, kind: str = "UInt16") -> str:
     return f'<VRTDataset rasterXSize="16" rasterYSize="16">{band * 4}</VRTDataset>'
 
 
-def as_virtual(source: str, **dataset: Any) -> Callable[[Place], Words]:
+def as_virtual(source: str, **dataset: Any) -> Damage:
     return one_image(lambda path: path.write_text(virtual(source)), source_bands=list(BANDS), **dataset)
 
 
-def foreign(name: str, words: Callable[[Place], Words]) -> Callable[[Place], Words]:
-    """A file of the user's where a program writes."""
-
-    def damage(place: Place) -> Words:
-        (place.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (place.folder / name).write_text("mine")
-        return words(place)
-
-    return damage
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
 
 
-def mixed_bits(name: str) -> Callable[[Place], Words]:
-    """Resuming from a checkpoint in which one bit of this file has flipped."""
-
-    def damage(place: Place) -> Words:
-        path = place.run / "checkpoints" / "step-1" / name
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 4
-        path.write_bytes(content)
-        return place.resume()
-
-    return damage
-
-
-def another_image(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Place], Words]:
+def another_image(change: Callable[[np.ndarray], np.ndarray]) -> Damage:
     """The map of a scene whose values are another product's."""
-
-    def damage(place: Place) -> Words:
-        placed(place.folder / "scene.tif", change(digital_numbers(0, side=32)))
-        return place.predict(scene=place.folder / "scene.tif")
-
-    return damage
-
-
-def beside(name: str) -> Callable[[Place], Words]:
-    def damage(place: Place) -> Words:
-        (place.folder / name).write_text("mine")
-        return place.predict()
-
-    return damage
+    return changed(
+        lambda place: place.folder / "scene.tif",
+        lambda path: placed(path, change(digital_numbers(0, side=32))),
+        lambda place: place.predict(scene=place.folder / "scene.tif"),
+    )
 
 
-def of_another_rank(place: Place) -> Words:
-    change_json(place.run / "best" / "adapter_config.json", formulas={"NDVI": "(N - R)/(N + R + 0.5)"})
-    return place.evaluate()
-
-
-def result_entry(name: str, **changes: Any) -> Callable[[Place], Words]:
+def result_entry(name: str, **changes: Any) -> Damage:
     """Evaluation with other entries in a file of the result."""
-
-    def damage(place: Place) -> Words:
-        change_json(place.run / "best" / name, **changes)
-        return place.evaluate()
-
-    return damage
-
-
-def not_finite(place: Place) -> Words:
-    weights = place.run / "best" / "adapter_model.safetensors"
-    change_tensors(weights, lambda found: found.update({next(iter(found)): next(iter(found.values())) * torch.nan}))
-    return place.evaluate()
+    return result(name, entries(**changes))
 
 
 ROTATED = NORTH_UP * Affine.rotation(20)
@@ -162,14 +120,14 @@ SILENT_DATA = table(
     ("a word of megabytes", lambda p: p.train("--finetune", "x" * 2_000_000), ["finetune"]),
     (
         "an encoder called best in the folder of the run",
-        foreign("out/best/config.json", lambda p: p.train()),
+        given("out/best/config.json", "mine", Place.train),
         ["out", "'best'"],
     ),
 )
 SILENT_STATES = table(
     "train.py",
     *(
-        (f"a flipped bit in {name}", mixed_bits(name), ["step-1"])
+        (f"a flipped bit in {name}", state(name, flip_a_bit), ["step-1"])
         for name in ("progress.json", "training.pt", "sha256")
     ),
 )
@@ -179,18 +137,17 @@ SILENT_MAPS = table(
     ("values of twice the scale", another_image(lambda v: v * 2), ["scene.tif", "scale"]),
     ("a window of a planet", lambda p: p.predict("--window", "1000000"), ["window"]),
     ("batches beyond memory", lambda p: p.predict("--batch_size", "1000000000"), ["batch_size"]),
-    ("a sidecar of somebody else's", beside("map.tif.aux.xml"), ["map.tif.aux.xml"]),
-    ("a file of somebody else's", beside("map.tif"), ["map.tif"]),
+    ("a sidecar of somebody else's", given("map.tif.aux.xml", "mine", Place.predict), ["map.tif.aux.xml"]),
 )
 SILENT_RESULTS = table(
     "evaluate.py",
-    ("formulas of other weights", of_another_rank, ["adapter_config.json", "formulas"]),
     (
-        "an entry that no adapter has",
-        result_entry("adapter_config.json", colour="red"),
-        ["adapter_config.json", "colour"],
+        "formulas of other weights",
+        result_entry(ADAPTER, formulas={"NDVI": "(N - R)/(N + R + 0.5)"}),
+        [ADAPTER, "formulas"],
     ),
-    ("code to load an adapter with", result_entry("adapter_config.json", auto_map={"A": "x.y"}), ["auto_map"]),
+    ("an entry that no adapter has", result_entry(ADAPTER, colour="red"), [ADAPTER, "colour"]),
+    ("code to load an adapter with", result_entry(ADAPTER, auto_map={"A": "x.y"}), ["auto_map"]),
     (
         "a processor of huge images",
         result_entry(PROCESSOR, size={"height": 10**7, "width": 10**7}),
@@ -200,10 +157,9 @@ SILENT_RESULTS = table(
     ("a processor with a scale of true", result_entry(PROCESSOR, scale=True), [PROCESSOR, "scale"]),
     ("a processor with nodata in words", result_entry(PROCESSOR, nodata="0"), [PROCESSOR, "nodata"]),
     ("a processor with a switch in words", result_entry(PROCESSOR, unit_check="no"), [PROCESSOR, "unit_check"]),
-    ("weights that are not finite", not_finite, ["adapter_model.safetensors", "NaN"]),
     (
         "a picture of somebody else's",
-        foreign("out/confusion_matrix.png", lambda p: p.evaluate("--output_dir", str(p.folder / "out"))),
+        given("out/confusion_matrix.png", "mine", lambda p: p.evaluate("--output_dir", str(p.folder / "out"))),
         ["confusion_matrix.png"],
     ),
 )

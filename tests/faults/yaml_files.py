@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.fault import Fault, table
+from tests.faults.fault import Damage, Fault, given, table
 from tests.faults.inputs import ENCODER, Place, Words, junk
 
 BILLION = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -14,29 +13,17 @@ BILLION = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-def written(content: bytes | str) -> Callable[[Place], Words]:
+def written(content: bytes | str) -> Damage:
     """A run file of this content."""
-
-    def damage(place: Place) -> Words:
-        path = place.folder / "run.yaml"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return ["--config", str(path)]
-
-    return damage
+    return given("run.yaml", content, lambda place: ["--config", str(place.folder / "run.yaml")])
 
 
-def group(content: bytes | str, name: str = "dataset") -> Callable[[Place], Words]:
+def group(content: bytes | str, name: str = "dataset") -> Damage:
     """A group file of this content beside a valid run file."""
-
-    def damage(place: Place) -> Words:
-        path = place.folder / "group.yaml"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return [*place.train(), f"--{name}_config", str(path)]
-
-    return damage
+    return given("group.yaml", content, at(f"--{name}_config", "DIR/group.yaml"))
 
 
-def at(*words: str) -> Callable[[Place], Words]:
+def at(*words: str) -> Damage:
     """A valid run file and further words, ``DIR`` being the place."""
     return lambda place: [*place.train(), *(word.replace("DIR", str(place.folder)) for word in words)]
 
@@ -103,17 +90,17 @@ FILES = table(
 )
 
 
-def values(**changes: Any) -> Callable[[Place], Words]:
+def values(**changes: Any) -> Damage:
     """A run file with these top-level keys."""
     return lambda place: ["--config", str(place.config(changes))]
 
 
-def dataset(**changes: Any) -> Callable[[Place], Words]:
+def dataset(**changes: Any) -> Damage:
     """A run file with these keys of the data set."""
     return lambda place: place.train(**changes)
 
 
-def encoder(**changes: Any) -> Callable[[Place], Words]:
+def encoder(**changes: Any) -> Damage:
     """A run file with these fields of the random encoder."""
     fields = {key: value for key, value in {**ENCODER, **changes}.items() if value is not ...}
     return values(encoder={"random": fields})
