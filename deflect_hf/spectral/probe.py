@@ -34,6 +34,7 @@ def _reflectances(band: str) -> tuple[float, ...]:
     )
 
 
+@functools.lru_cache(maxsize=1024)  # each configuration of an adapter asks again
 def _evaluate(formula: str, factor: float = 1.0) -> Tensor:
     bands = sorted(bands_of(parse(formula, None)))
     planes = [factor * torch.tensor(_reflectances(band), dtype=torch.float64, device="cpu") for band in bands]
