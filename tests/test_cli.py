@@ -65,6 +65,7 @@ def test_two_launched_processes_train_as_one_of_twice_the_batch(tmp_path: Path) 
     assert scores[0]["confusion_matrix"] == scores[1]["confusion_matrix"]
     assert scores[0]["intervals"] == scores[1]["intervals"] and scores[0]["intervals"]["images"] == 13
     assert done.stdout.count(f"accuracy {scores[1]['accuracy']:.4f}") == 1  # of the first process alone
+    assert (tmp_path / "two" / "curves.png").stat().st_size > 10_000
 
 
 @pytest.fixture(scope="module")

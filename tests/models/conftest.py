@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,12 +32,6 @@ ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "geovit": lambda: GeoViTModel(GeoViTConfig(**SIZES, intermediate_size=64, position_embedding="sincos_gsd")),
     "dinov3_vit": lambda: DINOv3ViTModel(DINOv3ViTConfig(**SIZES, intermediate_size=64, num_register_tokens=2)),
 }
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take half of the time, and are not looked at in these tests."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **options: Path(path).touch())
 
 
 @pytest.fixture(params=list(ENCODERS))

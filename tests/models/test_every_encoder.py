@@ -32,7 +32,6 @@ def make(name: str) -> nn.Module:
     return GeoViTModel(GeoViTConfig(**tiny.SIZES, position_embedding="sincos_gsd")).eval()
 
 
-@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("name", ENCODERS)
 def test_it_is_adapted_trained_saved_and_loaded(name: str, tmp_path: Path, reflectance: torch.Tensor) -> None:
     alone = get_peft_model(make(name), tiny.spectral_config())

@@ -108,7 +108,6 @@ def test_an_adapter_learns_on_it_as_on_full_precision(any_kind: str, source: Pat
     assert torch.equal(load_encoder(tmp_path / "quantised")(pixels).last_hidden_state, frozen)
 
 
-@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("method", ["deflect", "lora"])
 def test_a_run_has_it_by_a_key(method: str, kind: str, source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
