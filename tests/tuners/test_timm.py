@@ -102,7 +102,7 @@ def as_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_saved_loaded_compiled_and_checkpointed(library, tmp_path, reflectance):
-    model = randomise(get_peft_model(make(library), spectral_config(layers_to_transform=[1, 2]))).eval()
+    model = randomise(get_peft_model(make(library), spectral_config(indices=None, layers_to_transform=[1, 2]))).eval()
     expected = model(reflectance)
     model.save_pretrained(tmp_path)
     assert torch.equal(PeftModel.from_pretrained(make(library), tmp_path).eval()(reflectance), expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,6 @@ def adapted_dinov3() -> PeftModel:
     return adapt(dinov3_with_our_head(), "deflect", bands=BANDS, base_mean=[0.1] * 3, base_std=[0.1] * 3, rank=4)
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], PeftModel]]] = {
-    "ViTForImageClassification": (vit_with_its_own_head, adapted_vit),
-    "EncoderForImageClassification": (dinov3_with_our_head, adapted_dinov3),
-}
-CHECKPOINTING: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "checkpointing": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-    "reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-}
-
-
 def examples() -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     images = 0.02 + 0.4 * torch.rand(8, len(BANDS), IMAGE, IMAGE, generator=generator)
@@ -68,19 +56,15 @@ def losses(run: Trainer) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("ViTForImageClassification", "plain"),
-        ("ViTForImageClassification", "reentrant"),
-        ("EncoderForImageClassification", "checkpointing"),
-    ],
+    ("make_base", "make_adapted", "reentrant"),
+    [(vit_with_its_own_head, adapted_vit, True), (dinov3_with_our_head, adapted_dinov3, False)],
 )
-def test_resumed_training_is_the_uninterrupted_one(name, options, tmp_path):
-    make_base, make_adapted = MODELS[name]
+def test_resumed_training_is_the_uninterrupted_one(make_base, make_adapted, reentrant, tmp_path):
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
     torch.manual_seed(0)
     model = make_adapted()
     start = {key: value.clone() for key, value in get_peft_model_state_dict(model).items()}
-    through = trainer(model, tmp_path / "through", **CHECKPOINTING[options])
+    through = trainer(model, tmp_path / "through", **options)
     through.train()
     expected = get_peft_model_state_dict(model)
     assert len(losses(through)) == STEPS
@@ -94,7 +78,7 @@ def test_resumed_training_is_the_uninterrupted_one(name, options, tmp_path):
 
     torch.manual_seed(99)  # the weights of this model come from the checkpoint
     other = make_adapted()
-    resumed = trainer(other, tmp_path / "resumed", **CHECKPOINTING[options])
+    resumed = trainer(other, tmp_path / "resumed", **options)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     found = get_peft_model_state_dict(other)
     assert found.keys() == expected.keys()
