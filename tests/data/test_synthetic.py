@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -25,59 +22,43 @@ TRAINED = {"bands": ["R", "G", "B", "CIRRUS"], "needed_bands": ["R"], "offset": 
 RGB = ["R", "G", "B"]
 
 
-@functools.lru_cache(maxsize=4)
-def examples(split: ImageDataset) -> list[dict[str, Any]]:
-    """All examples, made once for the tests of this module."""
-    return [split[index] for index in range(len(split))]
-
-
 def scene_statistics(split: ImageDataset, bands: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """(n, F) means, deviations, quantiles and correlations of each scene's pixels, and the labels."""
     channels = [split.bands.index(band) for band in bands]
     features, labels = [], []
-    for example in examples(split):
+    for index in range(len(split)):
+        example = split[index]
         pixels = example["pixel_values"][channels].flatten(1).numpy()
-        quantiles = np.quantile(pixels, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)
+        quantiles = np.quantile(pixels, [0.05, 0.5, 0.95], axis=1)
         correlations = np.corrcoef(pixels)[np.triu_indices(len(bands), 1)]
         features.append(np.concatenate([pixels.mean(1), pixels.std(1), quantiles.ravel(), correlations]))
         labels.append(int(example["labels"]))
     return np.array(features), np.array(labels)
 
 
-@pytest.fixture(scope="module")
-def splits() -> dict[str, ImageDataset]:
-    return load_dataset_splits(
+def test_whoever_sees_rgb_alone_can_only_guess_and_the_other_bands_tell_the_class() -> None:
+    splits = load_dataset_splits(
         DatasetArguments(num_samples=720, image_size=[32, 32], val_fraction=0, test_fraction=0.4)
     )
-
-
-@pytest.mark.parametrize(
-    "model",
-    [LogisticRegression(C=10, max_iter=500), RandomForestClassifier(100, random_state=0), KNeighborsClassifier(1)],
-    ids=["logistic", "forest", "nearest"],
-)
-def test_whoever_sees_rgb_alone_can_only_guess(splits: dict[str, ImageDataset], model: Any) -> None:
+    logistic = LogisticRegression(C=10, max_iter=500)
     train, test = (scene_statistics(splits[name], RGB) for name in ("train", "test"))
-    accuracy = make_pipeline(StandardScaler(), model).fit(*train).score(*test)
-    assert abs(accuracy - CHANCE) < 0.1
-
-
-def test_the_other_bands_tell_the_class(splits: dict[str, ImageDataset]) -> None:
-    bands = splits["train"].bands
-    train, test = (scene_statistics(splits[name], bands) for name in ("train", "test"))
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=500))
-    assert model.fit(*train).score(*test) >= 0.95
+    for model in (logistic, RandomForestClassifier(50, random_state=0), KNeighborsClassifier(1)):
+        accuracy = make_pipeline(StandardScaler(), model).fit(*train).score(*test)
+        assert abs(accuracy - CHANCE) < 0.1, model
+    train, test = (scene_statistics(splits[name], splits[name].bands) for name in ("train", "test"))
+    assert make_pipeline(StandardScaler(), logistic).fit(*train).score(*test) >= 0.95
 
 
 def test_pixels_are_metamers_too() -> None:
     split = load_dataset_splits(DatasetArguments(task="segmentation", num_samples=300, image_size=[32, 32]))["train"]
-    pixels = torch.stack([example["pixel_values"][:, 8::16, 8::16] for example in examples(split)]).movedim(1, -1)
-    labels = torch.stack([example["labels"][8::16, 8::16] for example in examples(split)])
+    examples = [split[index] for index in range(len(split))]
+    pixels = torch.stack([example["pixel_values"][:, 8::16, 8::16] for example in examples]).movedim(1, -1)
+    labels = torch.stack([example["labels"][8::16, 8::16] for example in examples])
     half = len(split) // 2
     scores = {}
     for name, channels in (("rgb", [split.bands.index(band) for band in RGB]), ("all", list(range(7)))):
         given = pixels[..., channels]
-        model = make_pipeline(StandardScaler(), RandomForestClassifier(100, random_state=0))
+        model = make_pipeline(StandardScaler(), RandomForestClassifier(50, random_state=0))
         model.fit(given[:half].flatten(0, 2), labels[:half].flatten())
         scores[name] = model.score(given[half:].flatten(0, 2), labels[half:].flatten())
     assert abs(scores["rgb"] - CHANCE) < 0.1
