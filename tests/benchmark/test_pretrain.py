@@ -15,7 +15,7 @@ from deflect_hf.benchmark.masked_autoencoder import (
     random_views,
     to_vit_encoder,
 )
-from deflect_hf.benchmark.pretrain import PretrainArguments, RGBChips, load_chips, main, pretrain
+from deflect_hf.benchmark.pretrain import PretrainArguments, RGBChips, load_chips, pretrain
 from deflect_hf.errors import CheckpointError, ConfigError, DataError
 
 SMALL = {
@@ -175,20 +175,6 @@ def test_weights_that_are_no_numbers_are_not_saved(chips_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"images": np.zeros((1, 8, 8, 3), np.uint16)}, r"chips.npz: no array 'rgb'; it holds 'images'\."),
-        ({"rgb": np.zeros((8, 8, 3), np.uint16)}, r"chips.npz: 'rgb' has shape \(8, 8, 3\); expected \(N, H, W, 3\)"),
-        ({"rgb": np.zeros((1, 8, 8, 3))}, r"chips.npz: 'rgb' is float64; expected integers"),
-    ],
-)
-def test_unusable_file_is_named(tmp_path, arrays, message):
-    np.savez(tmp_path / "chips.npz", **arrays)
-    with pytest.raises(DataError, match=message):
-        load_chips(tmp_path / "chips.npz")
-
-
 def test_folder_of_files_is_joined_and_must_agree(tmp_path):
     with pytest.raises(DataError, match=r"no \.npz file here"):
         load_chips(tmp_path)
@@ -200,35 +186,15 @@ def test_folder_of_files_is_joined_and_must_agree(tmp_path):
         load_chips(tmp_path)
 
 
-def test_constant_band_is_refused():
-    with pytest.raises(DataError, match="constant over all chips"):
-        RGBChips(np.full((2, 8, 8, 3), 500, np.uint16), 1e-4)
-
-
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ({"image_size": 60}, "image_size 60 is not a multiple of patch_size 8"),
         ({"heads": 5}, "hidden_size 192 must be a multiple of 4 and of heads"),
         ({"mask_ratio": 1.0}, "'mask_ratio' must be less than 1"),
-        ({"smallest_crop": 0.0}, "'smallest_crop' must be greater than 0"),
-        ({"epochs": 0}, "'epochs' must be at least 1"),
-        ({"heads": 0}, "'heads' must be at least 1"),
-        ({"learning_rate": 0.0}, "'learning_rate' must be greater than 0"),
-        ({"seed": -1}, "'seed' must be at least 0"),
         ({"weight_decay": float("nan")}, "'weight_decay' must be a finite number"),
-        ({"scale": "1e-4"}, "'scale' must be a number"),
     ],
 )
 def test_impossible_option_is_refused(option, message):
     with pytest.raises(ConfigError, match=message):
         PretrainArguments(**{"images": "chips.npz", "output": "encoder", **option})
-
-
-def test_command_line_prints_the_error_without_a_traceback(tmp_path, capsys):
-    words = ["--images", str(tmp_path / "nothing.npz"), "--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="2"):
-        main(words)
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nothing.npz'}: no .npz file here")
-    with pytest.raises(DataError):
-        main([*words, "--debug"])
