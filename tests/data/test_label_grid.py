@@ -130,8 +130,8 @@ def check(seed: int, root: Path) -> str:
 def test_labels_are_those_on_the_ground_or_refused(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outcomes = [check(seed, tmp_path / str(seed)) for seed in range(60)]
-    assert {outcome: outcomes.count(outcome) >= 8 for outcome in outcomes} == {
+        outcomes = [check(seed, tmp_path / str(seed)) for seed in range(40)]
+    assert {outcome: outcomes.count(outcome) >= 5 for outcome in outcomes} == {
         "read": True, "resampled": True, "refused": True,
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.splits import hold_out, keep_share, split_indices
-from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.errors import DataError
 
 PLACES = {"name": "folder", "root": "images", "place_km": 5.0}
 
@@ -78,30 +78,6 @@ def test_ten_classes_of_sixteen_make_five_folds_of_thirty_two() -> None:
         assert len(splits["test"]) == 32
         assert set(Counter(strata[i] for i in splits["test"]).values()) == {3, 4}
         assert {strata[i] for i in splits["val"]} == set(range(10))
-
-
-FOLDER = {"name": "folder", "root": "data"}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "foldr"}, "Unknown data set 'foldr': .*Did you mean 'folder'"),
-        ({"task": "segment"}, "'task' must be one of .* not 'segment'"),
-        ({"name": "folder"}, "needs `root`"),
-        ({"val_fraction": 1.0}, "val_fraction. must be less than 1, not 1.0"),
-        ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
-        ({"limited_label": 0.0}, "limited_label. must be greater than 0"),
-        ({"num_folds": 4, "fold": 4}, "fold=4: with num_folds=4"),
-        ({**FOLDER, "classes": ["a", "b"], "class_values": [1, 2, 3]}, "of the same length"),
-        ({**FOLDER, "class_values": [1, 2], "ignore_values": [2]}, r"\[2\] are in both"),
-        ({"ignore_index": 0}, "ignore_index. must be less than 0"),
-        ({"image_size": [64]}, r"image_size. must be \[height, width\]"),
-    ],
-)
-def test_arguments_that_do_not_fit_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        DatasetArguments(**options)
 
 
 @given(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from deflect_hf.config.data import AugmentationArguments, DatasetArguments
 from deflect_hf.data import build_transform, collate_examples, load_dataset_splits
 from deflect_hf.data.dataset import example_generator
-from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.errors import DataError
 
 EVERYTHING = AugmentationArguments(random_crop=[6, 6], horizontal_flip=0.5, vertical_flip=0.5, rot90=True)
 
@@ -136,20 +136,6 @@ def test_an_image_smaller_than_a_crop_is_filled_up_with_what_was_not_measured(ke
     assert filled["pixel_values"][:, 9:].isnan().all() and (filled["labels"][:, 11:] == -100).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"random_crop": [4]}, r"random_crop.*\[height, width\].*not \[4\]"),
-        ({"center_crop": [4, 0]}, r"center_crop.*\[height, width\]"),
-        ({"horizontal_flip": 1.5}, "at most 1"),
-        ({"focus_crop": True}, "needs random_crop"),
-    ],
-)
-def test_impossible_augmentations_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        AugmentationArguments(**options)
-
-
 def test_mixed_sizes_make_no_batch() -> None:
     small = {**coordinates(4, 4), "name": "small"}
     with pytest.raises(DataError, match=r"9 x 11: 'numbers'; 4 x 4: 'small'\): resize or crop them"):
@@ -182,10 +168,9 @@ def epochs(workers: int, order: list[int]) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_augmentation_depends_on_seed_epoch_and_index_only(workers: int) -> None:
+def test_augmentation_depends_on_seed_epoch_and_index_only() -> None:
     alone = epochs(workers=0, order=[0, 1, 2, 3, 4])
-    helped = epochs(workers=workers, order=[3, 1, 4, 0, 2])  # persistent workers, another order and other batches
+    helped = epochs(workers=2, order=[3, 1, 4, 0, 2])  # persistent workers, another order and other batches
     for epoch in range(2):
         assert alone[epoch].keys() == helped[epoch].keys()
         assert all(torch.equal(alone[epoch][name], helped[epoch][name]) for name in alone[epoch])

@@ -88,13 +88,6 @@ def test_positions_follow_rows_and_columns_of_rectangular_images(encoder: PreTra
     assert (table[:, 1:, 1] > table[:, :-1, 1]).all()
 
 
-def test_sixteen_patches_in_another_shape_get_other_positions(vit: ViTModel) -> None:
-    model = EncoderForImageClassification.from_encoder(vit, num_labels=3, pooling="mean")
-    constant = torch.full((1, 3, 16, 64), 0.5)
-    square = torch.full((1, 3, 32, 32), 0.5)
-    assert not torch.allclose(model(constant).logits, model(square).logits, atol=1e-6)
-
-
 def test_image_that_is_no_multiple_of_the_patch_size(vit: ViTModel) -> None:
     model = EncoderForImageClassification.from_encoder(vit, num_labels=3)
     message = (

@@ -11,7 +11,6 @@ from transformers import Dinov2Config, PreTrainedConfig, ViTConfig
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import AugmentationArguments, DatasetArguments, EncoderArguments, RunArguments
 from deflect_hf.data import build_transform
-from deflect_hf.data.transforms import RandomCrop
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.evaluation.evaluate import sliding_logits, window_offsets
 from deflect_hf.evaluation.protocol import evaluation_window
@@ -103,13 +102,6 @@ def test_training_crops_and_evaluation_slides_windows_of_the_encoders_size(
     ramp = torch.arange(float(image * image)).reshape(1, 1, image, image)
     torch.testing.assert_close(sliding_logits(predict, ramp, window)[0], ramp[0])
     assert sum(calls) == len(windows) ** 2
-
-
-def test_an_image_smaller_along_one_axis_is_whole_along_it() -> None:
-    example = {"pixel_values": torch.rand(2, 20, 40), "labels": torch.zeros(20, 40).long(), "name": "x"}
-    cut = RandomCrop(32, 32, keep_smaller=True)(example, torch.Generator().manual_seed(0))
-    assert cut["pixel_values"].shape == (2, 20, 32)
-    assert (example["pixel_values"].unfold(2, 32, 1) == cut["pixel_values"][:, :, None]).all(3).all(1).all(0).any()
 
 
 def test_images_come_in_the_encoders_size() -> None:
