@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOG = "log.jsonl"
-EVENTS = "tensorboard"  # folder of TensorBoard's files in that of the run
+FOLDERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # in that of the run; trackio has one place for all runs
 PROJECT = "deflect_hf"
 
 
@@ -28,7 +28,7 @@ def tracker_options(config: RunArguments, work_dir: Path) -> dict[str, Any]:
     for name in config.tracker:  # accelerate would leave it out without a word
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"--tracker {name}: the package is not installed: pip install {name}")
-    folders = ProjectConfiguration(project_dir=str(work_dir), logging_dir=str(work_dir / EVENTS))
+    folders = ProjectConfiguration(project_dir=str(work_dir), logging_dir=str(work_dir / FOLDERS["tensorboard"]))
     return {"log_with": list(config.tracker) or None, "project_config": folders}
 
 

@@ -53,7 +53,7 @@ def names_of(config: RunArguments) -> list[str]:
     names += [ENCODER] if config.encoder.random is not None else []
     names += [PLACES] if config.dataset.name == "scenes" else []
     names += [prefix.FOLDER] if config.cache_prefix else []
-    return names + ([trackers.EVENTS] if "tensorboard" in config.tracker else [])
+    return names + [folder for name, folder in trackers.FOLDERS.items() if name in config.tracker]
 
 
 def read_manifest(work_dir: Path) -> dict[str, list[str]]:

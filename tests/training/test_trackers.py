@@ -48,6 +48,23 @@ def test_tensorboard_is_told_losses_rates_scores_and_the_configuration(tmp_path:
     assert [event.step for event in events(tmp_path).Scalars("train/loss")] == list(range(1, 17))
 
 
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_other_trackers_run_offline_and_their_files_go_with_the_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it looks at when it is imported
+    pytest.importorskip(name)
+    words = ("--tracker", name, "--epochs", "1", "--dataset.num_samples", "16")
+    train(tmp_path / "run", *words)
+    written = tmp_path / "trackio" if name == "trackio" else tmp_path / "run" / "wandb"
+    found = [path for ending in ("*.wandb", "*.db") for path in written.rglob(ending) if path.stat().st_size]
+    assert found
+    train(tmp_path / "run", *words, "--overwrite")
+    assert not list((tmp_path / "run").glob("*.former"))
+    assert all(path.exists() for path in found) == (name == "trackio")  # which has one place for all runs
+
+
 def test_settings_are_flat_and_plain() -> None:
     config = parse_arguments(RunArguments, "test", ["--config", str(CONF), "--method.rank", "4"])
     settings = dict(flat_settings(config))
