@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 import deflect_hf
 from deflect_hf.errors import ConfigError, DataError, UnitError
 from deflect_hf.inference.predictor import Predictor
+from tests.benchmarks.resume import finish, start
 from tests.inference.folders import encoder_folder
 
 CHANNELS = ["B", "G", "R", "N"]
@@ -48,6 +52,30 @@ def test_examples_of_a_program_train_on_the_road_of_files(trained: deflect_hf.Ru
     assert again.evaluate(adapted)["confusion_matrix"] == others["confusion_matrix"]
     with pytest.raises(ConfigError, match=r"whose examples a program hands over: .*Run\(FOLDER\)\.evaluate\(dataset"):
         again.evaluate()
+
+
+def launched(folder: Sequence[str], log: Path | None) -> None:
+    """One of two processes of a program, as `accelerate launch` starts it."""
+    from deflect_hf.training.distributed_exit import distributed_exit
+
+    with distributed_exit():
+        run = deflect_hf.train(
+            {"segmentor": {"head": "pixel"}, "dataset": READING},
+            train=chips(12), encoder_config=Path(__file__).parent / "conf" / "tiny_vit.yaml", work_dir=folder[0],
+            epochs=1, eval_interval=1, batch_size=2, num_workers=0, dataset={"val_fraction": 0.25},
+        )  # fmt: skip
+        found = {
+            "test": run.results["test"],
+            "again": run.evaluate(),
+            "map": run.predictor(chips(1)[0]["image"]).tolist(),
+        }
+        (run.folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+def test_a_program_trains_in_two_processes(tmp_path: Path) -> None:
+    finish(start([str(tmp_path / "run")], 2, None, launched))
+    first, second = (json.loads((tmp_path / "run" / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["again"]["confusion_matrix"] == first["test"]["confusion_matrix"]
 
 
 @pytest.mark.parametrize("task", ["multi_label", "regression", "pixel_regression"])

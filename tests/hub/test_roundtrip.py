@@ -115,6 +115,34 @@ def test_an_encoder_of_the_hub_is_pinned_to_its_commit(hub: Hub, runs: Runs, tmp
     assert torch.equal(*logits)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("deflect", {"id2label": {0: "land", 1: "water"}}),
+        ("full", {"id2label": {0: "land", 1: "water"}}),
+        ("lora", {"id2label": {0: "age"}, "problem_type": "regression", "target_unit": "a"}),
+    ],
+)
+def test_a_model_of_any_loop_comes_back(method: str, settings: dict, hub: Hub, runs: Runs, tmp_path: Path) -> None:
+    commit = encoder_on_the_hub(hub, runs("deflect") / "encoder")
+    model = deflect_hf.EncoderForImageClassification.from_encoder("alice/encoder", **settings)
+    bands = ["B", "G", "R", "N"]
+    model = deflect_hf.adapt(model, method, bands=bands, base_mean=[0.1] * 3, base_std=[0.1] * 3)
+    for parameter in model.parameters():
+        parameter.data.add_(0.01 * parameter.requires_grad)
+    predictor = Predictor(model, deflect_hf.MultispectralImageProcessor(bands, scale=1e-4))
+    predictor.save(tmp_path / "saved")
+    push(tmp_path / "saved", "alice/mine")
+    files = hub.files("alice/mine")
+    if method != "full":
+        adapter = json.loads(files["adapter_config.json"])
+        assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("alice/encoder", commit)
+    assert "encoder/model.safetensors" not in files and "not evaluated" in files["README.md"].decode()
+    again = deflect_hf.load_predictor("alice/mine")
+    assert torch.equal(again(IMAGES[:, :4]), predictor(IMAGES[:, :4]))
+    assert (again.classes, again.unit) == (tuple(settings["id2label"].values()), settings.get("target_unit"))
+
+
 def test_an_encoder_in_a_folder_must_be_on_the_hub(hub: Hub, runs: Runs, tmp_path: Path) -> None:
     encoder = runs("deflect") / "encoder"
     folder = with_encoder(runs("deflect"), tmp_path / "run", str(encoder))
