@@ -21,14 +21,15 @@ from deflect_hf.errors import ConfigError, nearest
 
 GROUPS = ("encoder", "dataset", "segmentor", "augmentation")
 EXPONENTIAL = re.compile(r"-(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
-# Names of the official command line (run.py of pangaea-bench, 20 August to 16 September 2024) that are spelt otherwise
-# here: the key, its value for a value of theirs, and the help.
+# Short names, and those of the official command line (run.py of pangaea-bench, 20 August to 16 September 2024) that are
+# spelt otherwise here: the key, its value for a value of theirs, and the help.
 ALIASES: Mapping[str, tuple[str, Callable[[Any], Any], str]] = {
     "limited_label": (
         "dataset.limited_label",
         lambda value: 1.0 if value == -1 else value,
         "short for --dataset.limited_label; -1: all labels",
     ),
+    "lr": ("segmentor.optimizer.lr", lambda value: value, "short for --segmentor.optimizer.lr"),
     "use_wandb": (
         "tracker",
         lambda value: value if not isinstance(value, bool) else ["wandb"] * value,

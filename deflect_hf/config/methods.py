@@ -26,6 +26,10 @@ METHODS: dict[str, str] = {
     "full": "deflect_hf.methods.builtin.Full",
 }
 
+# The learning rate of a method where none is given: see docs/results.md, "Learning rates".
+ADAPTER_RATE = 3e-3
+LEARNING_RATES = {"deflect": 1e-3, "full": 1e-4}
+
 
 def known_method(method: str) -> str:
     """The name as it is, if it is one."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from deflect_hf.config.data import AugmentationArguments, Batch, Count, DatasetArguments, Seed, Side
-from deflect_hf.config.methods import METHODS, PREFIX, Finetune, options_of
+from deflect_hf.config.methods import ADAPTER_RATE, LEARNING_RATES, METHODS, PREFIX, Finetune, options_of
 from deflect_hf.config.schema import Arguments, UserPath, group, option
 from deflect_hf.config.unused import refuse_unused
 from deflect_hf.errors import ConfigError
@@ -107,7 +107,9 @@ class LossArguments(Arguments):
 class OptimizerArguments(Arguments):
     """AdamW over every parameter that is not frozen."""
 
-    lr: PositiveFloat = option(1e-4, "learning rate")
+    lr: PositiveFloat | Literal["auto"] | None = option(
+        None, "learning rate; null: the method's own; auto: found by a short test before the training"
+    )
     weight_decay: NonNegativeFloat = option(0.05, "decoupled weight decay")
     betas: list[Probability] = option([0.9, 0.999], "AdamW's two decay rates", min_length=2, max_length=2)
     decay_vectors: bool = option(
@@ -232,6 +234,10 @@ class RunArguments(Arguments):
             raise ConfigError(f"{given[0]} is for --push_to_hub true, which is not given")
         if self.push_to_hub and self.hub_model_id is None:
             raise ConfigError("push_to_hub needs hub_model_id, the name on the Hub: --hub_model_id user/name")
+        optimizer = self.segmentor.optimizer
+        if optimizer.lr is None:
+            optimizer = optimizer.replace(lr=LEARNING_RATES.get(self.finetune, ADAPTER_RATE))
+            self.segmentor = self.segmentor.replace(optimizer=optimizer)
         if not self.finetune.startswith(PREFIX):  # the others are PEFT's to check, when the run is built
             options_of(self.finetune, self.method)
         refuse_unused(self)

@@ -91,6 +91,18 @@ def curves_figure(path: Path, runs: Sequence[Path]) -> Path:
     return save(figure, path)
 
 
+def rates_figure(path: Path, rates: Array, losses: Array, smoothed: Array, chosen: float) -> Path:
+    """Write the (N,) losses of a learning rate test, their running mean, and the rate that was chosen."""
+    figure = new_figure(6, 4)
+    axis = plain(figure.subplots())
+    axis.plot(rates, losses, color=COLORS[0], linewidth=0.6, alpha=0.35)
+    axis.plot(rates, smoothed, color=COLORS[0], linewidth=1.5, label="training loss, running mean")
+    axis.axvline(chosen, color=COLORS[1], linestyle="--", label=f"chosen: {chosen:g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+    axis.legend(fontsize=8, frameon=False)
+    return save(figure, path)
+
+
 def _draw(axis: Axes, key: str, points: Array, best_step: int | None, color: str, **line: Any) -> None:
     steps, values = points.T
     marker: dict[str, Any] = {"marker": "o", "markersize": 3} if key.startswith("val.") else {}

@@ -25,7 +25,9 @@ def build_optimizer(model: nn.Module, arguments: OptimizerArguments) -> AdamW:
             {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
     first, second = arguments.betas
-    return AdamW(groups, lr=arguments.lr, betas=(first, second), weight_decay=arguments.weight_decay)
+    # a number, but in a test of rates and a dry run before one, which set the rate or forget what it does
+    rate = arguments.lr if isinstance(arguments.lr, float) else 0.0
+    return AdamW(groups, lr=rate, betas=(first, second), weight_decay=arguments.weight_decay)
 
 
 def rate_factor(arguments: SchedulerArguments, step: int, total: int) -> float:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from deflect_hf.data.order import grouped, readers, training_loader
 from deflect_hf.training.build import Experiment
+from deflect_hf.training.learning_rate import STEPS
 from deflect_hf.training.loop import TrainingLoop
 
 WARM_UP, TIMED = 2, 5  # optimizer steps
@@ -52,7 +53,7 @@ def preview(
         "steps": f"{loop.epoch_steps} per epoch, each of {config.accumulate} x {config.batch_size} images"
         f"{f' in each of {processes} processes' if processes > 1 else ''}; "
         f"{loop.total_steps / loop.epoch_steps:.3g} epochs: {loop.total_steps} steps"
-        f"{f', {done} of them done' if done else ''}; learning rate {config.segmentor.optimizer.lr}",
+        f"{f', {done} of them done' if done else ''}; learning rate {rate_text(config.segmentor.optimizer.lr)}",
         "time": f"{step:.3g} s per step (median of {TIMED}) and {reading:.3g} s to read its images, by "
         f"{readers(config.num_workers)} workers: about {timedelta(seconds=round(whole_seconds(loop, step, reading)))} "
         "(h:min:s) in all, evaluations included",
@@ -61,6 +62,11 @@ def preview(
     if accelerator.device.type == "cuda":
         lines["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most on the GPU in these steps"
     return "\n".join(["Dry run:", *(f"  {name:<7} {text}" for name, text in lines.items())])
+
+
+def rate_text(rate: Any) -> str:
+    """The learning rate, or how it will be found."""
+    return f"auto: a test of at most {STEPS} steps before these" if rate == "auto" else str(rate)
 
 
 def labels_text(experiment: Experiment) -> str:
@@ -110,4 +116,5 @@ def whole_seconds(loop: TrainingLoop, step: float, reading: float) -> float:
     def together(computing: float) -> float:
         return max(computing, reading / workers) if workers else computing + reading
 
-    return (loop.total_steps - loop.progress.step) * together(step) + in_steps * together(step * FORWARD)
+    steps = loop.total_steps - loop.progress.step + (STEPS if config.segmentor.optimizer.lr == "auto" else 0)
+    return steps * together(step) + in_steps * together(step * FORWARD)

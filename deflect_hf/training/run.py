@@ -22,12 +22,13 @@ from deflect_hf.config.yaml import read_yaml
 from deflect_hf.data.scene_reader import SceneReader
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.evaluation.bootstrap import REPLICATES
-from deflect_hf.figures import curves_figure
+from deflect_hf.figures import curves_figure, rates_figure
 from deflect_hf.files import CONFIG, atomic_dir, write_json, write_text
 from deflect_hf.methods import encoder_parameters, patch_embedding_parameters
 from deflect_hf.models.encoders import random_encoder
 from deflect_hf.training import checkpoint
 from deflect_hf.training.build import ENCODER, Experiment, build
+from deflect_hf.training.learning_rate import choose_rate
 from deflect_hf.training.loop import Publish, TrainingLoop
 from deflect_hf.training.preemption import EXIT_STATUS
 from deflect_hf.training.preview import preview
@@ -36,6 +37,7 @@ from deflect_hf.training.work_dir import (
     CURVES,
     ENVIRONMENT,
     PLACES,
+    RATES,
     claim,
     default_work_dir,
     drop_former,
@@ -93,6 +95,8 @@ def run(
         if config.finetune == "deflect":
             check(experiment.model)
         experiment.model.to(accelerator.device)
+        rate_test = None if config.dry_run and source is None else choose_rate(experiment, accelerator, source)
+        config = experiment.config
         set_seed(config.seed, device_specific=True)
         if config.dry_run:
             text = preview(experiment, accelerator, work_dir, source, parameter_counts(experiment.model))
@@ -107,6 +111,8 @@ def run(
             claim(config, work_dir, continued)
             begin(config, work_dir, loop, source)
             write_json(work_dir / ENVIRONMENT, surroundings)
+            if rate_test is not None:
+                rates_figure(work_dir / RATES, **vars(rate_test))
             if isinstance(experiment.train.reader, SceneReader):
                 experiment.train.reader.write_places(work_dir / PLACES)
             log_start(config, accelerator, parameter_counts(experiment.model))
@@ -213,6 +219,7 @@ def score_best(loop: TrainingLoop, experiment: Experiment) -> dict[str, Any]:
         "task": task.name,
         "finetune": config.finetune,
         "seed": config.seed,
+        "learning_rate": config.segmentor.optimizer.lr,
         "selected_by": f"val {task.metric}",
         "best_epoch": found["best_epoch"],
         "best_step": found.get("best_step"),

@@ -31,6 +31,7 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
+RATES = "learning_rate.png"  # the test of `--lr auto`
 PLACES = "splits.geojson"  # where the splits of scenes lie
 ENVIRONMENT = "environment.json"
 MANIFEST = ".run.json"  # names of what the runs in this folder have written, and what is kept of a former run
@@ -49,7 +50,7 @@ def default_work_dir(config: RunArguments) -> Path:
 
 def names_of(config: RunArguments) -> list[str]:
     """What a run writes into its folder."""
-    names = [checkpoint.BEST, checkpoint.FOLDER, trackers.LOG, CURVES, ENVIRONMENT, CONFIG, RESULTS]
+    names = [checkpoint.BEST, checkpoint.FOLDER, trackers.LOG, CURVES, RATES, ENVIRONMENT, CONFIG, RESULTS]
     names += [ENCODER] if config.encoder.random is not None else []
     names += [PLACES] if config.dataset.name == "scenes" else []
     names += [prefix.FOLDER] if config.cache_prefix else []
