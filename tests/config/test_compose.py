@@ -308,6 +308,15 @@ def test_the_reference_of_the_configuration_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "python -m deflect_hf.reference"
 
 
+def test_the_learning_rate_is_the_method_s_own_unless_it_is_given(write) -> None:
+    mine = write("mine.yaml", "lr: auto\nencoder: {random: {model_type: vit}}\n")
+    assert parse(mine).segmentor.optimizer.lr == "auto"
+    assert parse(mine, "--lr", "1e-2").segmentor.optimizer.lr == 1e-2
+    for method, rate in (("deflect", 1e-3), ("full", 1e-4), ("lora", 3e-3), ("peft:VeraConfig", 3e-3)):
+        assert parse(mine, "--lr", "null", "--finetune", method).segmentor.optimizer.lr == rate
+    assert refused(mine, "--lr", "fast").endswith("must be greater than 0 or 'auto', not 'fast'")
+
+
 def test_one_file_may_be_the_only_word(write) -> None:
     mine = write("mine.yaml", "epochs: 3\nencoder: {random: {model_type: vit}}\ndataset: {num_samples: 8}\n")
     config = parse(mine, "--seed", "1")
