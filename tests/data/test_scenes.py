@@ -97,16 +97,21 @@ def test_training_windows_are_drawn_anew_and_stay_in_their_block(scenes: Callabl
     assert sum(one != other for one, other in zip(first, corners(), strict=True)) > 10
 
 
+@pytest.mark.parametrize("painted", [False, True])
 def test_a_raster_of_classes_on_another_grid_is_as_good_as_polygons(
-    scenes: Callable[..., dict[str, Any]], tmp_path: Path
+    painted: bool, scenes: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     fine = np.full((1, 2 * SIDE, 2 * SIDE), 9, np.uint8)
     fine[:, 40:80, 40:80], fine[:, 120:160, 100:150] = 0, 1
     like = RasterInfo("", 1, 2 * SIDE, 2 * SIDE, "uint8", ("",), (1.0,), (0.0,), (None,), CRS,
                       (5.0, 0.0, 5e5, 0.0, -5.0, 5e6), 5.0)  # fmt: skip
+    meaning: dict[str, Any] = {"classes": list(CLASSES), "ignore_values": [9]}
+    if painted:
+        fine = np.concatenate([np.where(fine == 0, 255, 0), 0 * fine, np.where(fine == 1, 255, 0)]).astype(np.uint8)
+        meaning = {"class_colors": {"land": "red", "water": "blue", "_": "black"}}
     write_raster(tmp_path / "fine.tif", fine, like=like)
-    values = scenes(scenes=[{"image": "one.tif"}], labels="fine.tif", attribute=None, classes=list(CLASSES),
-                    ignore_values=[9], label_alignment="resample", test_fraction=0.0)  # fmt: skip
+    values = scenes(scenes=[{"image": "one.tif"}], labels="fine.tif", attribute=None, label_alignment="resample",
+                    test_fraction=0.0, **meaning)  # fmt: skip
     counts = np.zeros(2, int)
     for images in load(values).values():
         for example in images:
