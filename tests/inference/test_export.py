@@ -15,6 +15,7 @@ import pytest
 import rasterio
 import torch
 
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError
 from deflect_hf.inference import export as exporting
@@ -22,8 +23,12 @@ from deflect_hf.inference.cli import main as predict
 from deflect_hf.inference.export import main
 from deflect_hf.inference.exported import ExportedModel, card_of, checksum, open_onnx, open_pt2
 from deflect_hf.inference.predictor import Predictor
+from deflect_hf.methods import adapt
+from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
+from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from tests.inference.folders import ALL_BANDS, encoder_folder, images, result_folder
 from tests.inference.scenes_and_models import write_scene
+from tests.tuners.tiny import SIZES, make_encoder, randomise
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # `deflect-predict` where neither is installed, nor what they and training alone need
@@ -180,6 +185,44 @@ def test_what_a_file_cannot_do_is_refused(
 def test_a_file_that_its_library_cannot_read_is_refused(stand_in: Callable[..., ExportedModel]) -> None:
     with pytest.raises(CheckpointError, match=r"model\.pt2 cannot be read .*: deflect-export RUN model\.pt2 writes"):
         stand_in(None)
+
+
+# of encoders: one without a class token, one that masks in training, one with rotary positions, one of six bands and
+# three frames; of tasks: those that make no map of classes
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "siglip": (
+        "multi_label",
+        {"id2label": {0: "corn", 1: "rye"}, "problem_type": "multi_label_classification", "pooling": "mean"},
+    ),
+    "vit_mae": ("regression", {"id2label": {0: "height"}, "problem_type": "regression", "target_unit": "m"}),
+    "dinov3_vit": ("classification", {"id2label": {0: "corn", 1: "rye", 2: "oats"}}),
+    "prithvi": ("pixel_regression", {"id2label": {0: "height"}, "problem_type": "regression", "target_unit": "m"}),
+}
+
+
+@pytest.mark.parametrize(("family", "suffix"), [("prithvi", "pt2"), *((family, "onnx") for family in FAMILIES)])
+def test_encoders_and_tasks_are_exported_as_they_are(family: str, suffix: str, tmp_path: Path) -> None:
+    if suffix == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    task, options = FAMILIES[family]
+    kind = EncoderForSemanticSegmentation if TASKS[task].dense else EncoderForImageClassification
+    frames = {"num_channels": 6, "num_frames": 3, "position_embedding": "sincos_3d"}
+    sizes = {**SIZES, "num_hidden_layers": 1}
+    encoder = GeoViTModel(GeoViTConfig(**sizes, **frames)) if family == "prithvi" else make_encoder(family, **sizes)
+    model = kind.from_encoder(encoder, **options)
+    base = ALL_BANDS if family == "prithvi" else ["R", "G", "B"]
+    statistics = {"base_bands": base, "base_mean": [0.1] * len(base), "base_std": [0.1] * len(base)}
+    adapted = randomise(adapt(model, "deflect", bands=[*ALL_BANDS, "RE1"], indices=["NDVI"], **statistics))
+    predictor = Predictor(adapted, MultispectralImageProcessor([*ALL_BANDS, "RE1"]))
+    file = tmp_path / f"model.{suffix}"
+    exporting.export(predictor, file, window=16, batch_size=2)
+    pixel_values = torch.cat([partly_measured(2), images(2, 16)[:, :1]], dim=1)
+    found = (open_pt2 if suffix == "pt2" else open_onnx)(file)(pixel_values)
+    torch.testing.assert_close(found, predictor.probabilities(pixel_values), rtol=1e-5, atol=1e-5, equal_nan=True)
+    card = json.loads(card_of(file).read_text())["properties"]
+    assert (card["deflect_hf:task"], card["deflect_hf:unit"]) == (task, options.get("target_unit"))
+    assert card["mlm:output"][0]["result"]["shape"] == list(found.shape)
 
 
 def test_what_is_there_stays_and_what_differs_is_not_written(

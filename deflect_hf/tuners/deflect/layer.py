@@ -128,8 +128,10 @@ class DeflectEmbeddings(DeflectLayer):
 
 def _beside(tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """(B, P + N, D), (B, N, 2F) -> (B, P + N, D + 2F): the P prefix tokens get the mean of the features."""
-    prefix = features.mean(dim=1, keepdim=True).expand(-1, tokens.shape[1] - features.shape[1], -1)
-    return torch.cat([tokens, torch.cat([prefix, features], dim=1).to(tokens.dtype)], dim=-1)
+    prefix = tokens.shape[1] - features.shape[1]
+    if prefix:  # ONNX takes one for none
+        features = torch.cat([features.mean(dim=1, keepdim=True).expand(-1, prefix, -1), features], dim=1)
+    return torch.cat([tokens, features.to(tokens.dtype)], dim=-1)
 
 
 def install_positions(model: Any) -> None:
