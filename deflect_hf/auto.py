@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
+from transformers.utils import is_vision_available
 
-from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.files import CONFIG
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
@@ -49,7 +48,9 @@ def load_trained(folder: Path, config: Any = None, dtype: Any = None, **options:
         raise ConfigError(
             f"{folder} holds a trained model, which is loaded as it was trained: leave out {listing(without_use)}."
         )
-    model = task_model(load_predictor(folder, device="cpu").model)
+    predictor = load_predictor(folder, device="cpu")
+    model = task_model(predictor.model)
+    model.evaluation_window = predictor.window  # for pipelines
     attention = getattr(config, "_attn_implementation", None)
     if attention is not None:
         model.set_attn_implementation(attention)
@@ -95,9 +96,8 @@ for _auto, _trained in (
 ):
     AutoConfig.register(_trained.config_class.model_type, _trained.config_class, exist_ok=True)
     _auto.register(_trained.config_class, _trained, exist_ok=True)
-    AutoImageProcessor.register(
-        _trained.config_class, image_processor_classes={"pil": MultispectralImageProcessor}, exist_ok=True
-    )
 for _config, _model in ((PixelNetConfig, PixelNet), (UNetConfig, UNet)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
+if is_vision_available():  # Pillow, which the tuner alone does without
+    import deflect_hf.pipelines  # noqa: F401  (registration)

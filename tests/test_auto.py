@@ -7,13 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    pipeline,
+)
+from transformers.image_processing_utils import BaseImageProcessor
 
 import deflect_hf
-from deflect_hf.errors import ConfigError
-from tests.inference.folders import encoder_folder, images, result_folder
+from deflect_hf.errors import ConfigError, DataError, UnsupportedOperationError
+from deflect_hf.raster import write_raster
+from tests.inference.folders import ALL_BANDS, encoder_folder, images, result_folder
 
 AUTO = {"segmentation": AutoModelForSemanticSegmentation, "classification": AutoModelForImageClassification}
 
@@ -67,3 +75,52 @@ def test_options_are_heard_or_refused(folders: dict[str, Path]) -> None:
         kind.from_pretrained(folder, ignore_index=3)
     with pytest.raises(ConfigError, match="leave out 'quantization_config'"):
         kind.from_pretrained(folder, quantization_config={"quant_method": "x"})
+
+
+def test_pipelines_take_rasters_and_arrays(folders: dict[str, Path], tmp_path: Path) -> None:
+    stored = images().numpy()
+    stored[0, :, :9] = np.nan
+    write_raster(tmp_path / "chip.tif", stored[0], descriptions=ALL_BANDS)
+    chips = [stored[0], stored[1], tmp_path / "chip.tif"]
+
+    predictor = deflect_hf.load_predictor(folders["classification"], device="cpu")
+    classify = pipeline("image-classification", model=str(folders["classification"]), device="cpu")
+    for found, expected in zip(classify(chips[:2], batch_size=2), predictor(stored), strict=True):
+        assert {row["label"]: row["score"] for row in found} == pytest.approx(
+            dict(zip(predictor.classes, expected.tolist(), strict=True)), abs=1e-6
+        )
+    assert classify(chips[2]) == classify(chips[0]) and len(classify(chips[0], top_k=1)) == 1
+
+    predictor = deflect_hf.load_predictor(folders["segmentation"], device="cpu")
+    segment = pipeline("image-segmentation", model=str(folders["segmentation"]), device="cpu")
+    probabilities = predictor(stored[:1])[0].numpy()
+    found = segment(chips[2])
+    assert found == segment(chips)[0] and {row["label"] for row in found} <= {"land", "water"}
+    masks = np.stack([np.asarray(row["mask"]) == 255 for row in found])
+    assert np.array_equal(masks.any(axis=0), np.isfinite(probabilities[0]))  # what was not measured is in none
+    for mask, row in zip(masks, found, strict=True):
+        own = probabilities[["land", "water"].index(row["label"])]
+        assert (own[mask] >= 0.5).all() and row["score"] == pytest.approx(own[mask].mean(), abs=1e-5)
+
+
+def test_what_pipelines_cannot_do_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    segment, chip = pipeline("image-segmentation", model=str(folders["segmentation"])), images()[0]
+    with pytest.raises(DataError, match="int: give a GeoTIFF's path, an array"):
+        segment(3)
+    with pytest.raises(ConfigError, match="'threshold' would do nothing"):
+        segment(chip, threshold=0.5)
+    with pytest.raises(ConfigError, match="'subtask' would do nothing"):
+        segment(chip, subtask="panoptic")
+    with pytest.raises(ConfigError, match=r"for 'classification'.* trained for segmentation"):
+        pipeline("image-classification", model=segment.model, image_processor=segment.image_processor)
+    with pytest.raises(ConfigError, match="takes the images of a MultispectralImageProcessor"):
+        pipeline("image-segmentation", model=segment.model, image_processor=BaseImageProcessor())
+    with pytest.raises(UnsupportedOperationError, match=r"load_predictor\(FOLDER\)\.save\(ANOTHER\)"):
+        segment.save_pretrained(tmp_path / "saved")
+
+
+def test_a_pipeline_of_a_model_without_adapter_is_saved(folders: dict[str, Path], tmp_path: Path) -> None:
+    before = pipeline("image-segmentation", model=str(folders["frozen"]), device="cpu")
+    before.save_pretrained(tmp_path)
+    after = pipeline("image-segmentation", model=str(tmp_path), device="cpu")
+    assert after(images()[0]) == before(images()[0])

@@ -21,7 +21,7 @@ ORDER = (
     ("inference",),
     ("hub",),
     ("benchmark",),
-    ("api", "auto", "cli", "reference"),
+    ("api", "auto", "cli", "pipelines", "reference"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 

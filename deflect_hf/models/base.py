@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput, output_capturing
@@ -185,11 +186,16 @@ class EncoderWithHead(PreTrainedModel):
         return (model, report) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As in transformers; a model around a quantised encoder is refused (UnsupportedOperationError)."""
+        """As in transformers; one with an adapter or a quantised encoder is refused (UnsupportedOperationError)."""
         if is_quantised(self.encoder):
             raise UnsupportedOperationError(
                 "A task model around a quantised encoder cannot be saved whole. Fix: save what was trained, adapter "
                 "and head (save_pretrained of the PeftModel), and load the encoder with the same quantization again."
+            )
+        if any(isinstance(module, BaseTunerLayer) for module in self.modules()):
+            raise UnsupportedOperationError(
+                "A task model with an adapter inside is not saved whole. Fix: its PeftModel saves what was trained; "
+                "deflect_hf.load_predictor(FOLDER).save(ANOTHER) copies a trained model."
             )
         super().save_pretrained(save_directory, **kwargs)
 
