@@ -192,7 +192,8 @@ class EncoderWithHead(PreTrainedModel):
                 "A task model around a quantised encoder cannot be saved whole. Fix: save what was trained, adapter "
                 "and head (save_pretrained of the PeftModel), and load the encoder with the same quantization again."
             )
-        if any(isinstance(module, BaseTunerLayer) for module in self.modules()):
+        own_adapter = getattr(self, "_hf_peft_config_loaded", False)  # of add_adapter, which transformers saves alone
+        if not own_adapter and any(isinstance(module, BaseTunerLayer) for module in self.modules()):
             raise UnsupportedOperationError(
                 "A task model with an adapter inside is not saved whole. Fix: its PeftModel saves what was trained; "
                 "deflect_hf.load_predictor(FOLDER).save(ANOTHER) copies a trained model."
