@@ -179,7 +179,7 @@ class MultispectralImageProcessor(BaseImageProcessor):
         """The contents of ``preprocessor_config.json``, with what is None."""
         return {**copy.deepcopy(vars(self)), "image_processor_type": type(self).__name__}
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Image | Sequence[Image],
         source_bands: Sequence[str] | None = None,
