@@ -1,13 +1,15 @@
 """How much memory a map of a scene takes, and for how long: peak of a fresh process per scene, as a ratio to the first.
 
-Scenes of 7 bands are generated as tiled GeoTIFFs, and predicted by a tiny vision transformer with random weights as
-`deflect-predict` does it. Memory includes Python and the libraries, which is most of it.
+Scenes of 7 bands are generated as tiled GeoTIFFs, and predicted by a vision transformer with random weights, tiny where
+--width and --depth are not given, as `deflect-predict` does it in one thread. Memory includes Python and the libraries,
+which is most of it; processor time is that of the command after its imports, over what the model's forward took of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,12 +36,7 @@ PATCH = 16
 BLOCK = 256
 GSD_M = 30.0
 
-CHILD = """
-from tests.benchmarks.scenes import peak_bytes
-from deflect_hf.inference.cli import main
-main()
-print(peak_bytes())
-"""
+CHILD = "from tests.benchmarks.scenes import child; child()"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,16 +48,18 @@ def main(argv: Sequence[str]) -> None:
     parser = flag_parser("scenes", __doc__)
     parser.add_argument("--sides", nargs="+", type=int, default=[2000, 16000], help="sides of the scenes in pixels")
     parser.add_argument("--window", type=int, default=128, help="side of the windows in pixels")
+    parser.add_argument("--width", type=int, default=24, help="of the transformer, a multiple of 2; 768: of a ViT-B")
+    parser.add_argument("--depth", type=int, default=2, help="blocks of the transformer; 12: of a ViT-B")
     parser.add_argument("--map", choices=["classes", "probabilities"], default="classes", help="what is written")
     parser.add_argument("--cog", action="store_true", help="write Cloud Optimized GeoTIFFs")
     parser.add_argument("--scratch", type=Path, help="where scenes and maps lie meanwhile, up to 4 bytes per value")
     own = parser.parse_args(argv)
-    refuse_less(own, {"sides": 1})
+    refuse_less(own, {"sides": 1, "width": 2, "depth": 1})
     if own.window < PATCH or own.window % PATCH:
         raise ConfigError(f"--window {own.window}: give a multiple of {PATCH}.")
     measured = []
     with tempfile.TemporaryDirectory(dir=own.scratch) as name:
-        adapter = tiny_adapter(Path(name) / "adapter", own.window)
+        adapter = random_adapter(Path(name) / "adapter", own)
         for side in own.sides:
             scene = write_scene(Path(name) / f"{side}.tif", side)
             measured.append({"side": side, **measure(scene, adapter, own)})
@@ -72,14 +71,16 @@ def main(argv: Sequence[str]) -> None:
             f"{one['peak_bytes'] / 2**20:.0f} MiB",
             f"{one['peak_bytes'] / measured[0]['peak_bytes']:.2f}",
             f"{one['seconds']:.0f}",
+            f"{one['processor_seconds'] / one['forward_seconds']:.2f}",
         )
         for one in measured
     ]
-    note = f"Map of {own.map}, windows of {own.window} px, {torch.get_num_threads()} thread(s)."
-    report(own.output, "scenes", measured, markdown("scene | peak memory | ratio | seconds", rows, note))
+    note = f"Map of {own.map}, windows of {own.window} px, a transformer of width {own.width}, depth {own.depth}."
+    columns = "scene | peak memory | ratio | seconds | processor time over the model's"
+    report(own.output, "scenes", measured, markdown(columns, rows, note))
 
 
-def tiny_adapter(folder: Path, side: int) -> Path:
+def random_adapter(folder: Path, own: argparse.Namespace) -> Path:
     """A run's folder as training leaves it, of a segmentation model with random weights that was never trained."""
     from deflect_hf.config.data import AugmentationArguments
     from deflect_hf.config.run import EncoderArguments, RunArguments
@@ -88,12 +89,13 @@ def tiny_adapter(folder: Path, side: int) -> Path:
     from deflect_hf.models import EncoderForSemanticSegmentation
     from deflect_hf.models.encoders import random_encoder
 
-    described = {"model_type": "vit", "image_size": side, "patch_size": PATCH, "hidden_size": 24,
-                 "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}  # fmt: skip
+    described = {"model_type": "vit", "image_size": own.window, "patch_size": PATCH, "hidden_size": own.width,
+                 "num_hidden_layers": own.depth, "num_attention_heads": max(2, own.width // 64),
+                 "intermediate_size": (2 if own.width < 64 else 4) * own.width}  # fmt: skip
     random_encoder(EncoderArguments(random=described)).save_pretrained(folder / "encoder")
     config = RunArguments(
         encoder=EncoderArguments(name_or_path=str(folder / "encoder")),
-        augmentation=AugmentationArguments(random_crop=[side, side]),
+        augmentation=AugmentationArguments(random_crop=[own.window, own.window]),
         method={"indices": None, "aux_dim": 8},
     )
     torch.manual_seed(0)
@@ -117,7 +119,7 @@ def write_scene(path: Path, side: int) -> Path:
 
 
 def measure(scene: Path, adapter: Path, own: argparse.Namespace) -> dict[str, Any]:
-    """Wall time and peak memory of the process that predicts a scene.
+    """Wall time, peak memory and processor time, whole and of the forward, of the process that predicts a scene.
 
     Raises:
         DeflectError: it failed; with what it said.
@@ -125,14 +127,37 @@ def measure(scene: Path, adapter: Path, own: argparse.Namespace) -> dict[str, An
     target = scene.with_name("map.tif")
     words = [str(scene), str(target), "--adapter", str(adapter), "--window", str(own.window), "--overlap", "0.125"]
     words += ["--output", own.map, *(["--cog"] if own.cog else [])]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # else the time of the forward is spread over threads
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False, env=alone)
     seconds = time.perf_counter() - started
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]  # as one that the system killed
         raise DeflectError(f"{scene.name} could not be predicted, status {done.returncode}: {said[-1]}")
     target.unlink()
-    return {"seconds": seconds, "peak_bytes": int(done.stdout.split()[-1])}
+    peak, processor, forward = done.stdout.split()[-3:]
+    return {"seconds": seconds, "peak_bytes": int(peak), "processor_seconds": float(processor),
+            "forward_seconds": float(forward)}  # fmt: skip
+
+
+def child() -> None:
+    """Predict the scene that the command line names; print peak memory and processor time, whole and of the forward."""
+    from deflect_hf.inference.cli import main as predict
+    from deflect_hf.inference.mapping import predict_raster  # noqa: F401  (imported before the clock starts)
+    from deflect_hf.inference.trained import TrainedModel
+
+    forward, spent = TrainedModel.forward, []
+
+    def timed(*given: Any) -> torch.Tensor:
+        started = time.thread_time()
+        logits = forward(*given)
+        spent.append(time.thread_time() - started)
+        return logits
+
+    TrainedModel.forward = timed  # type: ignore[method-assign]
+    imported = time.process_time()
+    predict()
+    print(peak_bytes(), time.process_time() - imported, sum(spent))
 
 
 def peak_bytes() -> int:

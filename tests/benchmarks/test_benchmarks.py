@@ -83,6 +83,7 @@ def test_scenes_are_predicted_in_a_process_of_their_own(tmp_path: Path, monkeypa
     scenes.main(["--output", str(tmp_path / "out"), *words])
     (found,) = numbers_of(tmp_path / "out", "scenes")
     assert found["side"] == 300 and found["peak_bytes"] > 2**26
+    assert found["processor_seconds"] > found["forward_seconds"] > 0
     table = (tmp_path / "out" / "scenes.md").read_text()
     assert f"| 300 x 300 x 7 | {found['peak_bytes'] / 2**20:.0f} MiB | 1.00 |" in table
     assert list((tmp_path / "scratch").iterdir()) == []
