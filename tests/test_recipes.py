@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deflect_hf.inference import cli
 from deflect_hf.raster import read_mask, write_raster
@@ -50,6 +52,15 @@ def test_the_lines_of_the_readme(place: Path, capsys: pytest.CaptureFixture[str]
     exec(quick(program), names)
     assert read_mask(place / "map.tif").values.shape[-2:] == (32, 32)
     assert "work-dir/python-encoder-deflect-0" in capsys.readouterr().out
+
+
+def test_the_lines_of_the_readme_with_peft(place: Path) -> None:
+    ((program,), _) = programs("README.md", "Use it as any PEFT method")
+    images = 0.05 + 0.2 * torch.rand(2, 10, 32, 32, generator=torch.Generator().manual_seed(0))
+    names: dict[str, Any] = {"loader": [{"pixel_values": images}]}
+    exec(quick(program), names)
+    assert names["model"].peft_config["default"].feature_mean  # fitted, saved and loaded
+    assert names["model"](images).last_hidden_state.isfinite().all()
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["Trainer", "plain loop"])
