@@ -229,7 +229,7 @@ class ImageDataset(torch.utils.data.Dataset):
             return True
         if not TASKS[self.task].dense:
             targets = (row["target"] if "target" in row else self.reader.read(row).target for row in self.table)
-            return any(bool(np.isfinite(target).any()) for target in targets)
+            return any(bool(np.isfinite(np.asarray(target, dtype=float)).any()) for target in targets)
         labels = (self._encoded(self.reader.read(row)) for row in self.table)
         return any(bool((one.isfinite() & (one != self.labels.unknown)).any()) for one in labels)
 
