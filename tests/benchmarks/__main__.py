@@ -1,6 +1,9 @@
-"""Maintainers' measurements: `python -m tests.benchmarks adapters|encoders|loader|resume|scenes|startup|step ...`."""
+"""Maintainers' measurements: `python -m tests.benchmarks NAME ...`, see `--help`."""
 
 from deflect_hf.benchmark.__main__ import main
 
 if __name__ == "__main__":
-    main(package="tests.benchmarks", commands=("adapters", "encoders", "loader", "resume", "scenes", "startup", "step"))
+    main(
+        package="tests.benchmarks",
+        commands=("adapters", "encoders", "export", "loader", "resume", "scenes", "startup", "step"),
+    )
