@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 
 import deflect_hf
-from deflect_hf.errors import ConfigError, DataError, UnsupportedOperationError
+from deflect_hf.errors import ArchitectureError, ConfigError, DataError, UnsupportedOperationError
 from deflect_hf.raster import write_raster
 from tests.inference.folders import ALL_BANDS, encoder_folder, images, result_folder
 
@@ -124,3 +125,10 @@ def test_a_pipeline_of_a_model_without_adapter_is_saved(folders: dict[str, Path]
     before.save_pretrained(tmp_path)
     after = pipeline("image-segmentation", model=str(tmp_path), device="cpu")
     assert after(images()[0]) == before(images()[0])
+
+
+def test_an_id_that_leads_transformers_to_the_bare_encoder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Of a Hub id, transformers reads adapter_config.json alone, and adapts what it names with its own class."""
+    shutil.copytree(folders["classification"], tmp_path / "id", ignore=shutil.ignore_patterns("config.json"))
+    with pytest.raises(ArchitectureError, match=r"saved for a EncoderForImage.* a ViTFor.*snapshot_download"):
+        AutoModelForImageClassification.from_pretrained(tmp_path / "id")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftMixedModel, PeftModel, get_peft_model
+from peft import PeftConfig, PeftMixedModel, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from transformers import AutoModel
 
 from deflect_hf import EncoderForImageClassification
+from deflect_hf.errors import ArchitectureError
 from tests.tuners.tiny import (
     BANDS,
     adapted,
@@ -108,13 +109,17 @@ def test_compiled_model_follows_the_switches(reflectance):
     torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_in_another_class_than_it_was_saved_for_is_warned_about(tmp_path, caplog):
+def test_an_adapter_of_a_task_model_is_for_task_models(tmp_path, caplog):
     base = saved_encoder(tmp_path)
     task = EncoderForImageClassification.from_encoder(AutoModel.from_pretrained(base), num_labels=2)
     get_peft_model(task, spectral_config()).save_pretrained(tmp_path / "adapter")
-    with pytest.warns(UserWarning, match="missing adapter keys"):  # PEFT's own
+    told = "saved for a EncoderForImageClassification, and this is a ViTModel: its weights may"
+    with pytest.raises(ArchitectureError, match=told):
         PeftModel.from_pretrained(AutoModel.from_pretrained(base), tmp_path / "adapter")
-    assert "saved for a EncoderForImageClassification, and this is a ViTModel: its weights may" in caplog.text
+    config = PeftConfig.from_pretrained(tmp_path / "adapter")
+    config.inference_mode = False  # its options are for a new adapter
+    get_peft_model(AutoModel.from_pretrained(base), config)
+    assert told in caplog.text
     caplog.clear()
     task = EncoderForImageClassification.from_encoder(AutoModel.from_pretrained(base), num_labels=2)
     PeftModel.from_pretrained(task, tmp_path / "adapter")

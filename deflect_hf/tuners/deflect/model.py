@@ -14,7 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from deflect_hf.errors import BandError, ConfigError, UnsupportedOperationError
+from deflect_hf.errors import ArchitectureError, BandError, ConfigError, UnsupportedOperationError
 from deflect_hf.tuners.base import Tuner
 from deflect_hf.tuners.deflect.architectures import Encoder, find_encoder, outermost_modules
 from deflect_hf.tuners.deflect.config import DeflectConfig
@@ -32,6 +32,8 @@ from deflect_hf.tuners.deflect.spectral_input import OTHER_BASE
 logger = logging.getLogger(__name__)
 
 SAMPLES = 16  # values of each tensor in a fingerprint, evenly spread
+# whose encoder lies one level deeper than in any model of transformers, so that no name of a weight is the same
+TASK_MODELS = ("EncoderForImageClassification", "EncoderForSemanticSegmentation")
 WRAPPER_INFIX = re.compile(r"(?<![^.])_(?:fsdp|checkpoint)_wrapped_module\.")
 
 
@@ -84,7 +86,7 @@ class DeflectModel(Tuner):
                 f"The patch embedding takes {encoder.num_channels} channels, but base_bands names "
                 f"{len(peft_config.base_bands)}: {peft_config.base_bands}. Fix: name the bands it was pretrained on."
             )
-        self._warn_of_another_class(peft_config)
+        self._refuse_another_class(peft_config)
         encoder.targeted_blocks(peft_config.layers_to_transform)
         peft_config.target_modules = encoder.target_modules
         fingerprint = base_fingerprint(self.model, encoder)
@@ -94,17 +96,21 @@ class DeflectModel(Tuner):
             peft_config.base_fingerprint = fingerprint
         return peft_config
 
-    def _warn_of_another_class(self, peft_config: DeflectConfig) -> None:
-        """Say that stored weights will not be found: PEFT names them as they lie in the class that was adapted."""
+    def _refuse_another_class(self, peft_config: DeflectConfig) -> None:
+        """Stored weights will not be found: PEFT names them as they lie in the class that was adapted."""
         saved_for = (peft_config.auto_mapping or {}).get("base_model_class")
-        if saved_for not in (None, type(self.model).__name__):
-            logger.warning(
-                "the adapter was saved for a %s, and this is a %s: its weights may have other names here, and are then "
-                "not loaded. Load it into a %s, with its head if it has one; deflect_hf.load_adapter does that",
-                saved_for,
-                type(self.model).__name__,
-                saved_for,
+        if saved_for in (None, *(one.__name__ for one in type(self.model).__mro__)):
+            return
+        text = (
+            f"the adapter was saved for a {saved_for}, and this is a {type(self.model).__name__}: its weights may have "
+            f"other names here, and are then not loaded. Load it into a {saved_for}, with its head if it has one; "
+            "deflect_hf.load_adapter does that"
+        )
+        if saved_for in TASK_MODELS and peft_config.inference_mode:  # as transformers' Auto classes do with a Hub id
+            raise ArchitectureError(
+                f"{text}; transformers' Auto classes take its folder, of snapshot_download, not its id."
             )
+        logger.warning(text)
 
     def inject_adapter(
         self,
