@@ -26,6 +26,7 @@ from deflect_hf.spectral.sensors import get_sensor
 if TYPE_CHECKING:
     from transformers import BatchFeature
 try:
+    import transformers  # noqa: F401  (the name of what is missing, where it is)
     from transformers.image_processing_utils import BaseImageProcessor  # the package's own name asks for Pillow
 except ModuleNotFoundError as error:  # where exported models make maps
     if error.name != "transformers":
