@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -208,7 +207,7 @@ def score_best(loop: TrainingLoop, experiment: Experiment) -> dict[str, Any]:
     model = saved_model.load_model(best, config).to(loop.accelerator.device)
     task = loop.protocol.task
     splits = [name for name in ("val", "test") if name in experiment.splits]
-    found = json.loads((best / saved_model.RESULTS).read_text(encoding="utf-8"))
+    found = saved_model.read_results(best)
     scores: dict[str, Any] = {}
     for split in splits:  # validation first, whose temperature holds for the others
         scores[split] = loop.score(model, split, replicates=REPLICATES)
