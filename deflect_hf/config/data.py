@@ -263,9 +263,12 @@ class DatasetArguments(Arguments):
                 raise ConfigError(f"{key}: {repeated[0]!r} is given twice, but each class has its own.")
         if self.class_values is not None and len(self.class_values) != len(self.classes or self.class_values):
             raise ConfigError("class_values and classes must be of the same length: one stored value per class.")
-        overlap = sorted(set(self.ignore_values) & set(self.class_values or ()))
+        overlap = sorted(set(self.ignore_values) & set(self.class_values or range(len(self.classes or ()))))
         if overlap:
-            raise ConfigError(f"Mask value(s) {overlap} are in both class_values and ignore_values: keep one of them.")
+            raise ConfigError(
+                f"Mask value(s) {overlap} of ignore_values are those of classes, too (class_values; null: 0, 1, ...): "
+                "keep one of them."
+            )
         return self
 
     def _check_folder(self) -> None:

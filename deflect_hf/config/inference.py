@@ -17,7 +17,7 @@ Overlap = Annotated[float, Field(ge=0.0, le=0.5)]
 class JobArguments(Arguments):
     """Which files, which model."""
 
-    predict: list[str] = Field(
+    predict: list[UserPath] = Field(
         description="IN OUT: images, scene folders (SAFE, Landsat, HLS, one file per band) or quoted "
         "patterns, and last the map to write; with several "
         "images the folder of the maps (needed)"

@@ -139,7 +139,7 @@ class Leaf:
     @property
     def _of_text(self) -> bool:
         """Whether it takes several texts: a file called 2020 is no number."""
-        return all(typing.get_args(member)[:1] == (str,) for member in self.lists)
+        return all(_bare(typing.get_args(member)[0]) is str for member in self.lists)
 
 
 def _bare(hint: Any) -> Any:

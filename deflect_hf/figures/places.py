@@ -11,8 +11,8 @@ import numpy as np
 from deflect_hf.data.scene_reader import RasterLabels, SceneReader, ShapeLabels
 from deflect_hf.figures.canvas import new_figure, save
 from deflect_hf.figures.colors import class_colors, composite, composites_of
-from deflect_hf.raster.header import RasterInfo
-from deflect_hf.raster.read import overview_size, read_raster
+from deflect_hf.raster.header import RasterInfo, overview_size
+from deflect_hf.raster.read import read_raster
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

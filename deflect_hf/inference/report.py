@@ -32,9 +32,9 @@ from deflect_hf.figures.colors import IGNORED, class_colors, composite, composit
 from deflect_hf.files import write_text
 from deflect_hf.inference.model import Facts, MapModel
 from deflect_hf.raster.georeference import crs_name, pixel_areas
-from deflect_hf.raster.header import PathLike, RasterInfo, file_bands
+from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, overview_size
 from deflect_hf.raster.maps import SQUARE
-from deflect_hf.raster.read import open_raster, overview_size, raster_info, read_mask, read_raster
+from deflect_hf.raster.read import open_raster, raster_info, read_mask, read_raster
 from deflect_hf.raster.tiles import in_pieces
 
 Array = np.ndarray[Any, Any]

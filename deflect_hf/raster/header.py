@@ -100,6 +100,12 @@ def refuse_no_mask(info: RasterInfo, painted: bool = False) -> None:
         )
 
 
+def overview_size(info: RasterInfo, side: int) -> tuple[int, int]:
+    """Height and width of the raster shrunk so that neither exceeds ``side``; its own if they do not."""
+    factor = min(1.0, side / max(info.height, info.width))
+    return max(1, round(info.height * factor)), max(1, round(info.width * factor))
+
+
 def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sensor | None = None) -> list[str]:
     """Name the bands of a file: by its own descriptions, else by ``source_bands``, else by the sensor's order.
 

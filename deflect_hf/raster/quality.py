@@ -58,9 +58,10 @@ class Quality:
         """Stored values of the layer -> bool: the ground was not measured there."""
         found = np.isin(layer, self.invalid)
         if self.bits:
-            if not np.issubdtype(layer.dtype, np.integer):
-                raise DataError(f"band {self.band!r} holds no bit fields but {layer.dtype}: give `qa_values`.")
-            found |= (layer.astype(np.int64) & sum(1 << bit for bit in self.bits)) != 0
+            fields = np.nan_to_num(layer).astype(np.int64)  # stored beside reflectance, they may be floats
+            if not np.array_equal(fields, np.nan_to_num(layer)):
+                raise DataError(f"band {self.band!r} holds fractions, no bit fields: give `qa_values` or `qa_above`.")
+            found |= (fields & sum(1 << bit for bit in self.bits)) != 0
         if self.above is not None:
             found |= layer > self.above
         return found

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from rasterio.windows import Window
 from deflect_hf.errors import BandError, DataError, brief
 from deflect_hf.raster.colors import Color, classes_of
 from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
-from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, refuse_no_mask
+from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, is_unnamed, refuse_no_mask
 from deflect_hf.raster.local import DRIVERS, OFFLINE
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import Quality
@@ -189,6 +189,8 @@ def read_raster(
     with _opened(path, window) as source:
         info = _info(source, path)
         names = file_bands(info, source_bands, sensor)
+        if info.alpha is not None and not is_unnamed(names[info.alpha]):
+            info = replace(info, alpha=None)  # GDAL calls the last of four bands of 8 bits so
         positions = list(range(len(names)))
         if bands is not None:
             try:
@@ -242,9 +244,15 @@ def _read(
         values = np.stack(bands)
     valid = np.stack([_measured(band, {info.nodata[k], *nodata}) for band, k in zip(bands, positions, strict=True)])
     flags = source.mask_flag_enums  # asks GDAL for every band each time
-    masked = {position for position in positions if MaskFlags.per_dataset in flags[position]}
-    if masked and info.alpha not in positions:  # an alpha band that is read as a band says nothing about the others
-        valid &= source.read_masks(min(masked) + 1, window=area, resampling=Resampling.nearest, **shrunk) > 0
+    mask_of = functools.partial(source.read_masks, window=area, resampling=Resampling.nearest, **shrunk)
+    shared = {position for position in positions if MaskFlags.per_dataset in flags[position]}
+    # an alpha band that is a band itself says nothing about the others
+    if shared and not (MaskFlags.alpha in flags[min(shared)] and (info.alpha is None or info.alpha in positions)):
+        valid &= mask_of(min(shared) + 1) > 0
+    for band, position in enumerate(positions):
+        if not flags[position]:  # a mask of its own, in a virtual raster
+            valid[band] &= mask_of(position + 1) > 0
+    return values, valid
     return values, valid
 
 
@@ -267,12 +275,6 @@ def read_quality(path: PathLike, quality: Quality) -> np.ndarray:
     with _opened(path) as source:
         info = _info(source, path)
         return _read(source, info, [info.position(quality.band)], None, None, Resampling.nearest)[0]
-
-
-def overview_size(info: RasterInfo, side: int) -> tuple[int, int]:
-    """Height and width of the raster shrunk so that neither exceeds ``side``; its own if they do not."""
-    factor = min(1.0, side / max(info.height, info.width))
-    return max(1, round(info.height * factor)), max(1, round(info.width * factor))
 
 
 def _window(info: RasterInfo, window: Box | None) -> Window | None:

@@ -244,12 +244,15 @@ def test_a_band_that_no_catalogue_knows_is_named_skipped_or_declared(
     torch.testing.assert_close(declared[0]["pixel_values"][4], declared[0]["pixel_values"][0] / 2, atol=1e-4, rtol=0)
 
 
-def test_bit_fields_and_products_of_quality_bands(segmentation_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("stored_as", ["int16", "float32"])
+def test_bit_fields_and_products_of_quality_bands(
+    segmentation_folder: Path, caplog: pytest.LogCaptureFixture, stored_as: str
+) -> None:
     for path in (segmentation_folder / "images").iterdir():
         stored = stored_image(int(path.stem.removeprefix("a")))
         layer = np.full((1, 6, 8), 21824, dtype=np.int16)  # clear
         layer[:, 0], layer[:, 1] = 22280, 21824 | 1 << 5  # cloud, snow
-        write_raster(path, np.concatenate([stored, layer]), descriptions=(*BANDS, "QA_PIXEL"))
+        write_raster(path, np.concatenate([stored, layer]).astype(stored_as), descriptions=(*BANDS, "QA_PIXEL"))
 
     def unseen_rows(**quality: Any) -> list[int]:
         pixels = load_dataset_splits(segments(segmentation_folder, **quality))["train"][0]["pixel_values"]

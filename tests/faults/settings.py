@@ -56,6 +56,7 @@ DATASET = table(
     ("class values of another number", dataset(class_values=[0, 1, 2]), ["class_values", "run.yaml"]),
     ("a class value given twice", dataset(class_values=[1, 1]), ["class_values", "1"]),
     ("a class value that is ignored", dataset(ignore_values=[1], class_values=[0, 1]), ["ignore_values", "run.yaml"]),
+    ("a class number that is ignored", dataset(ignore_values=[1]), ["ignore_values", "run.yaml"]),
     ("fractional class values", dataset(class_values=[0, 0.5]), ["run.yaml", "dataset.class_values"]),
     ("an ignore index that is a class", dataset(ignore_index=1), ["ignore_index", "run.yaml"]),
     ("shares above one", dataset(val_fraction=0.6, test_fraction=0.6), ["val_fraction", "run.yaml"]),

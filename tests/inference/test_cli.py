@@ -107,6 +107,11 @@ def test_the_files_come_with_or_without_the_flag_and_stay_text(monkeypatch: pyte
     cli.main(["2020", "007", "--adapter", "RUN", "--qa_band", "SCL", "--qa_values", "8", "9"])
     cli.main(["--adapter", "RUN", "--qa_values", "8", "9", "--qa_band", "SCL", "--predict", "2020", "007"])
     assert given == [PredictArguments(predict=["2020", "007"], adapter="RUN", qa_band="SCL", qa_values=[8, 9])] * 2
+    monkeypatch.setenv("HOME", "/home/me")
+    assert PredictArguments(predict=["~/*.tif", "~/maps/"], adapter="RUN").predict == [
+        "/home/me/*.tif",
+        "/home/me/maps/",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deflect_hf.errors import BandError, DataError
+from deflect_hf.raster.header import overview_size
 from deflect_hf.raster.quality import Quality
-from deflect_hf.raster.read import overview_size, raster_info, read_mask, read_raster
+from deflect_hf.raster.read import raster_info, read_mask, read_raster
 from deflect_hf.raster.write import create_raster, write_raster
 from deflect_hf.spectral.sensors import get_sensor
 
@@ -127,6 +128,33 @@ def test_an_internal_mask_makes_pixels_invalid(image: Path) -> None:
         sink.write_mask(mask)
     valid = read_raster(image, ["R", "N"], window=(0, 0, 2, 4)).valid
     assert valid.tolist() == [[[False, False, False, True], [True] * 4]] * 2
+
+
+@pytest.mark.parametrize("named", ["in the file", "by source_bands"])
+def test_the_fourth_band_of_8_bits_is_no_mask_where_it_has_a_name(tmp_path: Path, named: str) -> None:
+    values = np.full((4, 2, 2), 9, dtype=np.uint8)
+    values[3, 0] = 0  # near infrared over water
+    path = tmp_path / "photo.tif"
+    own = named == "in the file"
+    write_raster(path, values, descriptions=BANDS if own else ("",) * 4)
+    assert raster_info(path).alpha == 3  # as GDAL takes it
+    assert read_raster(path, ["R", "G"], source_bands=None if own else BANDS).valid.all()
+
+
+def test_a_mask_of_one_band_of_a_virtual_raster_is_for_that_band(image: Path, tmp_path: Path) -> None:
+    write_raster(tmp_path / "seen.tif", np.eye(6, 8, dtype=np.uint8)[None])
+    source = (
+        "<SimpleSource><SourceFilename relativeToVRT='1'>{}</SourceFilename><SourceBand>{}</SourceBand></SimpleSource>"
+    )
+    mask = f"<MaskBand><VRTRasterBand dataType='Byte'>{source.format('seen.tif', 1)}</VRTRasterBand></MaskBand>"
+    bands = [
+        f"<VRTRasterBand dataType='Int16' band='{n}'><Description>{code}</Description>{mask if code == 'N' else ''}"
+        f"{source.format(image.name, n)}</VRTRasterBand>"
+        for n, code in enumerate(BANDS, 1)
+    ]
+    path = tmp_path / "scene.vrt"
+    path.write_text(f"<VRTDataset rasterXSize='8' rasterYSize='6'>{''.join(bands)}</VRTDataset>")
+    assert read_raster(path).valid.sum(axis=(1, 2)).tolist() == [48, 48, 48, 6]
 
 
 def test_scale_and_offset_tags_follow_the_bands(image: Path) -> None:
