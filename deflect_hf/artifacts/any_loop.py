@@ -25,12 +25,7 @@ def configuration_of(
     class_values: Sequence[int] | None = None,
     **precision: bool,
 ) -> RunArguments:
-    """What ``config.yaml`` has to say of a model, for it to be loaded, evaluated and mapped with like that of a run.
-
-    Raises:
-        ConfigError: It could not be loaded again: it is no task model of this package, its encoder has no name, or its
-            head is not saved with the adapter.
-    """
+    """What ``config.yaml`` has to say of a model, for it to be loaded, evaluated and mapped with like that of a run."""
     inner = task_model(model)
     if not isinstance(inner, EncoderWithHead):
         raise ConfigError(

@@ -163,9 +163,6 @@ def load_model(folder: Path, config: RunArguments, encoder: str | PreTrainedMode
     Args:
         encoder: Hub id or folder of the base encoder, where it is not found as the run's configuration says; or the
             loaded base encoder, which is taken over, not copied.
-
-    Raises:
-        CheckpointError: a file is missing, broken, or does not fit.
     """
     from transformers import AutoConfig
 

@@ -211,12 +211,7 @@ def read_ratios(path: Path, rows: Sequence[str]) -> dict[str, float]:
 
 
 def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
-    """The results of one run: from its file, here or in an output to reuse, or by training.
-
-    Raises:
-        ConfigError: a file of that run was made by another configuration.
-        Unfinished: there is no such file, and nothing is to be trained.
-    """
+    """The results of one run: from its file, here or in an output to reuse, or by training; or Unfinished."""
     name = f"{file_name(row.text)}-lr{lr:g}-{trial.name}"
     segmentor, config = plan.base.segmentor, trial.settings(plan.base)
     segmentor = segmentor.replace(optimizer=segmentor.optimizer.replace(lr=lr))

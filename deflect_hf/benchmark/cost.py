@@ -199,11 +199,7 @@ def default_rows(size: str) -> list[str]:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags.
-
-    Raises:
-        ConfigError: the reference is none of the rows, or a number makes no sense.
-    """
+    """The flags."""
     parser = flag_parser("cost", __doc__)
     parser.add_argument("--rows", nargs="+", help="methods; default: all, DEFLECT also on the last third of the blocks")
     parser.add_argument("--reference", help="the row that ratios are to; default: the first one")

@@ -33,11 +33,7 @@ Colors = Annotated[str | list[Any], AfterValidator(_rgbs)]
 
 
 def classes_of_colors(colors: Mapping[str, Any], classes: Sequence[str] | None) -> list[str]:
-    """The classes of ``class_colors``, in the order of ``classes`` where they are given.
-
-    Raises:
-        ConfigError: a class has no color, or two have the same.
-    """
+    """The classes of ``class_colors``, in the order of ``classes`` where they are given."""
     named = [name for name in colors if name != UNLABELLED]
     classes = list(classes or named)
     if set(named) != set(classes) or len(named) < 2:

@@ -32,11 +32,7 @@ class JobArguments(Arguments):
 
 
 class SceneArguments(Arguments):
-    """How a scene is read, cut into windows and written.
-
-    Raises:
-        ConfigError: options that do not go together.
-    """
+    """How a scene is read, cut into windows and written."""
 
     output: Literal["classes", "confidence", "probabilities", "embeddings"] = option(
         "classes",
@@ -99,11 +95,7 @@ class SceneArguments(Arguments):
 
 
 class PredictArguments(SceneArguments, JobArguments):
-    """The command line of a prediction: files and model first, then how.
-
-    Raises:
-        ConfigError: options that do not go together.
-    """
+    """The command line of a prediction: files and model first, then how."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -120,11 +112,7 @@ class PredictArguments(SceneArguments, JobArguments):
 
 
 class ExportArguments(Arguments):
-    """The keys of an export.
-
-    Raises:
-        ConfigError: the file's name does not say what it is to be.
-    """
+    """The keys of an export."""
 
     run: UserPath = Field(description="folder of a run, its best/ folder, or USER/NAME on the Hub (needed)")
     output: UserPath = Field(description="file to write: .pt2 for torch.export, .onnx for ONNX (needed)")

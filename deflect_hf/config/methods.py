@@ -55,11 +55,7 @@ class Method(Arguments):
 
 
 def method_class(method: str) -> type[Method]:
-    """The class of a method of :data:`METHODS`.
-
-    Raises:
-        ConfigError: there is none of that name; the nearest is given.
-    """
+    """The class of a method of :data:`METHODS`."""
     if method not in METHODS:
         raise ConfigError(
             f"finetune={method!r:.80} is unknown; choose from {listing(METHODS)}, or {PREFIX}NAME with the name of one "
@@ -71,11 +67,7 @@ def method_class(method: str) -> type[Method]:
 
 
 def options_of(method: str, values: Mapping[str, Any]) -> Method:
-    """The options of a method of :data:`METHODS`, defaults filled in.
-
-    Raises:
-        ConfigError: the method or an option is unknown, or its value is none; the valid ones are given.
-    """
+    """The options of a method of :data:`METHODS`, defaults filled in."""
     schema = method_class(method)
     try:
         return schema(**values)

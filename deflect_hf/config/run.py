@@ -74,11 +74,7 @@ class EncoderArguments(Arguments):
 
 
 class LossArguments(Arguments):
-    """The loss over the labelled pixels or images: a sum of terms, each with its weight.
-
-    Raises:
-        ConfigError: none of the terms has a weight.
-    """
+    """The loss over the labelled pixels or images: a sum of terms, each with its weight."""
 
     cross_entropy: NonNegativeFloat = option(
         1.0, "weight of the cross-entropy (binary for multi_label, the squared error for regression); 0: without it"

@@ -39,11 +39,7 @@ def collate_examples(examples: Sequence[Example]) -> Example:
 
 
 def refuse_beyond_memory(key: str, number: int, shape: Sequence[int]) -> None:
-    """Refuse as many images, or windows, of this shape in float32 as the machine has no memory for.
-
-    Raises:
-        ConfigError: naming the key that asks for them.
-    """
+    """Refuse as many images, or windows, of this shape in float32 as the machine has no memory for."""
     needed, there = 4 * number * math.prod(shape), psutil.virtual_memory().total
     if needed > there:
         size = " x ".join(map(str, shape))

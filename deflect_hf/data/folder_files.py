@@ -37,11 +37,7 @@ def split_folders(root: Path, args: DatasetArguments) -> dict[str, Path]:
 
 
 def images_of(base: Path, args: DatasetArguments, split: str) -> dict[str, Path]:
-    """The images of a split by name.
-
-    Raises:
-        DataError: there are none, or two of one name.
-    """
+    """The images of a split by name."""
     if args.images is not None:
         masks = _matches(base, args.masks or "masks/*", split)
         found = [pair for pair in _matches(base, args.images, split).items() if pair[0] not in masks]
@@ -59,11 +55,7 @@ def images_of(base: Path, args: DatasetArguments, split: str) -> dict[str, Path]
 
 
 def masks_of(base: Path, args: DatasetArguments, split: str, images: Mapping[str, Path]) -> dict[str, Path]:
-    """The mask of each image, by the image's name.
-
-    Raises:
-        DataError: one has none, or two.
-    """
+    """The mask of each image, by the image's name."""
     folder = base / "masks"
     if args.masks is None:
         masks = by_file_name(_files(folder, MASK_SUFFIXES), "masks of the same image")

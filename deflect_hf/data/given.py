@@ -31,10 +31,6 @@ def given_splits(
     Args:
         given: Data sets as :func:`~deflect_hf.data.adapt.adapt_dataset` takes them, or makes them.
         processor: That of a trained model, as in :func:`~deflect_hf.data.load.load_dataset_splits`.
-
-    Raises:
-        ConfigError: It is not said what the channels or the classes are, or said twice.
-        DataError, BandError, UnitError: as ``adapt_dataset`` does.
     """
     splits = {split: adapt(args, dataset, processor) for split, dataset in given.items()}
     refuse_idle_shares(args, [f"{split}_fraction" for split in splits if split != "train"])

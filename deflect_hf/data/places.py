@@ -102,11 +102,7 @@ def cells_of(box: Box, side: int) -> list[tuple[Box, Box]]:
 
 
 def draw_splits(counts: Sequence[Sequence[int]], args: DatasetArguments) -> list[str]:
-    """The split of each place, by shares or folds, with the labels of each class balanced among them.
-
-    Raises:
-        DataError: there are fewer places than splits.
-    """
+    """The split of each place, by shares or folds, with the labels of each class balanced among them."""
     if args.num_folds is None:
         test, val = args.test_fraction, args.val_fraction
         shares = {"train": 1 - val - test, "val": val, "test": test}

@@ -53,15 +53,7 @@ ENTRY_KEYS = tuple(field.name for field in dataclasses.fields(Entry))
 
 
 def load_scenes(args: DatasetArguments, trained: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
-    """Build the splits of scenes; bands, unit and size of a ``trained`` model's processor stand.
-
-    Raises:
-        ConfigError: Keys that do not go together.
-        MissingPackageError: pyogrio and shapely are missing.
-        DataError: A file is missing or broken, labels do not lie on their scene or are of no class, or splits are
-            left without labels.
-        BandError, UnitError: As for a folder of images.
-    """
+    """Build the splits of scenes; bands, unit and size of a ``trained`` model's processor stand."""
     where = str(args.root or args.name)
     entries = read_entries(args)
     layout = layout_of(args)
@@ -93,12 +85,7 @@ def load_scenes(args: DatasetArguments, trained: MultispectralImageProcessor | N
 
 
 def read_entries(args: DatasetArguments) -> list[Entry]:
-    """The scenes of the list, or of the table that it names.
-
-    Raises:
-        ConfigError: a key is unknown or missing, two scenes share a name, or only some say their split.
-        DataError: the table is missing or broken.
-    """
+    """The scenes of the list, or of the table that it names."""
     root = Path(args.root) if args.root is not None else Path()
     listed = _table(root / args.scenes) if isinstance(args.scenes, str) else list(args.scenes or ())
     entries = []
@@ -171,11 +158,7 @@ def _classes_found(entries: Sequence[Entry], args: DatasetArguments) -> list[str
 
 
 def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning: Labels) -> SceneLabels:
-    """The labels of a scene.
-
-    Raises:
-        DataError: they do not lie on it, or are of no class.
-    """
+    """The labels of a scene."""
     if not is_vector(entry.labels):
         label = raster_info(entry.labels)
         refuse_no_mask(label, args.class_colors is not None)
@@ -225,12 +208,7 @@ def place(
     args: DatasetArguments,
     meaning: Labels,
 ) -> tuple[list[Region], list[Row]]:
-    """The regions with labels, each in a split, and a row for each of their windows that has a label.
-
-    Raises:
-        ConfigError: blocks are smaller than a window.
-        DataError: nothing is labelled, or there are fewer places than splits.
-    """
+    """The regions with labels, each in a split, and a row for each of their windows that has a label."""
     middles: dict[str | None, float] = {}
     regions: list[Region] = []
     found: list[list[Row]] = []

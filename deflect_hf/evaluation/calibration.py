@@ -78,11 +78,7 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
 
 
 def known_temperature(folder: Path) -> float | None:
-    """The temperature that was fitted for the model of a result folder; None where its run did not.
-
-    Raises:
-        CheckpointError: ``results.json`` holds none that logits could be divided by.
-    """
+    """The temperature that was fitted for the model of a result folder; None where its run did not."""
     scores = read_results(folder).get("val")
     found = scores.get("temperature") if isinstance(scores, Mapping) else None
     if found is not None and not (isinstance(found, int | float) and 0 < found < math.inf):

@@ -56,9 +56,6 @@ def write_polygons(
         mapped: the finished map.
         squares: (2, h, w) class numbers, and confidence in steps of 1 / ``steps``, of all of it.
         tolerance: by how many pixels borders may move; neighbours keep a common border.
-
-    Raises:
-        DataError: the file cannot be written.
     """
     import pyogrio
     import shapely

@@ -64,10 +64,6 @@ def write_report(
             `sensor`, `nodata`, `quality`), where the file does not do it by itself.
         confusion: a split that the model was scored on, and its counts (rows are targets, columns predictions), which
             add areas that are corrected for the model's errors, with confidence intervals.
-
-    Raises:
-        DataError: a file is missing or broken, the map has other classes, or is not of this scene.
-        BandError: nothing names the bands of the scene.
     """
     reading = dict(reading or {})
     scene, mapped = raster_info(source), raster_info(prediction)

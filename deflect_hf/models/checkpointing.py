@@ -28,11 +28,7 @@ def keep_attention(context: Any, operator: Any, *arguments: Any, **options: Any)
 
 
 def enable_checkpointing(model: PreTrainedModel, selective: bool) -> None:
-    """Let each block of `model` compute in the backward pass what it did not keep: all, or as [`keep_attention`] says.
-
-    Raises:
-        ArchitectureError: its blocks cannot.
-    """
+    """Let each block compute in the backward pass what it did not keep: all, or as [`keep_attention`] says."""
     options: dict[str, Any] = {"use_reentrant": False}
     if selective:
         options["context_fn"] = partial(create_selective_checkpoint_contexts, keep_attention)

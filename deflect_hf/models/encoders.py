@@ -107,11 +107,7 @@ def with_encoder_size(config: RunArguments) -> RunArguments:
 
 
 def chosen_gsd(arguments: EncoderArguments, gsd_m: float | None) -> float | None:
-    """The ground sampling distance in numbers, None for the checkpoint's own; ``data`` is ``gsd_m``, metres per pixel.
-
-    Raises:
-        ConfigError: it is ``data``, and ``gsd_m`` is not known.
-    """
+    """The ground sampling distance in numbers, None for the checkpoint's own; ``data`` is ``gsd_m``, in metres."""
     if arguments.gsd != "data":
         return arguments.gsd
     if gsd_m is None:

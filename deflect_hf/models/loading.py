@@ -71,9 +71,6 @@ def load_encoder_config(
     """The configuration of a vision transformer in a folder or on the Hub, without its weights.
 
     Of a model that reads images and text, such as CLIP, it is that of the part that reads images.
-
-    Raises:
-        CheckpointError: it cannot be read.
     """
     with _readable(source):
         config: PreTrainedConfig = AutoConfig.from_pretrained(

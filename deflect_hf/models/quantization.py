@@ -15,11 +15,7 @@ PACKAGES = {"int8": "torchao", "bnb_4bit": "bitsandbytes"}
 
 
 def quantization_config(kind: str) -> TorchAoConfig | BitsAndBytesConfig:
-    """What `from_pretrained(..., quantization_config=...)` of transformers takes, for a name in `PACKAGES`.
-
-    Raises:
-        MissingPackageError: its package is not installed.
-    """
+    """What `from_pretrained(..., quantization_config=...)` of transformers takes, for a name in `PACKAGES`."""
     with named_extras():
         importlib.import_module(PACKAGES[kind])
     if kind == "int8":

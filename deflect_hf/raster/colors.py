@@ -20,9 +20,6 @@ def classes_of(painted: Array, valid: Array, info: RasterInfo, colors: Mapping[C
 
     Args:
         colors: The class of each color, below 0 for one that says that there is no label.
-
-    Raises:
-        DataError: A pixel has another color.
     """
     some = np.asarray(valid.any(axis=0))  # of a color, one channel may have the value that means nodata
     if len(painted) == 1:

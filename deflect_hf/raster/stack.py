@@ -90,10 +90,6 @@ def stack(layers: Sequence[Layer], where: str, grid: str | float | None, resampl
         grid: The layer whose grid all others come onto, or the side of a pixel in the unit of the reference system;
             None: the finest.
         resampling: ``"bilinear"`` or ``"cubic"``.
-
-    Raises:
-        DataError: A file is missing, damaged, or lies nowhere while the others do.
-        ConfigError: There is no such layer.
     """
     headers = [_header(layer, where) for layer in layers]
     target = _target(headers, where, grid)

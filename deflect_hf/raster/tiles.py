@@ -39,9 +39,6 @@ def in_pieces(path: PathLike, beside: Path) -> Iterator[OpenRaster]:
 
     Args:
         beside: the copy lies in the folder of this file meanwhile.
-
-    Raises:
-        DataError: as :func:`open_raster`, or the copy cannot be written.
     """
     with open_raster(path) as file:
         decoded = decoded_bytes(file.source)
@@ -74,9 +71,6 @@ def tiled_copy(path: PathLike, name: str, folder: Path, decoded: int) -> PathLik
 
     Args:
         name: what GDAL opens for it.
-
-    Raises:
-        DataError: it cannot be written.
     """
     logger.info(
         "%s is stored in blocks of which GDAL decodes %d MiB for a window: it is read through a copy in tiles, which "

@@ -70,12 +70,7 @@ class Features:
 
 
 def read_features(path: str | Path, layer: str | None = None) -> Features:
-    """Read a layer of a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file.
-
-    Raises:
-        MissingPackageError: pyogrio or shapely is not installed.
-        DataError: the file is missing, broken or of another kind, or it has several layers and none is named.
-    """
+    """Read a layer of a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file."""
     need_vector()
     import shapely
 
@@ -198,11 +193,7 @@ class Shapes:
 
 
 def on_grid(features: Features, values: Array, image: RasterInfo) -> Shapes:
-    """Bring features to the pixels of an image, whatever reference system they are in; those outside are left out.
-
-    Raises:
-        DataError: the image or the file does not say where it lies.
-    """
+    """Bring features to the pixels of an image, whatever reference system they are in; those outside are left out."""
     import shapely
 
     if not image.georeferenced or image.crs is None:
@@ -230,9 +221,6 @@ def class_values_of(
     """The features of a class and the stored value of it; those without any are left out.
 
     An attribute of text holds names of ``classes``, one of numbers the ``values`` of them.
-
-    Raises:
-        DataError: there is no such attribute, or it holds something else.
     """
     column = features.column(attribute, "attribute")
     numeric = column.dtype.kind in "iufb"

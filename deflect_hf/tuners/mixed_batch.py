@@ -21,9 +21,6 @@ def mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str]) -> Iterator[None
     """Until the end of the context, `tuner.model` gives each row of a batch to the adapter named for it.
 
     Rows of `__base__` are computed as in `disable_adapter()`. No other thread may use the model meanwhile.
-
-    Raises:
-        ValueError: as PEFT's LoRA in training mode, on merged adapters, and for names that no adapter has.
     """
     layers = [item for item in tuner.model.modules() if isinstance(item, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     if tuner.training:

@@ -35,11 +35,7 @@ NEWEST_TESTED = {"transformers": "5.24", "peft": "0.21"}
 
 @functools.cache
 def check_versions() -> None:
-    """Refuse PEFT and transformers below the oldest supported versions; warn once above the newest tested ones.
-
-    Raises:
-        ImportError: names the installed version, the supported range and the command that mends it.
-    """
+    """Refuse PEFT and transformers below the oldest supported versions; warn once above the newest tested ones."""
     for package in (transformers, peft):
         name, installed = package.__name__, Version(package.__version__)
         oldest, tested = Version(OLDEST[name]), Version(NEWEST_TESTED[name])
@@ -80,9 +76,6 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
     """Make `get_peft_model`, `PeftModel.from_pretrained` and transformers know the method `name` (lower case).
 
     Calling it again with the same classes does nothing.
-
-    Raises:
-        ImportError: PEFT already has another method of this name, for instance because a later release ships one.
     """
     peft_type = add_peft_type(name.upper())
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)

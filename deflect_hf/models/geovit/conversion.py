@@ -74,9 +74,6 @@ def find_checkpoint(
     Args:
         checkpoint: a file, a folder, or a Hub repository; default the repository of ``source``, where it has one.
         file: name of the file in the folder or repository, if it is not one of ``source.files``.
-
-    Raises:
-        CheckpointError: nothing is there; the message says where to get it.
     """
     if checkpoint is None:
         if source.hub_id is None:
@@ -130,9 +127,6 @@ def read_tensors(path: Path, source: Source) -> dict[str, Tensor]:
 
     A pickle can run any code. Only tensors, plain containers and what most of these files carry beside the weights are
     let in: ``argparse.Namespace``, the options of the training, and numpy's numbers, rates in the optimizer's state.
-
-    Raises:
-        CheckpointError: the file is broken, holds other objects, or no weights where ``source`` has them.
     """
     try:
         content = _load(path)

@@ -239,11 +239,7 @@ def _without_checkpointing(forward: Any) -> Any:
 def deflected_timm_block(
     block: Any, tokens: torch.Tensor, *args: Any, deflect: Deflection | None = None, **kwargs: Any
 ) -> torch.Tensor:
-    """(B, N, D) tokens -> (B, N, D) tokens: timm's block hands on its mask alone, so the deflection goes in its place.
-
-    Raises:
-        UnsupportedOperationError: there is a mask already.
-    """
+    """(B, N, D) tokens -> the same: timm's block hands on its mask alone, so the deflection goes in its place."""
     if deflect is not None:
         if any(value is not None and value is not False for value in (*args, *kwargs.values())):
             raise UnsupportedOperationError("DEFLECT on timm's VisionTransformer takes no attn_mask and no is_causal.")
