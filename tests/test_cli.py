@@ -16,8 +16,8 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.methods import METHODS, method_class
 from deflect_hf.config.run import EvaluateArguments, RunArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.evaluation.protocol import evaluation_window
 from deflect_hf.evaluation.report import report
+from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.models.geovit.conversion import convert
 from deflect_hf.training.run import run
 from tests.data.replicas import write_burn_scars, write_mados

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deflect_hf.artifacts.saved_model import RESULTS, read_results
+from deflect_hf.artifacts.saved_model import RESULTS
 from deflect_hf.errors import CheckpointError
 from deflect_hf.evaluation.bootstrap import by_name
 
@@ -77,9 +77,9 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     return float(gaps.abs().sum() / max(1, len(labels)))
 
 
-def known_temperature(folder: Path) -> float | None:
+def known_temperature(results: Mapping[str, Any], folder: Path) -> float | None:
     """The temperature that was fitted for the model of a result folder; None where its run did not."""
-    scores = read_results(folder).get("val")
+    scores = results.get("val")
     found = scores.get("temperature") if isinstance(scores, Mapping) else None
     if found is not None and not (isinstance(found, int | float) and 0 < found < math.inf):
         raise CheckpointError(

@@ -14,12 +14,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from deflect_hf.errors import DataError
-from deflect_hf.evaluation.protocol import Protocol
-from deflect_hf.evaluation.task_metrics import METRICS
+from deflect_hf.evaluation.task_metrics import METRICS, Protocol
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
 
 WINDOW_BATCH = 8
 NAMED_IMAGES = 16

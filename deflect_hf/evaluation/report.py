@@ -27,7 +27,7 @@ from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.evaluation.bootstrap import REPLICATES
 from deflect_hf.evaluation.calibration import known_temperature
 from deflect_hf.evaluation.evaluate import at_labels, evaluate, predict_logits
-from deflect_hf.evaluation.protocol import Protocol
+from deflect_hf.evaluation.task_metrics import Protocol
 from deflect_hf.figures import FIGURES, prediction_panel, scores_figure
 from deflect_hf.files import refuse_foreign
 from deflect_hf.methods import deflect_config, further_bands, task_model
@@ -88,7 +88,8 @@ def report(
     images = for_evaluation(splits[arguments.split], config.augmentation)
     check_classes(model, images, folder)
     # one that is not known is 1, as in maps: fitted to these images, it would flatter them
-    protocol = dataclasses.replace(Protocol.of(config, images, model), temperature=known_temperature(folder) or 1.0)
+    temperature = known_temperature(checkpoints.read_results(folder), folder) or 1.0
+    protocol = dataclasses.replace(Protocol.of(config, images, model), temperature=temperature)
     loader = evaluation_loader(images, config.batch_size, config.num_workers, Rank.of(accelerator))
     scores = evaluate(model, loader, accelerator, protocol, REPLICATES)
     if arguments.drop_bands:

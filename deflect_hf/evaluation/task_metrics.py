@@ -1,4 +1,4 @@
-"""The scores of each kind of output, added up batch by batch and over processes, so that no image is counted twice.
+"""How a model is evaluated, and the scores of each kind of output, summed over processes so that no image counts twice.
 
 Classes: one confusion matrix, see ``metrics``. Labels: all probabilities are kept, because average precision ranks
 them. Values: sums of each image in float64, and counts of (label, prediction) pairs.
@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
-from deflect_hf.config.tasks import Output
+from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import TASKS, Output, Task
+from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.bootstrap import Bootstrap, by_name, interval, mean_intervals, replicate_weights
 from deflect_hf.evaluation.calibration import Calibration
-from deflect_hf.evaluation.metrics import Confusion, scores
+from deflect_hf.evaluation.metrics import Confusion, Convention, scores
+from deflect_hf.methods import task_model
+from deflect_hf.models.targets import Target, target_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from deflect_hf.evaluation import protocol as evaluation
+    from deflect_hf.data import ImageDataset
 
 BINS = 40  # of predictions and of labels
 SPAN = 3.0  # deviations of the training labels from their mean that the bins cover; what is beyond is in the last ones
@@ -30,22 +35,70 @@ REPLICATES_AT_ONCE = 50  # of the bootstrap: memory does not grow with their num
 THRESHOLD = 0.5  # probability from which an image has a class
 
 
-class Metrics(Protocol):
-    """Scores of a split; add batches with :meth:`update`, then ask for :meth:`result`."""
+@dataclass(frozen=True)
+class Protocol:
+    """How a model is evaluated.
 
-    def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None: ...
+    Attributes:
+        target: what the labels mean.
+        window: side of the sliding windows; None for whole images.
+        convention: of the means over classes.
+        patch_size: height and width of the encoder's patches, to whole ones of which images are filled up.
+        batch_size: of images whose windows are predicted together.
+        mean, unit: of the training labels of a regression.
+        temperature: what logits are divided by for the confidence in a class; None: it is fitted to these images.
+    """
 
-    def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
-        """Add (B, K, ...) logits, or values, and their labels, of B named images."""
+    task: Task
+    classes: list[str]
+    target: Target
+    window: int | None
+    convention: Convention
+    patch_size: tuple[int, int] = (1, 1)
+    batch_size: int = 1
+    mean: float = 0.0
+    unit: str | None = None
+    temperature: float | None = None
 
-    def result(self) -> dict[str, Any]:
-        """The scores over all processes, by name."""
+    @classmethod
+    def of(cls, config: RunArguments, images: ImageDataset, model: nn.Module) -> Protocol:
+        """How a run's configuration has its model evaluated on these images."""
+        settings = task_model(model).config
+        window, patch_size = evaluation_window(config, images.task), settings.patch_size
+        if window is not None and any(window % side for side in patch_size):
+            name = (
+                "segmentor.window" if config.segmentor.window is not None else "the window of augmentation.random_crop"
+            )
+            side = max(1, round(window / patch_size[0])) * patch_size[0]
+            raise ConfigError(
+                f"{name} is {window}, no multiple of the encoder's patches, {patch_size[0]} x {patch_size[1]} pixels: "
+                f"give {side}"
+            )
+        return cls(
+            TASKS[images.task],
+            images.classes,
+            target_of(settings),
+            window,
+            config.metrics,
+            patch_size,
+            config.batch_size,
+            settings.target_mean or 0.0,
+            settings.target_unit,
+        )
+
+
+def evaluation_window(config: RunArguments, task: str) -> int | None:
+    """Side of segmentation's sliding windows: as configured, else the training crop's, so that both see one scale."""
+    if not TASKS[task].dense or config.segmentor.window is not None:
+        return config.segmentor.window
+    crop = config.augmentation.crop
+    return max(crop) if crop is not None and config.augmentation.center_crop is None else None
 
 
 class ClassMetrics:
     """Accuracy, mIoU, macro F1, the table per class, the confusion matrix, bootstrap intervals and calibration."""
 
-    def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None:
+    def __init__(self, protocol: Protocol, accelerator: Accelerator, replicates: int) -> None:
         self.protocol, self.accelerator = protocol, accelerator
         count, ignore_index = len(protocol.classes), protocol.target.ignore_index
         self.confusion = Confusion(count, ignore_index).to(accelerator.device)
@@ -73,7 +126,7 @@ class ClassMetrics:
 class LabelMetrics:
     """Mean average precision and macro F1 of several labels per image, the table per class, and intervals."""
 
-    def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None:
+    def __init__(self, protocol: Protocol, accelerator: Accelerator, replicates: int) -> None:
         self.classes, self.replicates = protocol.classes, replicates
         self.images: list[tuple[str, Tensor, Tensor]] = []
 
@@ -146,7 +199,7 @@ def label_means(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class ValueMetrics:
     """Mean absolute error, root mean squared error, R2 and bias, in the unit of the labels, and intervals."""
 
-    def __init__(self, protocol: evaluation.Protocol, accelerator: Accelerator, replicates: int) -> None:
+    def __init__(self, protocol: Protocol, accelerator: Accelerator, replicates: int) -> None:
         self.accelerator, self.replicates = accelerator, replicates
         self.center, self.unit, std = protocol.mean, protocol.unit, protocol.target.std
         self.edges = torch.linspace(self.center - SPAN * std, self.center + SPAN * std, BINS + 1, dtype=torch.float64)
@@ -197,4 +250,8 @@ def value_scores(sums: Tensor) -> dict[str, Tensor]:
     }
 
 
-METRICS: dict[Output, type[Metrics]] = {"class": ClassMetrics, "labels": LabelMetrics, "value": ValueMetrics}
+METRICS: dict[Output, type[ClassMetrics | LabelMetrics | ValueMetrics]] = {
+    "class": ClassMetrics,
+    "labels": LabelMetrics,
+    "value": ValueMetrics,
+}

@@ -20,7 +20,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TITLES, Task, task_of
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DeflectError
-from deflect_hf.evaluation.protocol import evaluation_window
+from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.files import write_text
 from deflect_hf.hub.sanitize import CARD, PICTURE
 from deflect_hf.models.encoders import chosen_gsd

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from deflect_hf.data.processor import resize
 from deflect_hf.inference.model import MapModel, refuse_overflow
-from deflect_hf.inference.scenes import Scene
-from deflect_hf.inference.tiling import Axis
+from deflect_hf.inference.scenes import Axis, Scene
 
 WINDOWS_PER_BLOCK = 256
 LEAST_WINDOWS = 8  # along each side of a block: with fewer, too much is predicted twice

@@ -23,7 +23,7 @@ from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, tr
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.evaluate import Interrupted, evaluate, named
 from deflect_hf.evaluation.losses import with_terms
-from deflect_hf.evaluation.protocol import Protocol
+from deflect_hf.evaluation.task_metrics import Protocol
 from deflect_hf.files import atomic_dir, temp_dir, write_json
 from deflect_hf.training import prefix
 from deflect_hf.training.build import Experiment

@@ -144,9 +144,9 @@ def child() -> None:
     """Predict the scene that the command line names; print peak memory and processor time, whole and of the forward."""
     from deflect_hf.inference.cli import main as predict
     from deflect_hf.inference.mapping import predict_raster  # noqa: F401  (imported before the clock starts)
-    from deflect_hf.inference.trained import TrainedModel
+    from deflect_hf.inference.predictor import Predictor
 
-    forward, spent = TrainedModel.forward, []
+    forward, spent = Predictor.forward, []
 
     def timed(*given: Any) -> torch.Tensor:
         started = time.thread_time()
@@ -154,7 +154,7 @@ def child() -> None:
         spent.append(time.thread_time() - started)
         return logits
 
-    TrainedModel.forward = timed  # type: ignore[method-assign]
+    Predictor.forward = timed  # type: ignore[method-assign]
     imported = time.process_time()
     predict()
     print(peak_bytes(), time.process_time() - imported, sum(spent))

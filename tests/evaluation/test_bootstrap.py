@@ -19,8 +19,7 @@ from torch import Tensor
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.evaluation.bootstrap import Bootstrap, image_counts
 from deflect_hf.evaluation.metrics import scores
-from deflect_hf.evaluation.protocol import Protocol
-from deflect_hf.evaluation.task_metrics import METRICS
+from deflect_hf.evaluation.task_metrics import METRICS, Protocol
 from deflect_hf.models.targets import KINDS
 
 IGNORE = -100

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deflect_hf.artifacts.saved_model import RESULTS
+from deflect_hf.artifacts.saved_model import RESULTS, read_results
 from deflect_hf.errors import CheckpointError
 from deflect_hf.evaluation.calibration import (
     PIXELS,
@@ -61,10 +61,10 @@ def test_labelled_pixels_alone_are_taken_spread_over_each_image_in_any_order() -
 
 
 def test_a_run_knows_its_temperature_or_says_that_it_has_none(tmp_path: Path) -> None:
-    assert known_temperature(tmp_path) is None
+    assert known_temperature(read_results(tmp_path), tmp_path) is None
     for scores, expected in (({}, None), ({"val": {"miou": 0.5}}, None), ({"val": {"temperature": 1.7}}, 1.7)):
         (tmp_path / RESULTS).write_text(json.dumps(scores))
-        assert known_temperature(tmp_path) == expected
+        assert known_temperature(read_results(tmp_path), tmp_path) == expected
     (tmp_path / RESULTS).write_text(json.dumps({"val": {"temperature": 0}}))
     with pytest.raises(CheckpointError, match=r"results.json: val.temperature is 0, not a positive number"):
-        known_temperature(tmp_path)
+        known_temperature(read_results(tmp_path), tmp_path)

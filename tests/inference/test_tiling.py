@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deflect_hf.inference.tiling import Axis
+from deflect_hf.inference.scenes import Axis
 
 
 @given(length=st.integers(1, 400), size=st.integers(1, 64), overlap=st.floats(0, 0.5), step=st.integers(1, 16))

@@ -13,7 +13,7 @@ from deflect_hf.config.run import AugmentationArguments, DatasetArguments, Encod
 from deflect_hf.data import build_transform
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.evaluation.evaluate import sliding_logits, window_offsets
-from deflect_hf.evaluation.protocol import evaluation_window
+from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.models.encoders import chosen_gsd, pretraining_size, set_gsd, with_encoder_size
 from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from deflect_hf.training.build import load_splits

@@ -11,7 +11,7 @@ import torch
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.evaluation.protocol import evaluation_window
+from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.models.encoders import random_encoder, stored_normalisation
 from deflect_hf.spectral.moments import RunningMoments
 from deflect_hf.training.build import base_statistics

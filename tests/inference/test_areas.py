@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deflect_hf.evaluation.areas import estimate_areas
+from deflect_hf.inference.report import estimate_areas
 
 
 def test_the_example_of_the_paper() -> None:
