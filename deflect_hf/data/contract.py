@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deflect_hf.errors import BandError, UnitError, listing
+from deflect_hf.errors import UnitError, listing
 from deflect_hf.spectral.bands import Unit
 from deflect_hf.spectral.selection import match_bands
 
@@ -99,10 +99,7 @@ class BandContract:
                 f"{where}: the model was trained on {_UNIT_NAMES[self.unit]}, but the images hold "
                 f"{_UNIT_NAMES[unit]}: use images of the same kind."
             )
-        try:
-            positions = match_bands(available, self.bands, self.needed_bands)
-        except BandError as error:
-            raise BandError(f"{where}: {error}") from error
+        positions = match_bands(available, self.bands, self.needed_bands, where)
         missing = [band for band, position in zip(self.bands, positions, strict=True) if position is None]
         if missing:
             logger.warning("%s: without the band(s) %s; the model was trained to do without", where, listing(missing))

@@ -13,13 +13,13 @@ import numpy as np
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import BandError, ConfigError, DataError, listing
+from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import projection
-from deflect_hf.raster.header import SKIPPED, RasterInfo, file_bands, is_unnamed, names_bands
+from deflect_hf.raster.header import SKIPPED, PathLike, RasterInfo, file_bands, is_unnamed, names_bands
 from deflect_hf.raster.products import Product, is_known_product
 from deflect_hf.raster.quality import Quality, is_quality_layer, quality_layer
-from deflect_hf.raster.read import read_mask, read_raster
+from deflect_hf.raster.read import Box, OpenRaster, Raster, read_mask, read_raster
 from deflect_hf.spectral.bands import Sensor
 from deflect_hf.spectral.selection import match_bands, resolve_bands
 from deflect_hf.spectral.sensors import get_sensor
@@ -57,17 +57,22 @@ class FolderReader:
         """A scene, put together as the others."""
         return dataclasses.replace(self.layout, path=path)
 
-    def read(self, row: Mapping[str, Any]) -> Stored:
-        """Read the example of a row."""
-        path = row["image"]
-        raster = read_raster(
-            self.product(path),
+    def raster(self, file: PathLike | OpenRaster, window: Box | None = None) -> Raster:
+        """Read the bands of a file, whole or a window of it."""
+        return read_raster(
+            file,
             self.bands,
+            window=window,
             needed=self.needed_bands,
             source_bands=self.source_bands,
             sensor=self.sensor,
             quality=self.quality,
         )
+
+    def read(self, row: Mapping[str, Any]) -> Stored:
+        """Read the example of a row."""
+        path = row["image"]
+        raster = self.raster(self.product(path))
         if row.get("mask") is None:
             target = row["target"] if "target" in row else row["label"]
             return Stored(raster.values, raster.bands, target, path, raster.valid)
@@ -146,10 +151,7 @@ def settle_reader(
         seen = info.height if height is None else height
         given_unit = "reflectance" if info.calibrated else given.unit if given is not None else unit
         trained.contract.compare(info.path, [*named, *unknown], given_unit, gsd_m, grid, seen)
-    try:
-        positions = match_bands(names, bands, needed)
-    except BandError as error:
-        raise BandError(f"{info.path}: {error}") from error
+    positions = match_bands(names, bands, needed, info.path)
     first = next(position for position in positions if position is not None)
     # a band that this file lacks is taken to be tagged as the others are
     sources = [first if position is None else position for position in positions]

@@ -1,15 +1,27 @@
-"""One call from a description of a data set to its splits."""
+"""A description of a data set, or data sets that a program hands over -> splits, by the same keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import dataset_module
+from deflect_hf.config.tasks import TASKS
+from deflect_hf.data.adapt import TARGETS, adapt_dataset
 from deflect_hf.data.dataset import ImageDataset
-from deflect_hf.data.given import given_splits
 from deflect_hf.data.processor import MultispectralImageProcessor
+from deflect_hf.data.splits import hold_out, keep_share, refuse_idle_shares, split_indices
+from deflect_hf.errors import ConfigError
+from deflect_hf.spectral.selection import resolve_bands
+from deflect_hf.spectral.sensors import get_sensor
+
+READING = (
+    *("sensor", "source_bands", "scale", "offset", "nodata", "gsd_m"),
+    *("classes", "class_values", "ignore_values", "target", "target_unit"),
+)
 
 
 def load_dataset_splits(
@@ -35,3 +47,114 @@ def load_dataset_splits(
         return given_splits(args, given, processor)
     splits: dict[str, ImageDataset] = dataset_module(args.name).load(args, processor)
     return splits
+
+
+def given_splits(
+    args: DatasetArguments, given: Mapping[str, Any], processor: MultispectralImageProcessor | None = None
+) -> dict[str, ImageDataset]:
+    """The splits of ``given``; what of ``"val"`` and ``"test"`` is not there is held out of ``"train"``.
+
+    Args:
+        given: Data sets as :func:`~deflect_hf.data.adapt.adapt_dataset` takes them, or makes them.
+        processor: That of a trained model, as in :func:`load_dataset_splits`.
+    """
+    splits = {split: adapt(args, dataset, processor) for split, dataset in given.items()}
+    refuse_idle_shares(args, [f"{split}_fraction" for split in splits if split != "train"])
+    train = splits.get("train")
+    if train is None:
+        return splits
+    strata = _classes_of(train) if len(splits) < 3 or args.limited_label < 1 else []
+    kept = list(range(len(train)))
+    if len(splits) == 1:
+        parts = split_indices(strata, args)
+        splits |= {split: train.select(parts[split]) for split in parts}
+        kept = parts["train"]
+    elif "val" not in splits:
+        kept, held = hold_out(strata, args.val_fraction, args.seed)
+        splits["val"] = train.select(held)
+    elif "test" not in splits:
+        refuse_idle_shares(args, ["test_fraction"])
+    if args.limited_label < 1:
+        kept = [kept[i] for i in keep_share([strata[i] for i in kept], args.limited_label, args.seed)]
+    return {**splits, "train": train.select(kept)}
+
+
+def adapt(args: DatasetArguments, dataset: Any, processor: MultispectralImageProcessor | None) -> ImageDataset:
+    """One of them, read as ``args`` say; one that is adapted already as it was said there."""
+    if isinstance(dataset, ImageDataset):
+        own = dataset.processor
+        if processor is None:
+            said = [key for key in READING if getattr(args, key) != DatasetArguments.model_fields[key].default]
+            if said:
+                raise ConfigError(f"dataset.{said[0]}: adapt_dataset has made this data set, it is to be given there.")
+            return dataset
+        options = {key: getattr(own, key) for key in ("scale", "offset", "nodata", "unit", "unit_check", "gsd_m")}
+        where, available = type(dataset).__name__, own.source_bands or own.bands
+        return dataset.with_processor(MultispectralImageProcessor.for_images(where, available, processor, **options))
+    sensor = get_sensor(args.sensor) if args.sensor is not None else None
+    source_bands = args.source_bands or (list(sensor.codes) if sensor is not None else args.bands)
+    if source_bands is None:
+        raise ConfigError("the channels of the images have no names: give dataset.bands, or dataset.sensor.")
+    task = args.task or _task_of(dataset)
+    classes = [] if TASKS[task].output == "value" else args.classes or _class_names(dataset)
+    if not classes and TASKS[task].output != "value":
+        raise ConfigError("the classes have no names: give dataset.classes, in the order of their values.")
+    usual = sensor or processor  # the files of a trained model's images had its scale
+    preset = {key: getattr(usual, key) for key in ("scale", "offset", "nodata", "unit")} if usual is not None else {}
+    own_words = {key: getattr(args, key) for key in ("scale", "offset", "nodata") if getattr(args, key) is not None}
+    return adapt_dataset(
+        dataset,
+        source_bands if args.bands is None else resolve_bands(args.bands, sensor),
+        task=task,
+        classes=classes,
+        class_values=args.class_values,
+        ignore_values=args.ignore_values,
+        ignore_index=args.ignore_index,
+        target=args.target,
+        target_unit=args.target_unit,
+        processor=processor,
+        seed=args.seed,
+        source_bands=resolve_bands(source_bands, sensor),
+        gsd_m=args.gsd_m,
+        unit_check=args.unit_check,
+        size=args.size,
+        **{**preset, **own_words},
+    )
+
+
+def described(args: DatasetArguments, images: ImageDataset) -> DatasetArguments:
+    """``args`` with what they leave to the data set."""
+    labels, stored = images.labels, images.processor.source_bands or images.bands
+    named: dict[str, Any] = {"classes": [*labels.classes], "class_values": [*labels.values] or None}
+    if TASKS[labels.task].output == "value":
+        named = {"target": labels.classes[0], "target_unit": labels.unit}
+    return args.replace(
+        task=labels.task,
+        bands=images.bands,
+        source_bands=[*stored],
+        **named,
+    )
+
+
+def _classes_of(images: ImageDataset) -> Sequence[Any]:
+    """The class of each image, so that a share has some of each; of masks nothing is known."""
+    if images.task != "classification":
+        return [None] * len(images)
+    return [images.reader.read(row).target for row in images.table]
+
+
+def _task_of(dataset: Any) -> str:
+    """Masks are for segmentation, vectors for several labels; what cannot be looked at, ``adapt_dataset`` refuses."""
+    example = dataset[0] if hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping) else None
+    targets = [example[key] for key in TARGETS if key in example] if isinstance(example, Mapping) else []
+    shape = np.shape(targets[0]) if targets else ()
+    return "segmentation" if len(shape) > 1 else "multi_label" if shape and shape[0] > 1 else "classification"
+
+
+def _class_names(dataset: Any) -> list[str]:
+    """Those that torchgeo's data sets and the labels of Hugging Face's have."""
+    features = getattr(dataset, "features", None) or {}
+    found = [
+        getattr(features[key], "names", None) for key in TARGETS if isinstance(features, Mapping) and key in features
+    ]
+    return [str(name) for name in (found[0] if found and found[0] else getattr(dataset, "classes", None) or [])]

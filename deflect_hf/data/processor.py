@@ -229,10 +229,7 @@ class MultispectralImageProcessor(BaseImageProcessor):
         """
         stored = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
         names = self._names(stored, source_bands, where)
-        try:
-            found = match_bands(names, self.bands, self.needed_bands)
-        except BandError as error:
-            raise BandError(f"{where}: {error}") from error
+        found = match_bands(names, self.bands, self.needed_bands, where)
         positions = [position or 0 for position in found]
         stored = stored[positions]
         values = stored.astype(np.float32)

@@ -16,7 +16,7 @@ from deflect_hf.data.places import Box, Region, write_regions
 from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import part_of
 from deflect_hf.raster.header import RasterInfo
-from deflect_hf.raster.read import read_mask, read_raster
+from deflect_hf.raster.read import read_mask
 from deflect_hf.raster.vector import Shapes
 
 Array = np.ndarray[Any, Any]
@@ -99,15 +99,7 @@ class SceneReader:
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the window of a row: only its ``core`` keeps its labels, the rest belongs to other windows."""
         info, labels, box = self.infos[row["scene"]], self.labels[row["scene"]], tuple(row["box"])
-        raster = read_raster(
-            self.reader.product(info.path),
-            self.reader.bands,
-            needed=self.reader.needed_bands,
-            source_bands=self.reader.source_bands,
-            sensor=self.reader.sensor,
-            quality=self.reader.quality,
-            window=box,
-        )
+        raster = self.reader.raster(self.reader.product(info.path), box)
         values, labelled = labels.read(info, box, row["split"])
         top, left, height, width = row["core"]
         rows, columns = np.arange(box[0], box[0] + box[2]), np.arange(box[1], box[1] + box[3])

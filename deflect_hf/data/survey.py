@@ -15,7 +15,7 @@ from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.contract import GSD_RATIO
 from deflect_hf.data.dataset import Labels
 from deflect_hf.data.folder_reader import FolderReader
-from deflect_hf.errors import BandError, DataError
+from deflect_hf.errors import DataError
 from deflect_hf.raster.georeference import projection, refuse_misplaced
 from deflect_hf.raster.header import RasterInfo, file_bands, refuse_no_mask
 from deflect_hf.raster.read import raster_info, read_quality
@@ -91,10 +91,7 @@ def refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: Fo
 
 def _tags(info: RasterInfo, reader: FolderReader) -> dict[str, tuple[float, float]]:
     names = file_bands(info, reader.source_bands, reader.sensor)
-    try:
-        positions = match_bands(names, reader.bands, reader.needed_bands)
-    except BandError as error:
-        raise BandError(f"{info.path}: {error}") from error
+    positions = match_bands(names, reader.bands, reader.needed_bands, info.path)
     return {
         band: (info.scales[position], info.offsets[position])
         for band, position in zip(reader.bands, positions, strict=True)

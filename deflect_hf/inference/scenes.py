@@ -29,7 +29,7 @@ from deflect_hf.inference.model import MapModel
 from deflect_hf.raster.georeference import ground_m
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.products import Product
-from deflect_hf.raster.read import OpenRaster, open_raster, raster_info, read_raster
+from deflect_hf.raster.read import OpenRaster, open_raster, raster_info
 
 logger = logging.getLogger(__name__)
 
@@ -180,15 +180,8 @@ class Scene:
 
     def read(self, row: int, column: int, height: int, width: int) -> Tensor:
         """(C, height, width) reflectance; NaN where nothing was measured and beyond the last row and column."""
-        stored = read_raster(
-            self.file,
-            self.reader.bands,
-            needed=self.reader.needed_bands,
-            source_bands=self.reader.source_bands,
-            sensor=self.reader.sensor,
-            window=(row, column, min(height, self.info.height - row), min(width, self.info.width - column)),
-            quality=self.reader.quality,
-        )
+        size = min(height, self.info.height - row), min(width, self.info.width - column)
+        stored = self.reader.raster(self.file, (row, column, *size))
         self.flagged.update({True} if stored.flagged else ())
         pixels = self.processor.convert(stored.values, stored.bands, stored.valid, self.info.path)
         beyond = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])

@@ -20,7 +20,7 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from deflect_hf.errors import BandError, DataError, brief
+from deflect_hf.errors import DataError, brief
 from deflect_hf.raster.colors import Color, classes_of
 from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
 from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, is_unnamed, refuse_no_mask
@@ -193,10 +193,7 @@ def read_raster(
             info = replace(info, alpha=None)  # GDAL calls the last of four bands of 8 bits so
         positions = list(range(len(names)))
         if bands is not None:
-            try:
-                found = match_bands(names, bands, bands if needed is None else needed)
-            except BandError as error:
-                raise BandError(f"{path}: {error}") from error
+            found = match_bands(names, bands, bands if needed is None else needed, str(path))
             positions = [position for position in found if position is not None]
             names = [band for band, position in zip(bands, found, strict=True) if position is not None]
         values, valid = _read(source, info, positions, window, size, Resampling.average, nodata)

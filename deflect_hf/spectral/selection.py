@@ -74,20 +74,23 @@ def single_nir(wanted: str, available: Iterable[str]) -> str | None:
     return present
 
 
-def match_bands(available: Sequence[str], wanted: Sequence[str], needed: Sequence[str]) -> list[int | None]:
+def match_bands(
+    available: Sequence[str], wanted: Sequence[str], needed: Sequence[str], where: str = ""
+) -> list[int | None]:
     """Return the position in ``available`` of each band of ``wanted``, None for one that is missing; all are codes.
 
-    Where the images have a single near-infrared band (N or N2), it also answers to the other code, once.
+    Where the images have a single near-infrared band (N or N2), it also answers to the other code, once. Complaints
+    begin with ``where``, the name of a file for example.
     """
-    available = list(available)
-    refuse_duplicates(available, "bands of the images")
-    refuse_duplicates(wanted, "wanted bands")
+    available, told = list(available), f"{where}: " if where else ""
+    refuse_duplicates(available, f"{told}bands of the images")
+    refuse_duplicates(wanted, f"{told}wanted bands")
     spare = [code for code in available if code not in wanted]
     found = {code: code if code in available else single_nir(code, spare) for code in wanted}
     missing = [code for code in needed if found.get(code) is None]
     if missing:
         raise BandError(
-            f"the images lack the band(s) {listing(missing)}; they have {listing(available)}."
+            f"{told}the images lack the band(s) {listing(missing)}; they have {listing(available)}."
             f"{nearest(missing[0], available)} Give images with these bands, or choose among the bands there are (a "
             "model that is trained already can do without a band only if it was trained with band_dropout)."
         )

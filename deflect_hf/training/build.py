@@ -17,7 +17,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.config.unused import refuse_unused
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
-from deflect_hf.data.given import described
+from deflect_hf.data.load import described
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
 from deflect_hf.evaluation.losses import balanced_weights

@@ -1,9 +1,39 @@
-"""Scenes with polygons, points or rasters of classes, see :mod:`deflect_hf.data.scenes`."""
+"""Scenes of any size with polygons, points or rasters of classes as a data set: windows are read straight from them.
 
+Nothing is cut to disk. Training draws a window around a labelled pixel of each cell of a grid, anew in every epoch;
+validation and test go through the grid, where each labelled pixel counts once.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import DatasetSpec
-from deflect_hf.data.scenes import load_scenes as load
+from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
+from deflect_hf.data.folder import compare_with_training
+from deflect_hf.data.folder_reader import layout_of, settle_reader
+from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
+from deflect_hf.data.processor import MultispectralImageProcessor
+from deflect_hf.data.scene_reader import RasterLabels, SceneLabels, SceneReader, ShapeLabels
+from deflect_hf.data.splits import SPLITS, keep_share
+from deflect_hf.data.survey import refuse_other_bands, report_grids, typical
+from deflect_hf.errors import ConfigError, DataError, listing, nearest
+from deflect_hf.raster.georeference import ground_m, refuse_misplaced
+from deflect_hf.raster.header import RasterInfo, refuse_no_mask
+from deflect_hf.raster.read import raster_info
+from deflect_hf.raster.vector import Features, class_values_of, is_vector, on_grid, read_features
 
-__all__ = ["DATASET", "load"]
+logger = logging.getLogger(__name__)
 
 DATASET = DatasetSpec(
     name="scenes",
@@ -19,3 +49,237 @@ DATASET = DatasetSpec(
         ]
     ),
 )
+
+Row = dict[str, Any]
+read_once = cache(read_features)  # one file often labels many scenes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scene of the list."""
+
+    image: str
+    labels: str
+    layer: str | None = None
+    split: str | None = None
+    name: str = ""
+
+
+ENTRY_KEYS = tuple(field.name for field in dataclasses.fields(Entry))
+
+
+def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
+    """Build the splits of scenes; bands, unit and size of a ``trained`` model's processor stand."""
+    where = str(args.root or args.name)
+    entries = read_entries(args)
+    layout = layout_of(args)
+    infos = [raster_info(dataclasses.replace(layout, path=entry.image)) for entry in entries]
+    read_once.cache_clear()
+    classes = tuple(args.classes or _classes_found(entries, args))
+    values = tuple(args.class_values if args.class_values is not None else range(len(classes)))
+    if len(values) != len(classes):
+        raise ConfigError(f"class_values has {len(values)} values for the classes {listing(classes)}: one value each.")
+    meaning = Labels("segmentation", classes, values, tuple(args.ignore_values), args.ignore_index)
+    labels = [scene_labels(entry, info, args, meaning) for entry, info in zip(entries, infos, strict=True)]
+    info = typical(infos)
+    gsd_m = args.gsd_m if args.gsd_m is not None else ground_m(info)
+    reader, processor = settle_reader(args.replace(gsd_m=gsd_m), info, trained, height=args.window)
+    refuse_other_bands(infos, info, reader, args)
+    report_grids(where, infos, info)
+    regions, cells = place(entries, infos, labels, args, meaning)
+    scenes = SceneReader(reader, tuple(infos), tuple(labels), args.window, tuple(regions), classes, values)
+    report_splits(regions, infos, classes, where)
+    rows = {split: [cell for cell in cells if cell["split"] == split] for split in SPLITS}
+    rows = {split: members for split, members in rows.items() if members}
+    if "train" in rows:
+        kept = keep_share([None] * len(rows["train"]), args.limited_label, args.seed)
+        rows["train"] = _as_many([rows["train"][k] for k in kept], args.windows_per_epoch)
+    gsd = processor.effective_gsd_m(args.window)
+    datasets = make_datasets(rows, scenes, processor, meaning, gsd, args.seed, where)
+    compare_with_training(datasets, trained, where)
+    return datasets
+
+
+def read_entries(args: DatasetArguments) -> list[Entry]:
+    """The scenes of the list, or of the table that it names."""
+    root = Path(args.root) if args.root is not None else Path()
+    listed = _table(root / args.scenes) if isinstance(args.scenes, str) else list(args.scenes or ())
+    entries = []
+    for number, given in enumerate(listed):
+        strange = [key for key in given if key not in ENTRY_KEYS]
+        if strange:
+            raise ConfigError(
+                f"scenes[{number}]: unknown key {strange[0]!r}.{nearest(strange[0], ENTRY_KEYS)} Valid keys: "
+                f"{listing(ENTRY_KEYS)}"
+            )
+        texts = {key: str(value) for key, value in given.items() if value not in (None, "")}
+        labels = texts.get("labels", args.labels)
+        if "image" not in texts or labels is None:
+            raise ConfigError(
+                f"scenes[{number}] has no {'labels' if 'image' in texts else 'image'}: give each scene "
+                "{image: FILE, labels: FILE}, or `labels` for all of them."
+            )
+        if texts.get("split", "train") not in SPLITS:
+            raise ConfigError(f"scenes[{number}]: split {texts['split']!r} is none of {listing(SPLITS)}.")
+        image = root / texts["image"]
+        texts |= {"image": str(image), "labels": str(root / labels), "name": texts.get("name", image.stem)}
+        entries.append(Entry(**texts))
+    names = [entry.name for entry in entries]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ConfigError(f"two scenes are called {repeated[0]!r}: give each a `name` of its own.")
+    bare = [entry.name for entry in entries if entry.split is None]
+    if bare and len(bare) < len(entries):
+        raise ConfigError(f"some scenes say their split, but {listing(bare[:3])} do not: give it to all, or to none.")
+    for key in ("block_km", "num_folds", "split_column") if not bare else ():
+        if getattr(args, key) is not None:
+            raise ConfigError(f"each scene says its split: remove `{key}`, or the splits of the scenes.")
+    return entries
+
+
+def _table(path: Path) -> list[Row]:
+    """Rows of a CSV file, or attributes of a vector file."""
+    if is_vector(path):
+        columns = read_features(path).columns
+        known = {key: columns[key] for key in ENTRY_KEYS if key in columns}
+        return [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
+    if not path.is_file():
+        raise DataError(f"{path} is not there: `scenes` is a list, or a CSV or vector file with a row for each scene.")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = [{str(key): value for key, value in row.items()} for row in csv.DictReader(file)]
+    if not rows:
+        raise DataError(f"{path} lists no scenes: give a header ({', '.join(ENTRY_KEYS)}) and a line for each scene.")
+    return rows
+
+
+def _attribute(entry: Entry, args: DatasetArguments) -> str:
+    if args.attribute is None:
+        raise ConfigError(f"{entry.labels}: give `attribute`, the name of the attribute that holds the class.")
+    return args.attribute
+
+
+def _classes_found(entries: Sequence[Entry], args: DatasetArguments) -> list[str]:
+    """The names that the attribute of the polygons has, in alphabetical order."""
+    found: set[str] = set()
+    for entry in entries:
+        column = None
+        if is_vector(entry.labels):
+            column = read_once(entry.labels, entry.layer).column(_attribute(entry, args), "attribute")
+        if column is None or column.dtype.kind in "iufb":
+            raise ConfigError(f"{entry.labels} holds numbers: give `classes`, their names, and `class_values`.")
+        found |= {str(name) for name in column if name is not None}
+    if len(found) < 2:
+        raise DataError(f"the labels are of one class, {listing(found)}: there is nothing to tell it apart from.")
+    return sorted(found)
+
+
+def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning: Labels) -> SceneLabels:
+    """The labels of a scene."""
+    if not is_vector(entry.labels):
+        label = raster_info(entry.labels)
+        refuse_no_mask(label, args.class_colors is not None)
+        if args.label_alignment == "strict" or not (label.georeferenced and info.georeferenced):
+            refuse_misplaced(label, info)
+        return RasterLabels(entry.labels, label.georeferenced and info.georeferenced, args.color_table)
+    if args.class_colors is not None:
+        raise ConfigError(f"class_colors are of rasters, but {entry.labels} holds polygons or points: remove it.")
+    attribute = _attribute(entry, args)
+    features, values = class_values_of(
+        read_once(entry.labels, entry.layer), attribute, meaning.classes, meaning.values, meaning.ignore_values
+    )
+    everything = on_grid(features, values, info)
+    if not len(everything.geometries):
+        raise DataError(
+            f"{entry.labels}: none of its {len(values)} features lies on {entry.image}: give the labels of this scene, "
+            "or correct the reference system of the file."
+        )
+    pairs = everything.overlaps()
+    if pairs:
+        logger.warning(
+            "%s: %d pair(s) of polygons of two classes overlap on %s: pixels of both have no label",
+            entry.labels, len(pairs), entry.image,
+        )  # fmt: skip
+    shapes = {"": everything}
+    if args.split_column is not None:
+        shapes = _by_split(features, values, info, args.split_column)
+    background = None if args.background is None else meaning.values[meaning.classes.index(args.background)]
+    return ShapeLabels(entry.labels, shapes, args.all_touched, background)
+
+
+def _by_split(features: Features, values: Any, info: RasterInfo, column: str) -> dict[str, Any]:
+    said = np.array([str(one) for one in features.column(column, "split_column")])
+    strange = sorted(set(said.tolist()) - set(SPLITS))
+    if strange:
+        raise DataError(
+            f"{features.path}: {column!r} holds {listing(strange[:3])}: it must be one of {listing(SPLITS)}."
+        )
+    return {split: on_grid(features.chosen(said == split), values[said == split], info) for split in SPLITS
+            if (said == split).any()}  # fmt: skip
+
+
+def place(
+    entries: Sequence[Entry],
+    infos: Sequence[RasterInfo],
+    labels: Sequence[SceneLabels],
+    args: DatasetArguments,
+    meaning: Labels,
+) -> tuple[list[Region], list[Row]]:
+    """The regions with labels, each in a split, and a row for each of their windows that has a label."""
+    middles: dict[str | None, float] = {}
+    regions: list[Region] = []
+    found: list[list[Row]] = []
+    for number, (entry, info) in enumerate(zip(entries, infos, strict=True)):
+        boxes = [(0, 0, info.height, info.width)]
+        if args.block_km is not None:
+            middle = middles.setdefault(info.crs, info.transform[5] + info.transform[4] * info.height / 2)
+            boxes = blocks_of(info, args.block_km, args.buffer_km, middle)
+            _refuse_small_blocks(boxes, info, args)
+        for box in boxes:
+            for split in SPLITS if args.split_column is not None else ("",):
+                rows, counts = _labelled(number, entry, info, labels[number], box, split, args.window, meaning)
+                regions.append(Region(number, box, split, tuple(counts.tolist())))
+                found.append(rows)
+    if not any(found):
+        raise DataError(f"no pixel of {listing(entry.image for entry in entries[:3])} has a label: correct `labels`.")
+    order = [index for index, region in enumerate(regions) if sum(region.counts)]
+    given = {number: entry.split for number, entry in enumerate(entries) if entry.split is not None}
+    chosen = [regions[index] for index in order]
+    final = chosen if args.split_column is not None else settled(chosen, args, given)
+    rows = [{**row, "split": region.split} for index, region in zip(order, final, strict=True) for row in found[index]]
+    return final, rows
+
+
+def _refuse_small_blocks(boxes: Sequence[Any], info: RasterInfo, args: DatasetArguments) -> None:
+    largest = max((min(height, width) for _, _, height, width in boxes), default=0)
+    if largest < min(args.window, info.height, info.width):
+        raise ConfigError(
+            f"block_km={args.block_km:g} less buffer_km={args.buffer_km:g} leaves blocks of {largest} pixels in "
+            f"{info.path}, smaller than a window of {args.window}: give larger blocks, or a smaller `window`."
+        )
+
+
+def _labelled(
+    number: int, entry: Entry, info: RasterInfo, labels: SceneLabels, box: Any, split: str, side: int, meaning: Labels
+) -> tuple[list[Row], Any]:
+    """The windows of a region with labels, and the labelled pixels of each class."""
+    rows, counts = [], np.zeros(len(meaning.classes), dtype=np.int64)
+    for window, core in cells_of(box, side):
+        values, labelled = labels.read(info, core, split)
+        encoded = meaning.encode(values, labelled, labels.path).numpy()
+        own = encoded[encoded >= 0]
+        if own.size:
+            counts += np.bincount(own, minlength=len(counts))
+            rows.append({"name": f"{entry.name}/{core[0]}_{core[1]}", "scene": number, "box": list(window),
+                         "core": list(core), "region": list(box)})  # fmt: skip
+    return rows, counts
+
+
+def _as_many(rows: list[Row], wanted: int | None) -> list[Row]:
+    """So many rows: spread over all of them, or all of them several times."""
+    if wanted is None:
+        return rows
+    return (
+        [rows[k * len(rows) // wanted] for k in range(wanted)]
+        if wanted < len(rows)
+        else [{**rows[k % len(rows)], "name": f"{rows[k % len(rows)]['name']}+{k // len(rows)}"} for k in range(wanted)]
+    )
