@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, P
 
 from deflect_hf.config.colors import Colors, classes_of_colors, color_table
 from deflect_hf.config.readers import SPLIT_FILES, dataset_names, dataset_spec, refuse_unused
+from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.config.tasks import TaskName
 from deflect_hf.errors import ConfigError, listing
@@ -38,26 +39,8 @@ Size = Annotated[list[int], AfterValidator(_height_and_width)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Chance = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Number = Annotated[float, Field(allow_inf_nan=True)]  # NaN marks nodata, and does harm anywhere else
 # what YAML makes of an unquoted true
 Word = BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)
-
-
-QualityPreset = Literal["sentinel2_scl", "landsat_qa_pixel", "hls_fmask"]
-QualityClass = Literal["cloud", "cirrus", "shadow", "snow", "water"]
-Bit = Annotated[int, Field(ge=0, lt=32)]
-
-
-def refuse_half_a_quality(args: Any) -> None:
-    """Refuse keys of a quality layer that do nothing without each other."""
-    told = bool(args.qa_values or args.qa_bits or args.qa_above is not None)
-    if args.qa is None and (args.qa_band is None) == told:
-        raise ConfigError(
-            "qa_band and qa_values go together (or qa_bits, or qa_above): the band, and its values or bits that are no "
-            "measurement; or name the product alone, qa."
-        )
-    if args.qa_classes is not None and args.qa is None:
-        raise ConfigError("qa_classes are those of a product: name it, qa.")
 
 
 def _in_numbers(key: str, size: list[int] | str | None) -> list[int] | None:
@@ -66,8 +49,8 @@ def _in_numbers(key: str, size: list[int] | str | None) -> list[int] | None:
     return size
 
 
-class DatasetArguments(Arguments):
-    """A data set: where it lies, what its numbers mean, how it is split; keys that do nothing for it are refused."""
+class PlaceArguments(Arguments):
+    """Which data set, and where its files lie."""
 
     name: str = option("synthetic", f"Which data set: {listing(dataset_names())}.")
     root: UserPath | None = option(None, "Folder of the data; needed by every reader but 'synthetic'.")
@@ -116,61 +99,22 @@ class DatasetArguments(Arguments):
         "classification scenes. multi_label and regression read a table beside images/, pixel_regression masks of "
         "numbers.",
     )
-    sensor: str | dict[str, Any] | None = option(
-        None, "Sensor preset, or a mapping describing one: band names, order, scale, offset, nodata values."
-    )
+
+
+class DatasetArguments(ReadingArguments, PlaceArguments):
+    """A data set: where it lies, what its numbers mean, how it is split; keys that do nothing for it are refused."""
+
     bands: list[str] | None = option(
         None, "Bands the model gets, by name and in this order. null: all the data has.", min_length=1
     )
-    source_bands: list[str] | None = option(
-        None,
-        "Names of the stored bands in file order, for files that do not name them; '_' for a layer to be left out.",
-        min_length=1,
-    )
     band_order: Annotated[Literal["true", "nominal"], Word] = option(
         "true", "'m-brick-kiln', 'm-eurosat': 'true' names the stored bands as they are, 'nominal' as the files do."
-    )
-    files: str | dict[str, str] | None = option(
-        None,
-        "Scenes with one file per band: how the files of a scene's folder are called, '*_{band}.tif', or the file of "
-        "each band, {B: '*_B2.TIF', N: '*_B4.TIF'}. null: by the product's metadata, or the last word of the names.",
-    )
-    grid: PositiveFloat | str | None = option(
-        None,
-        "Scenes of several files: the band whose grid the others come onto, or the side of a pixel in metres. null: "
-        "the finest.",
-    )
-    band_resampling: Literal["bilinear", "cubic"] | None = option(
-        None, "How bands come onto the grid; classes are those of the nearest pixel. null: bilinear."
-    )
-    scale: float | None = option(
-        None, "reflectance = stored * scale + offset. null: the files' own tags, else the sensor's."
-    )
-    offset: float | None = option(None, "See scale; -0.1 for Sentinel-2 baseline >= 04.00.")
-    nodata: list[Number] | None = option(
-        None, "Stored values that are no measurements, besides NaN and the files' tags. null: the sensor's."
-    )
-    qa_band: str | None = option(
-        None, "Description of a band that classifies the pixels, such as SCL; it is no band of the model."
-    )
-    qa_values: list[int] = option(
-        [], "Values of qa_band at which nothing was measured, cloud for example; SCL: [0, 1, 3, 8, 9, 10]."
-    )
-    qa_bits: list[Bit] = option([], "Bits of qa_band, from 0, any of which says that nothing was measured.")
-    qa_above: float | None = option(
-        None,
-        "Value of qa_band above which nothing was measured: of a cloud probability (CLP, CLDPRB), as stored.",
-    )
-    qa: QualityPreset | None = option(None, "Product whose quality band the files have.")
-    qa_classes: list[QualityClass] | None = option(
-        None, "Classes of qa that are no measurement. null: cloud, cirrus and shadow."
     )
     label_alignment: Literal["strict", "resample"] = option(
         "strict",
         "A mask on another grid than its image: 'strict' refuses it, 'resample' takes the label at the middle of each "
         "pixel of the image.",
     )
-    unit_check: bool = option(True, "Refuse images whose values cannot be reflectance. Turn off only knowingly.")
     image_size: Size | Literal["encoder"] | None = option(
         None,
         "[height, width] in pixels: what images are resized to, and what 'synthetic' makes (64 x 64). 'encoder': the "
@@ -178,9 +122,6 @@ class DatasetArguments(Arguments):
     )
     resampling: Literal["nearest", "bilinear"] = option(
         "nearest", "'mados': how its 20 and 60 m bands come to 10 m; 'nearest' as published."
-    )
-    gsd_m: PositiveFloat | None = option(
-        None, "Pixel size on the ground as stored, in metres. null: from the georeference."
     )
     classes: list[str] | None = option(
         None,
@@ -248,7 +189,7 @@ class DatasetArguments(Arguments):
             raise ConfigError("val_fraction + test_fraction leave nothing to train on: keep their sum below 1.")
         if self.num_folds is not None and self.fold >= self.num_folds:
             raise ConfigError(f"fold={self.fold}: with num_folds={self.num_folds}, it is at most {self.num_folds - 1}.")
-        refuse_half_a_quality(self)
+        self.refuse_half_a_quality()
         if self.name == "folder":
             self._check_folder()
         if self.class_colors is not None:

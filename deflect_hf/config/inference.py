@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
-from deflect_hf.config.data import Batch, Bit, Number, QualityClass, QualityPreset, Side, refuse_half_a_quality
+from deflect_hf.config.data import Batch, Side
+from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import ConfigError
 
@@ -31,7 +32,7 @@ class JobArguments(Arguments):
     report: bool = option(False, "beside each map, a report of its name that a browser shows: picture, map, areas")
 
 
-class SceneArguments(Arguments):
+class SceneArguments(ReadingArguments):
     """How a scene is read, cut into windows and written."""
 
     output: Literal["classes", "confidence", "probabilities", "embeddings"] = option(
@@ -53,36 +54,6 @@ class SceneArguments(Arguments):
     )
     overlap: Overlap = option(0.25, "share of its side by which a window overlaps the next")
     batch_size: Batch = option(8, "windows per forward pass")
-    sensor: str | dict[str, Any] | None = option(None, "sensor preset: names, order, scale and offset of the bands")
-    source_bands: list[str] | None = option(
-        None, "names of the bands in file order, for files that do not name them; '_' for a layer to be left out"
-    )
-    files: str | dict[str, str] | None = option(
-        None, "scenes with one file per band: '*_{band}.tif', or the file of each band; null: as in training"
-    )
-    grid: PositiveFloat | str | None = option(
-        None, "band whose grid the others come onto, or pixel side in metres; null: as in training, else the finest"
-    )
-    band_resampling: Literal["bilinear", "cubic"] | None = option(
-        None, "how bands come onto the grid; null: as in training"
-    )
-    scale: float | None = option(
-        None, "reflectance = stored * scale + offset; null: file's tags, sensor's, as in training"
-    )
-    offset: float | None = option(None, "see scale")
-    nodata: list[Number] | None = option(
-        None, "stored values that are no measurement, besides NaN and the file's nodata tag"
-    )
-    qa_band: str | None = option(None, "description of a band that classifies the pixels, such as SCL")
-    qa_values: list[int] = option([], "values of qa_band at which nothing was measured, cloud for example")
-    qa_bits: list[Bit] = option([], "bits of qa_band, any of which says that nothing was measured")
-    qa_above: float | None = option(None, "value of qa_band above which nothing was measured: a cloud probability")
-    qa: QualityPreset | None = option(None, "product whose quality band the file has")
-    qa_classes: list[QualityClass] | None = option(
-        None, "classes of qa that are no measurement; null: cloud, cirrus and shadow"
-    )
-    unit_check: bool = option(True, "refuse scenes whose values cannot be reflectance; turn off only knowingly")
-    gsd_m: PositiveFloat | None = option(None, "pixel size on the ground in metres; null: from the georeference")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,7 +61,7 @@ class SceneArguments(Arguments):
             raise ConfigError(f"dtype={self.dtype!r} is for probabilities: add --output probabilities, or leave it out")
         if self.polygons is not None and self.output not in ("classes", "confidence"):
             raise ConfigError(f"--polygons are of a map of classes: leave out --output {self.output}, or --polygons")
-        refuse_half_a_quality(self)
+        self.refuse_half_a_quality()
         return self
 
 

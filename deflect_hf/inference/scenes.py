@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.inference import SceneArguments
+from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.data.collate import refuse_beyond_memory
 from deflect_hf.data.contract import check_reflectance
 from deflect_hf.data.folder_reader import FolderReader, settle_reader
@@ -155,9 +156,8 @@ class Scene:
                 info.path,
                 trained.gsd_m,
             )
-        shared = DatasetArguments.model_fields.keys() & SceneArguments.model_fields.keys() - {"gsd_m", "window"}
-        reading = {name: getattr(arguments, name) for name in shared}
-        described = DatasetArguments(name="folder", root=info.path, gsd_m=gsd_m, **reading)
+        reading = {name: getattr(arguments, name) for name in ReadingArguments.model_fields} | {"gsd_m": gsd_m}
+        described = DatasetArguments(name="folder", root=info.path, **reading)
         if info.crs is None:
             _warn_of_loose_georeference(file)
         side = arguments.window or (trained.trained_size[0] if trained.trained_size else None)

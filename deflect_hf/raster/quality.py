@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deflect_hf.config.data import QualityClass, QualityPreset
+from deflect_hf.config.reading import QualityClass, QualityPreset
 from deflect_hf.errors import DataError
 from deflect_hf.spectral.bands import fold
 
