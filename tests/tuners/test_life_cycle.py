@@ -157,6 +157,9 @@ def test_weights_of_earlier_versions_load_and_are_warned_about_where_they_may_no
     assert torch.equal(run(loaded, reflectance), expected) and not [
         record for record in caplog.records if record.levelname == "WARNING"
     ]
+    adapted("vit", formulas={}).save_pretrained(tmp_path / "other")
+    loaded.load_adapter(tmp_path / "other", adapter_name="other")
+    assert "the weights do not say" not in caplog.text
     loaded.load_adapter(tmp_path, adapter_name="default")
     assert "the weights do not say what they assume" in caplog.text
 

@@ -103,6 +103,12 @@ class DeflectEmbeddings(DeflectLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        others = any(key.startswith(f"{prefix}deflect_input.") for key in state_dict)
+        for spectral in cast("list[SpectralInput]", [*self.deflect_input.values()]):
+            spectral.others_load = others  # of an adapter whose own entry is not there
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """(B, C, H, W) reflectance -> (B, N, D + 2F) tokens, pixel sets beside them; (B, N, D) when disabled."""
         name = self.adapter

@@ -43,7 +43,7 @@ class SpectralInput(nn.Module):
     def __init__(self, config: DeflectConfig, encoder: Encoder) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        self._has_loaded = False
+        self._has_loaded = self.others_load = False
         self._follow_config()
 
     def _follow_config(self) -> None:
@@ -108,9 +108,9 @@ class SpectralInput(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         key = f"{prefix}_extra_state"
-        if key not in state_dict:  # an adapter of an earlier version, whose configuration alone knows it
+        if key not in state_dict:  # another adapter, or one of an earlier version, whose configuration alone knows it
             state_dict[key] = self.get_extra_state()
-            if self._has_loaded:
+            if self._has_loaded and not self.others_load:
                 logger.warning(
                     "the weights do not say what they assume of their input, as adapters of earlier versions: bands, "
                     "formulas and statistics stay those of the adapter that was loaded before"
