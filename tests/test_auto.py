@@ -21,6 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 import deflect_hf
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, UnsupportedOperationError
+from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from deflect_hf.raster import write_raster
 from tests.inference.folders import ALL_BANDS, encoder_folder, images, result_folder
 
@@ -56,12 +57,16 @@ def test_a_new_process_knows_the_classes(folders: dict[str, Path], tmp_path: Pat
     predictor = deflect_hf.load_predictor(folders["segmentation"], device="cpu")
     pixels = predictor.processor(images())["pixel_values"]
     torch.save(pixels, tmp_path / "pixels.pt")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    GeoViTModel(GeoViTConfig(**sizes)).save_pretrained(tmp_path / "geovit")
     code = (
-        "import sys, torch, deflect_hf; from transformers import AutoModelForSemanticSegmentation as Auto\n"
+        "import sys, torch, deflect_hf; from transformers import AutoModel, AutoModelForSemanticSegmentation as Auto\n"
         "model = Auto.from_pretrained(sys.argv[1])\n"
-        "torch.save(model(torch.load(sys.argv[2])).logits.detach(), sys.argv[3])"
+        "torch.save(model(torch.load(sys.argv[2])).logits.detach(), sys.argv[3])\n"
+        "assert type(AutoModel.from_pretrained(sys.argv[4])).__name__ == 'GeoViTModel'"
     )
-    words = [str(path) for path in (folders["segmentation"], tmp_path / "pixels.pt", tmp_path / "logits.pt")]
+    files = (tmp_path / name for name in ("pixels.pt", "logits.pt", "geovit"))
+    words = [str(path) for path in (folders["segmentation"], *files)]
     subprocess.run([sys.executable, "-c", code, *words], check=True, env=os.environ)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), predictor.logits(pixels))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,10 +282,3 @@ def test_the_size_of_an_overview_keeps_the_proportions(image: Path, side: int, e
 def test_another_size_cannot_take_the_georeference(georeferenced: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"values of 5 x 8 pixels cannot take the georeference of .*utm\.tif \(6 x 8\)"):
         write_raster(tmp_path / "out.tif", VALUES[:, :5], like=raster_info(georeferenced))
-
-
-def test_rasterio_is_imported_only_when_rasters_are_read() -> None:
-    modules = "deflect_hf.data, deflect_hf.data.sets.synthetic, deflect_hf.data.processor"
-    code = f"import sys, {modules}; print('rasterio' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "False"

@@ -106,7 +106,7 @@ def test_saved_loaded_compiled_and_checkpointed(library, tmp_path, reflectance):
     expected = model(reflectance)
     model.save_pretrained(tmp_path)
     assert torch.equal(PeftModel.from_pretrained(make(library), tmp_path).eval()(reflectance), expected)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(reflectance), expected, rtol=1e-5, atol=1e-5)
     model.train()
     model(reflectance).sum().backward()
