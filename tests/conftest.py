@@ -43,7 +43,7 @@ def reflectance() -> torch.Tensor:
 @pytest.fixture(scope="session", autouse=True)
 def empty_curves() -> Iterator[None]:
     """Runs in this process draw no curves: that takes half of a tiny run's time. `tests/test_cli.py` looks at some."""
-    from deflect_hf.figures.canvas import new_figure, save
+    from deflect_hf.figures.colors import new_figure, save
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deflect_hf.training.run.curves_figure", lambda path, _: save(new_figure(0.1, 0.1), path))

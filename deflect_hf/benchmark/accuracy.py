@@ -27,11 +27,18 @@ from typing import Any
 
 from filelock import FileLock
 
-from deflect_hf.benchmark.figures import metric_over_parameters, metric_over_time
 from deflect_hf.benchmark.flags import flag_parser
-from deflect_hf.benchmark.rivals import RIVALS, rival_config
-from deflect_hf.benchmark.runs import MemoryMonitor, Row, RunFiles, file_name, read, store, write
-from deflect_hf.benchmark.summary import Design, Trial, as_markdown, cross_validation, score, summarise
+from deflect_hf.benchmark.runs import RIVALS, MemoryMonitor, Row, RunFiles, file_name, read, rival_config, store, write
+from deflect_hf.benchmark.summary import (
+    Design,
+    Trial,
+    as_markdown,
+    cross_validation,
+    metric_over_parameters,
+    metric_over_time,
+    score,
+    summarise,
+)
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import dataset_spec

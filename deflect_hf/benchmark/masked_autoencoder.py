@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
-from deflect_hf.models.geovit.positions import plane_positions
+from deflect_hf.models.geovit.embeddings import plane_positions
 
 # What an encoder's configuration shares between ViTMAEConfig and ViTConfig: all that its forward depends on.
 _SHARED = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads",

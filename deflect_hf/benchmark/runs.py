@@ -18,19 +18,61 @@ import torch
 
 from deflect_hf import __version__
 from deflect_hf.artifacts.saved_model import CONFIG, result_folder
-from deflect_hf.benchmark.rivals import RIVALS, rival_options
 from deflect_hf.config.compose import plain
-from deflect_hf.config.run import RunArguments
+from deflect_hf.config.run import EncoderArguments, RunArguments, SegmentorArguments
 from deflect_hf.config.yaml import read_yaml, yaml_value
-from deflect_hf.errors import ConfigError
+from deflect_hf.data import load_dataset_splits
+from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.files import write_json
 from deflect_hf.methods import adapt, extra_bands, method_options
+from deflect_hf.models.encoders import with_encoder_size
 from deflect_hf.training.trackers import LOG
 
 if TYPE_CHECKING:
     from torch import nn
 
     from deflect_hf.models.base import EncoderWithHead
+
+# name of the row -> type of the model, and its options with the fields that they set
+RIVALS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "pixel": ("deflect_pixel_mlp", {"width": "hidden_size", "layers": "hidden_layers"}),
+    "unet": ("deflect_unet", {"width": "hidden_size", "levels": "levels"}),
+}
+
+
+def rival_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the rival's configuration (ConfigError)."""
+    _, known = RIVALS[method]
+    for name, value in options.items():
+        if name not in known:
+            raise ConfigError(
+                f"{name} is no option of the row {method!r}; it has {listing(known)}.{nearest(name, known)}"
+            )
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"the row {method!r}: {name}={value!r} must be a whole number from 1 on.")
+    return {known[name]: value for name, value in options.items()}
+
+
+def rival_config(config: RunArguments, method: str, options: Mapping[str, Any]) -> RunArguments:
+    """The configuration of a run that trains the rival in place of encoder, adapter and head, with the same images.
+
+    Args:
+        config: of the other rows, with their encoder, whose size crops and windows may have.
+    """
+    config = with_encoder_size(config)
+    images = next(iter(load_dataset_splits(config.dataset).values()))
+    fields = {"model_type": RIVALS[method][0], "num_channels": len(images.bands), **rival_options(method, options)}
+    encoder = EncoderArguments(random=fields, random_seed=config.seed, base_bands=list(images.bands))
+    former = config.segmentor
+    segmentor = SegmentorArguments(
+        pooling="mean" if images.task == "classification" else None,
+        window=former.window,
+        loss=former.loss,
+        optimizer=former.optimizer,
+        scheduler=former.scheduler,
+    )
+    return config.replace(finetune="full", method={}, encoder=encoder, segmentor=segmentor)
+
 
 RGB = ("R", "G", "B")
 INTERVAL_SECONDS = 0.2
@@ -41,7 +83,7 @@ class Row:
     """`deflect`, `lora:rank=8,target=qv` or `peft:VeraConfig:r=64,target=qv`: a method's name, then its options.
 
     `head=pixel` among the options of any method takes that head instead of the benchmark's.
-    `pixel` and `unet` are networks without a pretrained encoder, see :mod:`deflect_hf.benchmark.rivals`.
+    `pixel` and `unet` are networks without a pretrained encoder, see :mod:`deflect_hf.benchmark.runs`.
     """
 
     text: str

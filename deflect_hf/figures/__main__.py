@@ -39,8 +39,7 @@ def draw_dataset(words: Sequence[str]) -> list[Path]:
     arguments = parse_arguments(DatasetFigureArguments, description, words)
     from deflect_hf.data import load_dataset_splits
     from deflect_hf.data.scene_reader import SceneReader
-    from deflect_hf.figures.dataset import sample_sheets, statistics_figure
-    from deflect_hf.figures.places import splits_figure
+    from deflect_hf.figures.dataset import sample_sheets, splits_figure, statistics_figure
 
     dataset, split, folder = arguments.dataset, arguments.split, Path(arguments.output)
     if dataset.image_size == ENCODER_SIZE:

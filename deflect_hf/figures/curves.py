@@ -11,8 +11,7 @@ import numpy as np
 
 from deflect_hf.config.tasks import TITLES
 from deflect_hf.errors import DataError
-from deflect_hf.figures.canvas import new_figure, plain, save
-from deflect_hf.figures.colors import OKABE_ITO, Array
+from deflect_hf.figures.colors import OKABE_ITO, Array, new_figure, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

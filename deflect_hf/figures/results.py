@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.config.tasks import Output
-from deflect_hf.figures.canvas import class_legend, new_figure, plain, save
-from deflect_hf.figures.colors import Array, composite, composites_of, paint
+from deflect_hf.figures.colors import Array, class_legend, composite, composites_of, new_figure, paint, plain, save
 
 FIGURES: dict[Output, str] = {"class": "confusion_matrix.png", "labels": "scores.png", "value": "scatter.png"}
 BARS = (("ap", "average precision", "#0072B2"), ("f1", "F1", "#E69F00"))

@@ -23,8 +23,7 @@ from deflect_hf.data import ImageDataset, build_transform
 from deflect_hf.data.contract import QUANTILES, check_reflectance
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing
-from deflect_hf.spectral.features import SpectralFeatures
-from deflect_hf.spectral.moments import RunningMoments
+from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from deflect_hf.data.contract import check_reflectance
 from deflect_hf.errors import ConfigError, DataError, listing
-from deflect_hf.spectral.moments import RunningMoments
+from deflect_hf.spectral.features import RunningMoments
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig, DeflectEmbeddings
 from deflect_hf.tuners.deflect.spectral_input import SpectralInput

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from deflect_hf.benchmark.figures import metric_over_parameters, metric_over_time, short
-from deflect_hf.benchmark.summary import Design, Trial, as_markdown, memory, score
+from deflect_hf.benchmark.summary import (
+    Design,
+    Trial,
+    as_markdown,
+    memory,
+    metric_over_parameters,
+    metric_over_time,
+    score,
+    short,
+)
 from deflect_hf.errors import ConfigError
 
 DESIGN = Design((Trial(0), Trial(1), Trial(2)), None, "iou:water")

@@ -19,7 +19,7 @@ from deflect_hf.data import ImageDataset
 from deflect_hf.data.places import balanced, blocks_of, cells_of
 from deflect_hf.data.sets.scenes import load as load_scenes
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.figures.places import splits_figure
+from deflect_hf.figures.dataset import splits_figure
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.write import write_raster
 from deflect_hf.training.run import run

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deflect_hf.errors import ConfigError
-from deflect_hf.spectral.moments import RunningMoments
+from deflect_hf.spectral.features import RunningMoments
 
 
 def sample(rows: int = 300) -> torch.Tensor:

@@ -13,7 +13,7 @@ from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.models.encoders import random_encoder, stored_normalisation
-from deflect_hf.spectral.moments import RunningMoments
+from deflect_hf.spectral.features import RunningMoments
 from deflect_hf.training.build import base_statistics
 from deflect_hf.training.statistics import Statistics
 

@@ -11,8 +11,7 @@ from accelerate import Accelerator
 
 from deflect_hf.data.order import evaluation_loader
 from deflect_hf.errors import CheckpointError, DataError
-from deflect_hf.spectral.features import SpectralFeatures
-from deflect_hf.spectral.moments import RunningMoments
+from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
 from deflect_hf.training import statistics
 from deflect_hf.training.build import check_method, load_splits
 from deflect_hf.training.statistics import QUANTILES, Statistics, look_at, statistics_of, whole_patches

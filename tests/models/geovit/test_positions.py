@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deflect_hf.models.geovit.positions import plane_positions, resized_table, volume_positions
+from deflect_hf.models.geovit.embeddings import plane_positions, resized_table, volume_positions
 from tests.models.geovit.published import plane, volume
 
 SIDES = st.integers(1, 20)
