@@ -57,22 +57,16 @@ OWN_OF_FOLDS = ("--dataset.num_folds", "--dataset.fold", "--dataset.seed")
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Design):
-    """What to run, and what is reported of it.
-
-    Attributes:
-        tuning: number of trials, from the first, with which the learning rate is chosen.
-        reuse: other outputs, whose finished runs are taken over.
-        only_finished: train nothing, leave out rows that are not finished.
-        ratios: step time of each row as a ratio to the first one's, where they were measured apart.
-    """
+    """What to run, and what is reported of it."""
 
     output: Path
     rows: tuple[Row, ...]
-    tuning: int
+    tuning: int  # number of trials, from the first, with which the learning rate is chosen
     learning_rates: tuple[float, ...]
     base: RunArguments
-    reuse: tuple[Path, ...] = ()
-    only_finished: bool = False
+    reuse: tuple[Path, ...] = ()  # other outputs, whose finished runs are taken over
+    only_finished: bool = False  # train nothing, leave out rows that are not finished
+    # step time of each row as a ratio to the first one's, where they were measured apart
     ratios: Mapping[str, float] | None = None
 
 

@@ -48,14 +48,10 @@ def cross_validation(folds: int, repeats: int) -> tuple[Trial, ...]:
 
 @dataclass(frozen=True)
 class Design:
-    """What is repeated and reported: `metric` is a mean (`miou`, `accuracy`, `f1_macro`) or a class's (`iou:water`).
-
-    Attributes:
-        folds: of the cross-validation; None where the trials are seeds.
-    """
+    """What is repeated and reported: `metric` is a mean (`miou`, `accuracy`, `f1_macro`) or a class's (`iou:water`)."""
 
     trials: tuple[Trial, ...]
-    folds: int | None
+    folds: int | None  # of the cross-validation; None where the trials are seeds
     metric: str
 
     @property

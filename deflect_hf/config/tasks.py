@@ -35,21 +35,14 @@ PROBLEM_TYPES: dict[Output, str | None] = {  # transformers' names
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task.
-
-    Attributes:
-        dense: whether every pixel gets a prediction, which makes maps.
-        metric: the score by which the best model is chosen.
-        lower_is_better: whether that is one of errors.
-        pipeline: what the Hub calls it, None where it has no name for it.
-    """
+    """One task."""
 
     name: str
     output: Output
-    dense: bool
-    metric: str
-    lower_is_better: bool = False
-    pipeline: str | None = None
+    dense: bool  # whether every pixel gets a prediction, which makes maps
+    metric: str  # the score by which the best model is chosen
+    lower_is_better: bool = False  # whether that is one of errors
+    pipeline: str | None = None  # what the Hub calls it, None where it has no name for it
 
     @property
     def scores(self) -> tuple[str, ...]:

@@ -49,27 +49,20 @@ MISTAKES: Mapping[str, tuple[float, float, float]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class BandContract:
-    """What images a trained model takes: kept in its ``preprocessor_config.json``, checked where images are named.
+    """What images a trained model takes: kept in its ``preprocessor_config.json``, checked where images are named."""
 
-    Attributes:
-        bands: band codes of ``pixel_values``, in order.
-        needed_bands: those that every image must have; a model trained with band dropout does without the others.
-        ignored_bands: further bands of the training images, which the model was not given.
-        unit: of ``pixel_values``.
-        gsd_m: size of the training images' pixels on the ground, None where it is not known.
-        projection: how the training images' grid lies on the ground (`georeference.projection`);
-            None where it is not known. Zones of one projection are alike to a model, degrees and metres are not.
-        height: of the training images in those pixels, where all images are resized to one size; None otherwise.
-        quantiles: band -> values of the training images at ``QUANTILES``; empty where they are not known.
-    """
-
-    bands: tuple[str, ...]
+    bands: tuple[str, ...]  # band codes of ``pixel_values``, in order
+    # those that every image must have; a model trained with band dropout does without the others
     needed_bands: tuple[str, ...]
-    ignored_bands: tuple[str, ...] = ()
-    unit: Unit = "reflectance"
-    gsd_m: float | None = None
+    ignored_bands: tuple[str, ...] = ()  # further bands of the training images, which the model was not given
+    unit: Unit = "reflectance"  # of ``pixel_values``
+    gsd_m: float | None = None  # size of the training images' pixels on the ground, None where it is not known
+    # how the training images' grid lies on the ground (`georeference.projection`); None where it is not known. Zones of
+    # one projection are alike to a model, degrees and metres are not
     projection: str | None = None
+    # of the training images in those pixels, where all images are resized to one size; None otherwise
     height: int | None = None
+    # band -> values of the training images at ``QUANTILES``; empty where they are not known
     quantiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def compare(

@@ -29,27 +29,19 @@ Transform = Callable[[Example, torch.Generator], Example]
 
 @dataclass(frozen=True)
 class Stored:
-    """One example as a reader finds it.
+    """One example as a reader finds it."""
 
-    Attributes:
-        values: (C, H, W) stored values, channels in the order of ``bands``.
-        target: (H, W) stored mask values; or of the whole image a class id, a value, or 0, 1 or NaN for each class; or
-            None without labels.
-        valid: (C, H, W) bool, or None where the reader knows of no invalid pixels.
-        target_valid: (H, W) bool, False where the mask itself says nodata; None: everywhere valid.
-        where: File name of the image, for error messages.
-        target_where: File name of the mask, for error messages.
-        target_nodata: The nodata tag of the mask.
-    """
-
-    values: np.ndarray
+    values: np.ndarray  # (C, H, W) stored values, channels in the order of ``bands``
     bands: Sequence[str]
+    # (H, W) stored mask values; or of the whole image a class id, a value, or 0, 1 or NaN for each class; or None
+    # without labels
     target: np.ndarray | int | float | Sequence[float] | None
-    where: str
-    valid: np.ndarray | None = None
+    where: str  # file name of the image, for error messages
+    valid: np.ndarray | None = None  # (C, H, W) bool, or None where the reader knows of no invalid pixels
+    # (H, W) bool, False where the mask itself says nodata; None: everywhere valid
     target_valid: np.ndarray | None = None
-    target_where: str = ""
-    target_nodata: float | None = None
+    target_where: str = ""  # file name of the mask, for error messages
+    target_nodata: float | None = None  # the nodata tag of the mask
 
 
 class Reader(Protocol):
@@ -61,22 +53,14 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Labels:
-    """What labels mean.
+    """What labels mean."""
 
-    Attributes:
-        task: One of :data:`~deflect_hf.config.tasks.TASKS`.
-        classes: Class names in label order; of a regression the name of the value.
-        values: Stored mask value of each class (segmentation).
-        ignore_values: Stored mask values that mean "not labelled".
-        unit: Of the value of a regression.
-    """
-
-    task: str
-    classes: tuple[str, ...]
-    values: tuple[int, ...] = ()
-    ignore_values: tuple[int, ...] = ()
+    task: str  # one of TASKS
+    classes: tuple[str, ...]  # class names in label order; of a regression the name of the value
+    values: tuple[int, ...] = ()  # stored mask value of each class (segmentation)
+    ignore_values: tuple[int, ...] = ()  # stored mask values that mean "not labelled"
     ignore_index: int = -100
-    unit: str | None = None
+    unit: str | None = None  # of the value of a regression
 
     @property
     def unknown(self) -> float:

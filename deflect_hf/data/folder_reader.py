@@ -32,26 +32,17 @@ Factor = float | list[float]
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Reads one image and its mask or class.
+    """Reads one image and its mask or class."""
 
-    Attributes:
-        bands: Band codes to read, in order.
-        needed_bands: Those that every file must have.
-        resample: Bring masks on another grid to that of their images.
-        numbers: Masks hold numbers, not classes.
-        layout: How scenes of several files are put together.
-        colors: The class of each color of painted masks; None: masks hold class values.
-    """
-
-    bands: tuple[str, ...]
-    needed_bands: tuple[str, ...]
+    bands: tuple[str, ...]  # band codes to read, in order
+    needed_bands: tuple[str, ...]  # those that every file must have
     source_bands: tuple[str, ...] | None
     sensor: Sensor | None
     quality: Quality | None = None
-    resample: bool = False
-    numbers: bool = False
-    layout: Product = LOOSE
-    colors: Mapping[Color, int] | None = None
+    resample: bool = False  # bring masks on another grid to that of their images
+    numbers: bool = False  # masks hold numbers, not classes
+    layout: Product = LOOSE  # how scenes of several files are put together
+    colors: Mapping[Color, int] | None = None  # the class of each color of painted masks; None: masks hold class values
 
     def product(self, path: str) -> Product:
         """A scene, put together as the others."""

@@ -69,17 +69,12 @@ _DATE = re.compile(r"_\d{4}[-_]\d{2}[-_]\d{2}.*$")
 
 @dataclass(frozen=True)
 class Misnamed:
-    """A set whose files name the channels wrongly.
+    """A set whose files name the channels wrongly."""
 
-    Attributes:
-        sensor: The bands as the files name them; their arrays are called as in :data:`SENTINEL2`.
-        corrected: What the arrays are called in files that name them rightly.
-        evidence: From some images, by the codes that the channels are called by, to the band order that their values
-            bear out (``"true"``, ``"nominal"``, None: they do not tell), and why.
-    """
-
-    sensor: Sensor
-    corrected: Names
+    sensor: Sensor  # the bands as the files name them; their arrays are called as in SENTINEL2
+    corrected: Names  # what the arrays are called in files that name them rightly
+    # from some images, by the codes that the channels are called by, to the band order that their values bear out
+    # (``"true"``, ``"nominal"``, None: they do not tell), and why
     evidence: Callable[[Sequence[Image]], tuple[str | None, str]]
 
 

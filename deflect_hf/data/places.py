@@ -31,18 +31,12 @@ KM_PER_DEGREE = 111.195  # of latitude, on a sphere
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of a scene, which windows never leave.
+    """A rectangle of a scene, which windows never leave."""
 
-    Attributes:
-        scene: Which of the scenes, from 0.
-        split: ``""`` before it is drawn.
-        counts: Labelled pixels of each class in it.
-    """
-
-    scene: int
+    scene: int  # which of the scenes, from 0
     box: Box
-    split: str = ""
-    counts: tuple[int, ...] = ()
+    split: str = ""  # ``""`` before it is drawn
+    counts: tuple[int, ...] = ()  # labelled pixels of each class in it
 
 
 def blocks_of(info: RasterInfo, km: float, buffer_km: float, middle: float | None = None) -> list[Box]:

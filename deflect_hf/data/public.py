@@ -67,14 +67,10 @@ class PublicDataset(DatasetSpec):
 
 @dataclass(frozen=True)
 class RasterReader:
-    """Reads the ``image`` of a row, and its ``mask`` or ``label``: one file with all bands in the order of the sensor.
-
-    Attributes:
-        bands: Codes of the bands to read, in stored order.
-    """
+    """Reads a row's ``image``, and its ``mask`` or ``label``: one file with all bands in the order of the sensor."""
 
     dataset: PublicDataset
-    bands: tuple[str, ...]
+    bands: tuple[str, ...]  # codes of the bands to read, in stored order
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read them."""

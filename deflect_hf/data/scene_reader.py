@@ -35,17 +35,12 @@ class SceneLabels(Protocol):
 
 @dataclass(frozen=True)
 class ShapeLabels:
-    """Polygons and points.
-
-    Attributes:
-        shapes: By split, under ``""`` where all splits see the same.
-        background: Class value of all other ground, None where it has no label.
-    """
+    """Polygons and points."""
 
     path: str
-    shapes: Mapping[str, Shapes]
+    shapes: Mapping[str, Shapes]  # by split, under ``""`` where all splits see the same
     all_touched: bool
-    background: int | None
+    background: int | None  # class value of all other ground, None where it has no label
 
     def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
         """(h, w) values burnt, and where."""
@@ -78,23 +73,16 @@ class RasterLabels:
 
 @dataclass(frozen=True)
 class SceneReader:
-    """Reads the window of a row.
+    """Reads the window of a row."""
 
-    Attributes:
-        reader: What the bands of the scenes are.
-        infos, labels: Of each scene.
-        window: Side of the windows in pixels; a smaller one is filled up with pixels that were not measured.
-        regions: What is in which split.
-        values: Stored value of each of the ``classes``.
-    """
-
-    reader: FolderReader
+    reader: FolderReader  # what the bands of the scenes are
+    # infos, labels: of each scene
     infos: tuple[RasterInfo, ...]
     labels: tuple[SceneLabels, ...]
-    window: int
-    regions: tuple[Region, ...]
+    window: int  # side of the windows in pixels; a smaller one is filled up with pixels that were not measured
+    regions: tuple[Region, ...]  # what is in which split
     classes: tuple[str, ...]
-    values: tuple[int, ...]
+    values: tuple[int, ...]  # stored value of each of the ``classes``
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the window of a row: only its ``core`` keeps its labels, the rest belongs to other windows."""

@@ -37,27 +37,20 @@ THRESHOLD = 0.5  # probability from which an image has a class
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model is evaluated.
-
-    Attributes:
-        target: what the labels mean.
-        window: side of the sliding windows; None for whole images.
-        convention: of the means over classes.
-        patch_size: height and width of the encoder's patches, to whole ones of which images are filled up.
-        batch_size: of images whose windows are predicted together.
-        mean, unit: of the training labels of a regression.
-        temperature: what logits are divided by for the confidence in a class; None: it is fitted to these images.
-    """
+    """How a model is evaluated."""
 
     task: Task
     classes: list[str]
-    target: Target
-    window: int | None
-    convention: Convention
+    target: Target  # what the labels mean
+    window: int | None  # side of the sliding windows; None for whole images
+    convention: Convention  # of the means over classes
+    # height and width of the encoder's patches, to whole ones of which images are filled up
     patch_size: tuple[int, int] = (1, 1)
-    batch_size: int = 1
+    batch_size: int = 1  # of images whose windows are predicted together
+    # mean, unit: of the training labels of a regression
     mean: float = 0.0
     unit: str | None = None
+    # what logits are divided by for the confidence in a class; None: it is fitted to these images
     temperature: float | None = None
 
     @classmethod

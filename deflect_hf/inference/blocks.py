@@ -49,19 +49,15 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneWindows:
-    """The windows of a scene and the model that predicts them.
-
-    Attributes:
-        rows: counted in pixels of the map, as ``columns``.
-        token: height and width in pixels of the scene of a token, which is then a pixel of the map; None: maps of
-            classes and values, on the pixels of the scene.
-    """
+    """The windows of a scene and the model that predicts them."""
 
     scene: Scene
     predictor: MapModel
-    rows: Axis
+    rows: Axis  # counted in pixels of the map, as ``columns``
     columns: Axis
     batch_size: int
+    # height and width in pixels of the scene of a token, which is then a pixel of the map; None: maps of classes and
+    # values, on the pixels of the scene
     token: tuple[int, int] | None = None
 
     @property

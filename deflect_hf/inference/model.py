@@ -15,33 +15,23 @@ Facts = Sequence[tuple[str, str]]
 
 
 class MapModel:
-    """(B, C, H, W) reflectance -> logits, and how images are read for it.
-
-    Attributes:
-        task: one of :data:`~deflect_hf.config.tasks.TASKS`.
-        classes: their names, in the order of the logits.
-        class_values: what the training masks stored for each class, where that was not its number.
-        window: images larger than this side are cut, as in evaluation; None: they are taken whole.
-        patch_size: height and width of the encoder's patches.
-        input_size: the only height and width that the model takes; None: any.
-        pretrained_size: those of the encoder's pretraining, where they are known.
-        unit: of values.
-        confusion: name of a split it was scored on, and its counts (rows are targets, columns predictions).
-        temperature: what logits are divided by for the confidence in a class; None: it is not calibrated.
-    """
+    """(B, C, H, W) reflectance -> logits, and how images are read for it."""
 
     processor: MultispectralImageProcessor
-    task: str
-    classes: tuple[str, ...]
+    task: str  # one of TASKS
+    classes: tuple[str, ...]  # their names, in the order of the logits
+    # what the training masks stored for each class, where that was not its number
     class_values: tuple[int, ...] | None = None
     device = torch.device("cpu")
     precision: torch.dtype | None = None
-    window: int | None = None
-    patch_size: tuple[int, int]
-    input_size: tuple[int, int] | None = None
-    pretrained_size: tuple[int, int] | None = None
-    unit: str | None = None
+    window: int | None = None  # images larger than this side are cut, as in evaluation; None: they are taken whole
+    patch_size: tuple[int, int]  # height and width of the encoder's patches
+    input_size: tuple[int, int] | None = None  # the only height and width that the model takes; None: any
+    pretrained_size: tuple[int, int] | None = None  # those of the encoder's pretraining, where they are known
+    unit: str | None = None  # of values
+    # name of a split it was scored on, and its counts (rows are targets, columns predictions)
     confusion: tuple[str, Any] | None = None
+    # what logits are divided by for the confidence in a class; None: it is not calibrated
     temperature: float | None = None
 
     def forward(self, pixel_values: Tensor, window: int | None) -> Tensor:

@@ -48,18 +48,12 @@ class Axis:
     rises along half a cosine to 1; at the edge of the scene it counts fully up to the last pixel. The weights sum to 1
     at every pixel, so that what all windows agree on comes out unchanged. As windows form a grid, the weight of one is
     the product of its weights along rows and columns.
-
-    Attributes:
-        length: pixels of the scene.
-        size: pixels of a window; a single window may be longer than the scene.
-        offsets: first pixel of each window, rising.
-        margin: pixels at an inner border of a window that it counts nothing for.
     """
 
-    length: int
-    size: int
-    offsets: tuple[int, ...]
-    margin: int
+    length: int  # pixels of the scene
+    size: int  # pixels of a window; a single window may be longer than the scene
+    offsets: tuple[int, ...]  # first pixel of each window, rising
+    margin: int  # pixels at an inner border of a window that it counts nothing for
 
     @classmethod
     def cover(cls, length: int, size: int, overlap: float, step: int) -> Axis:
@@ -132,17 +126,14 @@ def _half_cosine(width: int) -> Array:
 
 @dataclass(frozen=True)
 class Scene:
-    """An open image, and how its stored values become reflectance.
-
-    Attributes:
-        flagged: not empty once the quality layer has taken out a pixel that was read.
-        processor: neither resizes nor judges the values, which is for a whole window and for the whole scene.
-    """
+    """An open image, and how its stored values become reflectance."""
 
     file: OpenRaster
     info: RasterInfo
     reader: FolderReader
+    # neither resizes nor judges the values, which is for a whole window and for the whole scene
     processor: MultispectralImageProcessor
+    # not empty once the quality layer has taken out a pixel that was read
     flagged: set[bool] = field(default_factory=set)
 
     @classmethod

@@ -24,18 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bands:
-    """Bands of `pixel_values`, which of them the encoder was pretrained on, and the unit of all.
-
-    Attributes:
-        base_mean, base_std: per base band, what the encoder subtracts and divides by.
-        extra_mean, extra_std: the same of the other bands, in the order of `bands`, for a patch embedding that takes
-            them.
-    """
+    """Bands of `pixel_values`, which of them the encoder was pretrained on, and the unit of all."""
 
     bands: Sequence[str]
     base_bands: Sequence[str]
+    # base_mean, base_std: per base band, what the encoder subtracts and divides by
     base_mean: Sequence[float] | None
     base_std: Sequence[float] | None
+    # extra_mean, extra_std: the same of the other bands, in the order of `bands`, for a patch embedding that takes them
     extra_mean: Sequence[float] | None
     extra_std: Sequence[float] | None
     unit: Unit

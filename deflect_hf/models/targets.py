@@ -19,17 +19,13 @@ from deflect_hf.config.tasks import PROBLEM_TYPES, Output
 
 @dataclass(frozen=True)
 class Target:
-    """Labels that belong to (B, K, ...) logits; see the subclasses.
-
-    Attributes:
-        class_weights, label_smoothing: of the cross-entropy over one of K classes.
-        std: of values, in their unit: errors are counted in it.
-    """
+    """Labels that belong to (B, K, ...) logits; see the subclasses."""
 
     ignore_index: int = -100
+    # class_weights, label_smoothing: of the cross-entropy over one of K classes
     class_weights: Sequence[float] | None = None
     label_smoothing: float = 0.0
-    std: float = 1.0
+    std: float = 1.0  # of values, in their unit: errors are counted in it
 
     def label_shape(self, logits: Tensor) -> torch.Size:
         """(B, K, ...) logits -> the shape of their labels."""

@@ -75,15 +75,10 @@ def projection(info: RasterInfo) -> str | None:
 
 @dataclass(frozen=True)
 class PixelAreas:
-    """Area of a pixel in each row of a raster.
+    """Area of a pixel in each row of a raster."""
 
-    Attributes:
-        rows_m2: (H,) square metres of a pixel of that row, None where they cannot be known.
-        method: one sentence for people: how the areas were found, or why there are none.
-    """
-
-    rows_m2: Array | None
-    method: str
+    rows_m2: Array | None  # (H,) square metres of a pixel of that row, None where they cannot be known
+    method: str  # one sentence for people: how the areas were found, or why there are none
 
 
 def pixel_areas(info: RasterInfo) -> PixelAreas:
@@ -237,17 +232,13 @@ def _across(source: RasterInfo, target: RasterInfo, columns: Array, rows: Array)
 
 @dataclass(frozen=True)
 class Placement:
-    """How a label raster lies on the grid of its image.
+    """How a label raster lies on the grid of its image."""
 
-    Attributes:
-        swapped, upside_down, mirrored: Its stored rows are the image's columns, run upwards, run to the left.
-        shift: (2,) pixels of the image by which the corner that is farthest off misses that of the image.
-    """
-
+    # swapped, upside_down, mirrored: its stored rows are the image's columns, run upwards, run to the left
     swapped: bool
     upside_down: bool
     mirrored: bool
-    shift: Array
+    shift: Array  # (2,) pixels of the image by which the corner that is farthest off misses that of the image
 
     def turn(self, values: Array) -> Array:
         """(..., h, w) as stored -> (..., H, W) in the order of the image's rows and columns."""

@@ -41,29 +41,19 @@ SIDECAR = ".aux.xml"  # where GDAL keeps what a GeoTIFF has no tag for
 
 @dataclass(frozen=True)
 class MapLayout:
-    """What the bands of a map are.
+    """What the bands of a map are."""
 
-    Attributes:
-        dtype: ``"uint8"`` or ``"float32"``.
-        nodata: stored value where nothing was measured.
-        descriptions: one per band.
-        scales: what the stored values of each band are multiplied by; empty: none is.
-        categories: names of the stored values 0, 1, 2 ... of a band of classes; empty for other maps.
-        class_values: what the training masks stored for each category, where that was not its number.
-        unit: of the stored values, as the band says it.
-        colours: red, green and blue (0 to 255) of each category.
-        job: what :func:`job_of_map` tells of the file.
-    """
-
-    dtype: str
-    nodata: float
-    descriptions: tuple[str, ...]
-    scales: tuple[float, ...] = ()
+    dtype: str  # ``"uint8"`` or ``"float32"``
+    nodata: float  # stored value where nothing was measured
+    descriptions: tuple[str, ...]  # one per band
+    scales: tuple[float, ...] = ()  # what the stored values of each band are multiplied by; empty: none is
+    # names of the stored values 0, 1, 2 ... of a band of classes; empty for other maps
     categories: tuple[str, ...] = ()
+    # what the training masks stored for each category, where that was not its number
     class_values: tuple[int, ...] = ()
-    colours: tuple[Colour, ...] = ()
-    unit: str = ""
-    job: str = ""
+    colours: tuple[Colour, ...] = ()  # red, green and blue (0 to 255) of each category
+    unit: str = ""  # of the stored values, as the band says it
+    job: str = ""  # what job_of_map tells of the file
 
     @property
     def count(self) -> int:

@@ -40,19 +40,12 @@ def is_quality_layer(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Quality:
-    """A layer of the file that says where its bands are no measurement.
+    """A layer of the file that says where its bands are no measurement."""
 
-    Attributes:
-        band: Its band description in the file, whatever the case.
-        invalid: Stored values at which no band of the file is valid.
-        bits: Numbers of the bits, from 0, any of which says so.
-        above: Value above which no band is valid, of a probability of clouds; None: there is none.
-    """
-
-    band: str
-    invalid: tuple[int, ...] = ()
-    bits: tuple[int, ...] = ()
-    above: float | None = None
+    band: str  # its band description in the file, whatever the case
+    invalid: tuple[int, ...] = ()  # stored values at which no band of the file is valid
+    bits: tuple[int, ...] = ()  # numbers of the bits, from 0, any of which says so
+    above: float | None = None  # value above which no band is valid, of a probability of clouds; None: there is none
 
     def flags(self, layer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Stored values of the layer -> bool: the ground was not measured there."""

@@ -42,17 +42,12 @@ def need_vector() -> None:
 
 @dataclass(frozen=True)
 class Features:
-    """The features of a layer, as the file stores them.
-
-    Attributes:
-        geometries: (n,) of shapely, in the reference system ``crs`` (WKT).
-        columns: (n,) values of each attribute.
-    """
+    """The features of a layer, as the file stores them."""
 
     path: str
     crs: str | None
-    geometries: Array
-    columns: Mapping[str, Array]
+    geometries: Array  # (n,) of shapely, in the reference system ``crs`` (WKT)
+    columns: Mapping[str, Array]  # (n,) values of each attribute
 
     def column(self, name: str, key: str) -> Array:
         """The values of an attribute that the configuration names in ``key``."""
@@ -127,16 +122,11 @@ def _from_parquet(path: str | Path) -> tuple[str | None, Array, dict[str, Array]
 
 @dataclass(frozen=True)
 class Shapes:
-    """Polygons and points in the pixels of an image: x counts columns, y counts rows.
-
-    Attributes:
-        values: (n,) what each is burnt as.
-        tree: finds those in a box.
-    """
+    """Polygons and points in the pixels of an image: x counts columns, y counts rows."""
 
     geometries: Array
-    values: Array
-    tree: Any
+    values: Array  # (n,) what each is burnt as
+    tree: Any  # finds those in a box
 
     def touching(self, box: Box) -> Array:
         """Numbers of those in a box, in order."""

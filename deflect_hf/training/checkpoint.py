@@ -47,12 +47,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_p
 
 @dataclass
 class Progress:
-    """How far a run is: ``batch`` batches of ``epoch`` and ``step`` optimizer steps are done.
-
-    Attributes:
-        evaluated: the step of the last evaluation.
-        waited: evaluations since the best one.
-    """
+    """How far a run is: ``batch`` batches of ``epoch`` and ``step`` optimizer steps are done."""
 
     epoch: int = 0
     batch: int = 0
@@ -60,8 +55,8 @@ class Progress:
     best_score: float | None = None
     best_epoch: int | None = None
     best_step: int | None = None
-    evaluated: int = 0
-    waited: int = 0
+    evaluated: int = 0  # the step of the last evaluation
+    waited: int = 0  # evaluations since the best one
     seconds: float = 0.0
 
 
@@ -167,23 +162,16 @@ def drop_checkpoints_after(work_dir: Path, step: int) -> None:
 
 @dataclass
 class Checkpoints:
-    """Writes the checkpoints of a training, and goes back to one.
-
-    Attributes:
-        model: the model itself, not its distributed wrapper.
-        fixed: what must not change when a run goes on, or its steps would be others.
-        also: what each checkpoint keeps besides, JSON-able.
-        keep: how many of the newest are kept.
-    """
+    """Writes the checkpoints of a training, and goes back to one."""
 
     accelerator: Accelerator
     work_dir: Path
-    model: nn.Module
+    model: nn.Module  # the model itself, not its distributed wrapper
     optimizer: Optimizer
     scheduler: LRScheduler
-    fixed: Mapping[str, Any]
-    keep: int
-    also: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any]  # what must not change when a run goes on, or its steps would be others
+    keep: int  # how many of the newest are kept
+    also: Mapping[str, Any] = field(default_factory=dict)  # what each checkpoint keeps besides, JSON-able
 
     def save(self, progress: Progress, own: Mapping[str, Any]) -> None:
         """Write ``checkpoints/step-N`` and remove older ones; every process has to call it, the first one writes.

@@ -33,27 +33,17 @@ SAMPLE = 2**18  # pixels that the quantiles are of, spread over all images
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was found in a training split.
+    """What was found in a training split."""
 
-    Attributes:
-        bands: of the images, in order.
-        formulas: of the indices among the features.
-        pixels: moments of the bands, over all measured pixels.
-        features: moments of the pixel-set features of DEFLECT, over all patches; None for other methods.
-        labels: of each class, pixels or images; empty for a regression.
-        targets: moments of the labels of a regression, else None.
-        present: the classes of each image, for the balanced sampler; None for the other.
-        quantiles: band -> its values at ``QUANTILES``, empty where nothing was measured.
-    """
-
-    bands: list[str]
-    formulas: dict[str, str]
-    pixels: RunningMoments
+    bands: list[str]  # of the images, in order
+    formulas: dict[str, str]  # of the indices among the features
+    pixels: RunningMoments  # moments of the bands, over all measured pixels
+    # moments of the pixel-set features of DEFLECT, over all patches; None for other methods
     features: RunningMoments | None
-    labels: list[int]
-    quantiles: dict[str, list[float]]
-    targets: RunningMoments | None = None
-    present: list[list[int]] | None = None
+    labels: list[int]  # of each class, pixels or images; empty for a regression
+    quantiles: dict[str, list[float]]  # band -> its values at ``QUANTILES``, empty where nothing was measured
+    targets: RunningMoments | None = None  # moments of the labels of a regression, else None
+    present: list[list[int]] | None = None  # the classes of each image, for the balanced sampler; None for the other
 
     def state(self) -> dict[str, Any]:
         """Plain numbers, from which :meth:`from_state` makes the same."""

@@ -62,15 +62,10 @@ _BAND_FILE = re.compile(r".+_L2R_rhorc_(?P<nm>\d+)_[^_]+\.tif")
 
 @dataclass(frozen=True)
 class MadosReader:
-    """Reads one crop: its bands brought to the 10 m grid of its mask.
+    """Reads one crop: its bands brought to the 10 m grid of its mask."""
 
-    Attributes:
-        bands: Codes of the bands to read, in ascending wavelength.
-        resampling: ``"nearest"`` repeats each pixel 2 or 6 times, ``"bilinear"`` interpolates between valid ones.
-    """
-
-    bands: tuple[str, ...]
-    resampling: str
+    bands: tuple[str, ...]  # codes of the bands to read, in ascending wavelength
+    resampling: str  # ``"nearest"`` repeats each pixel 2 or 6 times, ``"bilinear"`` interpolates between valid ones
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the crop of a row."""

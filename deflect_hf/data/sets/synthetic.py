@@ -70,19 +70,14 @@ FIELD_CELLS = 5  # coarseness of the region fields: cells across the image
 
 @dataclass(frozen=True)
 class SyntheticReader:
-    """Makes the scene of a row, always the same one for the same seed and index, whatever the bands.
-
-    Attributes:
-        library: land cover -> (n, 7) measured reflectances in the order of MEASURED.
-        noise: Standard deviation of the sensor noise, in reflectance.
-    """
+    """Makes the scene of a row, always the same one for the same seed and index, whatever the bands."""
 
     bands: tuple[str, ...]
     task: str
     size: tuple[int, int]
     seed: int
-    noise: float
-    library: Mapping[str, np.ndarray]
+    noise: float  # standard deviation of the sensor noise, in reflectance
+    library: Mapping[str, np.ndarray]  # land cover -> (n, 7) measured reflectances in the order of MEASURED
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Make the scene: int16 digital numbers (C, H, W), and its class or its (H, W) mask."""

@@ -24,33 +24,26 @@ NON_COMMERCIAL = "cc-by-nc-4.0"
 
 @dataclass(frozen=True)
 class Source:
-    """One published encoder.
-
-    Attributes:
-        config: fields of ``GeoViTConfig``.
-        wrappers: keys of the file's outer dictionary under which the weights may lie.
-        foreign, own: beginnings of names that a file of this source has not, and has, other than a file of a source of
-            the same shapes.
-        note: what else a user of the features should know.
-        pixels: what its pretraining fed it, in words.
-        mean, std: normalisation of the base bands in reflectance; None where it saw 8-bit images.
-    """
+    """One published encoder."""
 
     name: str
     title: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # fields of ``GeoViTConfig``
     license: str
     homepage: str
     paper: str
     download: str
-    pixels: str
+    pixels: str  # what its pretraining fed it, in words
     files: tuple[str, ...]
     hub_id: str | None = None
-    wrappers: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()  # keys of the file's outer dictionary under which the weights may lie
+    # foreign, own: beginnings of names that a file of this source has not, and has, other than a file of a source of
+    # the same shapes
     foreign: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
-    note: str = ""
+    note: str = ""  # what else a user of the features should know
     base_bands: tuple[str, ...] = ("R", "G", "B")
+    # mean, std: normalisation of the base bands in reflectance; None where it saw 8-bit images
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
