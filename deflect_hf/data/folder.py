@@ -124,8 +124,8 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
     if not folders:
         raise DataError(
             f"{args.root} holds neither images/ and masks/ nor class folders with GeoTIFFs"
-            f"{holding(next(iter(bases.values())))}: put the images into one sub-folder per class, or into images/ "
-            f"with masks of the same name in masks/, or say where they are by `images` and `masks`."
+            f"{holding(next(iter(bases.values())), deep=True)}: put the images into one sub-folder per class, or into "
+            f"images/ with masks of the same name in masks/, or say where they are by `images` and `masks`."
         )
     for key in ("class_values", "ignore_values"):
         if getattr(args, key):

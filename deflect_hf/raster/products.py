@@ -233,9 +233,9 @@ def _by_name(folder: Folder) -> list[Layer]:
             layers[band] = _layer(folder, band, name)
     if len(layers) < 2 or len(begins) != 1 or all(layer.classes for layer in layers.values()):
         raise DataError(
-            f"{folder.path} is a folder, not a raster{_holding(folder)}: give one file that holds all bands, a product "
-            "(a Sentinel-2 SAFE, a Landsat scene with its MTL file, an HLS scene), or say which file is which band, "
-            "`files: '*_{band}.tif'`."
+            f"{folder.path} is {'an archive' if folder.prefix else 'a folder'}, not a raster{_holding(folder)}: give "
+            "one file that holds all bands, a product (a Sentinel-2 SAFE, a Landsat scene with its MTL file, an HLS "
+            "scene), or say which file is which band, `files: '*_{band}.tif'`."
         )
     return list(layers.values())
 

@@ -8,13 +8,14 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 import rasterio.shutil
+import rasterio.warp
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
@@ -75,6 +76,7 @@ class _Header:
     block: tuple[int, int]
     nodata: float | None
     masked: bool
+    tagged: bool  # masked by its nodata tag alone
     scale: float
     offset: float
 
@@ -107,9 +109,10 @@ def _header(layer: Layer, where: str) -> _Header:
                     f"{where}: {layer.file}, band {layer.name}, holds {source.count} bands: only files of one band are "
                     "put together; give a file with all bands by itself."
                 )
-            masked = MaskFlags.all_valid not in source.mask_flag_enums[0]
+            flags = source.mask_flag_enums[0]
+            masked, tagged = MaskFlags.all_valid not in flags, MaskFlags.nodata in flags
             placed = _Grid(source.crs, source.transform, source.width, source.height)
-            return _Header(layer, placed, source.dtypes[0], source.block_shapes[0], source.nodata, masked,
+            return _Header(layer, placed, source.dtypes[0], source.block_shapes[0], source.nodata, masked, tagged,
                            source.scales[0], source.offsets[0])  # fmt: skip
     except RasterioError as error:
         raise DataError(
@@ -162,23 +165,28 @@ def _target(headers: Sequence[_Header], where: str, grid: str | float | None) ->
 def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampling, where: str) -> None:
     """Append a layer to a virtual raster, as it is stored, in reflectance, or brought to its grid."""
     layer, there = header.layer, header.grid.same(target)
+    if not there and not _overlaps(header.grid, target):
+        raise DataError(
+            f"{where}: {layer.file}, band {layer.name}, lies beside the other files: give the files of one place."
+        )
     if layer.classes:
         fill = next((value for value in (layer.nodata, header.nodata) if value is not None), 0)
         name = layer.file if there else _warped(layer.file, target, Resampling.nearest, fill, where)
         band = _band(root, layer.name, header.dtype, None)
         _source(band, name, "SimpleSource", header)
         return
-    plain = there and layer.scale is None and (not header.masked or header.nodata is not None)
+    nodata = header.nodata if layer.nodata is None and not header.tagged else layer.nodata
+    plain = there and layer.scale is None and (not header.masked or header.tagged)
     if plain:
         band = _band(root, layer.name, header.dtype, header.nodata)
         _source(band, layer.file, "SimpleSource", header)
     elif there:
-        band = _measured(root, header, layer.nodata)
+        band = _measured(root, header, nodata)
     else:
         # whole numbers of 16 bits without a tag: 0 is no measurement in all products that store reflectance so
         unsaid = 0 if header.dtype == "uint16" and not header.masked else None
         single = _root(header.grid)
-        _measured(single, header, unsaid if layer.nodata is None else layer.nodata)
+        _measured(single, header, unsaid if nodata is None else nodata)
         name = ElementTree.tostring(single, encoding="unicode")
         band = _band(root, layer.name, "float32", math.nan)
         _source(band, _warped(name, target, resampling, math.nan, where), "SimpleSource", None)
@@ -189,15 +197,32 @@ def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampli
         _text(band, "Scale", repr(header.scale))
 
 
+def _overlaps(one: _Grid, other: _Grid) -> bool:
+    """Whether two grids share ground, as far as their corners tell."""
+    corners = np.array([(0, 0), (one.width, 0), (0, one.height), (one.width, one.height)], dtype=float).T
+    x, y = one.transform @ corners
+    if one.crs is not None and other.crs is not None:
+        x, y = rasterio.warp.transform(one.crs, other.crs, x, y)
+    columns, rows = ~other.transform @ (np.asarray(x), np.asarray(y))
+    return bool(columns.max() > 0 and rows.max() > 0 and columns.min() < other.width and rows.min() < other.height)
+
+
 def _measured(root: Any, header: _Header, nodata: float | None) -> Any:
     """A band of the layer's own grid: reflectance where the unit is known, NaN where nothing was measured."""
     layer = header.layer
+    name, masked = layer.file, header.masked
+    if masked and nodata is not None:  # of a value and a mask, GDAL looks at the value alone
+        if not (header.tagged and header.nodata == nodata):
+            single = _root(header.grid)
+            _measured(single, replace(header, layer=replace(layer, scale=None)), None)
+            name = ElementTree.tostring(single, encoding="unicode")
+        masked = False
     band = _band(root, layer.name, "float32", math.nan)
-    source = _source(band, layer.file, "ComplexSource", header)
+    source = _source(band, name, "ComplexSource", header)
     if layer.scale is not None:
         _text(source, "ScaleOffset", repr(layer.offset))
         _text(source, "ScaleRatio", repr(layer.scale))
-    if header.masked:
+    if masked:
         _text(source, "UseMaskBand", "true")
     if nodata is not None:
         _text(source, "NODATA", repr(nodata))

@@ -144,8 +144,9 @@ def test_an_unknown_class_value_names_the_mask_and_the_known_ones(segmentation_f
 def test_broken_folders_are_named(segmentation_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere is not a folder: set `root`"):
         load_dataset_splits(segments(tmp_path / "nowhere"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty holds neither images/ and masks/ nor class folders"):
+    (tmp_path / "empty" / "land").mkdir(parents=True)
+    (tmp_path / "empty" / "land" / "a.npy").touch()
+    with pytest.raises(DataError, match=r"empty holds neither images/ and masks/ nor class .*; it holds 1 \.npy"):
         load_dataset_splits(segments(tmp_path / "empty", classes=None, class_values=None))
     (tmp_path / "bare" / "images").mkdir(parents=True)
     with pytest.raises(DataError, match=r"bare/images holds no GeoTIFF"):

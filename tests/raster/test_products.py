@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from deflect_hf.errors import ConfigError, DataError, UnitError
 from deflect_hf.raster.products import Product
@@ -166,6 +167,27 @@ def test_files_without_a_unit_keep_their_values_also_on_another_grid(tmp_path: P
         *[False] * 4,
         *[True] * 4,
     ]
+
+
+@pytest.mark.parametrize("fine", [True, False])
+def test_the_mask_of_a_file_counts_beside_its_nodata_value(tmp_path: Path, fine: bool) -> None:
+    stored, seen = np.full((8, 8), 700, np.uint16), np.ones((8, 8), np.uint8)
+    stored[0], seen[7] = 0, 0
+    write_layer(tmp_path / "B04.tif", stored, 10, driver="GTiff")
+    with rasterio.open(tmp_path / "B04.tif", "r+") as file:
+        file.nodata = 0
+        file.write_mask(seen)
+    step = 1 if fine else 2
+    write_layer(tmp_path / "B08.tif", np.ones((8 * step, 8 * step), np.uint16), 10 / step, driver="GTiff")
+    valid = read_raster(tmp_path, ["R"], sensor=get_sensor("sentinel2_l2a_harmonized")).valid[0]
+    assert valid[::step, 0].tolist() == [False, *[True] * 6, False]
+
+
+def test_a_band_of_another_place_is_refused(tmp_path: Path) -> None:
+    write_layer(tmp_path / "B04.tif", np.ones((8, 8), np.uint16), 10, driver="GTiff")
+    write_layer(tmp_path / "B08.tif", np.ones((8, 8), np.uint16), 10, epsg=32633, driver="GTiff")
+    with pytest.raises(DataError, match=r"B08\.tif, band B08, lies beside the other files"):
+        read_raster(tmp_path, ["R"], sensor=get_sensor("sentinel2_l2a_harmonized"))
 
 
 LEVEL2 = """GROUP = LANDSAT_METADATA_FILE
