@@ -109,8 +109,8 @@ class PlaceArguments(Arguments):
     )
     scenes: list[dict[str, Any]] | UserPath | None = option(
         None,
-        "'scenes': a list of {image, labels, layer, split, name}, all but image optional, or a CSV or vector file with "
-        "such columns. Paths are relative to root.",
+        "'scenes': a list of {image, labels, layer, split, name, dates}, all but image optional, or a CSV or vector "
+        "file with such columns. Paths are relative to root.",
     )
     labels: UserPath | None = option(
         None, "'scenes': polygons, points or a raster of classes, for scenes that name no labels of their own."

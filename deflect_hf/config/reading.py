@@ -26,6 +26,17 @@ class ReadingArguments(Arguments):
         "Names of the stored bands in file order, for files that do not name them; '_' for a layer to be left out.",
         min_length=1,
     )
+    dates: list[str] | None = option(
+        None,
+        "The same places at other times: a file for each (below root), whose bands are called 'N@1', 'N@2', ...; * "
+        "stands for the name of the image, 'images_2019/*.tif'. Scenes of a list may have their own.",
+        min_length=1,
+    )
+    composite: Literal["median"] | None = option(
+        None,
+        "With dates: 'median': bands without a date are medians over all dates of what was measured; 'N@0' is then "
+        "that of the image itself. null: as in training.",
+    )
     files: str | dict[str, str] | None = option(
         None,
         "Scenes with one file per band: how the files of a scene's folder are called, '*_{band}.tif', or the file of "

@@ -32,6 +32,7 @@ class Reading(BaseModel):
     files: str | dict[str, str] | None = None
     grid: float | str | None = None
     band_resampling: Literal["bilinear", "cubic"] | None = None
+    composite: Literal["median"] | None = None
 
 
 class ProcessorEntries(BaseModel):

@@ -99,7 +99,7 @@ def _stored(images: ImageDataset, index: int) -> tuple[Any, ...]:
 def read_headers(rows: Sequence[Row], layout: Product) -> list[RasterInfo]:
     """The headers of the images of all rows."""
     products = [dataclasses.replace(layout, path=row["image"]) for row in rows]
-    idle = layout != LOOSE and all(product.layers is None for product in products)
+    idle = dataclasses.replace(layout, composite=False) != LOOSE and all(product.layers is None for product in products)
     if idle:
         raise ConfigError(
             "`files`, `grid` and `band_resampling` are for scenes of several files, and all images are single files: "

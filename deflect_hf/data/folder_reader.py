@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from deflect_hf.raster.header import SKIPPED, PathLike, RasterInfo, file_bands, 
 from deflect_hf.raster.products import Product, is_known_product
 from deflect_hf.raster.quality import Quality, is_quality_layer, quality_layer
 from deflect_hf.raster.read import Box, OpenRaster, Raster, read_mask, read_raster
-from deflect_hf.spectral.bands import Sensor
+from deflect_hf.spectral.bands import Sensor, split_date
 from deflect_hf.spectral.selection import match_bands, resolve_bands
 from deflect_hf.spectral.sensors import get_sensor
 
@@ -42,6 +43,7 @@ class FolderReader:
     resample: bool = False  # bring masks on another grid to that of their images
     numbers: bool = False  # masks hold numbers, not classes
     layout: Product = LOOSE  # how scenes of several files are put together
+    nodata: tuple[float, ...] = ()  # stored values that are no measurement
     colors: Mapping[Color, int] | None = None  # the class of each color of painted masks; None: masks hold class values
 
     def product(self, path: str) -> Product:
@@ -57,6 +59,7 @@ class FolderReader:
             needed=self.needed_bands,
             source_bands=self.source_bands,
             sensor=self.sensor,
+            nodata=self.nodata,
             quality=self.quality,
         )
 
@@ -96,7 +99,16 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
     grid = args.grid if args.grid is not None else reading.get("grid")
     resampling = args.band_resampling or reading.get("band_resampling") or "bilinear"
     known = "files" not in reading or (path != "" and is_known_product(path))
-    product = Product.of(path, args.files if args.files is not None or known else reading["files"], grid, resampling)
+    product = Product.of(
+        path,
+        args.files if args.files is not None or known else reading["files"],
+        grid=grid,
+        resampling=resampling,
+        dates=tuple(os.path.join(getattr(args, "root", None) or "", date) for date in args.dates or ()),
+        composite=bool(args.composite or reading.get("composite")),
+    )
+    if path and product.composite and not product.dates:
+        logger.warning("%s: the model was trained on medians of several dates, but this is one: give `dates`", path)
     idle = [key for key in ("files", "grid", "band_resampling") if getattr(args, key) is not None]
     if path and idle and product.layers is None:
         raise ConfigError(f"{path} is one file: `{idle[0]}` does nothing for it, remove it.")
@@ -125,7 +137,8 @@ def settle_reader(
     grid = projection(info)
     if trained is None:
         unit = sensor.unit if sensor is not None else "reflectance"
-        bands = needed = resolve_bands(args.bands, sensor) if args.bands is not None else named
+        usual = [name for name in named if not (info.composite and split_date(name)[1])]
+        bands = needed = resolve_bands(args.bands, sensor) if args.bands is not None else usual
         if unknown and args.bands is None:
             logger.warning(
                 "%s: the model gets %s; left out are %s, which %s does not know (describe them in a `sensor` of your "
@@ -142,6 +155,13 @@ def settle_reader(
         seen = info.height if height is None else height
         given_unit = "reflectance" if info.calibrated else given.unit if given is not None else unit
         trained.contract.compare(info.path, [*named, *unknown], given_unit, gsd_m, grid, seen)
+    if args.dates and not (info.composite or any(split_date(band)[1] for band in bands)):
+        raise ConfigError(
+            f"`dates` does nothing for the bands {listing(bands)}: remove it, or train with bands of the other dates, "
+            f"such as {bands[0] + '@1'!r}, or with `composite: median`."
+        )
+    if args.composite is not None and not info.composite:
+        raise ConfigError(f"{info.path}: a composite is of several dates: give the others, `dates`, or remove it.")
     positions = match_bands(names, bands, needed, info.path)
     first = next(position for position in positions if position is not None)
     # a band that this file lacks is taken to be tagged as the others are
@@ -156,6 +176,7 @@ def settle_reader(
         "files": args.files,
         "grid": args.grid,
         "band_resampling": args.band_resampling,
+        "composite": args.composite,
     }
     processor = MultispectralImageProcessor(
         bands=bands,
@@ -174,8 +195,9 @@ def settle_reader(
     resample = args.label_alignment == "resample"
     listed = tuple(source_bands) if source_bands is not None else None
     layout = layout_of(args, trained)
+    fills = tuple(processor.nodata)
     reader = FolderReader(
-        tuple(bands), tuple(needed), listed, sensor, quality, resample, False, layout, args.color_table
+        tuple(bands), tuple(needed), listed, sensor, quality, resample, False, layout, fills, args.color_table
     )
     return reader, processor
 
@@ -231,8 +253,8 @@ def _unknown(
         for position, (name, text) in enumerate(zip(names, info.descriptions, strict=True))
         if is_unnamed(name)
         and position not in meant
-        and not is_quality_layer(text)
-        and not (text and text.casefold() == quality_band)
+        and not is_quality_layer(split_date(text)[0])
+        and not (text and split_date(text)[0].casefold() == quality_band)
     ]
 
 

@@ -38,7 +38,7 @@ except ModuleNotFoundError as error:  # where exported models make maps
 
 Image = np.ndarray | torch.Tensor
 Size = int | Sequence[int] | Mapping[str, int]
-READING = {"sensor", "source_bands", "quality", "files", "grid", "band_resampling"}
+READING = {"sensor", "source_bands", "quality", "files", "grid", "band_resampling", "composite"}
 
 
 class MultispectralImageProcessor(BaseImageProcessor):

@@ -16,6 +16,7 @@ from deflect_hf.data.places import Box, Region, write_regions
 from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import part_of
 from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import read_mask
 from deflect_hf.raster.vector import Shapes
 
@@ -76,9 +77,10 @@ class SceneReader:
     """Reads the window of a row."""
 
     reader: FolderReader  # what the bands of the scenes are
-    # infos, labels: of each scene
+    # infos, labels, products: of each scene
     infos: tuple[RasterInfo, ...]
     labels: tuple[SceneLabels, ...]
+    products: tuple[Product, ...]
     window: int  # side of the windows in pixels; a smaller one is filled up with pixels that were not measured
     regions: tuple[Region, ...]  # what is in which split
     classes: tuple[str, ...]
@@ -87,7 +89,7 @@ class SceneReader:
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the window of a row: only its ``core`` keeps its labels, the rest belongs to other windows."""
         info, labels, box = self.infos[row["scene"]], self.labels[row["scene"]], tuple(row["box"])
-        raster = self.reader.raster(self.reader.product(info.path), box)
+        raster = self.reader.raster(self.products[row["scene"]], box)
         values, labelled = labels.read(info, box, row["split"])
         top, left, height, width = row["core"]
         rows, columns = np.arange(box[0], box[0] + box[2]), np.arange(box[1], box[1] + box[3])

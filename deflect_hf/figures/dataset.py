@@ -258,7 +258,7 @@ def _draw_scene(axis: Axes, reader: SceneReader, scene: int) -> None:
     info, bands = reader.infos[scene], reader.reader.bands
     title, colors = next(iter(composites_of(bands).items()))
     raster = read_raster(
-        info.path,
+        reader.products[scene],
         list(dict.fromkeys(colors)),
         source_bands=reader.reader.source_bands,
         sensor=reader.reader.sensor,

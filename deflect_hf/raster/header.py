@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deflect_hf.errors import BandError, DataError, listing
-from deflect_hf.spectral.bands import Sensor, fold
+from deflect_hf.spectral.bands import Sensor, fold, split_date
 from deflect_hf.spectral.selection import resolve_bands
 
 PathLike = str | os.PathLike[str]
@@ -40,6 +42,7 @@ class RasterInfo:
         lossy: How the values are stored where they come back changed (``"JPEG"``), else ``""``.
         colors: Color of each value of a band with a palette.
         units: Unit of each band, ``""`` where the file has none.
+        composite: Bands without a date are the medians of those with one.
     """
 
     path: str
@@ -58,6 +61,7 @@ class RasterInfo:
     lossy: str = ""
     colors: tuple[tuple[int, ...], ...] = ()
     units: tuple[str, ...] = ()
+    composite: bool = False
 
     @property
     def georeferenced(self) -> bool:
@@ -68,6 +72,13 @@ class RasterInfo:
     def calibrated(self) -> bool:
         """Whether the file says that it holds reflectance."""
         return REFLECTANCE in self.units
+
+    def parts(self, position: int) -> list[int]:
+        """The bands, counted from 0, whose median a band is: itself alone, unless it is a composite."""
+        own = self.descriptions[position]
+        if not self.composite or split_date(own)[1]:
+            return [position]
+        return [k for k, text in enumerate(self.descriptions) if text != own and split_date(text)[0] == own]
 
     def position(self, description: str) -> int:
         """Where the band of that description is, whatever its case, counted from 0."""
@@ -111,8 +122,18 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
 
     A band that is called ``_``, or whose description is not a band name, becomes ``"band 3 quality"``: it is left alone
     rather than guessed. Descriptions that only count the bands (``Band 1``, ``Band 2``, ...) are none: they are no
-    numbers of a sensor.
+    numbers of a sensor. Of several dates (``N``, ``N@1``) each is named as a file of its own.
     """
+    dates: dict[str, list[int]] = defaultdict(list)
+    for position, text in enumerate(info.descriptions):
+        dates[split_date(text)[1]].append(position)
+    if len(dates) > 1 and not any(split_date(name)[1] for name in source_bands or ()):
+        found: dict[int, str] = {}
+        for date, positions in dates.items():
+            plain = tuple(split_date(info.descriptions[position])[0] for position in positions)
+            part = dataclasses.replace(info, count=len(positions), descriptions=plain, alpha=None)
+            found |= zip(positions, [name + date for name in file_bands(part, source_bands, sensor)], strict=True)
+        return [found[position] for position in range(info.count)]
     unnamed = [f"band {number} {text}".strip() for number, text in enumerate(info.descriptions, start=1)]
     own = _described(info.descriptions, sensor)
     given: list[str | None] | None = None

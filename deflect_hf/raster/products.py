@@ -5,6 +5,7 @@ All of them are opened as any file is, ``open_raster(PATH)``; what a path alone 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import glob
 import os
@@ -14,13 +15,14 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from deflect_hf.errors import BandError, ConfigError, DataError, listing
 from deflect_hf.raster import metadata
 from deflect_hf.raster.header import BAND, PathLike
 from deflect_hf.raster.local import refuse_remote
 from deflect_hf.raster.quality import is_quality_layer
-from deflect_hf.raster.stack import Layer, stack
+from deflect_hf.raster.stack import Layer, layers_of, stack
 from deflect_hf.spectral.bands import is_band_number
 from deflect_hf.spectral.selection import resolve_bands
 
@@ -38,24 +40,23 @@ class Product(os.PathLike[str]):
         files: Where the bands are in the folder: such a pattern, or pairs of band and file (a pattern for one file).
         grid: The band whose grid the others come onto, or the side of a pixel in metres; None: the finest.
         resampling: How bands come onto it, ``"bilinear"`` or ``"cubic"``. Classes are taken from the nearest pixel.
+        dates: The same place at other times, whose bands are called ``N@1``, ``N@2``, ...: products like this one, on
+            whose grid they come. ``*`` stands for this one's name, without folder and ending.
+        composite: Bands without a date are the median of all dates, of which this one is then ``N@0``.
     """
 
     path: str
     files: str | tuple[tuple[str, str], ...] | None = None
     grid: str | float | None = None
     resampling: str = "bilinear"
+    dates: tuple[str, ...] = ()
+    composite: bool = False
 
     @classmethod
-    def of(
-        cls,
-        path: PathLike,
-        files: str | Mapping[str, str] | None = None,
-        grid: str | float | None = None,
-        resampling: str = "bilinear",
-    ) -> Product:
+    def of(cls, path: PathLike, files: str | Mapping[str, str] | None = None, **said: Any) -> Product:
         """The product at a path, with what a configuration says of it."""
         pairs = tuple(files.items()) if isinstance(files, Mapping) else files
-        return cls(os.fspath(path), pairs, grid, resampling)
+        return cls(os.fspath(path), pairs, **said)
 
     def __fspath__(self) -> str:
         return self.path
@@ -70,22 +71,35 @@ class Product(os.PathLike[str]):
         Raises:
             DataError: It is not there, files are missing, or there are several products.
         """
-        return find_layers(self)
+        return self._dated() if self.dates else find_layers(self)
+
+    def _dated(self) -> list[Layer]:
+        """The bands of all dates."""
+        name = Path(self.path).stem
+        others = [(f"@{number}", date.replace("*", name)) for number, date in enumerate(self.dates, start=1)]
+        found = []
+        for date, path in [("", self.path), *([("@0", self.path)] if self.composite else []), *others]:
+            product = dataclasses.replace(self, path=path, dates=())
+            if product.layers is None:
+                refuse_remote(path)
+            layers = layers_of(path, self.path) if product.layers is None else product.layers
+            found += [dataclasses.replace(layer, name=layer.name + date) for layer in layers]
+        return found
 
     def open_name(self) -> str:
         """What GDAL opens: the file, or a virtual raster as XML."""
         if self.layers is None:
             refuse_remote(self.path)
             return self.path
-        return _stack(tuple(self.layers), self.path, self.grid, self.resampling)
+        return _stack(tuple(self.layers), self.path, self.grid, self.resampling, self.composite and bool(self.dates))
 
 
 @functools.lru_cache(maxsize=256)  # as many scenes as are read in turns
-def _stack(layers: Sequence[Layer], where: str, grid: str | float | None, resampling: str) -> str:
+def _stack(layers: Sequence[Layer], where: str, grid: str | float | None, resampling: str, composite: bool) -> str:
     for layer in layers:
         if not layer.file.startswith(tuple(ARCHIVES.values())):
             refuse_remote(layer.file)
-    return stack(layers, where, grid, resampling)
+    return stack(layers, where, grid, resampling, composite)
 
 
 class Folder:

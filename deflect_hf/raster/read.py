@@ -7,6 +7,7 @@ Values leave this file as they are stored (digital numbers); turning them into r
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,9 @@ from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, is_unname
 from deflect_hf.raster.local import DRIVERS, OFFLINE
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import Quality
-from deflect_hf.spectral.bands import Sensor
+from deflect_hf.raster.stack import COMPOSITE
+from deflect_hf.raster.validity import measured, medians
+from deflect_hf.spectral.bands import Sensor, split_date
 from deflect_hf.spectral.selection import match_bands
 
 Box = tuple[int, int, int, int]  # row, column, height, width
@@ -35,7 +38,6 @@ Box = tuple[int, int, int, int]  # row, column, height, width
 # GDAL would take 5 % of the machine's memory for decoded blocks.
 CACHE_BYTES = 24_000_000
 LARGEST_READ_BYTES = 2**32  # stored values of one read; reflectance and validity take several times as much
-HUGE = 1e30  # a nodata tag beyond it is the lowest or highest number of a type, rounded by whoever wrote it
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
         lossy=_lossy(source),
         colors=tuple(source.colormap(1).values()) if kinds[0] == ColorInterp.palette else (),
         units=tuple(text or "" for text in source.units),
+        composite=bool(source.tags(**COMPOSITE)),
     )
 
 
@@ -180,7 +183,7 @@ def read_raster(
         size: (height, width) to shrink it to while reading, by averaging what is valid; None: as stored. At full size
             there is only GDAL's block cache in memory (``GDAL_CACHEMAX``); overviews in the file are used.
         nodata: Stored values that mean "no measurement", besides the file's own tag and NaN.
-        quality: A layer of the file that says where its bands are no measurement.
+        quality: A layer of the file that says where its bands are no measurement; of each date its own.
 
     Raises:
         DataError: The file is missing, damaged or no raster, or the window leaves the image.
@@ -196,12 +199,19 @@ def read_raster(
             found = match_bands(names, bands, bands if needed is None else needed, str(path))
             positions = [position for position in found if position is not None]
             names = [band for band, position in zip(bands, found, strict=True) if position is not None]
-        values, valid = _read(source, info, positions, window, size, Resampling.average, nodata)
-        flags = None
+        parts = [info.parts(position) for position in positions]
+        read = list(dict.fromkeys(itertools.chain(*parts)))
+        values, valid = _read(source, info, read, window, size, Resampling.average, nodata)
+        flagged = False
         if quality is not None:
-            layer, _ = _read(source, info, [info.position(quality.band)], window, size, Resampling.mode)
-            flags = quality.flags(layer)
-            valid &= ~flags
+            dates = [split_date(info.descriptions[position])[1] for position in read]
+            for date in dict.fromkeys(dates):
+                layer, _ = _read(source, info, [info.position(quality.band + date)], window, size, Resampling.mode)
+                flags = quality.flags(layer)
+                valid[[other == date for other in dates]] &= ~flags
+                flagged = flagged or bool(flags.any())
+        if info.composite:
+            values, valid = medians(values, valid, [[read.index(part) for part in one] for one in parts])
     return Raster(
         values=values,
         valid=valid,
@@ -209,7 +219,7 @@ def read_raster(
         scales=tuple(info.scales[position] for position in positions),
         offsets=tuple(info.offsets[position] for position in positions),
         info=info,
-        flagged=flags is not None and bool(flags.any()),
+        flagged=flagged,
     )
 
 
@@ -239,7 +249,7 @@ def _read(
     else:  # a virtual raster may have bands of several types
         bands = [read(position + 1, **shrunk) for position in positions]
         values = np.stack(bands)
-    valid = np.stack([_measured(band, {info.nodata[k], *nodata}) for band, k in zip(bands, positions, strict=True)])
+    valid = np.stack([measured(band, {info.nodata[k], *nodata}) for band, k in zip(bands, positions, strict=True)])
     flags = source.mask_flag_enums  # asks GDAL for every band each time
     mask_of = functools.partial(source.read_masks, window=area, resampling=Resampling.nearest, **shrunk)
     shared = {position for position in positions if MaskFlags.per_dataset in flags[position]}
@@ -251,20 +261,6 @@ def _read(
             valid[band] &= mask_of(position + 1) > 0
     return values, valid
     return values, valid
-
-
-def _measured(band: np.ndarray, fills: set[float | None]) -> np.ndarray:
-    """(H, W) stored values -> (H, W) bool: neither NaN nor any of the nodata values."""
-    floating = np.issubdtype(band.dtype, np.floating)
-    valid = np.isfinite(band) if floating else np.ones(band.shape, dtype=bool)
-    for fill in fills:
-        if fill is None or math.isnan(fill):
-            continue
-        if floating and abs(fill) > HUGE:
-            valid &= band * math.copysign(1.0, fill) < HUGE
-        else:
-            valid &= band != float(fill)
-    return valid
 
 
 def read_quality(path: PathLike, quality: Quality) -> np.ndarray:

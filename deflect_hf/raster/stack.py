@@ -1,4 +1,4 @@
-"""Bands in files of their own as one virtual raster (GDAL's VRT): on one grid, read by window, nothing read whole."""
+"""Bands of several files as one virtual raster (GDAL's VRT): on one grid, read by window, nothing read whole."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 import rasterio.warp
-from rasterio.enums import MaskFlags, Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 
 from deflect_hf.errors import ConfigError, DataError, brief, listing
 from deflect_hf.raster.header import REFLECTANCE
 from deflect_hf.raster.local import DRIVERS, OFFLINE
-from deflect_hf.spectral.bands import fold
+from deflect_hf.raster.quality import is_quality_layer
+from deflect_hf.spectral.bands import fold, split_date
 
 GDAL_TYPES = {"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32",
               "int32": "Int32", "float32": "Float32", "float64": "Float64"}  # fmt: skip
+COMPOSITE = {"ns": "DATES"}  # of the tags that say that bands without a date are composites of those with one
 SAME_PIXELS = 1e-3  # of a pixel, by which the corners of one grid may miss those of another
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One band of a scene, in a file of its own.
+    """One band of a scene, by default in a file of its own.
 
     Attributes:
         name: Its description in the stack: a band code, a quality layer, or what its file is called by.
@@ -42,6 +44,7 @@ class Layer:
         nodata: Stored value that is no measurement, besides the file's own tag and mask; of a layer of classes, the
             value beyond its edges.
         classes: Classes or bits, which are never interpolated.
+        band: Where it is in its file, from 1; None: the file holds it alone.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Layer:
     offset: float = 0.0
     nodata: float | None = None
     classes: bool = False
+    band: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ class _Header:
     offset: float
 
 
-def stack(layers: Sequence[Layer], where: str, grid: str | float | None, resampling: str) -> str:
+def stack(
+    layers: Sequence[Layer], where: str, grid: str | float | None, resampling: str, composite: bool = False
+) -> str:
     """A virtual raster of layers, as XML that GDAL opens like a file.
 
     Bands whose unit is known hold reflectance, NaN where nothing was measured; others what is stored. A layer on
@@ -90,30 +96,55 @@ def stack(layers: Sequence[Layer], where: str, grid: str | float | None, resampl
     Args:
         where: What messages call it.
         grid: The layer whose grid all others come onto, or the side of a pixel in the unit of the reference system;
-            None: the finest.
+            None: the finest. Layers of further dates (``N@1``) are never asked.
         resampling: ``"bilinear"`` or ``"cubic"``.
+        composite: Say in its tags that bands without a date are composites; see :mod:`deflect_hf.raster.read`.
     """
     headers = [_header(layer, where) for layer in layers]
-    target = _target(headers, where, grid)
+    own = [header for header in headers if not split_date(header.layer.name)[1]]
+    measured = {header.layer.name: header.layer.scale is not None for header in headers}
+    if any(known != measured.get(split_date(name)[0], known) for name, known in measured.items()):
+        raise DataError(
+            f"{where}: some dates are reflectance by the metadata of their product, others are not: give products of "
+            "one kind for all dates."
+        )
+    target = _target(own, where, grid)
     root = _root(target)
+    if composite:
+        _text(ElementTree.SubElement(root, "Metadata", domain=COMPOSITE["ns"]), "MDI", "median", key="COMPOSITE")
     for header in headers:
         _append_band(root, header, target, Resampling[resampling], where)
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def layers_of(file: str, where: str) -> list[Layer]:
+    """The bands of a raster as layers, by their descriptions."""
+    try:
+        with _quiet(), rasterio.io.DatasetReader(file, driver=list(DRIVERS)) as source:
+            named = [text or f"layer {number}" for number, text in enumerate(source.descriptions, start=1)]
+            return [
+                Layer(name, file, classes=is_quality_layer(name), band=number)
+                for number, (name, kind) in enumerate(zip(named, source.colorinterp, strict=True), start=1)
+                if kind != ColorInterp.alpha
+            ]
+    except RasterioError as error:
+        raise DataError(f"{where}: {file} cannot be opened ({brief(error)}): copy it again.") from error
+
+
 def _header(layer: Layer, where: str) -> _Header:
+    band = (layer.band or 1) - 1
     try:
         with _quiet(), rasterio.io.DatasetReader(layer.file, driver=list(DRIVERS)) as source:
-            if source.count != 1:
+            if source.count != 1 and layer.band is None:
                 raise DataError(
                     f"{where}: {layer.file}, band {layer.name}, holds {source.count} bands: only files of one band are "
                     "put together; give a file with all bands by itself."
                 )
-            flags = source.mask_flag_enums[0]
+            flags = source.mask_flag_enums[band]
             masked, tagged = MaskFlags.all_valid not in flags, MaskFlags.nodata in flags
             placed = _Grid(source.crs, source.transform, source.width, source.height)
-            return _Header(layer, placed, source.dtypes[0], source.block_shapes[0], source.nodata, masked, tagged,
-                           source.scales[0], source.offsets[0])  # fmt: skip
+            return _Header(layer, placed, source.dtypes[band], source.block_shapes[band], source.nodatavals[band],
+                           masked, tagged, source.scales[band], source.offsets[band])  # fmt: skip
     except RasterioError as error:
         raise DataError(
             f"{where}: {layer.file}, band {layer.name}, cannot be opened ({brief(error)}): copy it again."
@@ -250,7 +281,8 @@ def _band(root: Any, name: str, dtype: str, nodata: float | None) -> Any:
 def _source(band: Any, name: str, kind: str, header: _Header | None) -> Any:
     source = ElementTree.SubElement(band, kind)
     _text(source, "SourceFilename", name, relativeToVRT="0")
-    _text(source, "SourceBand", "1")
+    whole = header is not None and (name == header.layer.file or header.layer.classes)  # else made of that band alone
+    _text(source, "SourceBand", str(header.layer.band or 1 if header is not None and whole else 1))
     if header is not None and name == header.layer.file:  # GDAL then opens the file when it is read
         rows, columns = header.block
         sizes = {"RasterXSize": header.grid.width, "RasterYSize": header.grid.height, "BlockXSize": columns}

@@ -72,6 +72,12 @@ def fold(name: str) -> str:
     return re.sub(r"^(?:band|b)0*(?=\d)", "b", folded)
 
 
+def split_date(name: str) -> tuple[str, str]:
+    """``"N@1"`` -> ``("N", "@1")``: a band, and which further date it is of; ``""`` for the scene's own."""
+    plain, date = re.fullmatch(r"(.*?)(@\d{1,2})?", name, re.DOTALL).groups("")  # type: ignore[union-attr]
+    return plain, date
+
+
 def is_band_number(name: str) -> bool:
     """Whether ``name`` is a number such as ``B04`` or ``band 8A``, which is another band on another sensor."""
     return re.fullmatch(r"b\d+a?", fold(name)) is not None

@@ -19,6 +19,7 @@ from deflect_hf.spectral.bands import (
     refuse_duplicates,
     refuse_numbers,
     resolve_among,
+    split_date,
     standard_band,
 )
 
@@ -29,7 +30,7 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None, *, settled
     """Return the spyndex codes of ``names``, in the same order.
 
     Without a sensor only codes and common names ("red", "swir1") are known: band numbers mean different bands on
-    different sensors.
+    different sensors. ``N@1`` is band N of the first further date of a scene.
 
     Args:
         settled: the names were resolved once, perhaps by a sensor with codes of its own, such as ``VV``: capitals that
@@ -44,17 +45,17 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None, *, settled
     names = list(names)  # read more than once
     refuse_numbers(names)
     if sensor is not None:
-        codes = [sensor.resolve(name).code for name in names]
+        codes = [sensor.resolve(plain).code + date for plain, date in map(split_date, names)]
         refuse_duplicates(codes, f"bands of sensor {sensor.name!r}", names)
         return codes
     known = tuple(standard_band(code) for code in BAND_CODES)
     codes = []
-    for name in names:
+    for name, date in map(split_date, names):
         if is_band_number(name):
             raise BandError(f"band number {name!r} needs a sensor: it is another band on another sensor.")
         own = bool(re.fullmatch(r"W\d{3,5}", name))  # made from a wavelength: W1034 for a band at 1034 nm
         own = own or (settled and bool(re.fullmatch(r"[A-Z][A-Z0-9_]+", name)) and not nearest(name, BAND_CODES))
-        codes.append(name if own else resolve_among(name, known, "the spyndex catalogue").code)
+        codes.append((name if own else resolve_among(name, known, "the spyndex catalogue").code) + date)
     refuse_duplicates(codes, "bands", names)
     return codes
 
@@ -66,9 +67,10 @@ def _log_single_nir(wanted: str, present: str) -> None:
 
 def single_nir(wanted: str, available: Iterable[str]) -> str | None:
     """Return the near-infrared band that stands in for ``wanted``, or None if there is no need or no such band."""
-    present = SINGLE_NIR.get(wanted)
+    plain, date = split_date(wanted)
+    present = SINGLE_NIR.get(plain, "") + date
     available = set(available)
-    if present is None or wanted in available or present not in available:
+    if plain not in SINGLE_NIR or wanted in available or present not in available:
         return None
     _log_single_nir(wanted, present)
     return present
@@ -89,9 +91,12 @@ def match_bands(
     found = {code: code if code in available else single_nir(code, spare) for code in wanted}
     missing = [code for code in needed if found.get(code) is None]
     if missing:
+        hint = nearest(missing[0], available)
+        if split_date(missing[0])[1]:
+            hint = " Bands with @ are of further dates of the same place: give their files, `dates`."
         raise BandError(
             f"{told}the images lack the band(s) {listing(missing)}; they have {listing(available)}."
-            f"{nearest(missing[0], available)} Give images with these bands, or choose among the bands there are (a "
+            f"{hint} Give images with these bands, or choose among the bands there are (a "
             "model that is trained already can do without a band only if it was trained with band_dropout)."
         )
     return [None if source is None else available.index(source) for source in found.values()]

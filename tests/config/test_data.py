@@ -26,6 +26,8 @@ OTHER_THAN_DEFAULT = {
     "files": "{band}.tif",
     "grid": "B11",
     "band_resampling": "cubic",
+    "dates": ["2019/*.tif"],
+    "composite": "median",
     "qa": "sentinel2_scl",
     "qa_classes": ["cloud"],
     "label_alignment": "resample",

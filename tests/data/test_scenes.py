@@ -213,3 +213,11 @@ def test_a_run_says_where_its_splits_lie(scenes: Callable[..., dict[str, Any]], 
     assert 14.999 < longitude < 15.02 and 45.1 < latitude < 45.2
     reader = load(scenes())["train"].reader
     assert splits_figure(tmp_path / "splits.png", reader).stat().st_size > 10_000  # type: ignore[arg-type]
+
+
+def test_a_scene_of_the_list_has_dates_of_its_own(scenes: Callable[..., dict[str, Any]]) -> None:
+    entry = {"image": "one.tif", "labels": "one.geojson", "dates": ["one.tif"]}
+    images = load(scenes(scenes=[entry]))["val"]
+    assert images.bands == [*BANDS, *(f"{band}@1" for band in BANDS)]
+    pixels = images[0]["pixel_values"]
+    np.testing.assert_array_equal(pixels[4:], pixels[:4])

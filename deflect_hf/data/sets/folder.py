@@ -13,7 +13,8 @@ DATASET = DatasetSpec(
         [
             *("images", "masks", "class_colors", "split_column"),
             *("root", "task", "sensor", "source_bands", "scale", "offset", "nodata", "label_alignment", "gsd_m"),
-            *("files", "grid", "band_resampling", "qa_band", "qa_values", "qa_bits", "qa_above", "qa", "qa_classes"),
+            *("dates", "composite", "files", "grid", "band_resampling"),
+            *("qa_band", "qa_values", "qa_bits", "qa_above", "qa", "qa_classes"),
             *(*SPLIT_FILES, "val_fraction", "test_fraction"),
             *("num_folds", "fold", "place_km", "classes", "class_values", "ignore_values", "ignore_index"),
             *("label_table", "target", "target_unit"),

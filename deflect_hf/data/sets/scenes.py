@@ -44,7 +44,8 @@ DATASET = DatasetSpec(
             *("root", "scenes", "labels", "attribute", "background", "all_touched", "window", "windows_per_epoch"),
             *("block_km", "buffer_km", "split_column", "val_fraction", "test_fraction", "num_folds", "fold"),
             *("sensor", "source_bands", "scale", "offset", "nodata", "label_alignment", "gsd_m"),
-            *("files", "grid", "band_resampling", "qa_band", "qa_values", "qa_bits", "qa_above", "qa", "qa_classes"),
+            *("dates", "composite", "files", "grid", "band_resampling"),
+            *("qa_band", "qa_values", "qa_bits", "qa_above", "qa", "qa_classes"),
             *("classes", "class_values", "class_colors", "ignore_values", "ignore_index"),
         ]
     ),
@@ -63,6 +64,7 @@ class Entry:
     layer: str | None = None
     split: str | None = None
     name: str = ""
+    dates: tuple[str, ...] = ()
 
 
 ENTRY_KEYS = tuple(field.name for field in dataclasses.fields(Entry))
@@ -73,7 +75,8 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     where = str(args.root or args.name)
     entries = read_entries(args)
     layout = layout_of(args)
-    infos = [raster_info(dataclasses.replace(layout, path=entry.image)) for entry in entries]
+    products = [dataclasses.replace(layout, path=entry.image, dates=entry.dates or layout.dates) for entry in entries]
+    infos = [raster_info(product) for product in products]
     read_once.cache_clear()
     classes = tuple(args.classes or _classes_found(entries, args))
     values = tuple(args.class_values if args.class_values is not None else range(len(classes)))
@@ -87,7 +90,9 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     refuse_other_bands(infos, info, reader, args)
     report_grids(where, infos, info)
     regions, cells = place(entries, infos, labels, args, meaning)
-    scenes = SceneReader(reader, tuple(infos), tuple(labels), args.window, tuple(regions), classes, values)
+    scenes = SceneReader(
+        reader, tuple(infos), tuple(labels), tuple(products), args.window, tuple(regions), classes, values
+    )
     report_splits(regions, infos, classes, where)
     rows = {split: [cell for cell in cells if cell["split"] == split] for split in SPLITS}
     rows = {split: members for split, members in rows.items() if members}
@@ -112,7 +117,9 @@ def read_entries(args: DatasetArguments) -> list[Entry]:
                 f"scenes[{number}]: unknown key {strange[0]!r}.{nearest(strange[0], ENTRY_KEYS)} Valid keys: "
                 f"{listing(ENTRY_KEYS)}"
             )
-        texts = {key: str(value) for key, value in given.items() if value not in (None, "")}
+        texts = {key: str(value) for key, value in given.items() if value not in (None, "") and key != "dates"}
+        dates = given.get("dates") or ()
+        dates = dates.split(";") if isinstance(dates, str) else dates
         labels = texts.get("labels", args.labels)
         if "image" not in texts or labels is None:
             raise ConfigError(
@@ -123,7 +130,7 @@ def read_entries(args: DatasetArguments) -> list[Entry]:
             raise ConfigError(f"scenes[{number}]: split {texts['split']!r} is none of {listing(SPLITS)}.")
         image = root / texts["image"]
         texts |= {"image": str(image), "labels": str(root / labels), "name": texts.get("name", image.stem)}
-        entries.append(Entry(**texts))
+        entries.append(Entry(**texts, dates=tuple(str(root / str(date).strip()) for date in dates)))
     names = [entry.name for entry in entries]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:

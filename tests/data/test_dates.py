@@ -1,0 +1,127 @@
+"""Several dates of one place: bands of all of them by name, and their median, for training and for maps."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data import load_dataset_splits
+from deflect_hf.data.processor import MultispectralImageProcessor
+from deflect_hf.errors import BandError, ConfigError, DataError
+from deflect_hf.inference.predictor import Predictor
+from deflect_hf.raster.products import Product
+from deflect_hf.raster.quality import quality_layer
+from deflect_hf.raster.read import raster_info, read_raster
+from deflect_hf.spectral.selection import match_bands, resolve_bands
+from deflect_hf.spectral.sensors import get_sensor
+from tests.inference.scenes_and_models import Stub, map_of, read, write_scene
+from tests.raster.safe import write_layer
+
+BANDS = ["G", "R", "N", "SCL"]
+CLOUD = 9
+
+
+def write_dates(root: Path, names: tuple[str, ...] = ("a",), described: bool = True) -> np.ndarray:
+    """Three dates of scenes of 32 x 32 in folders 0, 1 and 2; of the first (3, 4, 32, 32), 10 rows cloudy on each."""
+    stored = np.random.default_rng(0).integers(500, 4000, (3, 4, 32, 32)).astype(np.int16)
+    for date, values in enumerate(stored):
+        values[3] = 4
+        values[3, 4 * date : 4 * date + 10] = CLOUD
+        for name in names:
+            write_scene(root / str(date) / f"{name}.tif", values, descriptions=BANDS if described else [""] * 4)
+    return stored
+
+
+def test_bands_of_dates_have_names_of_their_own() -> None:
+    assert resolve_bands(["red", "nir@1", "N", "W1034@2"]) == ["R", "N@1", "N", "W1034@2"]
+    assert resolve_bands(["B04@1", "B8"], get_sensor("sentinel2_l2a")) == ["R@1", "N"]
+    assert match_bands(["R", "N2", "N2@1"], ["N@1", "R"], ["R"]) == [2, 0]
+    with pytest.raises(BandError, match=r"lack the band\(s\) 'N@1'; they have 'N'\. Bands with @ .* `dates`"):
+        match_bands(["N"], ["N@1"], ["N@1"])
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_each_date_has_its_clouds_and_the_median_is_of_what_is_left(described: bool, tmp_path: Path) -> None:
+    stored = write_dates(tmp_path, described=described).astype(float)
+    clear = np.where(stored[:, 3] == CLOUD, np.nan, 1.0)
+    others = (str(tmp_path / "1" / "*.tif"), str(tmp_path / "2" / "*.tif"))
+    scene = Product.of(tmp_path / "0" / "a.tif", dates=others, composite=True)
+    naming: dict[str, Any] = {} if described else {"source_bands": ["G", "R", "N", "_"]}
+    clouds = quality_layer("sentinel2_scl", None, None, [], []) if described else None
+    weights = clear if described else np.ones_like(clear)
+    raster = read_raster(scene, ["N", "N@0", "R@2", "G"], quality=clouds, **naming)
+    expected = np.stack([stored[:, 2], stored[:, 0]]) * weights
+    with pytest.warns(RuntimeWarning, match="All-NaN") if described else nullcontext():
+        medians = np.nanmedian(expected, axis=1)
+    np.testing.assert_array_equal(np.where(raster.valid, raster.values, np.nan)[[0, 3]], medians)
+    np.testing.assert_array_equal(raster.valid[1], np.isfinite(weights[0]))
+    np.testing.assert_array_equal(raster.values[2], np.where(raster.valid[2], stored[2, 1], raster.values[2]))
+    part = read_raster(scene, ["N"], quality=clouds, window=(3, 5, 20, 9), **naming)
+    np.testing.assert_array_equal(part.values[0], raster.values[0, 3:23, 5:14])
+
+
+def test_dates_come_onto_the_grid_of_the_scene(tmp_path: Path) -> None:
+    write_layer(tmp_path / "new.tif", np.full((8, 8), 700, np.uint16), 10, driver="GTiff")
+    write_layer(tmp_path / "old.tif", np.full((24, 24), 900, np.uint16), 5, driver="GTiff")
+    scene = Product.of(tmp_path / "new.tif", dates=(str(tmp_path / "old.tif"),))
+    raster = read_raster(scene, ["R", "R@1"], source_bands=["R"])
+    assert raster.values.shape == (2, 8, 8) and set(raster.values[1].flat) == {900} and raster.info.gsd_m == 10
+    with pytest.raises(DataError, match=r"gone\.tif is not there"):
+        raster_info(Product.of(tmp_path / "new.tif", dates=(str(tmp_path / "gone.tif"),)))
+
+
+def folder(root: Path, **said: Any) -> DatasetArguments:
+    reading = {"scale": 1e-4, "offset": 0.0, "images": "0/*.tif", "masks": "masks/*.png", "classes": ["x", "y"]}
+    return DatasetArguments(name="folder", root=str(root), task="segmentation", **{**reading, **said})
+
+
+def test_a_folder_of_dates_and_what_does_nothing(tmp_path: Path) -> None:
+    from PIL import Image
+
+    names = tuple("abcdefgh")
+    stored = write_dates(tmp_path, names)
+    (tmp_path / "masks").mkdir()
+    for name in names:
+        Image.fromarray(np.eye(32, dtype=np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    images = load_dataset_splits(folder(tmp_path, dates=["1/*.tif"]))["train"]
+    assert images.bands == ["G", "R", "N", "G@1", "R@1", "N@1"]
+    np.testing.assert_allclose(images[0]["pixel_values"][5], stored[1, 2] * 1e-4, atol=1e-6)
+    images = load_dataset_splits(folder(tmp_path, dates=["1/*.tif", "2/*.tif"], composite="median"))["train"]
+    assert images.bands == ["G", "R", "N"] and images.processor.reading == {"composite": "median"}
+    np.testing.assert_allclose(images[0]["pixel_values"][2], np.median(stored[:, 2], axis=0) * 1e-4, atol=1e-6)
+    for said, problem in (
+        ({"dates": ["1/*.tif"], "bands": ["R", "N"]}, r"`dates` does nothing for the bands 'R', 'N': .*'R@1'"),
+        ({"composite": "median"}, "a composite is of several dates: give the others"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            load_dataset_splits(folder(tmp_path, **said))
+
+
+def test_a_map_needs_the_dates_of_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stored = write_dates(tmp_path)
+    scene, others = tmp_path / "0" / "a.tif", [str(tmp_path / "1" / "*.tif")]
+
+    def predictor(bands: list[str], **reading: Any) -> Predictor:
+        processor = MultispectralImageProcessor(bands, scale=1e-4, gsd_m=20.0, reading=reading)
+        return Predictor(Stub(), processor, task="segmentation", classes=("land", "water"))
+
+    both = np.concatenate([stored[0, :3], stored[1, :3]])[[1, 2, 5]]
+    plain = write_scene(tmp_path / "plain.tif", both, descriptions=["R", "G", "N"])
+    expected = read(map_of(predictor(["R", "G", "N"]), plain, tmp_path / "plain_map.tif"))
+    stacked = predictor(["R", "N", "N@1"])
+    np.testing.assert_array_equal(read(map_of(stacked, scene, tmp_path / "stack.tif", dates=others)), expected)
+    with pytest.raises(BandError, match=r"lack the band\(s\) 'N@1'.*give their files, `dates`"):
+        map_of(stacked, scene, tmp_path / "none.tif")
+    means = write_scene(tmp_path / "mean.tif", stored[:2, :3].mean(0, dtype=np.float32), descriptions=["G", "R", "N"])
+    expected = read(map_of(predictor(["R", "G", "N"]), means, tmp_path / "mean_map.tif"))
+    median = predictor(["R", "G", "N"], composite="median")
+    np.testing.assert_array_equal(read(map_of(median, scene, tmp_path / "median.tif", dates=others)), expected)
+    map_of(median, scene, tmp_path / "alone.tif")
+    assert "trained on medians of several dates, but this is one" in caplog.text
+    assert torch.isfinite(torch.from_numpy(expected)).all()
