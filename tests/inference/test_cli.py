@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,18 +17,9 @@ from deflect_hf.cli import evaluate
 from deflect_hf.config.inference import PredictArguments
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.inference import cli
+from tests.benchmarks.resume import finish, start
 from tests.inference.folders import ALL_BANDS, encoder_folder, result_folder
 from tests.inference.scenes_and_models import write_scene
-from tests.meeting import meeting
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-# `deflect-predict`, telling when the interpreter is torn down, in which gloo's threads can abort a process
-INSTALLED = """
-import atexit
-from deflect_hf.inference.cli import main
-atexit.register(print, "torn down")
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +34,13 @@ def scene_of(path: Path, height: int, width: int) -> Path:
     return write_scene(path, values, nodata=float("nan"), descriptions=ALL_BANDS)
 
 
-def in_two_processes(*words: str) -> list[str]:
-    """What each of two processes says that are started as `accelerate launch` starts them."""
-    _store, environments = meeting(2)
-    started = [
-        subprocess.Popen(
-            [sys.executable, *words],
-            cwd=REPOSITORY,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for environment in environments
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
-    return outputs
+def predicting(words: Sequence[str], log: Path) -> None:
+    """`deflect-predict` in one of several processes, telling when it returns: gloo's threads could abort it later."""
+    sink = os.open(f"{log}{os.environ['RANK']}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    cli.main(words)
+    print("returned")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--predict", "--help"], ["--predict", "IN.tif", "OUT.tif", "-h"]])
@@ -217,8 +197,9 @@ def test_two_processes_go_on_after_a_killed_one_and_make_the_map_of_one(
     (folder / "00001.1").write_bytes(b"half a part")
     assert {path.name for path in folder.iterdir()} == {"00000.npy", "00001.1", "job.json", "lock"}
     cli.main([str(scene), str(tmp_path / "one.tif"), *words])
-    outputs = in_two_processes("-c", INSTALLED, str(scene), str(target), *words)
-    assert not any("torn down" in output for output in outputs)
+    finish(start([str(scene), str(target), *words], 2, tmp_path / "log", predicting))
+    outputs = [(tmp_path / f"log{rank}").read_text() for rank in (0, 1)]
+    assert not any("returned" in output for output in outputs)
     assert re.search(r"out\.tif\.parts: \d+ of \d+ parts are finished and are kept", outputs[0])
     assert f"{target}: probabilities of {scene}" in outputs[0] and str(target) not in outputs[1]
     assert not folder.exists()

@@ -2,7 +2,6 @@
 
 Each kind writes its losses, the gradients of the first step and its adapter folder below the folder it is given. Both
 kinds of FSDP checkpoint their blocks, each in its own way.
-`torchrun --standalone --nproc_per_node 2 -m tests.tuners.distributed_run FOLDER`
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,12 @@ def main(folder: Path) -> None:
     accelerator.end_training()
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def launched(words: Sequence[str], log: Path) -> None:
+    """One of the two processes; its first word is the folder."""
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    main(Path(words[0]))
     # Everything is on disk. At a normal exit gloo's threads can abort the process while the interpreter is torn down.
     sys.stderr.flush()
     os._exit(0)

@@ -7,9 +7,6 @@ itself: Accelerate prepares FSDP for accelerators alone.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,28 +20,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from deflect_hf.tuners.statistics import fit_statistics
-from tests.tuners.distributed_run import KINDS, batch, make_model, train
+from tests.benchmarks.resume import start, stop
+from tests.tuners.distributed_run import KINDS, batch, launched, make_model, train
 from tests.tuners.test_statistics import INDICES, images
 from tests.tuners.tiny import adapted, make_encoder, spectral_config
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what two processes made of each kind of training."""
     folder = tmp_path_factory.mktemp("distributed")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "tests.tuners.distributed_run", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("w") as log:
-        run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        try:
-            failed = run.wait(timeout=240)
-        finally:
-            run.terminate()  # the launcher takes its processes along, as killing it would not
-            run.wait()
-    assert not failed, (folder / "log").read_text()[-4000:]
+    processes = start([str(folder)], 2, folder / "log", launched)
+    for process in processes:
+        process.join(240)
+    codes = [process.exitcode for process in processes]
+    stop(processes)
+    assert codes == [0, 0], (folder / "log").read_text()[-4000:]
     return folder
 
 
