@@ -29,7 +29,8 @@ IGNORED = "#BFBFBF"
 TRUE_COLOR = ("R", "G", "B")
 # False-color composites, best first; the first whose bands are all there is drawn.
 FALSE_COLORS = (("N", "R", "G"), ("N2", "R", "G"), ("S1", "N", "R"), ("S1", "N2", "R"))
-STRETCH = (2.0, 98.0)  # percentiles of the finite values that become black and white
+STRETCH = (2.0, 98.0)  # percentiles of the finite values of a band that become dark and bright
+FLATTEST = 0.2  # share of the brightest that black and white are apart at least
 
 
 def class_colors(count: int) -> Array:
@@ -49,13 +50,15 @@ def composite(pixel_values: Array, bands: Sequence[str], shown: Sequence[str]) -
     if missing:
         raise DataError(f"cannot draw {'/'.join(shown)}: no band {missing} among {list(bands)}")
     picked = np.asarray(pixel_values, dtype=np.float64)[[list(bands).index(band) for band in shown]]
-    finite = np.isfinite(picked)
-    if not finite.any():
+    seen = np.isfinite(picked).all(axis=0)
+    if not seen.any():
         return np.full((*picked.shape[1:], 3), 0.75)
-    # one stretch for all three bands keeps their ratios, hence the hue
-    low, high = np.percentile(picked[finite], STRETCH)
-    scaled = np.clip((picked - low) / max(high - low, 1e-6), 0, 1)
-    return np.where(finite.all(axis=0), scaled, 0.75).transpose(1, 2, 0)
+    # each band from its own dark end, which takes off the blue of the air; of the spans halfway between one for all
+    # bands, which keeps hues, and each its own; a plain surface is not stretched to noise
+    low, high = np.percentile(picked[:, seen], STRETCH, axis=1)[..., None, None]
+    span = np.sqrt((high - low) * (high - low).max())
+    scaled = np.clip((picked - low) / np.maximum(span, max(FLATTEST * high.max(), 1e-6)), 0, 1)
+    return np.where(seen, scaled, 0.75).transpose(1, 2, 0)
 
 
 def composites_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:

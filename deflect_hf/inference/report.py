@@ -298,7 +298,7 @@ def _file_facts(prediction: Path, source: PathLike, info: RasterInfo, shown: str
         ("Map", str(prediction)),
         ("Size", f"{info.height} x {info.width} pixels (height x width)"),
         ("Reference system", crs_name(info) + corner),
-        ("Picture", f"{shown}, stretched from the 2nd to the 98th percentile"),
+        ("Picture", f"{shown}, stretched from the 2nd to the 98th percentile of each band"),
         ("Date", now.strftime("%Y-%m-%d %H:%M UTC")),
         ("Versions", f"Python {platform.python_version()}, {', '.join(packages)}"),
     )

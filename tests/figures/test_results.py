@@ -24,10 +24,12 @@ def pixels() -> np.ndarray:
 
 def test_composites_pick_bands_by_name() -> None:
     values = np.zeros((5, 4, 4), dtype=np.float32)
-    values[2], values[1] = 0.4, 0.2
+    values[0] = 0.2  # the air alone, which is dark in the picture
+    values[2, :2], values[1, :2] = 0.4, 0.1
     image = composite(values, BANDS, ("R", "G", "B"))
     assert image.shape == (4, 4, 3)
     np.testing.assert_allclose(image[0, 0], [1.0, 0.5, 0.0], atol=1e-6)
+    np.testing.assert_allclose(image[2:], 0.0, atol=1e-6)
     with pytest.raises(DataError, match=r"cannot draw S2/N/R: no band \['S2'\]"):
         composite(values, BANDS, ("S2", "N", "R"))
 

@@ -114,7 +114,7 @@ def test_areas_in_hectares_and_shares(scene: tuple[Path, Path], tmp_path: Path) 
     assert facts["Model"] == "work-dir/RUN"
     assert facts["Size"] == "40 x 60 pixels (height x width)"
     assert facts["Reference system"] == "EPSG:32631, upper left 500000, 5000000"
-    assert facts["Picture"] == "true color R/G/B, stretched from the 2nd to the 98th percentile"
+    assert facts["Picture"] == "true color R/G/B, stretched from the 2nd to the 98th percentile of each band"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", facts["Date"])
     assert facts["Versions"].startswith("Python 3.") and "torch " in facts["Versions"]
     text = page.read_text()
