@@ -221,15 +221,15 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
         config = rival_config(config, row.method, row.options)
     else:
         config = config.replace(finetune=row.method, method=dict(row.options))
-    files = RunFiles(plan.output, name)
-    found = finished(plan, files, config)
+    files = RunFiles.of(plan.output, name)
+    found = finished(plan, name, config)
     if found is not None:
         return found
     if plan.only_finished:
         raise Unfinished(name)
     files.lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
-        found = finished(plan, files, config)  # by another process, which had the lock before
+        found = finished(plan, name, config)  # by another process, which had the lock before
         if found is not None:
             return found
         logger.info("%s", name)
@@ -244,13 +244,13 @@ def with_head(segmentor: SegmentorArguments, row: Row) -> SegmentorArguments:
     return segmentor if row.head is None else segmentor.replace(head=row.head)
 
 
-def finished(plan: Plan, files: RunFiles, config: RunArguments) -> dict[str, Any] | None:
+def finished(plan: Plan, name: str, config: RunArguments) -> dict[str, Any] | None:
     """The results of a finished run; of one in an output to reuse, the file is taken over."""
     for output in (plan.output, *plan.reuse):
-        found = read(dataclasses.replace(files, output=output), config)
+        found = read(RunFiles.of(output, name), config)
         if found is not None:
             if output != plan.output:
-                store(files, found)
+                store(RunFiles.of(plan.output, name), found)
             return found
     return None
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 import torch
@@ -129,27 +129,18 @@ def file_name(row: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", row).strip("_")
 
 
-@dataclass(frozen=True)
-class RunFiles:
+class RunFiles(NamedTuple):
     """Where a benchmark keeps one of its runs."""
 
-    output: Path
-    name: str
+    result: Path  # says that the run is finished
+    folder: Path  # as train.py leaves it
+    lock: Path  # held by the process that trains it
 
-    @property
-    def result(self) -> Path:
-        """The file that says that the run is finished."""
-        return self.output / "rows" / f"{self.name}.json"
-
-    @property
-    def folder(self) -> Path:
-        """As train.py leaves it."""
-        return self.output / "runs" / self.name
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that trains it."""
-        return self.output / "runs" / f"{self.name}.lock"
+    @classmethod
+    def of(cls, output: Path, name: str) -> RunFiles:
+        """Those of a run in an output."""
+        runs = output / "runs"
+        return cls(output / "rows" / f"{name}.json", runs / name, runs / f"{name}.lock")
 
 
 def read(files: RunFiles, config: RunArguments) -> dict[str, Any] | None:

@@ -145,7 +145,7 @@ def test_a_process_waits_for_another_that_is_at_the_same_run(
 ) -> None:
     plan = accuracy.read_plan(command(tmp_path))
     name = "frozen-lr0.001-seed0"
-    files = RunFiles(tmp_path, name)
+    files = RunFiles.of(tmp_path, name)
     files.lock.parent.mkdir(parents=True)
     files.result.parent.mkdir()
     monkeypatch.setattr(accuracy, "run", None)
