@@ -27,7 +27,7 @@ def test_costs_of_nothing_are_refused(flag, tmp_path):
 def test_cost_prints_ratios_to_the_reference(tmp_path, capsys):
     late = "deflect:layers_to_transform=[11]"
     rows = ["--rows", "frozen", "deflect", late, "full", "--reference", "deflect", "--checkpointing"]
-    flags = ["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1", "--rounds", "2"]
+    flags = ["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1", "--rounds", "1"]
     cost.main([*flags, *rows, "--cache_prefix"])
     table = capsys.readouterr().out
     (line,) = [line for line in table.splitlines() if line.startswith("| deflect | ")]
@@ -39,7 +39,7 @@ def test_cost_prints_ratios_to_the_reference(tmp_path, capsys):
     assert frozen["input_bytes"] is None and everywhere["input_bytes"] == start["input_bytes"]
     assert stored["row"] == f"{late}, prefix kept on disk" and stored["encoder_total"] == start["encoder_total"]
     for one in (frozen, everywhere, start, stored, full):
-        assert len(one["step_seconds"]) == 2 and one["peak_bytes"] > 0
+        assert len(one["step_seconds"]) == 1 and one["peak_bytes"] > 0
         assert json.loads((tmp_path / "rows" / f"{cost.file_name(one['row'])}.json").read_text()) == one
     # weights, and in training their gradients and the optimizer's two states
     weights = 4 * full["encoder_total"]
