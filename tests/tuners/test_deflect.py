@@ -138,6 +138,30 @@ def test_deflection_is_finite_at_its_singular_points(case):
     assert all(torch.isfinite(tensor).all() for tensor in (bent, displacement.grad, push.grad))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_deflection_is_that_of_its_formula_and_keeps_the_inputs_alone(dtype):
+    displacement, push = 0.3 * torch.randn(2, 2, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+    inputs = [part.to(dtype).requires_grad_() for part in (displacement, push)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        bent = deflect_displacement(*inputs)
+    assert [tensor.data_ptr() for tensor in kept] == [tensor.data_ptr() for tensor in inputs]
+    step, pushed = (part.detach().double().requires_grad_() for part in inputs)
+    summed = step + step.norm(dim=-1, keepdim=True) * pushed
+    formula = summed * (step.norm(dim=-1, keepdim=True) / summed.norm(dim=-1, keepdim=True))
+    found, expected = (
+        torch.autograd.grad(answer.double().pow(3).sum(), given, create_graph=True)
+        for answer, given in ((bent, inputs), (formula, (step, pushed)))
+    )
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.05}
+    second = [
+        torch.autograd.grad(sum(one.double().pow(2).sum() for one in first), given)
+        for first, given in ((found, inputs), (expected, (step, pushed)))
+    ]
+    for one, other in zip((*found, *second[0]), (*expected, *second[1]), strict=True):
+        torch.testing.assert_close(one.double(), other, **tolerance)
+
+
 def test_attention_displacement_keeps_its_length_in_the_block(architecture, attention, reflectance):
     """Seen from outside: a hook on the first deflected attention, frozen against adapted."""
     lengths = []

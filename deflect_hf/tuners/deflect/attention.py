@@ -50,13 +50,46 @@ def deflect_displacement(displacement: torch.Tensor, push: torch.Tensor) -> torc
 
     Norms are taken in float32. With u = 0 the result equals the displacement bit for bit.
     """
-    step = displacement.float()
+    bent: torch.Tensor = _Bent.apply(displacement, push)
+    return bent
+
+
+class _Bent(torch.autograd.Function):
+    """[`deflect_displacement`], which keeps its two inputs for the backward pass, as they are, and nothing else.
+
+    Autograd would keep three tensors in float32. The backward pass can itself be differentiated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, displacement: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) and (B, N, D) -> (B, N, D)."""
+        ctx.save_for_backward(displacement, push)
+        length, bent, bent_length, floor = _lengths(displacement.float(), push.float())
+        return (bent * (length / torch.maximum(bent_length, floor))).to(displacement.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, N, D) -> (B, N, D), (B, N, D)."""
+        displacement, push = ctx.saved_tensors
+        step, gradient = displacement.float(), gradients[0].float()
+        length, bent, bent_length, floor = _lengths(step, push.float())
+        divisor = torch.maximum(bent_length, floor)
+        ratio = length / divisor
+        # of the ratio, which is constant where the floor stands for the length
+        slope = torch.where(bent_length > floor, (gradient * bent).sum(-1, keepdim=True) / divisor, 0.0)
+        of_bent = gradient * ratio - bent * (slope * ratio / divisor)
+        of_length = slope + (of_bent * push.float()).sum(-1, keepdim=True)
+        of_step = of_bent + step * torch.where(length > 0, of_length / length, 0.0)
+        return of_step.to(displacement.dtype), (of_bent * length).to(push.dtype)
+
+
+def _lengths(step: torch.Tensor, push: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(B, N, D) twice -> (B, N, 1) length, (B, N, D) the sum, (B, N, 1) its length and the least that counts."""
     length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
-    bent = step + length * push.float()
+    bent = step + length * push
     bent_length = torch.linalg.vector_norm(bent, dim=-1, keepdim=True)
     # Where u cancels the displacement there is no direction to keep; the floor keeps the quotient finite there.
-    floor = (CANCELLATION * length).clamp_min(torch.finfo(torch.float32).tiny)
-    return (bent * (length / torch.maximum(bent_length, floor))).to(displacement.dtype)
+    return length, bent, bent_length, (CANCELLATION * length).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def deflected_attention(
