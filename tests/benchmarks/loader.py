@@ -3,7 +3,8 @@
 Without further flags two kinds of GeoTIFFs are generated: chips of 128 px with 7 bands and masks, read whole, and
 scenes of 512 px with 6 bands, of which crops of 224 px are read, flipped and turned. Flags of train.py's groups
 dataset and augmentation measure the training split of that data set instead. Loader and forward pass are measured in
-turns and apart from each other, with random RGB images of the size that the loader gives; medians are printed.
+turns and apart from each other, with random RGB images of the size that the loader gives; medians are printed. Without
+workers (`--workers 0`), on the CPU, times are those of the processor.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 from deflect_hf.benchmark.cost import SIZES, make_vit
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
-from deflect_hf.benchmark.meters import timed
+from deflect_hf.benchmark.meters import processor_seconds, timed
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import AugmentationArguments, DatasetArguments
 from deflect_hf.config.schema import Arguments
@@ -130,7 +131,10 @@ def measure(images: ImageDataset, own: argparse.Namespace) -> list[dict[str, Any
     for number in range(own.rounds):
         for one in measured:
             one["loader"].append(loader_speed(images, one["workers"], own, epoch=number))
-            one["forward"].append(own.batch_size / timed(forward, pixels.is_cuda))
+            alone = one["workers"] == 0 and not pixels.is_cuda
+            one["forward"].append(
+                own.batch_size / (processor_seconds(forward) if alone else timed(forward, pixels.is_cuda))
+            )
     for one in measured:
         one["ratio"] = statistics.median(a / b for a, b in zip(one["loader"], one["forward"], strict=True))
     return measured
@@ -142,10 +146,11 @@ def loader_speed(images: ImageDataset, workers: int, own: argparse.Namespace, ep
     wanted = own.images + ahead * own.batch_size
     repeated = images.select([k % len(images) for k in range(wanted)])
     loader = training_loader(repeated, own.batch_size, workers, seed=0, epoch=epoch, rank=Rank())
+    clock = time.perf_counter if workers else time.process_time
     counted, started = 0, 0.0
     for number, batch in enumerate(loader):
         if number == ahead - 1:
-            started = time.perf_counter()
+            started = clock()
         elif number >= ahead:
             counted += len(batch["name"])
-    return counted / (time.perf_counter() - started)
+    return counted / (clock() - started)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, DeflectError
 from deflect_hf.raster.write import write_raster
-from tests.benchmarks import adapters, encoders, loader, resume, scenes, startup, step
+from tests.benchmarks import adapters, encoders, loader, peers, resume, scenes, startup, step
 
 
 def numbers_of(folder: Path, name: str) -> Any:
@@ -61,6 +63,25 @@ def test_loader_generates_images(tmp_path: Path) -> None:
         images = loader.load_dataset_splits(data.dataset)["train"]
         (one,) = loader.measure(images.with_transform(loader.build_transform(data.augmentation, "train")), own)
         assert (one["bands"], one["height"]) == shape, name
+
+
+def test_peers_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.txt").write_text("\n".join(["scene"] * 17))
+    asked: list[list[str]] = []
+
+    def measured(words: list[str]) -> dict[str, Any]:
+        asked.append(words)
+        return {"epoch_seconds": [1.0 + len(asked)], "peak_bytes": 2**20 * len(asked)}
+
+    monkeypatch.setattr(peers, "measure", measured)
+    words = ["--data", str(tmp_path), "--encoder", "encoder", "--epochs", "3", "--rounds", "1"]
+    peers.main(["--output", str(tmp_path), *words])
+    assert [words[:3] for words in asked[:2]] == [["3", "2", "train"]] * 2
+    methods = [parse_arguments(RunArguments, "", words[3:]).finetune for words in asked[:2]]
+    assert methods == ["deflect", "lora"]
+    assert all(importlib.util.find_spec(words[2]) for words in asked[2:])
+    table = capsys.readouterr().out
+    assert "| deflect-train, LoRA | 3.00 | 0.60 | 2 | 0 |" in table and "loop, LoRA | 5.00 | 1.00 | 4 | 6" in table
 
 
 def test_resume_finds_a_killed_run_equal_and_a_changed_one_not(
