@@ -10,17 +10,19 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
-from transformers.utils import is_vision_available
+from transformers.utils import cached_file, is_vision_available
 
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.files import CONFIG
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
 from deflect_hf.models.base import EncoderWithHead
+from deflect_hf.models.loading import ENCODERS
 from deflect_hf.models.rivals import PixelNet, PixelNetConfig, UNet, UNetConfig
 
 # what the Auto classes and pipelines hand on by themselves, which asks nothing of a folder on this machine
@@ -30,8 +32,24 @@ HANDED_ON = {
 }  # fmt: skip
 
 
-def load_trained(folder: Path, config: Any = None, dtype: Any = None, **options: Any) -> Any:
-    """The task model of a result folder with its adapter in place, on the CPU, in evaluation mode.
+HUB = ("cache_dir", "local_files_only", "token")
+
+
+def load_trained(
+    trained: Path | str,
+    config: Any,
+    dtype: Any = None,
+    *,
+    bare: str | None = None,
+    revision: str | None = None,
+    adapter_kwargs: dict[str, Any],
+    **options: Any,
+) -> EncoderWithHead:
+    """The task model of a result folder or repository with its adapter in place, on the CPU, in evaluation mode.
+
+    Args:
+        bare: The encoder of which transformers read ``config`` in place of the model's own, with its ``revision``.
+        adapter_kwargs: With the revision of ``trained``.
 
     Raises:
         ConfigError: an option or a changed setting, which would do nothing.
@@ -40,17 +58,22 @@ def load_trained(folder: Path, config: Any = None, dtype: Any = None, **options:
     from deflect_hf.hub.load import load_predictor
     from deflect_hf.methods import task_model
 
-    stored = AutoConfig.from_pretrained(folder).to_dict()
-    given = stored if config is None else config.to_dict()
+    hub = {name: options[name] for name in HUB if name in options}
+    own_revision = adapter_kwargs.get("revision")
+    described, revision = (trained, own_revision) if bare is None else (bare, revision)
+    stored = AutoConfig.from_pretrained(described, revision=revision, **hub).to_dict()
+    given = config.to_dict()
     changed = [name for name in given if name not in ("dtype", "encoder_config") and given[name] != stored.get(name)]
     without_use = changed + sorted(options.keys() - HANDED_ON)
     if without_use:
         raise ConfigError(
-            f"{folder} holds a trained model, which is loaded as it was trained: leave out {listing(without_use)}."
+            f"{trained} holds a trained model, which is loaded as it was trained: leave out {listing(without_use)}."
         )
-    predictor = load_predictor(folder, device="cpu")
+    predictor = load_predictor(trained, revision=own_revision, device="cpu", **hub)
     model = task_model(predictor.model)
     model.evaluation_window = predictor.window  # for pipelines
+    if bare is not None:  # whose processor transformers then takes as well
+        model.trained_processor = predictor.processor
     attention = getattr(config, "_attn_implementation", None)
     if attention is not None:
         model.set_attn_implementation(attention)
@@ -59,43 +82,67 @@ def load_trained(folder: Path, config: Any = None, dtype: Any = None, **options:
 
 
 class TrainedModelOf:
-    """What an Auto class finds for a task model's configuration: the trained model of a result folder, or the class."""
+    """What an Auto class finds for a task model's configuration: the trained model, or the class.
+
+    Of an adapter's id on the Hub, transformers reads the configuration of the encoder that was adapted. So this is also
+    found for the encoders that transformers itself has no class for.
+    """
 
     model_class: ClassVar[type[EncoderWithHead]]
 
     @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
-        """The trained model of a result folder, adapter included; of any other source what the class loads."""
-        folder = Path(source, kwargs.get("subfolder") or "")
+    def from_pretrained(cls, source: Any, *args: Any, config: Any, **kwargs: Any) -> Any:
+        """The trained model of a result folder or repository, adapter included; of another what the class loads."""
+        adapter = kwargs.get("adapter_kwargs") or {}
+        trained = adapter.get("_adapter_model_path", source)
+        folder = Path(trained, kwargs.get("subfolder") or "")
+        bare = None if isinstance(config, cls.model_class.config_class) else source
         if (folder / CONFIG).is_file():
-            return load_trained(folder, **kwargs)
-        return cls.model_class.from_pretrained(source, *args, **kwargs)
+            return load_trained(folder, config, bare=bare, **kwargs)
+        if not folder.is_dir() and not kwargs.get("subfolder"):
+            hub = {name: kwargs[name] for name in HUB if name in kwargs}
+            lenient = {"_raise_exceptions_for_missing_entries": False}
+            if cached_file(trained, CONFIG, revision=adapter.get("revision"), **lenient, **hub) is not None:
+                return load_trained(str(trained), config, bare=bare, **kwargs)
+        cls._refuse_bare(config)
+        return cls.model_class.from_pretrained(source, *args, config=config, **kwargs)
 
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        cls._refuse_bare(config)
         return cls.model_class._from_config(config, **kwargs)
+
+    @classmethod
+    def _refuse_bare(cls, config: Any) -> None:
+        """Of an encoder, which has no head, say what transformers would."""
+        if not isinstance(config, cls.model_class.config_class):
+            raise ValueError(
+                f"Unrecognized configuration class {type(config)} for this kind of AutoModel: transformers has no head "
+                f"of this kind for it. deflect_hf.{cls.model_class.__name__}.from_encoder(NAME) gives it one."
+            )
 
 
 class TrainedImageClassification(TrainedModelOf):
     """What ``AutoModelForImageClassification`` finds."""
 
     model_class = EncoderForImageClassification
-    config_class = model_class.config_class
 
 
 class TrainedSemanticSegmentation(TrainedModelOf):
     """What ``AutoModelForSemanticSegmentation`` finds."""
 
     model_class = EncoderForSemanticSegmentation
-    config_class = model_class.config_class
 
 
 for _auto, _trained in (
     (AutoModelForImageClassification, TrainedImageClassification),
     (AutoModelForSemanticSegmentation, TrainedSemanticSegmentation),
 ):
-    AutoConfig.register(_trained.config_class.model_type, _trained.config_class, exist_ok=True)
-    _auto.register(_trained.config_class, _trained, exist_ok=True)
+    _own = _trained.model_class.config_class
+    AutoConfig.register(_own.model_type, _own, exist_ok=True)
+    for _config in (_own, *(CONFIG_MAPPING[_kind] for _kind in ENCODERS)):
+        if _config is _own or _config not in _auto._model_mapping:
+            _auto.register(_config, _trained, exist_ok=True)
 for _config, _model in ((PixelNetConfig, PixelNet), (UNetConfig, UNet)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)

@@ -17,6 +17,7 @@ from typing import Any
 from deflect_hf.errors import ConfigError, listing
 
 CONFIG = "config.yaml"  # of a run and of its checkpoints
+LOG = "log.jsonl"  # of a run
 PARTIAL = ".partial"  # ending of what is being written
 REPLACED = ".replaced"  # ending of what makes room for it
 # what tells a file that was written here: the program of a picture, the versions among results, the head of a card

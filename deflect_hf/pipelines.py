@@ -56,11 +56,15 @@ class _OfMultispectralImages:
     image_processor: Any
     device: Any
     tasks: tuple[str, ...]  # of models that it takes
+    _load_image_processor = None  # where there is one: of a Hub id, transformers looks beside the encoder
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self._ours:
+            if self.image_processor is None:
+                self.image_processor = AutoImageProcessor.from_pretrained(self.model.name_or_path)  # says what it lacks
             return
+        self.image_processor = getattr(self.model, "trained_processor", self.image_processor)
         if not isinstance(self.image_processor, MultispectralImageProcessor):
             raise ConfigError("The model takes the images of a MultispectralImageProcessor: give image_processor=.")
         from deflect_hf.inference.predictor import Predictor

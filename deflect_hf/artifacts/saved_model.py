@@ -28,7 +28,7 @@ from deflect_hf.data.entries import check_entries
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, brief, listing
 from deflect_hf.files import CONFIG as CONFIG
-from deflect_hf.files import REPLACED
+from deflect_hf.files import LOG, REPLACED
 from deflect_hf.files import write_json as write_json
 from deflect_hf.methods import deflect_config, needed_bands, task_model, trained_projection
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation, load_encoder
@@ -43,8 +43,10 @@ RESULTS = "results.json"
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
+# what transformers reads first; the folder of a run that has ended holds them as well
+DESCRIPTION = ("config.json", "preprocessor_config.json")
 # what save_model writes, and PEFT's card of headings
-SAVED = (ADAPTER, WEIGHTS, HEAD, "model.safetensors", "config.json", "preprocessor_config.json", CONFIG, "README.md")
+SAVED = (ADAPTER, WEIGHTS, HEAD, "model.safetensors", *DESCRIPTION, CONFIG, "README.md")
 PATCH_EMBEDDING = "patch_embedding."
 ATTEMPTS = 20
 
@@ -93,7 +95,8 @@ def model_class(task: str) -> type[EncoderForImageClassification] | type[Encoder
 
 def result_folder(folder: Path) -> Path:
     """The result folder that ``folder`` is, or holds as ``best/``."""
-    for candidate in (folder, folder / "best", folder / ("best" + REPLACED)):
+    of_run = [folder / "best", folder / ("best" + REPLACED)]
+    for candidate in of_run if (folder / LOG).is_file() else [*of_run, folder]:
         if (candidate / CONFIG).is_file() and (candidate / "config.json").is_file():
             return candidate
     if not folder.is_dir():

@@ -23,10 +23,9 @@ from deflect_hf.config.run import EncoderArguments, RunArguments, SegmentorArgum
 from deflect_hf.config.yaml import read_yaml, yaml_value
 from deflect_hf.data import load_dataset_splits
 from deflect_hf.errors import ConfigError, listing, nearest
-from deflect_hf.files import write_json
+from deflect_hf.files import LOG, write_json
 from deflect_hf.methods import adapt, extra_bands, method_options
 from deflect_hf.models.encoders import with_encoder_size
-from deflect_hf.training.trackers import LOG
 
 if TYPE_CHECKING:
     from torch import nn

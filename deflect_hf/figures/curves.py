@@ -12,11 +12,11 @@ import numpy as np
 from deflect_hf.config.tasks import TITLES
 from deflect_hf.errors import DataError
 from deflect_hf.figures.colors import OKABE_ITO, Array, new_figure, plain, save
+from deflect_hf.files import LOG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LOG = "log.jsonl"
 PANELS = (
     ("training loss", "loss"),
     ("validation loss", "val.loss"),

@@ -41,13 +41,9 @@ from deflect_hf.hub.safety import (
     tensor_shapes,
     walk,
 )
+from deflect_hf.models.loading import ENCODERS
 from deflect_hf.tuners.deflect import DeflectConfig
 
-# Vision transformers that transformers builds by itself, from numbers alone.
-ENCODERS = (
-    "beit", "clip_vision_model", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "geovit",
-    "ijepa", "siglip_vision_model", "vit", "vit_mae", "vit_msn",
-)  # fmt: skip
 REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]{0,199}")
 # The largest published vision transformer (22 B parameters) has 48 blocks of width 6144.
 LARGEST = {"num_hidden_layers": 128, "hidden_size": 16_384, "intermediate_size": 65_536, "image_size": 16_384}

@@ -16,6 +16,11 @@ from deflect_hf.models.geovit.sources import conversion_hint
 from deflect_hf.models.quantization import as_numbers, quantization_config
 
 MOST_NAMED = 4  # tensors in a message
+# Vision transformers that transformers builds by itself, from numbers alone.
+ENCODERS = (
+    "beit", "clip_vision_model", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "geovit",
+    "ijepa", "siglip_vision_model", "vit", "vit_mae", "vit_msn",
+)  # fmt: skip
 
 
 def _encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

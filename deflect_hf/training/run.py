@@ -137,8 +137,11 @@ def run(
 
         # Save
         if accelerator.is_main_process:
-            for folder in (saved_model.result_folder(work_dir), work_dir):
+            best = saved_model.result_folder(work_dir)
+            for folder in (best, work_dir):
                 write_json(folder / saved_model.RESULTS, results)
+            for name in saved_model.DESCRIPTION:
+                write_text(work_dir / name, (best / name).read_text(encoding="utf-8"))
             curves_figure(work_dir / CURVES, [work_dir])
             drop_former(work_dir)
         accelerator.wait_for_everyone()

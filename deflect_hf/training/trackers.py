@@ -13,12 +13,11 @@ from accelerate.utils import ProjectConfiguration
 
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
-from deflect_hf.files import write_text
+from deflect_hf.files import LOG, write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LOG = "log.jsonl"
 FOLDERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # in that of the run; trackio has one place for all runs
 PROJECT = "deflect_hf"
 

@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from deflect_hf.artifacts.saved_model import RESULTS
+from deflect_hf.artifacts.saved_model import DESCRIPTION, RESULTS
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import CheckpointError, ConfigError, listing
-from deflect_hf.files import CONFIG, write_json
+from deflect_hf.files import CONFIG, LOG, write_json
 from deflect_hf.training import checkpoint, prefix, trackers
 from deflect_hf.training.build import ENCODER
 
@@ -50,7 +50,7 @@ def default_work_dir(config: RunArguments) -> Path:
 
 def names_of(config: RunArguments) -> list[str]:
     """What a run writes into its folder."""
-    names = [checkpoint.BEST, checkpoint.FOLDER, trackers.LOG, CURVES, RATES, ENVIRONMENT, CONFIG, RESULTS]
+    names = [checkpoint.BEST, checkpoint.FOLDER, LOG, CURVES, RATES, ENVIRONMENT, CONFIG, RESULTS, *DESCRIPTION]
     names += [ENCODER] if config.encoder.random is not None else []
     names += [PLACES] if config.dataset.name == "scenes" else []
     names += [prefix.FOLDER] if config.cache_prefix else []

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 import deflect_hf
 from deflect_hf.errors import CheckpointError, ConfigError, HubError
@@ -113,6 +114,28 @@ def test_an_encoder_of_the_hub_is_pinned_to_its_commit(hub: Hub, runs: Runs, tmp
     with torch.no_grad():
         logits = [model.eval()(pixel_values=pixels).logits for model in (names["model"], predict.model)]
     assert torch.equal(*logits)
+
+
+def test_transformers_classes_open_an_id(hub: Hub, runs: Runs, tmp_path: Path) -> None:
+    """Also where they take the encoder that was adapted for the model, and look beside it for the processor."""
+    auto, image = AutoModelForSemanticSegmentation, IMAGES[0, :, :16, :16]
+    encoder_on_the_hub(hub, runs("deflect") / "encoder")
+    for method in ("deflect", "frozen"):
+        name = f"alice/{method}"
+        folder = with_encoder(runs(method), tmp_path / method, "alice/encoder")
+        push(folder, name, picture=False)
+        pixels = AutoImageProcessor.from_pretrained(name)(image)["pixel_values"]
+        described = {"config": AutoConfig.from_pretrained(name), "revision": hub.repositories[name].branches["main"]}
+        models = [auto.from_pretrained(name), auto.from_pretrained(name, **described)]
+        for model in models:
+            assert torch.equal(model(pixels).logits, Predictor.from_folder(folder).logits(pixels))
+        segment = pipeline("image-segmentation", model=models[1], image_processor=name)
+        assert segment(image) == pipeline("image-segmentation", model=name)(image) != []
+    with pytest.raises(ConfigError, match="loaded as it was trained: leave out 'hidden_act'"):
+        auto.from_pretrained("alice/deflect", hidden_act="relu")
+    for load in (auto.from_pretrained, lambda name: auto.from_config(AutoConfig.from_pretrained(name))):
+        with pytest.raises(ValueError, match=r"Unrecognized configuration class.*EncoderForSemantic\w+.from_encoder"):
+            load("alice/encoder")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.compose import parse_arguments
@@ -79,6 +80,10 @@ def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run
     assert files >= {"adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "config.json"}
     assert files >= {"config.yaml", "results.json"} and "model.safetensors" not in files
     assert {path.name for path in folder.iterdir()} >= {"curves.png", "environment.json", "log.jsonl", "results.json"}
+    model, expected = (AutoModelForImageClassification.from_pretrained(path).state_dict() for path in (folder, best))
+    used = [name for name in expected if "original_module" not in name]  # the head before training
+    assert all(torch.equal(model[name], expected[name]) for name in used)
+    assert AutoImageProcessor.from_pretrained(folder).to_dict() == AutoImageProcessor.from_pretrained(best).to_dict()
     assert (best / "adapter_model.safetensors").stat().st_size < 50_000
     base = json.loads((best / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(folder / "encoder")

@@ -108,7 +108,8 @@ class DeflectModel(Tuner):
         )
         if saved_for in TASK_MODELS and peft_config.inference_mode:  # as transformers' Auto classes do with a Hub id
             raise ArchitectureError(
-                f"{text}; transformers' Auto classes take its folder, of snapshot_download, not its id."
+                f"{text}; transformers' Auto classes take its id with config=AutoConfig.from_pretrained(ID), and its "
+                "pipelines that model with image_processor=ID."
             )
         logger.warning(text)
 
