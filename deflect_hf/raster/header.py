@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deflect_hf.errors import BandError, DataError, listing
-from deflect_hf.spectral.bands import Sensor, fold, split_date
+from deflect_hf.spectral.bands import Sensor, fold, is_band_number, split_date
 from deflect_hf.spectral.selection import resolve_bands
 
 PathLike = str | os.PathLike[str]
@@ -145,6 +145,8 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
         given = [None if name == SKIPPED else next(named) for name in source_bands]
     elif not any(own) and sensor is not None:
         given = [*sensor.codes]
+        if len(given) == info.count:
+            _refuse_another_order(info, sensor)
     if given is None and not any(own):
         texts = [text for text in info.descriptions if text]
         hint = f" ({listing(texts)} say nothing without a sensor)" if texts else ""
@@ -169,6 +171,22 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
                 f"file, but `source_bands` calls it {stated!r}: remove `source_bands` to trust the file, or correct it."
             )
     return [stated or name for stated, name in zip(given, unnamed, strict=True)]
+
+
+def _refuse_another_order(info: RasterInfo, sensor: Sensor) -> None:
+    """Refuse descriptions with a band number in them (``T32TQM_B8A``) that are not in the standard order."""
+    numbers = [[word for word in re.split(r"[\W_]+", text) if is_band_number(word)] for text in info.descriptions]
+    if any(len(words) != 1 for words in numbers):
+        return
+    try:
+        codes = resolve_bands([words[0] for words in numbers], sensor)
+    except BandError:
+        return
+    if codes != sensor.codes:
+        raise BandError(
+            f"{info.path} describes its bands as {listing(info.descriptions)}, which is not the standard order of "
+            f"sensor {sensor.name!r}: give `source_bands`, in file order ({listing(codes)}?)."
+        )
 
 
 def names_bands(info: RasterInfo, sensor: Sensor | None = None) -> bool:

@@ -217,6 +217,12 @@ def test_bands_that_are_only_counted_have_no_names(tmp_path: Path) -> None:
     assert read_raster(path, source_bands=["R", "G", "B", "N"], sensor=four).bands == ("R", "G", "B", "N")
     write_raster(path, VALUES, descriptions=("Band 4", "Band 3", "Band 2", "Band 8"))
     assert read_raster(path, sensor=four).bands == ("R", "G", "B", "N")
+    # names that say a band, but not to be taken for it: the standard order would contradict them
+    write_raster(path, VALUES, descriptions=("T32_B02_10m", "T32_B03_10m", "T32_B04_10m", "T32_B08_10m"))
+    assert read_raster(path, sensor=four).bands == ("B", "G", "R", "N")
+    write_raster(path, VALUES, descriptions=("T32_B08_10m", "T32_B03_10m", "T32_B04_10m", "T32_B02_10m"))
+    with pytest.raises(BandError, match=r"not the standard order .*: give `source_bands`.* \('N', 'G', 'R', 'B'\?\)"):
+        read_raster(path, sensor=four)
 
 
 @pytest.mark.parametrize(
