@@ -6,6 +6,7 @@ of each band. Checkpoints keep what was found, so that a run that goes on looks 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing
 from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig
+
+logger = logging.getLogger(__name__)
 
 MOMENTS = ("pixels", "features", "targets")
 SAMPLE = 2**18  # pixels that the quantiles are of, spread over all images
@@ -146,6 +149,13 @@ def look_at(
     if targets is not None:
         targets.reduce(accelerator)
     labels = accelerator.reduce(labels.to(device), reduction="sum")
+    absent = [name for name, count in zip(train.classes, labels.tolist(), strict=True) if not count]
+    if absent and targets is None and accelerator.is_main_process:
+        logger.warning(
+            "nothing in the training split is labelled %s, which the model cannot learn: is it in `classes` by "
+            "mistake, are `class_values` right, or has the split too few images?",
+            listing(absent),
+        )
     sampled = torch.cat(gather_object(sample), dim=1)
     everywhere = dict(pair for part in gather_object([present]) for pair in part.items()) if balanced else {}
     return Statistics(

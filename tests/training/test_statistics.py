@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from deflect_hf.data import ImageDataset
 from deflect_hf.data.order import evaluation_loader
 from deflect_hf.errors import CheckpointError, DataError
 from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
@@ -19,7 +21,7 @@ from tests.training.test_build import configured
 from tests.training.test_run import train as train_run
 
 
-def test_bands_labels_and_quantiles_are_those_of_the_whole_training_split() -> None:
+def test_bands_labels_and_quantiles_are_those_of_the_whole_training_split(caplog: pytest.LogCaptureFixture) -> None:
     config = configured("--augmentation.random_crop", "null", "--sampler", "balanced")
     train = load_splits(config, ("train",))["train"]
     images = torch.stack([train[k]["pixel_values"] for k in range(len(train))]).double()
@@ -42,6 +44,11 @@ def test_bands_labels_and_quantiles_are_those_of_the_whole_training_split() -> N
     again = Statistics.from_state(json.loads(json.dumps(found.state())))
     assert again.state() == found.state()
     assert found.present == [label.unique().tolist() for label in labels]
+    assert "which the model cannot learn" not in caplog.text
+    more = dataclasses.replace(train.labels, classes=(*train.classes, "ice"), values=(*train.labels.values, 99))
+    few = ImageDataset(train.table, train.reader, train.processor, more).select([0])
+    assert look_at(config, few, None, Accelerator()).labels[4] == 0
+    assert "nothing in the training split is labelled" in caplog.text and "'ice', which the model cannot" in caplog.text
 
 
 def test_images_are_drawn_as_their_rarest_class_asks_for() -> None:
