@@ -48,8 +48,8 @@ class Quality:
     above: float | None = None  # value above which no band is valid, of a probability of clouds; None: there is none
 
     def flags(self, layer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Stored values of the layer -> bool: the ground was not measured there."""
-        found = np.isin(layer, self.invalid)
+        """Stored values of the layer -> bool: the ground was not measured there, or NaN does not say so."""
+        found = np.isin(layer, self.invalid) | np.isnan(layer)
         if self.bits:
             fields = np.nan_to_num(layer).astype(np.int64)  # stored beside reflectance, they may be floats
             if not np.array_equal(fields, np.nan_to_num(layer)):

@@ -167,6 +167,7 @@ def test_files_without_a_unit_keep_their_values_also_on_another_grid(tmp_path: P
         *[False] * 4,
         *[True] * 4,
     ]
+    assert clouds.flags(np.array([60.0, 120.0, np.nan])).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("fine", [True, False])
