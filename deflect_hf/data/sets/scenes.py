@@ -76,6 +76,9 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     entries = read_entries(args)
     layout = layout_of(args)
     products = [dataclasses.replace(layout, path=entry.image, dates=entry.dates or layout.dates) for entry in entries]
+    single = [product.path for product in products if layout.composite and not product.dates]
+    if single:
+        raise ConfigError(f"a composite is of several dates, but there is one of {listing(single)}: give its `dates`.")
     infos = [raster_info(product) for product in products]
     read_once.cache_clear()
     classes = tuple(args.classes or _classes_found(entries, args))
