@@ -221,6 +221,6 @@ def test_a_scene_of_the_list_has_dates_of_its_own(scenes: Callable[..., dict[str
     assert images.bands == [*BANDS, *(f"{band}@1" for band in BANDS)]
     pixels = images[0]["pixel_values"]
     np.testing.assert_array_equal(pixels[4:], pixels[:4])
-    bare = {"image": "one.tif", "labels": "one.geojson"}
-    with pytest.raises(ConfigError, match="of several dates, but there is one of '.*one.tif'"):
+    bare = {"image": "one.tif", "labels": "one.geojson", "name": "alone"}
+    with pytest.raises(ConfigError, match=r"of several dates, but there is one of '.*one.tif'"):
         load(scenes(scenes=[entry, bare], composite="median"))
