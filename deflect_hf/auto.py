@@ -32,7 +32,9 @@ HANDED_ON = {
 }  # fmt: skip
 
 
-HUB = ("cache_dir", "local_files_only", "token")
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that say how a repository is reached."""
+    return {name: options[name] for name in ("cache_dir", "local_files_only", "token") if name in options}
 
 
 def load_trained(
@@ -58,7 +60,7 @@ def load_trained(
     from deflect_hf.hub.load import load_predictor
     from deflect_hf.methods import task_model
 
-    hub = {name: options[name] for name in HUB if name in options}
+    hub = hub_options(options)
     own_revision = adapter_kwargs.get("revision")
     described, revision = (trained, own_revision) if bare is None else (bare, revision)
     stored = AutoConfig.from_pretrained(described, revision=revision, **hub).to_dict()
@@ -100,9 +102,8 @@ class TrainedModelOf:
         if (folder / CONFIG).is_file():
             return load_trained(folder, config, bare=bare, **kwargs)
         if not folder.is_dir() and not kwargs.get("subfolder"):
-            hub = {name: kwargs[name] for name in HUB if name in kwargs}
-            lenient = {"_raise_exceptions_for_missing_entries": False}
-            if cached_file(trained, CONFIG, revision=adapter.get("revision"), **lenient, **hub) is not None:
+            lenient = {"_raise_exceptions_for_missing_entries": False, **hub_options(kwargs)}
+            if cached_file(trained, CONFIG, revision=adapter.get("revision"), **lenient) is not None:
                 return load_trained(str(trained), config, bare=bare, **kwargs)
         cls._refuse_bare(config)
         return cls.model_class.from_pretrained(source, *args, config=config, **kwargs)
