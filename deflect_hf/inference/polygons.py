@@ -104,11 +104,9 @@ def _outlines(mapped: Path, nodata: int) -> tuple[Array, Array]:
             for outline, value in shapes(rasterio.band(source, 1))  # on the map
             if int(value) != nodata
         ]
-        a, b, c, d, e, f, *_ = ~source.transform
+        to_pixels = ~source.transform
     outlines = np.array([outline for outline, _ in found], dtype=object)
-    geometries = shapely.transform(
-        outlines, lambda at: np.rint(np.stack([a * at[:, 0] + b * at[:, 1] + c, d * at[:, 0] + e * at[:, 1] + f], 1))
-    )
+    geometries = shapely.transform(outlines, lambda at: np.rint(np.stack(to_pixels @ at.T, axis=1)))
     return geometries, np.array([value for _, value in found], dtype=np.int64)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from affine import Affine
 
 from deflect_hf.errors import DataError
 from deflect_hf.raster.header import RasterInfo
@@ -132,15 +133,20 @@ def places_of(infos: Sequence[RasterInfo], km: float) -> list[int]:
     for info in infos:
         if info.crs is None or not info.georeferenced:
             raise DataError(f"{info.path} does not say where it lies: leave place_km out, or give it a georeference.")
-        x, y = _on_the_map(info, np.array(info.width / 2), np.array(info.height / 2))
+        x, y = _affine(info) @ (info.width / 2, info.height / 2)
         transformer = _between(info.crs, None)
-        degrees.append(transformer.transform(float(x), float(y)))
+        degrees.append(transformer.transform(x, y))
     longitude, latitude = np.radians(np.array(degrees)).T
     ball = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], 1)
     chord = 2 * math.sin(min(km / EARTH_RADIUS_KM / 2, math.pi / 2))
     near = cKDTree(ball).query_pairs(chord, output_type="ndarray")
     graph = coo_array((np.ones(len(near)), (near[:, 0], near[:, 1])), shape=(len(infos), len(infos)))
     return [int(place) for place in connected_components(graph, directed=False)[1]]
+
+
+def _affine(info: RasterInfo) -> Any:
+    """Columns and rows to coordinates; the corners of pixels are the whole numbers."""
+    return Affine(*info.transform)
 
 
 def _unit(crs: Any) -> float:
@@ -153,7 +159,7 @@ def _ground_m2(info: RasterInfo, crs: Any, rows: Array) -> Array:
     from pyproj import Transformer
 
     across, down = np.array([-0.5, 0.5, 0.5, -0.5]), np.array([-0.5, -0.5, 0.5, 0.5])
-    x, y = _on_the_map(info, info.width / 2 + np.tile(across, (len(rows), 1)), rows[:, None] + down)
+    x, y = _affine(info) @ (info.width / 2 + np.tile(across, (len(rows), 1)), rows[:, None] + down)
     longitude, latitude = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)
     degrees = math.degrees(_unit(crs.geodetic_crs))
     geod = crs.get_geod()
@@ -165,33 +171,26 @@ def _ground_m2(info: RasterInfo, crs: Any, rows: Array) -> Array:
     )
 
 
-def _on_the_map(info: RasterInfo, columns: Array, rows: Array) -> tuple[Array, Array]:
-    """Coordinates of points of a grid; the corners of its pixels are the whole numbers."""
-    a, b, c, d, e, f = info.transform
-    return a * columns + b * rows + c, d * columns + e * rows + f
-
-
-def _in_grid(info: RasterInfo, x: Array, y: Array) -> tuple[Array, Array]:
-    """Columns and rows of points on the map."""
-    a, b, c, d, e, f = info.transform
-    area = a * e - b * d
-    return (e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area
-
-
 def to_pixels(crs: str, image: RasterInfo, x: Array, y: Array) -> tuple[Array, Array]:
     """Columns and rows in an image of points in the reference system ``crs``; not finite where it does not reach."""
     assert image.crs is not None
     between = _between(crs, image.crs)
-    return _in_grid(image, *(between.transform(x, y) if between is not None else (x, y)))
+    points: tuple[Array, Array] = ~_affine(image) @ (between.transform(x, y) if between is not None else (x, y))
+    return points
 
 
 def pixels_of(source: RasterInfo, target: RasterInfo | None, columns: Array, rows: Array) -> tuple[Array, Array]:
-    """Where points of one grid are in another; None: as longitude and latitude, on the map where no system is known."""
+    """Where points of one grid are in another; None: as longitude and latitude, on the map where no system is known.
+
+    A system that one of the files does not name is the other's.
+    """
+    x, y = _affine(source) @ (columns, rows)
+    if source.crs is not None and (target is None or target.crs is not None):
+        between = _between(source.crs, None if target is None else target.crs)
+        x, y = (x, y) if between is None else between.transform(x, y)
     if target is not None:
-        return _across(source, target, columns, rows)
-    x, y = _on_the_map(source, columns, rows)
-    between = _between(source.crs, None) if source.crs is not None else None
-    return (x, y) if between is None else between.transform(x, y)
+        x, y = ~_affine(target) @ (x, y)
+    return x, y
 
 
 def in_degrees(info: RasterInfo) -> bool:
@@ -207,9 +206,8 @@ def unit_m(info: RasterInfo) -> float:
 def part_of(info: RasterInfo, box: tuple[int, int, int, int]) -> RasterInfo:
     """The header that a window (row, column, height, width) of a raster would have as a file of its own."""
     row, column, height, width = box
-    a, b, _, d, e, _ = info.transform
-    x, y = _on_the_map(info, np.array(column), np.array(row))
-    return dataclasses.replace(info, height=height, width=width, transform=(a, b, float(x), d, e, float(y)))
+    placed = _affine(info) @ Affine.translation(column, row)
+    return dataclasses.replace(info, height=height, width=width, transform=tuple(placed)[:6])
 
 
 def ground_m(info: RasterInfo) -> float | None:
@@ -218,16 +216,6 @@ def ground_m(info: RasterInfo) -> float | None:
         return info.gsd_m
     areas = pixel_areas(info).rows_m2
     return None if areas is None else float(np.sqrt(np.median(areas)))
-
-
-def _across(source: RasterInfo, target: RasterInfo, columns: Array, rows: Array) -> tuple[Array, Array]:
-    """Where points of one grid are in another. A system that one of the files does not name is the other's."""
-    x, y = _on_the_map(source, columns, rows)
-    if source.crs is not None and target.crs is not None:
-        between = _between(source.crs, target.crs)
-        if between is not None:
-            x, y = between.transform(x, y)
-    return _in_grid(target, x, y)
 
 
 @dataclass(frozen=True)
@@ -259,7 +247,7 @@ def place(label: RasterInfo, image: RasterInfo) -> Placement:
     if (label.transform, label.crs) == (image.transform, image.crs):
         return AS_STORED
     columns, rows = CORNERS * [[label.width], [label.height]]
-    found = np.stack(_across(label, image, columns, rows))
+    found = np.stack(pixels_of(label, image, columns, rows))
     best = None
     for swapped, upside_down, mirrored in itertools.product((False, True), repeat=3):
         flipped = np.abs(np.array([[mirrored], [upside_down]]) - CORNERS)
@@ -271,16 +259,11 @@ def place(label: RasterInfo, image: RasterInfo) -> Placement:
     return best
 
 
-def agrees(label: RasterInfo, image: RasterInfo, placement: Placement) -> bool:
-    """Whether the label has the image's pixels, to a tenth of one."""
-    size = (label.width, label.height) if placement.swapped else (label.height, label.width)
-    return size == (image.height, image.width) and bool(np.abs(placement.shift).max() <= TOLERATED_SHIFT)
-
-
 def refuse_misplaced(label: RasterInfo, image: RasterInfo) -> Placement:
-    """How a label lies on its image."""
+    """How a label lies on its image, which has the same pixels to a tenth of one (DataError: it has not)."""
     placement = place(label, image)
-    if agrees(label, image, placement):
+    size = (label.width, label.height) if placement.swapped else (label.height, label.width)
+    if size == (image.height, image.width) and np.abs(placement.shift).max() <= TOLERATED_SHIFT:
         return placement
     if placement is AS_STORED:
         raise DataError(
@@ -310,7 +293,7 @@ def _metres(image: RasterInfo, shift: Array) -> float | None:
         return None
     columns, rows = image.width / 2 + np.array([0, shift[0]]), image.height / 2 + np.array([0, shift[1]])
     crs = _system(image.crs)
-    longitude, latitude = _between(image.crs, None).transform(*_on_the_map(image, columns, rows))
+    longitude, latitude = _between(image.crs, None).transform(*(_affine(image) @ (columns, rows)))
     metres = crs.get_geod().inv(longitude[0], latitude[0], longitude[1], latitude[1])[2]
     return float(metres) if math.isfinite(metres) else None
 
@@ -318,7 +301,7 @@ def _metres(image: RasterInfo, shift: Array) -> float | None:
 def nearest_pixels(label: RasterInfo, image: RasterInfo) -> tuple[Array, Array]:
     """Row and column, (H, W) each, of the label's pixel at the middle of each pixel of the image; -1 outside of it."""
     rows, columns = np.mgrid[: image.height, : image.width] + 0.5
-    column, row = _across(image, label, columns, rows)
+    column, row = pixels_of(image, label, columns, rows)
     # where middles fall on the border of two pixels, rounding does not choose
     row, column = (np.floor(np.nan_to_num(at, nan=-1, posinf=-1, neginf=-1) + 1e-6) for at in (row, column))
     outside = (row < 0) | (row >= label.height) | (column < 0) | (column >= label.width)
