@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deflect_hf.artifacts.saved_model import RESULTS, result_folder
+from deflect_hf.artifacts.saved_model import read_results, result_folder
 from deflect_hf.config.compose import Layers, file_layers, flatten, groups_of, merge, plain
 from deflect_hf.config.run import EvaluateArguments, RunArguments
 from deflect_hf.errors import ConfigError
@@ -45,8 +44,7 @@ class Run:
     @property
     def results(self) -> dict[str, Any]:
         """What ``results.json`` holds: scores of the best model on ``"val"`` and ``"test"``, parameters, times."""
-        found: dict[str, Any] = json.loads((result_folder(self.folder) / RESULTS).read_text(encoding="utf-8"))
-        return found
+        return read_results(result_folder(self.folder))
 
     @cached_property
     def predictor(self) -> Predictor:

@@ -260,7 +260,6 @@ def _read(
         if not flags[position]:  # a mask of its own, in a virtual raster
             valid[band] &= mask_of(position + 1) > 0
     return values, valid
-    return values, valid
 
 
 def read_quality(path: PathLike, quality: Quality) -> np.ndarray:

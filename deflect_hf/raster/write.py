@@ -15,7 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from deflect_hf.errors import DataError
-from deflect_hf.raster.header import PathLike, RasterInfo
+from deflect_hf.raster.header import IDENTITY, PathLike, RasterInfo
 
 BLOCK = 256  # side of the tiles
 
@@ -27,7 +27,7 @@ def geotiff_profile(count: int, dtype: str, like: RasterInfo, nodata: float | No
                                "BIGTIFF": "IF_SAFER"}  # fmt: skip
     if max(like.height, like.width) >= BLOCK:
         profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
-    if like.crs is not None or like.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
+    if like.crs is not None or like.georeferenced:
         profile["transform"] = rasterio.Affine(*like.transform)
     return profile
 
@@ -87,9 +87,8 @@ def write_raster(
     count, height, width = values.shape
     if like is None:
         ones = (1.0,) * count
-        identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
         like = RasterInfo(str(path), count, height, width, str(values.dtype), ("",) * count, ones, (0.0,) * count,
-                          (nodata,) * count, None, identity, None)  # fmt: skip
+                          (nodata,) * count, None, IDENTITY, None)  # fmt: skip
     if (height, width) != (like.height, like.width):
         raise DataError(
             f"{path}: values of {height} x {width} pixels cannot take the georeference of {like.path} "
