@@ -14,6 +14,7 @@ from scipy.stats import t as student
 
 from deflect_hf.benchmark.runs import Row
 from deflect_hf.config.run import RunArguments
+from deflect_hf.config.tasks import TITLES
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.evaluation.metrics import scores
 from deflect_hf.figures.colors import new_figure, plain, save
@@ -57,7 +58,8 @@ class Design:
     @property
     def title(self) -> str:
         """The metric in words."""
-        return self.metric.replace(":", " of ")
+        name, _, kind = self.metric.partition(":")
+        return f"{TITLES.get(name, name)} of {kind}" if kind else TITLES.get(name, name)
 
 
 def score(test: dict[str, Any], metric: str) -> float:

@@ -20,8 +20,10 @@ SCORES: dict[Output, tuple[str, ...]] = {
 TITLES = {  # of scores
     "accuracy": "accuracy",
     "miou": "mIoU",
+    "iou": "IoU",
     "map": "mAP",
     "f1_macro": "macro F1",
+    "f1": "F1",
     "mae": "MAE",
     "rmse": "RMSE",
     "r2": "R2",

@@ -51,7 +51,7 @@ def rows(**others: Any) -> list[dict[str, Any]]:
 
 def test_the_table_says_what_the_first_row_reaches() -> None:
     table = as_markdown(rows(), DESIGN)
-    assert "| test iou of water (95 %) | gain of deflect (95 %) | encoder parameters |" in table
+    assert "| test IoU of water (95 %) | gain of deflect (95 %) | encoder parameters |" in table
     assert "| full | RGB | 0.01 | 0.800 ± 0.100 | -0.100 ± 0.002 | 10,001 | 1.00 % | 0 | 7 | 2 | 2.00 |" in table
     assert "peak memory" not in table
     held = {"memory": {"of": "process", "peak_bytes": 300, "mean_bytes": 200}}
