@@ -1,8 +1,9 @@
 """A map in independent blocks: each predicts every window that reaches into it, and blends them.
 
 A block needs nothing of its neighbours, so that blocks can be made in any order, by any process, and again after an
-interruption; the windows at their borders, 10 to 20 % of all, are predicted more than once. Memory depends on the size
-of windows and batches, not on the scene: pixel rows are given on as soon as no further window counts for them.
+interruption; the windows at their borders, 10 to 20 % of all, are then predicted more than once. One that is made right
+after the block above it takes what that one's last windows count for in it, with the same bits. Memory depends on the
+size of windows and batches, not on the scene: pixel rows are given on as soon as no further window counts for them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,22 @@ class Batch(NamedTuple):
     measured: Tensor  # (height of a window, w) bool, where any band holds a measurement
 
 
+@dataclass
+class Overhang:
+    """What the windows of the block that was made last count for below it."""
+
+    block: Block | None = None
+    sums: Tensor | None = None  # (K, height of a window, width of the block), from its bottom on
+
+    def over(self, block: Block) -> tuple[Tensor | None, range]:
+        """The sums for a block that lies right below, once, and the rows of windows that they lack."""
+        above, sums = self.block, self.sums
+        self.block = self.sums = None
+        if above is None or (above.bottom, above.left, above.right) != (block.top, block.left, block.right):
+            return None, block.rows
+        return sums, range(above.rows.stop, block.rows.stop)
+
+
 @dataclass(frozen=True)
 class SceneWindows:
     """The windows of a scene and the model that predicts them."""
@@ -76,7 +93,7 @@ class SceneWindows:
                 found.append(Block(len(found), top, bottom, left, right, rows, columns))
         return found
 
-    def logits(self, block: Block, done: Callable[[int], object]) -> Generator[Tensor]:
+    def logits(self, block: Block, done: Callable[[int], object], overhang: Overhang) -> Generator[Tensor]:
         """(K, h, W) logits, or features of tokens, of the block's rows, top to bottom, NaN where nothing was measured.
 
         Close it before the image: it reads ahead. ``done`` is told how many windows were done since its last call.
@@ -85,18 +102,22 @@ class SceneWindows:
             block.columns[first : first + self.batch_size] for first in range(0, len(block.columns), self.batch_size)
         ]
         size, width = self.rows.size, block.right - block.left
-        sums = torch.zeros(self.channels, size, width, device=self.predictor.device)
+        sums, rows = overhang.over(block)
+        if sums is None:
+            sums = torch.zeros(self.channels, size, width, device=self.predictor.device)
+        done((len(block.rows) - len(rows)) * len(block.columns))
+        below = self.rows.ends[block.rows[-1]]
         measured = torch.zeros(size, width, dtype=torch.bool)
         top = block.top  # pixel row that `sums` begins with: those above have been given on
-        with closing(self._batches([(row, group) for row in block.rows for group in groups])) as batches:
-            for row in block.rows:
+        with closing(self._batches([(row, group) for row in rows for group in groups])) as batches:
+            for row in rows:
                 for group in groups:
                     batch = next(batches)
                     low = max(batch.left, block.left)
                     high = min(batch.left + batch.measured.shape[1], block.right)
                     seen = batch.measured[:, low - batch.left : high - batch.left]
                     measured[:, low - block.left : high - block.left] = seen
-                    self._add(sums, row, batch, (top, block.bottom, block.left, block.right))
+                    self._add(sums, row, batch, (top, below, block.left, block.right))
                     done(len(group))
                 end = block.bottom if row == block.rows[-1] else max(top, self.rows.starts[row + 1])
                 finished, first = end - top, top - self.rows.offsets[row]
@@ -105,6 +126,7 @@ class SceneWindows:
                     sums[:, : size - finished] = sums[:, finished:].clone()
                     sums[:, size - finished :] = 0
                 top = end
+        overhang.block, overhang.sums = block, sums
 
     def _batches(self, groups: list[tuple[int, range]]) -> Generator[Batch]:
         """Each is read in another thread while the one before it is worked on."""

@@ -21,7 +21,7 @@ from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.folder_reader import layout_of
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
-from deflect_hf.inference.blocks import Block, SceneWindows
+from deflect_hf.inference.blocks import Block, Overhang, SceneWindows
 from deflect_hf.inference.layouts import NODATA, STEPS, map_layout
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.model import MapModel
@@ -202,19 +202,20 @@ def _predict(
 ) -> None:
     """This process's share of the blocks that are not there yet."""
     index, count = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
-    share = blocks[index::count]
+    share = sorted(blocks[index::count], key=lambda block: (block.left, block.top))  # a block after that above it
     missing = parts.missing(share)
     if len(missing) < len(share):
         logger.info("%s: %d of %d parts are finished and are kept", parts.folder, len(share) - len(missing), len(share))
     # one bar is enough, and none in a log file
     total = sum(len(block.rows) * len(block.columns) for block in missing)
     with tqdm(total=total, unit="window", disable=None if index == 0 else True) as bar:
+        overhang = Overhang()
         for block in missing:
-            with closing(windows.logits(block, bar.update)) as pieces:
+            with closing(windows.logits(block, bar.update, overhang)) as pieces:
                 parts.write(block, (finish(piece.numpy()) for piece in pieces))
             give_back()
     quality = windows.scene.reader.quality
-    if quality is not None and missing == blocks and not windows.scene.flagged:  # all of it was read here
+    if quality is not None and len(missing) == len(blocks) and not windows.scene.flagged:  # all of it was read here
         logger.warning(
             "%s: nothing is left out by the quality layer %r: no pixel has a value or bit that is to be (--qa_values, "
             "--qa_bits, or the product, --qa)",

@@ -15,14 +15,16 @@ import rasterio.shutil
 from torch import Tensor
 
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
-from deflect_hf.inference.blocks import Block
+from deflect_hf.inference.blocks import Block, Overhang
 from deflect_hf.inference.parts import Parts
 from deflect_hf.inference.predictor import Predictor
+from deflect_hf.inference.scenes import Axis
 from tests.inference.folders import encoder_folder, result_folder
 from tests.inference.scenes_and_models import (
     UTM,
     PerPatch,
     Stub,
+    WindowDependent,
     map_of,
     predictor_of,
     probabilities_of,
@@ -182,6 +184,33 @@ def interrupted(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path / "out.tif"
 
 
+class Counting(WindowDependent):
+    """How many windows it was given."""
+
+    windows = 0
+
+    def predict(self, pixel_values: Tensor) -> Tensor:
+        self.windows += len(pixel_values)
+        return super().predict(pixel_values)
+
+
+@pytest.mark.parametrize(("overlap", "across"), [(0.25, 1), (0.5, 2)])  # blocks beside one another
+def test_blocks_one_below_the_other_predict_each_window_once_with_the_bits_of_blocks_on_their_own(
+    overlap: float, across: int, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    model = Counting()
+    one = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "one.tif", overlap=overlap)).read()
+    down, right = (Axis.cover(length, 32, overlap, 8) for length in (352, 96))
+    columns = [columns for _, _, columns in right.split(4)]
+    windows = len(down) * sum(map(len, columns))
+    assert (model.windows, len(columns), len(down.split(4)) > 2) == (windows, across, True)
+    monkeypatch.setattr(Overhang, "over", lambda self, block: (None, block.rows))
+    other = rasterio.open(map_of(predictor_of(model), scene, tmp_path / "other.tif", overlap=overlap)).read()
+    np.testing.assert_array_equal(one, other)
+    assert model.windows > 2 * windows
+
+
 def test_an_interrupted_run_goes_on_after_its_finished_parts(
     interrupted: Path, scene: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +224,7 @@ def test_an_interrupted_run_goes_on_after_its_finished_parts(
     expected = map_of(predictor_of(whole), scene, interrupted.with_name("whole.tif"))
     assert interrupted.read_bytes() == expected.read_bytes()
     windows = [sum(shape[0] for shape in one.seen) for one in (whole, model)]
-    assert windows[0] - windows[1] == 12  # of the first part
+    assert windows[0] - windows[1] == 8  # of the 12 of the first part; the others reach into the second
     assert "out.tif.parts: 1 of 4 parts are finished and are kept" in caplog.text
     assert not interrupted.with_name("out.tif.parts").exists()
 
