@@ -1,7 +1,8 @@
 """Whether the data loader keeps up: its images per second over those of a vision transformer's forward pass.
 
-Without further flags two kinds of GeoTIFFs are generated: chips of 128 px with 7 bands and masks, read whole, and
-scenes of 512 px with 6 bands, of which crops of 224 px are read, flipped and turned. Flags of train.py's groups
+Without further flags three kinds of GeoTIFFs are generated: chips of 128 px with 7 bands and masks, read whole; scenes
+of 512 px with 6 bands, of which crops of 224 px are read, flipped and turned; and a Cloud Optimized GeoTIFF of 1024 px
+with 6 bands and polygons, from which windows of 224 px are drawn. Flags of train.py's groups
 dataset and augmentation measure the training split of that data set instead. Loader and forward pass are measured in
 turns and apart from each other, with random RGB images of the size that the loader gives; medians are printed. Without
 workers (`--workers 0`), on the CPU, times are those of the processor.
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio.shutil
 import torch
 
 from deflect_hf.benchmark.cost import SIZES, make_vit
@@ -30,6 +32,7 @@ from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.order import Rank, training_loader
 from deflect_hf.raster.write import write_raster
 from tests.benchmarks import markdown
+from tests.benchmarks.scenes import header, write_polygons
 
 PATCH = 16
 CHIP_BANDS = ("A", "B", "G", "R", "N", "S1", "S2")
@@ -67,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
             sources = generated(Path(folder))
         for name, data in sources.items():
             images = load_dataset_splits(data.dataset)["train"].with_transform(
-                build_transform(data.augmentation, "train")
+                build_transform(data.augmentation, "train"), drawn=True
             )
             measured += [{"data": name, **one} for one in measure(images, own)]
     rows = [
@@ -90,12 +93,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def generated(folder: Path) -> dict[str, Data]:
-    """Write both kinds of GeoTIFFs below ``folder``."""
+    """Write all kinds of GeoTIFFs below ``folder``."""
     for name, bands, side in (("chips", CHIP_BANDS, 128), ("scenes", SCENE_BANDS, 512)):
-        rng = np.random.default_rng(side)
-        land = np.kron(rng.integers(200, 4000, (len(bands), side // 16, side // 16)), np.ones((1, 16, 16)))
         for number in range(16):
-            values = (land + rng.integers(0, 200, land.shape)).astype(np.int16)
+            values = noisy(len(bands), side, number)
             write_raster(folder / name / "images" / f"{number:02d}.tif", values, descriptions=bands)
             write_raster(folder / name / "masks" / f"{number:02d}.tif", (values[:1] > 2000).astype(np.uint8))
 
@@ -103,11 +104,25 @@ def generated(folder: Path) -> dict[str, Data]:
         options: dict[str, Any] = {"classes": ["dark", "bright"], "scale": 1e-4, "offset": 0.0}
         return DatasetArguments(name="folder", root=str(folder / name), **options, val_fraction=0.0, test_fraction=0.0)
 
+    plain, cog = folder / "plain.tif", folder / "cog.tif"
+    like = header(plain, 1024, SCENE_BANDS)
+    write_raster(plain, noisy(len(SCENE_BANDS), 1024, 0), like=like, descriptions=SCENE_BANDS)
+    rasterio.shutil.copy(plain, cog, driver="COG", COMPRESS="DEFLATE")
+    entry = {"image": str(cog), "labels": str(write_polygons(folder / "labels.geojson", like)), "split": "train"}
+    options: dict[str, Any] = {"scenes": [entry], "attribute": "kind", "window": 224, "scale": 1e-4, "offset": 0.0}
     turned = AugmentationArguments(random_crop=[224, 224], horizontal_flip=0.5, vertical_flip=0.5, rot90=True)
     return {
         "generated chips": Data(dataset=dataset("chips")),
         "generated scenes": Data(dataset=dataset("scenes"), augmentation=turned),
+        "windows of a COG": Data(dataset=DatasetArguments(name="scenes", **options)),
     }
+
+
+def noisy(bands: int, side: int, seed: int) -> np.ndarray:
+    """(bands, side, side) int16: squares of one value each, and noise, so that it compresses as images do."""
+    rng = np.random.default_rng([side, seed])
+    land = np.kron(rng.integers(200, 4000, (bands, side // 16, side // 16)), np.ones((1, 16, 16)))
+    return (land + rng.integers(0, 200, land.shape)).astype(np.int16)
 
 
 def measure(images: ImageDataset, own: argparse.Namespace) -> list[dict[str, Any]]:

@@ -3,11 +3,16 @@
 Scenes of 7 bands are generated as tiled GeoTIFFs, and predicted by a vision transformer with random weights, tiny where
 --width and --depth are not given, as `deflect-predict` does it in one thread. Memory includes Python and the libraries,
 which is most of it; processor time is that of the command after its imports, over what the model's forward took of it.
+
+--train measures a training on each scene instead, as `deflect-train` does it without workers: polygons all over it are
+the labels, the statistics pass goes through all windows, a few steps are made, validation and test go through theirs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import logging
 import os
 import subprocess
@@ -24,7 +29,10 @@ import torch
 from deflect_hf.artifacts.saved_model import save_model
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.errors import ConfigError, DeflectError
+from deflect_hf.files import write_json
+from deflect_hf.inference.scenes import Axis
 from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.read import raster_info
 from deflect_hf.raster.write import create_raster
 from tests.benchmarks import markdown
 
@@ -32,11 +40,14 @@ logger = logging.getLogger(__name__)
 
 BANDS = ("A", "B", "G", "R", "N", "S1", "S2")
 CLASSES = ("land", "water")
-PATCH = 16
+OVERLAP = 0.125
 BLOCK = 256
 GSD_M = 30.0
 
 CHILD = "from tests.benchmarks.scenes import child; child()"
+TRAINED = "from tests.benchmarks.scenes import trained; trained()"
+POLYGON, APART = 60, 200  # pixels: side of a square of labels, and from one to the next
+STEPS = 4
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,23 +59,31 @@ def main(argv: Sequence[str]) -> None:
     parser = flag_parser("scenes", __doc__)
     parser.add_argument("--sides", nargs="+", type=int, default=[2000, 16000], help="sides of the scenes in pixels")
     parser.add_argument("--window", type=int, default=128, help="side of the windows in pixels")
+    parser.add_argument("--patch_size", type=int, default=16, help="of the transformer, in pixels")
     parser.add_argument("--width", type=int, default=24, help="of the transformer, a multiple of 2; 768: of a ViT-B")
     parser.add_argument("--depth", type=int, default=2, help="blocks of the transformer; 12: of a ViT-B")
+    parser.add_argument("--train", action="store_true", help="measure a training on each scene, not its map")
     parser.add_argument("--map", choices=["classes", "probabilities"], default="classes", help="what is written")
     parser.add_argument("--cog", action="store_true", help="write Cloud Optimized GeoTIFFs")
     parser.add_argument("--scratch", type=Path, help="where scenes and maps lie meanwhile, up to 4 bytes per value")
     own = parser.parse_args(argv)
-    refuse_less(own, {"sides": 1, "width": 2, "depth": 1})
-    if own.window < PATCH or own.window % PATCH:
-        raise ConfigError(f"--window {own.window}: give a multiple of {PATCH}.")
+    refuse_less(own, {"sides": 1, "width": 2, "depth": 1, "patch_size": 1})
+    if own.window < own.patch_size or own.window % own.patch_size:
+        raise ConfigError(f"--window {own.window}: give a multiple of {own.patch_size}.")
     measured = []
     with tempfile.TemporaryDirectory(dir=own.scratch) as name:
-        adapter = random_adapter(Path(name) / "adapter", own)
+        adapter = None if own.train else random_adapter(Path(name) / "adapter", own)
         for side in own.sides:
             scene = write_scene(Path(name) / f"{side}.tif", side)
-            measured.append({"side": side, **measure(scene, adapter, own)})
+            found = measure_training(scene, own) if adapter is None else measure(scene, adapter, own)
+            measured.append({"side": side, **found})
             logger.info("%s", measured[-1])
             scene.unlink()
+    (report_training if own.train else report_maps)(measured, own)
+
+
+def report_maps(measured: Sequence[dict[str, Any]], own: argparse.Namespace) -> None:
+    """The table of the maps."""
     rows = [
         (
             f"{one['side']} x {one['side']} x {len(BANDS)}",
@@ -72,12 +91,37 @@ def main(argv: Sequence[str]) -> None:
             f"{one['peak_bytes'] / measured[0]['peak_bytes']:.2f}",
             f"{one['seconds']:.0f}",
             f"{one['processor_seconds'] / one['forward_seconds']:.2f}",
+            f"{one['predicted'] / one['windows']:.2f}",
         )
         for one in measured
     ]
     note = f"Map of {own.map}, windows of {own.window} px, a transformer of width {own.width}, depth {own.depth}."
-    columns = "scene | peak memory | ratio | seconds | processor time over the model's"
+    columns = "scene | peak memory | ratio | seconds | processor time over the model's | windows predicted over windows"
     report(own.output, "scenes", measured, markdown(columns, rows, note))
+
+
+def report_training(measured: Sequence[dict[str, Any]], own: argparse.Namespace) -> None:
+    """The table of the trainings."""
+    rows = [
+        (
+            f"{one['side']} x {one['side']} x {len(BANDS)}",
+            str(sum(one["windows"].values())),
+            f"{one['peak_bytes'] / 2**20:.0f} MiB",
+            f"{one['peak_bytes'] / measured[0]['peak_bytes']:.2f}",
+            f"{one['processor_seconds']:.0f}",
+        )
+        for one in measured
+    ]
+    note = f"{STEPS} steps, windows of {own.window} px, a transformer of width {own.width}, depth {own.depth}."
+    columns = "scene | windows | peak memory | ratio | processor seconds"
+    report(own.output, "scenes", measured, markdown(columns, rows, note))
+
+
+def described(own: argparse.Namespace) -> dict[str, Any]:
+    """The configuration of the vision transformer."""
+    return {"model_type": "vit", "image_size": own.window, "patch_size": own.patch_size, "hidden_size": own.width,
+            "num_hidden_layers": own.depth, "num_attention_heads": max(2, own.width // 64),
+            "intermediate_size": (2 if own.width < 64 else 4) * own.width}  # fmt: skip
 
 
 def random_adapter(folder: Path, own: argparse.Namespace) -> Path:
@@ -89,14 +133,11 @@ def random_adapter(folder: Path, own: argparse.Namespace) -> Path:
     from deflect_hf.models import EncoderForSemanticSegmentation
     from deflect_hf.models.encoders import random_encoder
 
-    described = {"model_type": "vit", "image_size": own.window, "patch_size": PATCH, "hidden_size": own.width,
-                 "num_hidden_layers": own.depth, "num_attention_heads": max(2, own.width // 64),
-                 "intermediate_size": (2 if own.width < 64 else 4) * own.width}  # fmt: skip
-    random_encoder(EncoderArguments(random=described)).save_pretrained(folder / "encoder")
+    random_encoder(EncoderArguments(random=described(own))).save_pretrained(folder / "encoder")
     config = RunArguments(
         encoder=EncoderArguments(name_or_path=str(folder / "encoder")),
         augmentation=AugmentationArguments(random_crop=[own.window, own.window]),
-        method={"indices": None, "aux_dim": 8},
+        method={"indices": None, "aux_dim": 4 * described(own)["num_attention_heads"]},
     )
     torch.manual_seed(0)
     model = EncoderForSemanticSegmentation.from_encoder(folder / "encoder", id2label=dict(enumerate(CLASSES)))
@@ -106,10 +147,16 @@ def random_adapter(folder: Path, own: argparse.Namespace) -> Path:
     return folder
 
 
+def header(path: Path, side: int, bands: Sequence[str]) -> RasterInfo:
+    """Of a scene (bands, side, side) int16 in UTM."""
+    count = len(bands)
+    return RasterInfo(str(path), count, side, side, "int16", tuple(bands), (1.0,) * count, (0.0,) * count,
+                      (None,) * count, "EPSG:32633", (GSD_M, 0.0, 5e5, 0.0, -GSD_M, 5e6), GSD_M)  # fmt: skip
+
+
 def write_scene(path: Path, side: int) -> Path:
     """A tiled GeoTIFF (7, side, side) int16 with a pattern that compresses well, in UTM."""
-    info = RasterInfo(str(path), len(BANDS), side, side, "int16", BANDS, (1.0,) * 7, (0.0,) * 7, (None,) * 7,
-                      "EPSG:32633", (GSD_M, 0.0, 5e5, 0.0, -GSD_M, 5e6), GSD_M)  # fmt: skip
+    info = header(path, side, BANDS)
     rows, columns = np.arange(BLOCK)[:, None], np.arange(side)[None]
     band = np.stack([500 + 300 * number + (rows // 8 * 16 + columns // 8 * 4) % 1000 for number in range(len(BANDS))])
     with create_raster(path, len(BANDS), "int16", like=info, descriptions=BANDS) as write:
@@ -119,45 +166,102 @@ def write_scene(path: Path, side: int) -> Path:
 
 
 def measure(scene: Path, adapter: Path, own: argparse.Namespace) -> dict[str, Any]:
-    """Wall time, peak memory and processor time, whole and of the forward, of the process that predicts a scene.
+    """Wall time, peak memory, processor time, of the forward too, and windows of the process that predicts a scene.
 
     Raises:
         DeflectError: it failed; with what it said.
     """
     target = scene.with_name("map.tif")
-    words = [str(scene), str(target), "--adapter", str(adapter), "--window", str(own.window), "--overlap", "0.125"]
+    words = [str(scene), str(target), "--adapter", str(adapter), "--window", str(own.window), "--overlap", str(OVERLAP)]
     words += ["--output", own.map, *(["--cog"] if own.cog else [])]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # else the time of the forward is spread over threads
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False, env=alone)
+    peak, processor, forward, predicted = run_alone(CHILD, words, f"{scene.name} could not be predicted")[-4:]
     seconds = time.perf_counter() - started
+    target.unlink()
+    side = raster_info(scene).width
+    return {"seconds": seconds, "peak_bytes": int(peak), "processor_seconds": float(processor),
+            "forward_seconds": float(forward), "predicted": int(predicted),
+            "windows": len(Axis.cover(side, min(own.window, side), OVERLAP, own.patch_size)) ** 2}  # fmt: skip
+
+
+def measure_training(scene: Path, own: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory and processor time of the process that trains on a scene, and how many windows each split has.
+
+    Raises:
+        DeflectError: it failed; with what it said.
+    """
+    with tempfile.TemporaryDirectory(dir=scene.parent) as name:
+        labels, run = write_polygons(Path(name) / "labels.geojson", raster_info(scene)), Path(name) / "run"
+        config = {
+            "encoder": {"random": described(own)},
+            "dataset": {"name": "scenes", "scenes": [{"image": str(scene), "labels": str(labels)}], "attribute": "kind",
+                        "window": own.window, "block_km": 4 * own.window * GSD_M / 1000, "scale": 1e-4, "offset": 0.0},
+            "method": {"indices": None, "aux_dim": 4 * described(own)["num_attention_heads"]},
+        }  # fmt: skip
+        write_json(Path(name) / "run.yaml", config)  # JSON is YAML
+        words = [str(Path(name) / "run.yaml"), "--work_dir", str(run), "--num_workers", "0"]
+        words += ["--max_steps", str(STEPS), "--eval_steps", str(STEPS)]
+        peak, processor = run_alone(TRAINED, words, f"a training on {scene.name} failed")[-2:]
+        windows = json.loads((run / "results.json").read_text(encoding="utf-8"))["images"]
+    return {"peak_bytes": int(peak), "processor_seconds": float(processor), "windows": windows}
+
+
+def write_polygons(path: Path, info: RasterInfo) -> Path:
+    """Squares of two classes all over a scene, as GeoJSON in its reference system."""
+    features = []
+    for number, (row, column) in enumerate(
+        itertools.product(range(20, info.height, APART), range(20, info.width, APART))
+    ):
+        x, y, side = info.transform[2] + GSD_M * column, info.transform[5] - GSD_M * row, GSD_M * POLYGON
+        ring = [[x, y], [x + side, y], [x + side, y - side], [x, y - side], [x, y]]
+        features.append({"type": "Feature", "properties": {"kind": CLASSES[(number // 3) % 2]},
+                         "geometry": {"type": "Polygon", "coordinates": [ring]}})  # fmt: skip
+    named = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
+    write_json(path, {"type": "FeatureCollection", "crs": named, "features": features})
+    return path
+
+
+def run_alone(code: str, words: Sequence[str], failure: str) -> list[str]:
+    """What a fresh Python process with one thread prints, word by word.
+
+    Raises:
+        DeflectError: it failed; with what it said.
+    """
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # else the time of the forward is spread over threads
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, env=alone)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]  # as one that the system killed
-        raise DeflectError(f"{scene.name} could not be predicted, status {done.returncode}: {said[-1]}")
-    target.unlink()
-    peak, processor, forward = done.stdout.split()[-3:]
-    return {"seconds": seconds, "peak_bytes": int(peak), "processor_seconds": float(processor),
-            "forward_seconds": float(forward)}  # fmt: skip
+        raise DeflectError(f"{failure}, status {done.returncode}: {said[-1]}")
+    return done.stdout.split()
 
 
 def child() -> None:
-    """Predict the scene that the command line names; print peak memory and processor time, whole and of the forward."""
+    """Predict the scene that is named; print peak memory, processor time, that of the forward, how many windows."""
     from deflect_hf.inference.cli import main as predict
     from deflect_hf.inference.mapping import predict_raster  # noqa: F401  (imported before the clock starts)
     from deflect_hf.inference.predictor import Predictor
 
-    forward, spent = Predictor.forward, []
+    forward, spent, windows = Predictor.forward, [], []
 
-    def timed(*given: Any) -> torch.Tensor:
+    def timed(predictor: Predictor, pixel_values: torch.Tensor, window: int | None) -> torch.Tensor:
         started = time.thread_time()
-        logits = forward(*given)
+        logits = forward(predictor, pixel_values, window)
         spent.append(time.thread_time() - started)
+        windows.append(len(pixel_values))
         return logits
 
     Predictor.forward = timed  # type: ignore[method-assign]
     imported = time.process_time()
     predict()
-    print(peak_bytes(), time.process_time() - imported, sum(spent))
+    print(peak_bytes(), time.process_time() - imported, sum(spent), sum(windows))
+
+
+def trained() -> None:
+    """Train as the command line says; print peak memory and processor time."""
+    from deflect_hf.cli import train
+
+    train()
+    print(peak_bytes(), time.process_time())
 
 
 def peak_bytes() -> int:

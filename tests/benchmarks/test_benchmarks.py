@@ -59,7 +59,7 @@ def test_loader_of_a_users_data_with_and_without_workers(tmp_path: Path) -> None
 
 def test_loader_generates_images(tmp_path: Path) -> None:
     own = argparse.Namespace(size="tiny", batch_size=1, images=1, rounds=1, workers=[0])
-    for (name, data), shape in zip(loader.generated(tmp_path).items(), ((7, 128), (6, 224)), strict=True):
+    for (name, data), shape in zip(loader.generated(tmp_path).items(), ((7, 128), (6, 224), (6, 224)), strict=True):
         images = loader.load_dataset_splits(data.dataset)["train"]
         (one,) = loader.measure(images.with_transform(loader.build_transform(data.augmentation, "train")), own)
         assert (one["bands"], one["height"]) == shape, name
@@ -112,6 +112,13 @@ def test_scenes_are_predicted_in_a_process_of_their_own(tmp_path: Path, monkeypa
     own = argparse.Namespace(map="classes", window=32, cog=False)
     with pytest.raises(DeflectError, match=r"a\.tif could not be predicted, status -9: it said nothing"):
         scenes.measure(tmp_path / "a.tif", tmp_path, own)
+
+
+def test_a_training_on_a_scene_is_measured_with_all_its_windows(tmp_path: Path) -> None:
+    scenes.main(["--output", str(tmp_path), "--sides", "700", "--window", "32", "--train"])
+    (found,) = numbers_of(tmp_path, "scenes")
+    assert min(found["windows"].values()) > 10 and sum(found["windows"].values()) == 132
+    assert found["peak_bytes"] > 2**26 and found["processor_seconds"] > 0
 
 
 def test_startup_ratio_and_failures(
