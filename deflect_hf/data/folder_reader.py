@@ -15,6 +15,7 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.raster.access import is_address
 from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import projection
 from deflect_hf.raster.header import SKIPPED, PathLike, RasterInfo, file_bands, is_unnamed, names_bands
@@ -93,7 +94,8 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
 
     Args:
         args: ``DatasetArguments`` or ``SceneArguments``.
-        path: Of a scene. Names of files that training was given stand for one that is not known by its own.
+        path: Of a scene, as the user wrote it. Names of files that training was given stand for one that is not known
+            by its own.
     """
     reading = trained.reading if trained is not None else {}
     grid = args.grid if args.grid is not None else reading.get("grid")
@@ -104,8 +106,9 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
         args.files if args.files is not None or known else reading["files"],
         grid=grid,
         resampling=resampling,
-        dates=tuple(os.path.join(getattr(args, "root", None) or "", date) for date in args.dates or ()),
+        dates=tuple(at_root(getattr(args, "root", None) or "", date) for date in args.dates or ()),
         composite=bool(args.composite or reading.get("composite")),
+        written=path != "",
     )
     if path and product.composite and not product.dates:
         logger.warning("%s: the model was trained on medians of several dates, but this is one: give `dates`", path)
@@ -113,6 +116,11 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
     if path and idle and product.layers is None:
         raise ConfigError(f"{path} is one file: `{idle[0]}` does nothing for it, remove it.")
     return product
+
+
+def at_root(root: PathLike, name: str) -> str:
+    """A file below ``root``; an address as it is written."""
+    return name if is_address(name) else os.path.join(root, name)
 
 
 def settle_reader(

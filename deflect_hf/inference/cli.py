@@ -25,11 +25,13 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import PredictArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import ConfigError, DataError, listing, show_log, user_errors
+from deflect_hf.raster.access import is_address
 from deflect_hf.raster.header import BAND
 from deflect_hf.training.distributed_exit import distributed_exit
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         predict(parse_arguments(PredictArguments, __doc__ or "", words))
 
 
-def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
+def pairs(files: Sequence[str]) -> list[tuple[str, Path]]:
     """Image and map of each job: the last of ``files`` is the map, or the folder of the maps, the others are images.
 
     A name without an ending is a folder.
@@ -63,16 +65,14 @@ def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
     if len(files) < 2:
         raise ConfigError("--predict needs an image and a map to write: --predict IN.tif OUT.tif")
     *patterns, last = files
-    images: list[Path] = []
+    images: list[str] = []
     for pattern in patterns:
-        found = (
-            [pattern]
-            if Path(pattern).exists() or BAND in pattern or not glob.has_magic(pattern)
-            else sorted(glob.glob(pattern))
-        )
+        plain = is_address(pattern) or Path(pattern).exists() or BAND in pattern or not glob.has_magic(pattern)
+        found = [pattern] if plain else sorted(glob.glob(pattern))
         if not found:
             raise DataError(f"{pattern} fits no file: correct the pattern.")
-        images += [Path(name) for name in found if Path(name) not in images]
+        found = [name if is_address(name) else str(Path(name)) for name in found]
+        images += [name for name in found if name not in images]
     target = Path(last)
     if target.suffix and not target.is_dir() and not last.endswith("/"):
         if target.suffix.lower() not in (".tif", ".tiff"):
@@ -80,7 +80,8 @@ def pairs(files: Sequence[str]) -> list[tuple[Path, Path]]:
         if len(images) == 1:
             return [(images[0], target)]
         raise ConfigError(f"{len(images)} images need a folder for their maps, but {target} is a file; give FOLDER/")
-    names = [f"{(image.parent if BAND in image.name else image).stem}.tif" for image in images]
+    paths = [Path(urlsplit(image).path if is_address(image) else image) for image in images]
+    names = [f"{(path.parent if BAND in path.name else path).stem}.tif" for path in paths]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"several images would become {listing(repeated)} in {target}: predict them one by one.")
@@ -151,7 +152,7 @@ def _load(arguments: PredictArguments) -> tuple[MapModel, PartialState | None]:
     )
 
 
-def _report(predictor: MapModel, image: Path, target: Path, arguments: PredictArguments) -> None:
+def _report(predictor: MapModel, image: str, target: Path, arguments: PredictArguments) -> None:
     from deflect_hf.inference.report import report_prediction
 
     name = str(arguments.model or arguments.adapter)

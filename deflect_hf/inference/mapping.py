@@ -28,6 +28,7 @@ from deflect_hf.inference.model import MapModel
 from deflect_hf.inference.parts import Parts
 from deflect_hf.inference.polygons import refuse_polygons, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, cut_tokens, files_of
+from deflect_hf.raster.access import is_address, stamp_of
 from deflect_hf.raster.header import PathLike, RasterInfo
 from deflect_hf.raster.maps import MapLayout, Square, category_names, job_of_map, sidecar, write_map
 from deflect_hf.raster.products import Product
@@ -91,7 +92,7 @@ def _opened(held: ExitStack, source: Product, target: Path, processes: PartialSt
 
     (read,) = gather_object([file.source.name for file in files])
     copied = Product(read) if Path(read[:256]).is_file() else source
-    return files[0] if files else OpenRaster(str(source), held.enter_context(open_raster(copied)).source)
+    return files[0] if files else dataclasses.replace(held.enter_context(open_raster(copied)), path=str(source))
 
 
 def windows_of(file: OpenRaster, predictor: MapModel, arguments: SceneArguments) -> SceneWindows:
@@ -118,12 +119,12 @@ def grid_of(windows: SceneWindows) -> RasterInfo:
 
 def refuse(predictor: MapModel, image: PathLike, target: Path, arguments: SceneArguments) -> bool:
     """Refuse what cannot become a map; whether the map is there and is what the same command would write again."""
-    source = Path(image)
+    source, there = Path(image), is_address(image) or Path(image).exists()
     if arguments.output == "embeddings":
         _ = predictor.embedding_size  # of any task
     elif not TASKS[predictor.task].dense:
         raise UnsupportedOperationError(
-            f"{source}: the model's task is {predictor.task}, of whole images, which makes no map. Give the folder of "
+            f"{image}: the model's task is {predictor.task}, of whole images, which makes no map. Give the folder of "
             "a segmentation model, or cut the scene into images and call the model on them."
         )
     if TASKS[predictor.task].output == "value" and arguments.output in ("probabilities", "confidence"):
@@ -135,7 +136,7 @@ def refuse(predictor: MapModel, image: PathLike, target: Path, arguments: SceneA
         raise ConfigError(f"--polygons are of a map of classes, but the model predicts {predictor.classes[0]!r}.")
     if len(predictor.classes) > NODATA:
         raise UnsupportedOperationError(
-            f"{source}: {len(predictor.classes)} classes do not fit into a map of 8 bits, which holds {NODATA}."
+            f"{image}: {len(predictor.classes)} classes do not fit into a map of 8 bits, which holds {NODATA}."
         )
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"{target} is the image itself: give the map another name.")
@@ -151,7 +152,7 @@ def refuse(predictor: MapModel, image: PathLike, target: Path, arguments: SceneA
         return False
     made = job_of_map(target)
     if not arguments.overwrite:
-        if made and source.exists() and (polygons is None or polygons.exists()):
+        if made and there and (polygons is None or polygons.exists()):
             with open_raster(layout_of(arguments, predictor.processor, os.fspath(image))) as file:
                 if made == digest_of(job_of(windows_of(file, predictor, arguments), arguments), arguments):
                     return True
@@ -170,8 +171,10 @@ def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
     product = layout_of(arguments, predictor.processor, scene.info.path)
     stats = [(path.resolve(), path.stat()) for path in files_of(product)]
     sure = arguments.polygons is not None or arguments.output == "confidence"
+    at = [product.path, *(layer.file for layer in product.layers or ())] if product.address else []
     return {
         "image": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        **({} if not at else {"addresses": [[address, *stamp_of(address)] for address in at]}),
         **({} if product.layers is None else {"put together as": product.open_name()}),
         "model": predictor.digest(),
         "classes": [predictor.classes, predictor.class_values],

@@ -318,12 +318,13 @@ class Predictor(MapModel):
         """Write the map of a georeferenced image of any size, window by window.
 
         Args:
+            source: a file, a scene folder, or the address of a COG or STAC item.
             options: fields of :class:`~deflect_hf.config.inference.SceneArguments`, such as ``output`` or ``cog``.
 
         Raises:
             DeflectError: see :func:`~deflect_hf.inference.mapping.predict_raster`.
         """
-        predict_raster(self, Path(source), Path(target), SceneArguments(**options))
+        predict_raster(self, source, Path(target), SceneArguments(**options))
 
 
 def _without_places(settings: Any) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deflect_hf.errors import BandError, DataError, UnitError, brief, listing
+from deflect_hf.raster.access import beside_item, fetch_item
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.raster.stack import Layer
 from deflect_hf.spectral.bands import Sensor, fold
@@ -206,10 +207,15 @@ def hls_layers(folder: Files) -> list[Layer] | None:
     return layers
 
 
-def stac_layers(path: Path) -> list[Layer]:
-    """The assets of a STAC item whose band is known: by key, by name, else by common name; unit by ``raster:bands``."""
+def stac_layers(path: str, fetch: bool) -> list[Layer]:
+    """The assets of a STAC item whose band is known: by key, by name, else by common name; unit by ``raster:bands``.
+
+    Args:
+        fetch: It is at an address, and its assets are on its server; else they are files below it.
+    """
+    base, text = fetch_item(path) if fetch else (path, Path(path).read_bytes())
     try:
-        item = json.loads(path.read_text(encoding="utf-8"))
+        item = json.loads(text)
         assets = dict(item["assets"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no STAC item ({brief(error)}): an item is JSON with `assets`.") from error
@@ -224,7 +230,7 @@ def stac_layers(path: Path) -> list[Layer]:
         if name is None or name in layers or not str(asset.get("href", "")).lower().endswith((".tif", ".tiff", ".jp2")):
             continue
         href = str(asset["href"])
-        if "://" in href or href.startswith("/vsi"):
+        if not fetch and ("://" in href or href.startswith("/vsi")):
             raise DataError(
                 f"{path}: asset {key!r} is at {href}: what a file names is not fetched; download it beside the item, "
                 "and name it there."
@@ -236,12 +242,13 @@ def stac_layers(path: Path) -> list[Layer]:
         quality = is_quality_layer(name)
         layers[name] = Layer(
             name,
-            str(path.parent / href),
+            beside_item(base, key, href) if fetch else str(Path(path).parent / href),
             key,
-            None if quality or scale is None else _number(scale, str(path), "scale"),
-            0.0 if offset is None or applied else _number(offset, str(path), "offset"),
-            FILL_OF.get(name) if quality else None if nodata is None else _number(nodata, str(path), "nodata"),
+            None if quality or scale is None else _number(scale, path, "scale"),
+            0.0 if offset is None or applied else _number(offset, path, "offset"),
+            FILL_OF.get(name) if quality else None if nodata is None else _number(nodata, path, "nodata"),
             quality,
+            remote=fetch,
         )
     if not layers:
         raise DataError(f"{path}: no asset is a band by its key, name or common name; it has {listing(assets)}.")

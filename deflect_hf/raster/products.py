@@ -19,6 +19,7 @@ from typing import Any
 
 from deflect_hf.errors import BandError, ConfigError, DataError, listing
 from deflect_hf.raster import metadata
+from deflect_hf.raster.access import LOCAL, Access, access_to, gdal_name, is_address, is_item
 from deflect_hf.raster.header import BAND, PathLike
 from deflect_hf.raster.local import refuse_remote
 from deflect_hf.raster.quality import is_quality_layer
@@ -43,6 +44,8 @@ class Product(os.PathLike[str]):
         dates: The same place at other times, whose bands are called ``N@1``, ``N@2``, ...: products like this one, on
             whose grid they come. ``*`` stands for this one's name, without folder and ending.
         composite: Bands without a date are the median of all dates, of which this one is then ``N@0``.
+        written: The user wrote the path, as an argument or in a configuration: it may then be an address, ``https://``,
+            ``s3://``, ``/vsizip/...``, of a GeoTIFF, a JPEG 2000 file or a STAC item. What a file names is none.
     """
 
     path: str
@@ -51,6 +54,7 @@ class Product(os.PathLike[str]):
     resampling: str = "bilinear"
     dates: tuple[str, ...] = ()
     composite: bool = False
+    written: bool = False
 
     @classmethod
     def of(cls, path: PathLike, files: str | Mapping[str, str] | None = None, **said: Any) -> Product:
@@ -64,13 +68,33 @@ class Product(os.PathLike[str]):
     def __str__(self) -> str:
         return self.path
 
+    @property
+    def address(self) -> bool:
+        """Whether it is read from a server, or out of an archive."""
+        return self.written and is_address(self.path)
+
+    @property
+    def access(self) -> Access:
+        """How GDAL is to open it."""
+        return access_to([self.path, *self.dates]) if self.address else LOCAL
+
     @functools.cached_property
     def layers(self) -> list[Layer] | None:
         """Its bands; None where the path is a raster already.
 
         Raises:
             DataError: It is not there, files are missing, or there are several products.
+            ConfigError: It is an address, and what is said of it is for files on disk.
         """
+        if self.written and len({is_address(path) for path in (self.path, *self.dates)}) > 1:
+            raise ConfigError(
+                f"{self.path}: of an image and its `dates` all are addresses, or none: download the others."
+            )
+        if self.address and (self.files is not None or BAND in self.path):
+            raise ConfigError(
+                f"{self.path}: `files` are looked for on disk: give the address of one file that holds all bands, or "
+                "of a STAC item."
+            )
         return self._dated() if self.dates else find_layers(self)
 
     def _dated(self) -> list[Layer]:
@@ -80,14 +104,16 @@ class Product(os.PathLike[str]):
         found = []
         for date, path in [("", self.path), *([("@0", self.path)] if self.composite else []), *others]:
             product = dataclasses.replace(self, path=path, dates=())
-            if product.layers is None:
-                refuse_remote(path)
-            layers = layers_of(path, self.path) if product.layers is None else product.layers
+            layers = product.layers
+            if layers is None:
+                layers = layers_of(product.open_name(), self.path, product.address)
             found += [dataclasses.replace(layer, name=layer.name + date) for layer in layers]
         return found
 
     def open_name(self) -> str:
         """What GDAL opens: the file, or a virtual raster as XML."""
+        if self.layers is None and self.address:
+            return gdal_name(self.path)
         if self.layers is None:
             refuse_remote(self.path)
             return self.path
@@ -97,7 +123,7 @@ class Product(os.PathLike[str]):
 @functools.lru_cache(maxsize=256)  # as many scenes as are read in turns
 def _stack(layers: Sequence[Layer], where: str, grid: str | float | None, resampling: str, composite: bool) -> str:
     for layer in layers:
-        if not layer.file.startswith(tuple(ARCHIVES.values())):
+        if not layer.remote and not layer.file.startswith(tuple(ARCHIVES.values())):
             refuse_remote(layer.file)
     return stack(layers, where, grid, resampling, composite)
 
@@ -155,11 +181,13 @@ def _names_below(path: Path) -> list[str]:
 
 def find_layers(product: Product) -> list[Layer] | None:
     """The bands of a product: as ``files`` says, else by its metadata, else by the names of its files."""
+    if product.address:
+        return metadata.stac_layers(product.path, fetch=True) if is_item(product.path) else None
     path = Path(product.path)
     if BAND in product.path and not path.exists():
         return _by_pattern(Folder(_existing_parent(path)), product.path)
     if path.suffix.lower() in (".json", ".geojson") and path.is_file():
-        return metadata.stac_layers(path)
+        return metadata.stac_layers(product.path, fetch=False)
     if metadata.LANDSAT.search(path.name) or metadata.SAFE.search(path.name):
         path = path.parent
     elif not path.is_dir() and not (path.suffix.lower() in ARCHIVES and path.is_file()):

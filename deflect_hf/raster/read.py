@@ -9,23 +9,22 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from deflect_hf.errors import DataError, brief
+from deflect_hf.raster.access import LOCAL, Access, is_address
 from deflect_hf.raster.colors import Color, classes_of
 from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
 from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, is_unnamed, refuse_no_mask
-from deflect_hf.raster.local import DRIVERS, OFFLINE
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import Quality
 from deflect_hf.raster.stack import COMPOSITE
@@ -46,6 +45,7 @@ class OpenRaster:
 
     path: str
     source: Any
+    access: Access = LOCAL
 
     def __str__(self) -> str:
         return self.path
@@ -77,29 +77,32 @@ class Raster:
 def open_raster(path: PathLike) -> Iterator[OpenRaster]:
     """Keep a file open for many reads by window, of one thread at a time, with little memory for decoded blocks."""
     with _opened(path) as source, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-        yield OpenRaster(str(path), source)
+        yield OpenRaster(str(path), source, _product(path).access)
 
 
 @contextmanager
 def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[Any]:
     """Open ``path`` for reading; whatever GDAL complains about becomes a DataError naming the file."""
-    with rasterio.Env(**OFFLINE):
-        if isinstance(path, OpenRaster):
-            with _reading(path, window):
-                yield path.source
-            return
-        name = (path if isinstance(path, Product) else Product(str(path))).open_name()
+    if isinstance(path, OpenRaster):
+        with rasterio.Env(**path.access.options), _reading(path, window):
+            yield path.source
+        return
+    product = _product(path)
+    name = product.open_name()
+    with ExitStack() as held:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips without a georeference are common
-                source = rasterio.io.DatasetReader(name, driver=list(DRIVERS))
+            source = held.enter_context(product.access.opened(name))
         except RasterioError as error:
-            raise DataError(
-                f"{path} cannot be opened as a raster ({brief(error)}): it must be a GeoTIFF or PNG file; copy it "
-                "again."
-            ) from error
-        with source, _reading(path, window):
+            fix = "a GeoTIFF or PNG file; copy it again."
+            if product.address:
+                fix = "a GeoTIFF (COG) or JPEG 2000 file, or a STAC item; check the address."
+            raise DataError(f"{path} cannot be opened as a raster ({brief(error)}): it must be {fix}") from error
+        with _reading(path, window):
             yield source
+
+
+def _product(path: PathLike) -> Product:
+    return path if isinstance(path, Product) else Product(str(path))
 
 
 @contextmanager
@@ -109,7 +112,10 @@ def _reading(path: PathLike | OpenRaster, window: Box | None) -> Iterator[None]:
     except (RasterioError, MemoryError, UnicodeDecodeError) as error:  # the last: tags that are no text
         where = "" if window is None else " in the window (row {}, column {}, {} x {})".format(*window)
         reason = brief(error.__cause__ or error)
-        raise DataError(f"{path} is truncated or damaged{where} ({reason}): copy it again or remove it.") from error
+        fix = "copy it again or remove it"
+        if is_address(str(path)):
+            fix = "check its server; the same command of a prediction goes on where it stopped"
+        raise DataError(f"{path} is truncated or damaged{where} ({reason}): {fix}.") from error
 
 
 def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:

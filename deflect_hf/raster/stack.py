@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,12 @@ import rasterio
 import rasterio.shutil
 import rasterio.warp
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
 from deflect_hf.errors import ConfigError, DataError, brief, listing
+from deflect_hf.raster.access import LOCAL, SERVERS
 from deflect_hf.raster.header import REFLECTANCE
-from deflect_hf.raster.local import DRIVERS, OFFLINE
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.spectral.bands import fold, split_date
 
@@ -45,6 +43,7 @@ class Layer:
             value beyond its edges.
         classes: Classes or bits, which are never interpolated.
         band: Where it is in its file, from 1; None: the file holds it alone.
+        remote: At an address that the user wrote, or that belongs to one.
     """
 
     name: str
@@ -55,6 +54,7 @@ class Layer:
     nodata: float | None = None
     classes: bool = False
     band: int | None = None
+    remote: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ def stack(
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def layers_of(file: str, where: str) -> list[Layer]:
-    """The bands of a raster as layers, by their descriptions."""
+def layers_of(file: str, where: str, remote: bool = False) -> list[Layer]:
+    """The bands of a raster as layers, by their descriptions; ``remote``: at an address."""
     try:
-        with _quiet(), rasterio.io.DatasetReader(file, driver=list(DRIVERS)) as source:
+        with (SERVERS if remote else LOCAL).opened(file) as source:
             named = [text or f"layer {number}" for number, text in enumerate(source.descriptions, start=1)]
             return [
-                Layer(name, file, classes=is_quality_layer(name), band=number)
+                Layer(name, file, classes=is_quality_layer(name), band=number, remote=remote)
                 for number, (name, kind) in enumerate(zip(named, source.colorinterp, strict=True), start=1)
                 if kind != ColorInterp.alpha
             ]
@@ -134,7 +134,7 @@ def layers_of(file: str, where: str) -> list[Layer]:
 def _header(layer: Layer, where: str) -> _Header:
     band = (layer.band or 1) - 1
     try:
-        with _quiet(), rasterio.io.DatasetReader(layer.file, driver=list(DRIVERS)) as source:
+        with (SERVERS if layer.remote else LOCAL).opened(layer.file) as source:
             if source.count != 1 and layer.band is None:
                 raise DataError(
                     f"{where}: {layer.file}, band {layer.name}, holds {source.count} bands: only files of one band are "
@@ -149,13 +149,6 @@ def _header(layer: Layer, where: str) -> _Header:
         raise DataError(
             f"{where}: {layer.file}, band {layer.name}, cannot be opened ({brief(error)}): copy it again."
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), rasterio.Env(**OFFLINE):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
 
 
 def _target(headers: Sequence[_Header], where: str, grid: str | float | None) -> _Grid:
@@ -202,7 +195,7 @@ def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampli
         )
     if layer.classes:
         fill = next((value for value in (layer.nodata, header.nodata) if value is not None), 0)
-        name = layer.file if there else _warped(layer.file, target, Resampling.nearest, fill, where)
+        name = layer.file if there else _warped(layer.file, target, Resampling.nearest, fill, where, layer.remote)
         band = _band(root, layer.name, header.dtype, None)
         _source(band, name, "SimpleSource", header)
         return
@@ -220,7 +213,7 @@ def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampli
         _measured(single, header, unsaid if nodata is None else nodata)
         name = ElementTree.tostring(single, encoding="unicode")
         band = _band(root, layer.name, "float32", math.nan)
-        _source(band, _warped(name, target, resampling, math.nan, where), "SimpleSource", None)
+        _source(band, _warped(name, target, resampling, math.nan, where, layer.remote), "SimpleSource", None)
     if layer.scale is not None:
         _text(band, "UnitType", REFLECTANCE)
     elif (header.scale, header.offset) != (1.0, 0.0):
@@ -296,14 +289,13 @@ def _text(parent: Any, tag: str, text: str, **attributes: str) -> None:
     ElementTree.SubElement(parent, tag, attributes).text = text
 
 
-def _warped(name: str, target: _Grid, resampling: Resampling, fill: float, where: str) -> str:
+def _warped(name: str, target: _Grid, resampling: Resampling, fill: float, where: str, remote: bool) -> str:
     """A virtual raster of one on another grid, as XML."""
     nodata = {"nodata": fill, "src_nodata": fill} if math.isnan(fill) else {"nodata": fill}
     grid = {"crs": target.crs, "transform": target.transform, "width": target.width, "height": target.height}
     try:
         with (
-            _quiet(),
-            rasterio.io.DatasetReader(name, driver=list(DRIVERS)) as source,
+            (SERVERS if remote else LOCAL).opened(name) as source,
             WarpedVRT(source, resampling=resampling, tolerance=0.01, **grid, **nodata) as warped,
             tempfile.TemporaryDirectory() as folder,
         ):

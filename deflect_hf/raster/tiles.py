@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.errors import DataError, brief
+from deflect_hf.raster.access import LOCAL, Access
 from deflect_hf.raster.header import PathLike
-from deflect_hf.raster.local import DRIVERS, OFFLINE
+from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import CACHE_BYTES, OpenRaster, open_raster
 from deflect_hf.raster.stack import sources_of
 
@@ -41,43 +42,47 @@ def in_pieces(path: PathLike, beside: Path) -> Iterator[OpenRaster]:
         beside: the copy lies in the folder of this file meanwhile.
     """
     with open_raster(path) as file:
-        decoded = decoded_bytes(file.source)
+        decoded = decoded_bytes(file)
         if decoded <= CACHE_BYTES:
             yield file
             return
-        name = file.source.name
+        name, access = file.source.name, file.access
     beside.parent.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.parent) as folder,
-        open_raster(tiled_copy(path, name, Path(folder), decoded)) as copy,
+        open_raster(tiled_copy(path, name, access, Path(folder), decoded)) as copy,
     ):
         yield OpenRaster(str(path), copy.source)
 
 
-def decoded_bytes(source: Any) -> int:
+def decoded_bytes(file: OpenRaster) -> int:
     """What GDAL decodes for a window, also of the files behind a virtual raster."""
+    source = file.source
     rows, columns = source.block_shapes[0]
     rows = min(source.height, max(rows, ROWS) if columns >= source.width else rows)
     sizes = [rows * columns * source.count * np.result_type(*source.dtypes).itemsize]
     names = sources_of(source.name) if source.name.startswith("<") else source.files[1:]
     for name in names if source.driver == "VRT" else []:
-        with contextlib.suppress(DataError), open_raster(name) as file:  # a sidecar is no raster
-            sizes.append(decoded_bytes(file.source))
+        part = Product(name, written=file.access is not LOCAL)
+        with contextlib.suppress(DataError), open_raster(part) as behind:  # a sidecar is no raster
+            sizes.append(decoded_bytes(behind))
     return max(sizes)
 
 
-def tiled_copy(path: PathLike, name: str, folder: Path, decoded: int) -> PathLike:
+def tiled_copy(path: PathLike, name: str, access: Access, folder: Path, decoded: int) -> PathLike:
     """A copy in tiles in this folder, or the file itself where GeoTIFFs cannot hold all that it says.
 
     Args:
         name: what GDAL opens for it.
+        access: how.
     """
     logger.info(
         "%s is stored in blocks of which GDAL decodes %d MiB for a window: it is read through a copy in tiles, which "
         "lies in %s until the map is there", path, decoded / 2**20, folder.parent
     )  # fmt: skip
     target = folder / "tiles.tif"
-    job = [name, str(target), DRIVERS, dict(OFFLINE)]
+    drivers = (["VRT"] if name.startswith("<") else []) + list(access.drivers)
+    job = [name, str(target), drivers, dict(access.options)]
     done = subprocess.run([sys.executable, "-c", COPY, json.dumps(job)], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = brief(ValueError((done.stderr.strip().splitlines() or ["the process was killed"])[-1]))

@@ -119,7 +119,7 @@ def probabilities_of(predictor: Predictor, values: np.ndarray) -> np.ndarray:
     return predictor(values)[0].numpy()
 
 
-def map_of(predictor: Predictor, scene: Path, target: Path, **options: Any) -> Path:
+def map_of(predictor: Predictor, scene: Path | str, target: Path, **options: Any) -> Path:
     """The map of a scene; probabilities unless ``options`` say otherwise."""
     predictor.predict_raster(scene, target, **{"output": "probabilities", "window": 32, **options})
     return target

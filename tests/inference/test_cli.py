@@ -57,11 +57,14 @@ def test_one_image_or_several_and_patterns(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "maps").mkdir()
     one, two, maps = str(tmp_path / "a.tif"), str(tmp_path / "b.tif"), tmp_path / "maps"
-    assert cli.pairs([one, "out.tif"]) == [(Path(one), Path("out.tif"))]
-    assert cli.pairs([one, str(maps)]) == [(Path(one), maps / "a.tif")]
-    assert cli.pairs([one, "new/"]) == cli.pairs([one, "new"]) == [(Path(one), Path("new/a.tif"))]
+    assert cli.pairs([one, "out.tif"]) == [(one, Path("out.tif"))]
+    assert cli.pairs([one, str(maps)]) == [(one, maps / "a.tif")]
+    assert cli.pairs([one, "new/"]) == cli.pairs([one, "new"]) == [(one, Path("new/a.tif"))]
     everything = cli.pairs([str(tmp_path / "*.tif"), two, str(tmp_path / "c.vrt"), "2020"])
-    assert everything == [(tmp_path / name, Path("2020") / f"{name[0]}.tif") for name in ("a.tif", "b.tif", "c.vrt")]
+    names = ("a.tif", "b.tif", "c.vrt")
+    assert everything == [(str(tmp_path / name), Path("2020") / f"{name[0]}.tif") for name in names]
+    address = "https://host/folder/x.tif?token=1"
+    assert cli.pairs([address, "maps/"]) == [(address, Path("maps/x.tif"))]
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.inference.scenes_and_models import (
     stored,
     write_scene,
 )
+from tests.raster.server import serving_ranges
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
@@ -218,7 +219,7 @@ def test_a_mosaic_of_files_is_read_through_a_vrt(tmp_path: Path) -> None:
     assert math.isnan(rasterio.open(tmp_path / "out.tif").nodata)
 
 
-@pytest.mark.parametrize("kind", ["one", "strips", "virtual", "masked"])
+@pytest.mark.parametrize("kind", ["one", "strips", "virtual", "masked", "address"])
 def test_a_scene_that_cannot_be_read_in_pieces_is_read_through_a_copy_in_tiles(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,10 +236,13 @@ def test_a_scene_that_cannot_be_read_in_pieces_is_read_through_a_copy_in_tiles(
         file = tmp_path / "in.vrt"
         rasterio.shutil.copy(tmp_path / "in.tif", file, driver="VRT")
     before = sorted(tmp_path.iterdir())
-    expected = read(map_of(predictor_of(Stub()), file, tmp_path / "as it is.tif", window=64))
-    monkeypatch.setattr("deflect_hf.raster.tiles.CACHE_BYTES", 20_000)
-    found = read(map_of(predictor_of(Stub()), file, tmp_path / "out.tif", window=64))
-    assert f"{file} is stored in blocks of which GDAL decodes" in caplog.text
+    with serving_ranges() as web:
+        web.files["/in.tif"] = (tmp_path / "in.tif").read_bytes()
+        scene = f"{web.url}/in.tif" if kind == "address" else file
+        expected = read(map_of(predictor_of(Stub()), scene, tmp_path / "as it is.tif", window=64))
+        monkeypatch.setattr("deflect_hf.raster.tiles.CACHE_BYTES", 20_000)
+        found = read(map_of(predictor_of(Stub()), scene, tmp_path / "out.tif", window=64))
+    assert f"{scene} is stored in blocks of which GDAL decodes" in caplog.text
     np.testing.assert_array_equal(found, expected)
     assert {path.suffix for path in set(tmp_path.iterdir()) - set(before)} == {".tif"}  # the two maps
 
@@ -250,3 +254,25 @@ def test_a_scene_without_a_measurement_is_a_map_of_nodata_and_is_told(
     found = rasterio.open(map_of(predictor_of(PerPatch()), scene, tmp_path / "out.tif", output="classes")).read()
     assert (found == 255).all()
     assert "out.tif holds nodata alone: no pixel of" in caplog.text
+
+
+def test_the_map_of_an_address_is_that_of_the_file_and_known_again(tmp_path: Path) -> None:
+    predictor, values = predictor_of(Stub()), stored(64, 64)
+    scene = write_scene(tmp_path / "in.tif", values)
+    expected = read(map_of(predictor, scene, tmp_path / "of_file.tif"))
+    with serving_ranges() as web:
+        web.files["/in.tif"] = scene.read_bytes()
+        target = map_of(predictor, f"{web.url}/in.tif", tmp_path / "out.tif")
+        np.testing.assert_array_equal(read(target), expected)
+        made = target.stat().st_mtime_ns
+        map_of(predictor, f"{web.url}/in.tif", target)
+        assert target.stat().st_mtime_ns == made
+        web.files["/other.tif"] = scene.read_bytes()
+        with pytest.raises(ConfigError, match="is there already"):  # the same pixels, of another place
+            map_of(predictor, f"{web.url}/other.tif", target)
+        web.files["/in.tif"] = write_scene(tmp_path / "in.tif", values + 1).read_bytes()
+        with pytest.raises(ConfigError, match="is there already"):
+            map_of(predictor, f"{web.url}/in.tif", target)
+    with pytest.raises(DataError, match="check the address"):
+        map_of(predictor, f"{web.url}/gone.tif", tmp_path / "gone.tif")
+    assert not list(tmp_path.glob("gone*"))

@@ -21,7 +21,7 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import DatasetSpec
 from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
 from deflect_hf.data.folder import compare_with_training
-from deflect_hf.data.folder_reader import layout_of, settle_reader
+from deflect_hf.data.folder_reader import at_root, layout_of, settle_reader
 from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.scene_reader import RasterLabels, SceneLabels, SceneReader, ShapeLabels
@@ -75,7 +75,11 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     where = str(args.root or args.name)
     entries = read_entries(args)
     layout = layout_of(args)
-    products = [dataclasses.replace(layout, path=entry.image, dates=entry.dates or layout.dates) for entry in entries]
+    written = not isinstance(args.scenes, str)  # what a table names is not fetched
+    products = [
+        dataclasses.replace(layout, path=entry.image, dates=entry.dates or layout.dates, written=written)
+        for entry in entries
+    ]
     single = [product.path for product in products if layout.composite and not product.dates]
     if single:
         raise ConfigError(f"a composite is of several dates, but there is one of {listing(single)}: give its `dates`.")
@@ -131,9 +135,9 @@ def read_entries(args: DatasetArguments) -> list[Entry]:
             )
         if texts.get("split", "train") not in SPLITS:
             raise ConfigError(f"scenes[{number}]: split {texts['split']!r} is none of {listing(SPLITS)}.")
-        image = root / texts["image"]
-        texts |= {"image": str(image), "labels": str(root / labels), "name": texts.get("name", image.stem)}
-        entries.append(Entry(**texts, dates=tuple(str(root / str(date).strip()) for date in dates)))
+        image = at_root(root, texts["image"])
+        texts |= {"image": image, "labels": at_root(root, labels), "name": texts.get("name", Path(image).stem)}
+        entries.append(Entry(**texts, dates=tuple(at_root(root, str(date).strip()) for date in dates)))
     names = [entry.name for entry in entries]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
