@@ -61,7 +61,8 @@ class ReadingArguments(Arguments):
         "Stored values that are no measurements, besides NaN and the files' tags. null: the sensor's, as in training.",
     )
     qa_band: str | None = option(
-        None, "Description of a band that classifies the pixels, such as SCL; it is no band of the model."
+        None,
+        "Description (or name in source_bands) of a band that classifies pixels, such as SCL; no band of the model.",
     )
     qa_values: list[int] = option(
         [], "Values of qa_band at which nothing was measured, cloud for example; SCL: [0, 1, 3, 8, 9, 10]."

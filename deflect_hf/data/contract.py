@@ -187,7 +187,7 @@ _FIXES: dict[Problem, str] = {
 }
 
 
-def check_reflectance(values: NDArray[Any] | Tensor, where: str) -> None:
+def check_reflectance(values: NDArray[Any] | Tensor, where: str, bands: Sequence[str] = ()) -> None:
     """Refuse values that cannot be reflectance (1.0 = 100 %): (..., C, H, W) or any shape; NaN is skipped.
 
     Judged from percentiles of each channel, so that single bad pixels, snow, cloud, and water with slightly negative
@@ -196,6 +196,7 @@ def check_reflectance(values: NDArray[Any] | Tensor, where: str) -> None:
     Args:
         values: the image after scale and offset.
         where: what the message calls it, a file name for example.
+        bands: names of the channels, for the message.
 
     Raises:
         UnitError: digital numbers, 8-bit or standardised values, a scale applied twice, or an offset in excess; the
@@ -217,12 +218,42 @@ def check_reflectance(values: NDArray[Any] | Tensor, where: str) -> None:
         brightest = max(brightest, float(np.abs(sample).max()))
         problem = _problem(sample, low, half, high)
         if problem is not None:
+            named = f"band {bands[number]!r}, " if bands else ""
             raise UnitError(
-                f"{where}: channel {number} is not reflectance (1.0 = 100 %): 5 % of its values are below {low:.4g}, "
-                f"half below {half:.4g}, 90 % below {high:.4g}; {_FIXES[problem]}"
+                f"{where}: {named}channel {number} is not reflectance (1.0 = 100 %): 5 % of its values are below "
+                f"{low:.4g}, half below {half:.4g}, 90 % below {high:.4g}; {_FIXES[problem]}"
             )
     if 0 < brightest < TOO_DARK:
         raise UnitError(f"{where}: no value is above {brightest:.3g}, but 1.0 is 100 % reflectance; {_FIXES['dark']}")
+
+
+def refuse_mixed_units(stored: NDArray[Any], scale: NDArray[Any], bands: Sequence[str], where: str) -> None:
+    """Refuse bands that hold reflectance where others hold digital numbers: (C, H, W) stored values, NaN is skipped.
+
+    Such a band holds fractions, which the scale of the others brings to nothing. Whole numbers as small are no measure:
+    atmospheric correction leaves 0 and 1 on dark water.
+
+    Args:
+        scale: (C, 1, 1) or ().
+
+    Raises:
+        UnitError: naming the bands and the fix.
+    """
+    if stored.dtype.kind != "f" or np.all(np.abs(scale) >= TOO_DARK):
+        return
+    flat = stored.reshape(len(stored), -1)
+    flat = flat[:, :: max(1, flat.shape[1] // _SAMPLE)]
+    sample = np.where(np.isfinite(flat), flat, 0)
+    highest = np.abs(sample).max(axis=1, initial=0)
+    fractions = (highest <= TOO_BRIGHT) & (sample != np.round(sample)).any(axis=1)
+    fractions &= np.broadcast_to(np.abs(scale).reshape(-1), highest.shape) * highest < TOO_DARK
+    if fractions.any() and (highest > TOO_BRIGHT).any():
+        odd = [band for band, one in zip(bands, fractions, strict=True) if one]
+        raise UnitError(
+            f"{where}: the band(s) {listing(odd)} hold fractions, up to {highest[fractions].max():.3g}, and the others "
+            f"numbers up to {highest.max():.4g}: `scale` turns only one of both into reflectance. Store all bands in "
+            "one unit, or leave `scale` and `offset` out and tag each band with its own in the files."
+        )
 
 
 def _problem(sample: NDArray[np.float64], low: float, half: float, high: float) -> Problem | None:

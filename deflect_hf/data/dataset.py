@@ -208,14 +208,14 @@ class ImageDataset(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
     def is_labelled(self) -> bool:
-        """Whether any image has a label, or a mask a pixel with one, measured or not; they are read until one has."""
+        """Whether any image has a label, or a measured pixel with one; they are read until one has."""
         if self.task == "classification":
             return True
         if not TASKS[self.task].dense:
             targets = (row["target"] if "target" in row else self.reader.read(row).target for row in self.table)
             return any(bool(np.isfinite(np.asarray(target, dtype=float)).any()) for target in targets)
-        labels = (self._encoded(self.reader.read(row)) for row in self.table)
-        return any(bool((one.isfinite() & (one != self.labels.unknown)).any()) for one in labels)
+        labels = (self[index].get("labels") for index in range(len(self)))
+        return any(one is not None and bool((one.isfinite() & (one != self.labels.unknown)).any()) for one in labels)
 
     def __len__(self) -> int:
         return len(self.table)

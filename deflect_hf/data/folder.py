@@ -99,7 +99,8 @@ def _stored(images: ImageDataset, index: int) -> tuple[Any, ...]:
 def read_headers(rows: Sequence[Row], layout: Product) -> list[RasterInfo]:
     """The headers of the images of all rows."""
     products = [dataclasses.replace(layout, path=row["image"]) for row in rows]
-    idle = dataclasses.replace(layout, composite=False) != LOOSE and all(product.layers is None for product in products)
+    said = dataclasses.replace(layout, composite=False, classes=()) != LOOSE
+    idle = said and all(product.layers is None for product in products)
     if idle:
         raise ConfigError(
             "`files`, `grid` and `band_resampling` are for scenes of several files, and all images are single files: "

@@ -18,10 +18,11 @@ from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.raster.access import is_address
 from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import projection
-from deflect_hf.raster.header import SKIPPED, PathLike, RasterInfo, file_bands, is_unnamed, names_bands
+from deflect_hf.raster.header import SKIPPED, PathLike, RasterInfo, file_bands, is_no_band, is_unnamed, names_bands
 from deflect_hf.raster.products import Product, is_known_product
 from deflect_hf.raster.quality import Quality, is_quality_layer, quality_layer
 from deflect_hf.raster.read import Box, OpenRaster, Raster, read_mask, read_raster
+from deflect_hf.raster.stack import unnamed
 from deflect_hf.spectral.bands import Sensor, split_date
 from deflect_hf.spectral.selection import match_bands, resolve_bands
 from deflect_hf.spectral.sensors import get_sensor
@@ -109,6 +110,7 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
         dates=tuple(at_root(getattr(args, "root", None) or "", date) for date in args.dates or ()),
         composite=bool(args.composite or reading.get("composite")),
         written=path != "",
+        classes=_classified(args, reading),
     )
     if path and product.composite and not product.dates:
         logger.warning("%s: the model was trained on medians of several dates, but this is one: give `dates`", path)
@@ -121,6 +123,13 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
 def at_root(root: PathLike, name: str) -> str:
     """A file below ``root``; an address as it is written."""
     return name if is_address(name) else os.path.join(root, name)
+
+
+def _classified(args: Any, reading: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the layer may be called that a configuration has as its quality layer, besides the known ones."""
+    band = str(args.qa_band or reading.get("quality", [""])[0]).casefold()
+    listed = enumerate(args.source_bands or reading.get("source_bands") or (), start=1)
+    return (band, *(unnamed(number) for number, name in listed if name.casefold() == band)) if band else ()
 
 
 def settle_reader(
@@ -137,8 +146,8 @@ def settle_reader(
     given = get_sensor(args.sensor) if args.sensor is not None else None
     sensor, source_bands = names_in_training(args.sensor, args.source_bands, info, trained)
     quality = quality_layer(args.qa, args.qa_classes, args.qa_band, args.qa_values, args.qa_bits, args.qa_above)
-    quality = _quality_in_training(info, trained) if quality is None and trained is not None else quality
-    names = file_bands(info, source_bands, sensor)
+    quality = _quality_in_training(info, source_bands, trained) if quality is None and trained is not None else quality
+    names = file_bands(info, source_bands, sensor, None if quality is None else quality.band)
     named = [name for name in names if not is_unnamed(name)]
     unknown = _unknown(info, names, source_bands, quality)
     gsd_m = args.gsd_m if args.gsd_m is not None else info.gsd_m
@@ -236,12 +245,14 @@ def _entry(quality: Quality | None) -> list[Any] | None:
     return [quality.band, list(quality.invalid), list(quality.bits), *limit]
 
 
-def _quality_in_training(info: RasterInfo, trained: MultispectralImageProcessor) -> Quality | None:
+def _quality_in_training(
+    info: RasterInfo, source_bands: Sequence[str] | None, trained: MultispectralImageProcessor
+) -> Quality | None:
     """The quality layer of the training images, if the file has it."""
     if "quality" not in trained.reading:
         return None
     band, values, bits, *limit = trained.reading["quality"]
-    if any(text.casefold() == str(band).casefold() for text in info.descriptions):
+    if any(text.casefold() == str(band).casefold() for text in (*info.descriptions, *(source_bands or ()))):
         return Quality(band, tuple(values), tuple(bits), *limit)
     logger.warning(
         "%s: has no quality band %s, by which pixels were left out in training: clouds are mapped, too", info.path, band
@@ -253,16 +264,16 @@ def _unknown(
     info: RasterInfo, names: Sequence[str], source_bands: Sequence[str] | None, quality: Quality | None
 ) -> list[str]:
     """Bands of a file that have no name, by what the file calls them, without those that are meant to have none."""
+    quality_band = None if quality is None else quality.band
     meant = {info.alpha} if info.alpha is not None else set()
-    meant |= {position for position, name in enumerate(source_bands or ()) if name == SKIPPED}
-    quality_band = "" if quality is None else quality.band.casefold()
+    meant |= {position for position, name in enumerate(source_bands or ()) if is_no_band(name, quality_band)}
     return [
         text or name
         for position, (name, text) in enumerate(zip(names, info.descriptions, strict=True))
         if is_unnamed(name)
         and position not in meant
         and not is_quality_layer(split_date(text)[0])
-        and not (text and split_date(text)[0].casefold() == quality_band)
+        and not is_no_band(split_date(text)[0], quality_band)
     ]
 
 

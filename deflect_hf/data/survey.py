@@ -90,7 +90,8 @@ def refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: Fo
 
 
 def _tags(info: RasterInfo, reader: FolderReader) -> dict[str, tuple[float, float]]:
-    names = file_bands(info, reader.source_bands, reader.sensor)
+    quality = None if reader.quality is None else reader.quality.band
+    names = file_bands(info, reader.source_bands, reader.sensor, quality)
     positions = match_bands(names, reader.bands, reader.needed_bands, info.path)
     return {
         band: (info.scales[position], info.offsets[position])
@@ -132,7 +133,7 @@ def report_quality(root: str, rows: Sequence[Mapping[str, Any]], reader: FolderR
         return
     found: set[int] = set()
     for row in rows:
-        layer = read_quality(reader.product(row["image"]), quality)
+        layer = read_quality(reader.product(row["image"]), quality, reader.source_bands)
         if quality.flags(layer).any():
             return
         if len(found) <= NAMED:

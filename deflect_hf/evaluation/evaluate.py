@@ -149,9 +149,10 @@ def evaluate(
     if not math.isfinite(total):
         _refuse_overflow(losses)
     if not weight:
+        bare = named([str(name) for _, names in losses for name in names])
         raise DataError(
-            "no image of the split has a label: all of its pixels are ignored or not measured. Correct the classes' "
-            "values, ignore_values or nodata"
+            f"none of the images {bare} has a label: all of their pixels are ignored or not measured. Correct the "
+            "classes' values, ignore_values or nodata"
         )
     return {"loss": total / max(weight, 1.0), **metrics.result()}
 

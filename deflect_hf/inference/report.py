@@ -241,7 +241,8 @@ def _quick_look(
     source: PathLike, info: RasterInfo, reading: Mapping[str, Any], beside: Path
 ) -> tuple[str, dict[str, Any]]:
     """Which bands of the scene are shown, and the picture; ``beside`` the page is room for what helps to read it."""
-    names = file_bands(info, reading.get("source_bands"), reading.get("sensor"))
+    quality = reading.get("quality")
+    names = file_bands(info, reading.get("source_bands"), reading.get("sensor"), quality and quality.band)
     said, shown = next(iter(composites_of(names).items()))
     with in_pieces(source, beside) as scene:
         raster = read_raster(scene, list(dict.fromkeys(shown)), size=overview_size(info, OVERVIEW_SIDE), **reading)

@@ -80,13 +80,18 @@ class RasterInfo:
             return [position]
         return [k for k, text in enumerate(self.descriptions) if text != own and split_date(text)[0] == own]
 
-    def position(self, description: str) -> int:
-        """Where the band of that description is, whatever its case, counted from 0."""
-        found = [k for k, text in enumerate(self.descriptions) if text.casefold() == description.casefold()]
+    def position(self, layer: str, source_bands: Sequence[str] | None = None) -> int:
+        """Where the quality layer of that description is, or of that name in ``source_bands``, counted from 0."""
+        name, date = split_date(layer)
+        own = [k for k, text in enumerate(self.descriptions) if split_date(text)[1] == date]
+        found = [k for k in own if split_date(self.descriptions[k])[0].casefold() == name.casefold()]
+        listed = zip(own, source_bands or (), strict=False)
+        found = found or [k for k, one in listed if one.casefold() == name.casefold()]
         if len(found) != 1:
             raise BandError(
-                f"{self.path}: {len(found)} bands are described as {description!r}, the quality layer; the "
-                f"descriptions are {listing(text for text in self.descriptions if text)}: correct `qa_band`."
+                f"{self.path}: {len(found)} bands are described as {layer!r}, the quality layer; the descriptions are "
+                f"{listing(text for text in self.descriptions if text)}: correct `qa_band`, or name the layer so in "
+                "`source_bands`, the names of all bands in file order."
             )
         return found[0]
 
@@ -117,12 +122,15 @@ def overview_size(info: RasterInfo, side: int) -> tuple[int, int]:
     return max(1, round(info.height * factor)), max(1, round(info.width * factor))
 
 
-def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sensor | None = None) -> list[str]:
+def file_bands(
+    info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sensor | None = None, quality: str | None = None
+) -> list[str]:
     """Name the bands of a file: by its own descriptions, else by ``source_bands``, else by the sensor's order.
 
-    A band that is called ``_``, or whose description is not a band name, becomes ``"band 3 quality"``: it is left alone
-    rather than guessed. Descriptions that only count the bands (``Band 1``, ``Band 2``, ...) are none: they are no
-    numbers of a sensor. Of several dates (``N``, ``N@1``) each is named as a file of its own.
+    A band that is called ``_`` or as the ``quality`` layer, or whose description is not a band name, becomes ``"band 3
+    quality"``: it is left alone rather than guessed. Descriptions that only count the bands (``Band 1``, ``Band 2``,
+    ...) are none: they are no numbers of a sensor. Of several dates (``N``, ``N@1``) each is named as a file of its
+    own.
     """
     dates: dict[str, list[int]] = defaultdict(list)
     for position, text in enumerate(info.descriptions):
@@ -132,17 +140,19 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
         for date, positions in dates.items():
             plain = tuple(split_date(info.descriptions[position])[0] for position in positions)
             part = dataclasses.replace(info, count=len(positions), descriptions=plain, alpha=None)
-            found |= zip(positions, [name + date for name in file_bands(part, source_bands, sensor)], strict=True)
+            found |= zip(
+                positions, [name + date for name in file_bands(part, source_bands, sensor, quality)], strict=True
+            )
         return [found[position] for position in range(info.count)]
     unnamed = [f"band {number} {text}".strip() for number, text in enumerate(info.descriptions, start=1)]
     own = _described(info.descriptions, sensor)
     given: list[str | None] | None = None
     if source_bands is not None:
         try:
-            named = iter(resolve_bands([name for name in source_bands if name != SKIPPED], sensor))
+            named = iter(resolve_bands([name for name in source_bands if not is_no_band(name, quality)], sensor))
         except BandError as error:
             raise BandError(f"source_bands: {error} A layer to be left out is called {SKIPPED!r}.") from error
-        given = [None if name == SKIPPED else next(named) for name in source_bands]
+        given = [None if is_no_band(name, quality) else next(named) for name in source_bands]
     elif not any(own) and sensor is not None:
         given = [*sensor.codes]
         if len(given) == info.count:
@@ -171,6 +181,11 @@ def file_bands(info: RasterInfo, source_bands: Sequence[str] | None, sensor: Sen
                 f"file, but `source_bands` calls it {stated!r}: remove `source_bands` to trust the file, or correct it."
             )
     return [stated or name for stated, name in zip(given, unnamed, strict=True)]
+
+
+def is_no_band(name: str, quality: str | None) -> bool:
+    """Whether ``source_bands`` calls a layer so that is no band of the model: one to be left out, or the quality."""
+    return name == SKIPPED or (quality is not None and name.casefold() == quality.casefold())
 
 
 def _refuse_another_order(info: RasterInfo, sensor: Sensor) -> None:

@@ -24,7 +24,7 @@ from deflect_hf.raster.header import BAND, PathLike
 from deflect_hf.raster.local import refuse_remote
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.raster.stack import Layer, layers_of, stack
-from deflect_hf.spectral.bands import is_band_number
+from deflect_hf.spectral.bands import is_band_number, split_date
 from deflect_hf.spectral.selection import resolve_bands
 
 LAYER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")
@@ -46,6 +46,7 @@ class Product(os.PathLike[str]):
         composite: Bands without a date are the median of all dates, of which this one is then ``N@0``.
         written: The user wrote the path, as an argument or in a configuration: it may then be an address, ``https://``,
             ``s3://``, ``/vsizip/...``, of a GeoTIFF, a JPEG 2000 file or a STAC item. What a file names is none.
+        classes: Names of layers, in lower case, that are never interpolated, besides the known layers of classes.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Product(os.PathLike[str]):
     dates: tuple[str, ...] = ()
     composite: bool = False
     written: bool = False
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, path: PathLike, files: str | Mapping[str, str] | None = None, **said: Any) -> Product:
@@ -95,7 +97,11 @@ class Product(os.PathLike[str]):
                 f"{self.path}: `files` are looked for on disk: give the address of one file that holds all bands, or "
                 "of a STAC item."
             )
-        return self._dated() if self.dates else find_layers(self)
+        found = self._dated() if self.dates else find_layers(self)
+        return found and [
+            dataclasses.replace(layer, classes=layer.classes or split_date(layer.name)[0].casefold() in self.classes)
+            for layer in found
+        ]
 
     def _dated(self) -> list[Layer]:
         """The bands of all dates."""

@@ -197,7 +197,7 @@ def read_raster(
     """
     with _opened(path, window) as source:
         info = _info(source, path)
-        names = file_bands(info, source_bands, sensor)
+        names = file_bands(info, source_bands, sensor, None if quality is None else quality.band)
         if info.alpha is not None and not is_unnamed(names[info.alpha]):
             info = replace(info, alpha=None)  # GDAL calls the last of four bands of 8 bits so
         positions = list(range(len(names)))
@@ -212,7 +212,9 @@ def read_raster(
         if quality is not None:
             dates = [split_date(info.descriptions[position])[1] for position in read]
             for date in dict.fromkeys(dates):
-                layer, _ = _read(source, info, [info.position(quality.band + date)], window, size, Resampling.mode)
+                layer, _ = _read(
+                    source, info, [info.position(quality.band + date, source_bands)], window, size, Resampling.mode
+                )
                 flags = quality.flags(layer)
                 valid[[other == date for other in dates]] &= ~flags
                 flagged = flagged or bool(flags.any())
@@ -268,11 +270,11 @@ def _read(
     return values, valid
 
 
-def read_quality(path: PathLike, quality: Quality) -> np.ndarray:
+def read_quality(path: PathLike, quality: Quality, source_bands: Sequence[str] | None = None) -> np.ndarray:
     """(1, H, W) stored values of a quality layer."""
     with _opened(path) as source:
         info = _info(source, path)
-        return _read(source, info, [info.position(quality.band)], None, None, Resampling.nearest)[0]
+        return _read(source, info, [info.position(quality.band, source_bands)], None, None, Resampling.nearest)[0]
 
 
 def _window(info: RasterInfo, window: Box | None) -> Window | None:

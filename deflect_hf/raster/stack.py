@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -24,9 +25,13 @@ from deflect_hf.raster.header import REFLECTANCE
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.spectral.bands import fold, split_date
 
+logger = logging.getLogger(__name__)
+
 GDAL_TYPES = {"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32",
               "int32": "Int32", "float32": "Float32", "float64": "Float64"}  # fmt: skip
 COMPOSITE = {"ns": "DATES"}  # of the tags that say that bands without a date are composites of those with one
+COVERAGE_POINTS = 33  # along each side
+WHOLE = 0.9  # of the points: small chips may be cut half a coarse pixel too short
 SAME_PIXELS = 1e-3  # of a pixel, by which the corners of one grid may miss those of another
 
 
@@ -117,11 +122,16 @@ def stack(
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def unnamed(number: int) -> str:
+    """What a band is called that its file does not describe, counted from 1."""
+    return f"layer {number}"
+
+
 def layers_of(file: str, where: str, remote: bool = False) -> list[Layer]:
     """The bands of a raster as layers, by their descriptions; ``remote``: at an address."""
     try:
         with (SERVERS if remote else LOCAL).opened(file) as source:
-            named = [text or f"layer {number}" for number, text in enumerate(source.descriptions, start=1)]
+            named = [text or unnamed(number) for number, text in enumerate(source.descriptions, start=1)]
             return [
                 Layer(name, file, classes=is_quality_layer(name), band=number, remote=remote)
                 for number, (name, kind) in enumerate(zip(named, source.colorinterp, strict=True), start=1)
@@ -189,9 +199,15 @@ def _target(headers: Sequence[_Header], where: str, grid: str | float | None) ->
 def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampling, where: str) -> None:
     """Append a layer to a virtual raster, as it is stored, in reflectance, or brought to its grid."""
     layer, there = header.layer, header.grid.same(target)
-    if not there and not _overlaps(header.grid, target):
+    covered = 1.0 if there else _coverage(header.grid, target)
+    if not covered:
         raise DataError(
             f"{where}: {layer.file}, band {layer.name}, lies beside the other files: give the files of one place."
+        )
+    if covered < WHOLE:
+        logger.warning(
+            "%s: %s, band %s, covers %.0f %% of the ground of the others; beyond it that band counts as not measured",
+            *(where, layer.file, layer.name, 100 * covered),
         )
     if layer.classes:
         fill = next((value for value in (layer.nodata, header.nodata) if value is not None), 0)
@@ -221,14 +237,14 @@ def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampli
         _text(band, "Scale", repr(header.scale))
 
 
-def _overlaps(one: _Grid, other: _Grid) -> bool:
-    """Whether two grids share ground, as far as their corners tell."""
-    corners = np.array([(0, 0), (one.width, 0), (0, one.height), (one.width, one.height)], dtype=float).T
-    x, y = one.transform @ corners
-    if one.crs is not None and other.crs is not None:
-        x, y = rasterio.warp.transform(one.crs, other.crs, x, y)
-    columns, rows = ~other.transform @ (np.asarray(x), np.asarray(y))
-    return bool(columns.max() > 0 and rows.max() > 0 and columns.min() < other.width and rows.min() < other.height)
+def _coverage(layer: _Grid, target: _Grid) -> float:
+    """The share of the target's ground that a layer's grid covers, of points spread over it."""
+    sides = (np.linspace(0.5, size - 0.5, min(size, COVERAGE_POINTS)) for size in (target.width, target.height))
+    x, y = target.transform @ np.stack([axis.ravel() for axis in np.meshgrid(*sides)])
+    if layer.crs is not None and target.crs is not None:
+        x, y = rasterio.warp.transform(target.crs, layer.crs, x, y)
+    columns, rows = ~layer.transform @ (np.asarray(x), np.asarray(y))
+    return float(((columns > 0) & (rows > 0) & (columns < layer.width) & (rows < layer.height)).mean())
 
 
 def _measured(root: Any, header: _Header, nodata: float | None) -> Any:

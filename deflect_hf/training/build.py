@@ -20,6 +20,7 @@ from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.load import described
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
+from deflect_hf.evaluation.evaluate import named
 from deflect_hf.evaluation.losses import balanced_weights
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options, task_model
 from deflect_hf.models import load_encoder
@@ -74,8 +75,10 @@ def load_splits(
     bare = [name for name, split in splits.items() if not split.is_labelled()]
     if bare:
         raise DataError(
-            f"{where}: no pixel of the {bare[0]} split has a label, all of its masks hold nothing but ignored values "
-            "or nodata. Correct dataset.class_values and dataset.ignore_values, or the masks"
+            f"{where}: no measured pixel of the {bare[0]} split has a label, in none of its images "
+            f"({named(splits[bare[0]].names)}): the masks hold nothing but ignored values or nodata, or the images "
+            "nothing but nodata where the masks have labels. Correct dataset.class_values, dataset.ignore_values, "
+            "dataset.nodata or the quality layer, or the files"
         )
     splits = {
         name: split.with_transform(build_transform(config.augmentation, name), drawn=True)

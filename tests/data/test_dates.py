@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data import load_dataset_splits
+from deflect_hf.data.folder_reader import layout_of
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.raster.products import Product
-from deflect_hf.raster.quality import quality_layer
+from deflect_hf.raster.quality import Quality, quality_layer
 from deflect_hf.raster.read import raster_info, read_raster
 from deflect_hf.spectral.selection import match_bands, resolve_bands
 from deflect_hf.spectral.sensors import get_sensor
@@ -52,15 +53,14 @@ def test_each_date_has_its_clouds_and_the_median_is_of_what_is_left(described: b
     clear = np.where(stored[:, 3] == CLOUD, np.nan, 1.0)
     others = (str(tmp_path / "1" / "*.tif"), str(tmp_path / "2" / "*.tif"))
     scene = Product.of(tmp_path / "0" / "a.tif", dates=others, composite=True)
-    naming: dict[str, Any] = {} if described else {"source_bands": ["G", "R", "N", "_"]}
-    clouds = quality_layer("sentinel2_scl", None, None, [], []) if described else None
-    weights = clear if described else np.ones_like(clear)
+    naming: dict[str, Any] = {} if described else {"source_bands": BANDS}
+    clouds = quality_layer("sentinel2_scl", None, None, [], [])
     raster = read_raster(scene, ["N", "N@0", "R@2", "G"], quality=clouds, **naming)
-    expected = np.stack([stored[:, 2], stored[:, 0]]) * weights
-    with pytest.warns(RuntimeWarning, match="All-NaN") if described else nullcontext():
+    expected = np.stack([stored[:, 2], stored[:, 0]]) * clear
+    with pytest.warns(RuntimeWarning, match="All-NaN"):
         medians = np.nanmedian(expected, axis=1)
     np.testing.assert_array_equal(np.where(raster.valid, raster.values, np.nan)[[0, 3]], medians)
-    np.testing.assert_array_equal(raster.valid[1], np.isfinite(weights[0]))
+    np.testing.assert_array_equal(raster.valid[1], np.isfinite(clear[0]))
     np.testing.assert_array_equal(raster.values[2], np.where(raster.valid[2], stored[2, 1], raster.values[2]))
     part = read_raster(scene, ["N"], quality=clouds, window=(3, 5, 20, 9), **naming)
     np.testing.assert_array_equal(part.values[0], raster.values[0, 3:23, 5:14])
@@ -74,6 +74,23 @@ def test_dates_come_onto_the_grid_of_the_scene(tmp_path: Path) -> None:
     assert raster.values.shape == (2, 8, 8) and set(raster.values[1].flat) == {900} and raster.info.gsd_m == 10
     with pytest.raises(DataError, match=r"gone\.tif is not there"):
         raster_info(Product.of(tmp_path / "new.tif", dates=(str(tmp_path / "gone.tif"),)))
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_quality_layer_of_any_name_is_never_interpolated(described: bool, tmp_path: Path) -> None:
+    names = ["G", "R", "N", "Clouds"]
+    for date, side in (("0", 8), ("1", 4)):
+        values = np.full((4, side, side), 700, np.int16)
+        values[3] = 0
+        values[3, : side // 2] = 200
+        placed = {"crs": "EPSG:32632", "transform": (80 / side, 0.0, 6e5, 0.0, -80 / side, 4.8e6)}
+        write_scene(tmp_path / date / "a.tif", values, descriptions=names if described else [""] * 4, **placed)
+    said = {"source_bands": None if described else names, "qa_band": "clouds", "qa_values": [200]}
+    args = folder(tmp_path, dates=["1/*.tif"], **said)
+    layout = dataclasses.replace(layout_of(args), path=str(tmp_path / "0" / "a.tif"))
+    quality = Quality("clouds", (200,))
+    raster = read_raster(layout, ["G", "G@1"], source_bands=said["source_bands"], quality=quality)
+    assert raster.valid[:, :, 0].tolist() == [[False] * 4 + [True] * 4] * 2
 
 
 def folder(root: Path, **said: Any) -> DatasetArguments:

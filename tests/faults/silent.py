@@ -14,7 +14,7 @@ from tests.faults.checkpoints import state
 from tests.faults.fault import Damage, changed, given, table
 from tests.faults.files import ADAPTER, PROCESSOR, Change, entries
 from tests.faults.inputs import BANDS, SIDE, Place, Words, digital_numbers, mask_values
-from tests.faults.rasters import LATER, tagged
+from tests.faults.rasters import LATER, REAL, tagged
 from tests.faults.results import result
 
 NORTH_UP = from_origin(500_000, 5_000_000, 10, 10)
@@ -57,6 +57,22 @@ def one_image(change: Change, **dataset: Any) -> Damage:
         georeferenced(place)
         change(place.data / "images" / LATER)
         return place.train(**dataset)
+
+    return damage
+
+
+def of_two_units(path: Path) -> None:
+    """Digital numbers, the last band of which are fractions."""
+    placed(path, np.concatenate([digital_numbers(2).astype(np.float32)[:-1], REAL[-1:]]))
+
+
+def unmeasured(numbers: tuple[int, ...]) -> Damage:
+    """Training where no pixel of a split was measured."""
+
+    def damage(place: Place) -> Words:
+        for number in numbers:
+            placed(place.data / "images" / f"a{number}.tif", np.zeros_like(digital_numbers(0)), nodata=0)
+        return place.train()
 
     return damage
 
@@ -109,6 +125,12 @@ SILENT_DATA = table(
     ("an image of 30 m", one_image(lambda p: placed(p, digital_numbers(2), from_origin(0, 0, 30, 30))), [LATER]),
     ("a scale tag in one file", one_image(tagged(scales=(1e-4,) * 4), scale=None), ["scale", "a"]),
     ("an offset tag in one file", one_image(tagged(offsets=(-0.1,) * 4), scale=None), ["offset", "a"]),
+    ("a band of fractions", one_image(of_two_units), [LATER, "'N'", "fractions"]),
+    ("an image of fractions", one_image(lambda p: placed(p, REAL)), [LATER, "scale"]),
+    *(
+        (f"a {split} split that was not measured", unmeasured(numbers), [f"the {split} split", f"a{numbers[0]}"])
+        for split, numbers in (("val", (4, 5)), ("test", (6, 7)))
+    ),
     ("an image that is http", as_virtual(HTTP), [LATER, "http"]),
     ("an image that is an archive on a server", as_virtual(f"/vsizip//vsicurl/{HTTP}"), [LATER, "vsi"]),
     ("an image that is itself", as_virtual(LATER), [LATER]),

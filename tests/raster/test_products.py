@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tarfile
 import zipfile
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +191,31 @@ def test_a_band_of_another_place_is_refused(tmp_path: Path) -> None:
     write_layer(tmp_path / "B08.tif", np.ones((8, 8), np.uint16), 10, epsg=32633, driver="GTiff")
     with pytest.raises(DataError, match=r"B08\.tif, band B08, lies beside the other files"):
         read_raster(tmp_path, ["R"], sensor=get_sensor("sentinel2_l2a_harmonized"))
+
+
+@pytest.mark.parametrize(
+    ("turned", "moved", "covered"),
+    [
+        (0, (4, 0), None),
+        (0, (40, 0), "50 %"),
+        (0, (90, 0), "beside"),
+        (45, (0, 0), "%"),
+        (45, (120, 100), "beside"),  # though there is ground within the edges of both
+    ],
+)
+def test_the_ground_that_a_band_covers_is_that_of_its_grid(
+    turned: float, moved: tuple[float, float], covered: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Moved east and north by metres, turned around its upper left corner; the other band has 80 x 80 m."""
+    write_layer(tmp_path / "B04.tif", np.ones((8, 8), np.uint16), 10, driver="GTiff")
+    write_layer(tmp_path / "B08.tif", np.ones((8, 8), np.uint16), 10, driver="GTiff")
+    with rasterio.open(tmp_path / "B08.tif", "r+") as file:
+        file.transform = rasterio.Affine.translation(*moved) @ file.transform @ rasterio.Affine.rotation(turned)
+    read = partial(read_raster, tmp_path, ["R", "N"], sensor=get_sensor("sentinel2_l2a_harmonized"))
+    with pytest.raises(DataError, match="lies beside the other files") if covered == "beside" else nullcontext():
+        read()
+    assert ("covers" in caplog.text) == (covered not in (None, "beside"))
+    assert covered in (None, "beside") or f"{covered} of the ground" in caplog.text
 
 
 LEVEL2 = """GROUP = LANDSAT_METADATA_FILE
