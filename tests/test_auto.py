@@ -138,3 +138,14 @@ def test_an_id_that_leads_transformers_to_the_bare_encoder_is_refused(folders: d
     hint = r"saved for a EncoderForImage.* a ViTFor.*its id with config=AutoConfig.from_pretrained\(ID"
     with pytest.raises(ArchitectureError, match=hint):
         AutoModelForImageClassification.from_pretrained(tmp_path / "id")
+
+
+@pytest.mark.parametrize("method", ["lora", "slr", "norm", "bitfit"])
+def test_of_other_adapters_no_weights_go_missing_in_transformers_class(
+    method: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    encoder = folders["frozen"].parent / "encoder"
+    result_folder(tmp_path / "id", encoder, method, bands=["R", "G", "B"], task="classification")
+    (tmp_path / "id" / "config.json").unlink()
+    with pytest.raises((ValueError, ArchitectureError), match=r"not found in the base model|no bias to train in ViTFor"):
+        AutoModelForImageClassification.from_pretrained(tmp_path / "id")
