@@ -20,6 +20,7 @@ from deflect_hf.data.splits import SPLIT_WORDS, SPLITS
 from deflect_hf.errors import DataError, listing
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".gtif", ".jp2", ".vrt")
+ARRAY_SUFFIXES = (".npy",)
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")  # beside rasters, they are previews
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".gtif", ".jp2", ".vrt")
 PRODUCT_SUFFIXES = (".safe", ".zip", ".tar")
@@ -47,9 +48,10 @@ def images_of(base: Path, args: DatasetArguments, split: str) -> dict[str, Path]
     folder = base / "images"
     images = by_file_name(_images([folder], args.files is not None).get(folder, []), "images of the same name")
     if not images:
+        known = (*RASTER_SUFFIXES, *ARRAY_SUFFIXES, *PICTURE_SUFFIXES)
         raise DataError(
-            f"{folder} holds no GeoTIFF, nor another image ({listing((*RASTER_SUFFIXES, *PICTURE_SUFFIXES))})"
-            f'{holding(folder)}: put the images there, or say where they are, `images: "**/*.tif"`.'
+            f"{folder} holds no GeoTIFF, nor another image ({listing(known)}){holding(folder)}"
+            f': put the images there, or say where they are, `images: "**/*.tif"`.'
         )
     return images
 
@@ -58,7 +60,7 @@ def masks_of(base: Path, args: DatasetArguments, split: str, images: Mapping[str
     """The mask of each image, by the image's name."""
     folder = base / "masks"
     if args.masks is None:
-        masks = by_file_name(_files(folder, MASK_SUFFIXES), "masks of the same image")
+        masks = by_file_name(_files(folder, MASK_SUFFIXES) or _files(folder, ARRAY_SUFFIXES), "masks of the same image")
     else:
         masks = _by_name(list(_matches(base, args.masks, split).items()), "masks of the same image")
         if not masks:
@@ -102,7 +104,7 @@ def _matches(base: Path, pattern: str, split: str) -> dict[Path, str]:
     return dict(sorted((files or found).items()))
 
 
-_KNOWN = {*RASTER_SUFFIXES, *PICTURE_SUFFIXES, *PRODUCT_SUFFIXES, ""}
+_KNOWN = {*RASTER_SUFFIXES, *ARRAY_SUFFIXES, *PICTURE_SUFFIXES, *PRODUCT_SUFFIXES, ""}
 
 
 def _shape(wildcard: str, words: Sequence[str]) -> str:
@@ -139,7 +141,8 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _images(folders: Sequence[Path], of_files: bool = False) -> dict[Path, list[Path]]:
     """The images of each folder that has some: pictures only where none of them holds a raster, folders last."""
-    kinds: list[Callable[[Path], list[Path]]] = [_rasters, partial(_files, suffixes=PICTURE_SUFFIXES), _scenes]
+    named = [partial(_files, suffixes=suffixes) for suffixes in (ARRAY_SUFFIXES, PICTURE_SUFFIXES)]
+    kinds: list[Callable[[Path], list[Path]]] = [_rasters, *named, _scenes]
     for kind in [_folders] if of_files else kinds:
         found = {folder: files for folder in folders if (files := kind(folder))}
         if found:

@@ -44,7 +44,7 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
         if len(cells) != len(rows[0]):
             raise DataError(f"{path}, row {number} has {len(cells)} cells instead of {len(rows[0])}: {row}.")
         name, suffix = os.path.splitext(cells[0])
-        name = name if suffix.lower() in LAYER_SUFFIXES else cells[0]
+        name = name if suffix.lower() in (*LAYER_SUFFIXES, ".npy") else cells[0]
         if name in table:
             raise DataError(f"{path}: {name!r} has two rows, keep one.")
         table[name] = dict(zip(columns, cells[1:], strict=True))

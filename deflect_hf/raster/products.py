@@ -20,6 +20,7 @@ from typing import Any
 from deflect_hf.errors import BandError, ConfigError, DataError, listing
 from deflect_hf.raster import metadata
 from deflect_hf.raster.access import LOCAL, Access, access_to, gdal_name, is_address, is_item
+from deflect_hf.raster.arrays import SUFFIX, array_xml
 from deflect_hf.raster.header import BAND, PathLike
 from deflect_hf.raster.local import refuse_remote
 from deflect_hf.raster.quality import is_quality_layer
@@ -111,6 +112,8 @@ class Product(os.PathLike[str]):
         for date, path in [("", self.path), *([("@0", self.path)] if self.composite else []), *others]:
             product = dataclasses.replace(self, path=path, dates=())
             layers = product.layers
+            if layers is None and path.lower().endswith(SUFFIX):
+                raise DataError(f"{path}: an array does not name its bands, as `dates` need it: write it as a GeoTIFF.")
             if layers is None:
                 layers = layers_of(product.open_name(), self.path, product.address)
             found += [dataclasses.replace(layer, name=layer.name + date) for layer in layers]
@@ -122,7 +125,7 @@ class Product(os.PathLike[str]):
             return gdal_name(self.path)
         if self.layers is None:
             refuse_remote(self.path)
-            return self.path
+            return array_xml(self.path) if self.path.lower().endswith(SUFFIX) else self.path
         return _stack(tuple(self.layers), self.path, self.grid, self.resampling, self.composite and bool(self.dates))
 
 

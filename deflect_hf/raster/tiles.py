@@ -17,6 +17,7 @@ import numpy as np
 
 from deflect_hf.errors import DataError, brief
 from deflect_hf.raster.access import LOCAL, Access
+from deflect_hf.raster.arrays import SUFFIX
 from deflect_hf.raster.header import PathLike
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import CACHE_BYTES, OpenRaster, open_raster
@@ -62,7 +63,8 @@ def decoded_bytes(file: OpenRaster) -> int:
     rows = min(source.height, max(rows, ROWS) if columns >= source.width else rows)
     sizes = [rows * columns * source.count * np.result_type(*source.dtypes).itemsize]
     names = sources_of(source.name) if source.name.startswith("<") else source.files[1:]
-    for name in names if source.driver == "VRT" else []:
+    arrays = all(name.lower().endswith(SUFFIX) for name in names)  # of single rows
+    for name in names if source.driver == "VRT" and not arrays else []:
         part = Product(name, written=file.access is not LOCAL)
         with contextlib.suppress(DataError), open_raster(part) as behind:  # a sidecar is no raster
             sizes.append(decoded_bytes(behind))

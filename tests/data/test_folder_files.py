@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+import torch
 from PIL import Image
 
 from deflect_hf.config.data import DatasetArguments
@@ -232,3 +234,19 @@ def test_colors_of_no_class_are_named_with_their_pixels(tmp_path: Path) -> None:
 def test_color_tables_that_do_not_fit_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         folder(tmp_path, **changes)
+
+
+def test_saved_arrays_are_images_and_masks(segmentation_folder: Path) -> None:
+    said = {"name": "folder", "task": "segmentation", "classes": ["land", "water"], "class_values": [1, 2],
+            "ignore_values": [0], "scale": 1e-4, "offset": 0.0}  # fmt: skip
+    expected = load_dataset_splits(DatasetArguments(root=str(segmentation_folder), **said))["train"][0]
+    for path in list(segmentation_folder.rglob("*.tif")):
+        with rasterio.open(path) as source:
+            np.save(path.with_suffix(".npy"), source.read())
+        path.unlink()
+    (segmentation_folder / "images" / "a0.png").touch()  # a preview
+    arguments = DatasetArguments(root=str(segmentation_folder), source_bands=list(BANDS), **said)
+    found = load_dataset_splits(arguments)["train"][0]
+    assert torch.equal(found["pixel_values"], expected["pixel_values"]) and torch.equal(
+        found["labels"], expected["labels"]
+    )

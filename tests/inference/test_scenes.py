@@ -256,6 +256,15 @@ def test_a_scene_without_a_measurement_is_a_map_of_nodata_and_is_told(
     assert "out.tif holds nodata alone: no pixel of" in caplog.text
 
 
+def test_the_map_of_an_array_is_that_of_a_file(tmp_path: Path) -> None:
+    predictor, values = predictor_of(Stub()), stored(64, 64)
+    expected = read(map_of(predictor, write_scene(tmp_path / "in.tif", values), tmp_path / "of_file.tif"))
+    np.save(tmp_path / "in.npy", values)
+    np.testing.assert_array_equal(
+        read(map_of(predictor, tmp_path / "in.npy", tmp_path / "out.tif", source_bands=BANDS)), expected
+    )
+
+
 def test_the_map_of_an_address_is_that_of_the_file_and_known_again(tmp_path: Path) -> None:
     predictor, values = predictor_of(Stub()), stored(64, 64)
     scene = write_scene(tmp_path / "in.tif", values)
