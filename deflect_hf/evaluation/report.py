@@ -18,7 +18,7 @@ from deflect_hf.artifacts.environment import environment
 from deflect_hf.artifacts.processes import make_accelerator
 from deflect_hf.config.readers import keys_of_reader
 from deflect_hf.config.run import DatasetArguments, EvaluateArguments, RunArguments
-from deflect_hf.config.tasks import Task, task_of
+from deflect_hf.config.tasks import TITLES, Task, task_of
 from deflect_hf.data import ImageDataset, load_dataset_splits
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.data.processor import MultispectralImageProcessor
@@ -182,7 +182,9 @@ def draw(
 ) -> None:
     """Write the picture of the scores and panels of ``panels`` images spread over the split."""
     task = protocol.task
-    title = f"{results['split']}: {task.metric} {results[task.metric]:.3g}, {results['images']} images"
+    unit = "" if protocol.unit is None else protocol.unit
+    score = f"{TITLES[task.metric]} {results[task.metric]:.3g}" + (f" {unit}" if unit and task.lower_is_better else "")
+    title = f"{results['split']}: {score}, {results['images']} images"
     scores_figure(output / FIGURES[task.output], results, images.classes, title)
     chosen = np.unique(np.linspace(0, len(images) - 1, min(panels, len(images))).round().astype(int))
     for number, index in enumerate(chosen.tolist()):
@@ -199,7 +201,7 @@ def draw(
             shown(task, at_labels(logits[None].cpu(), example["labels"][None]))[0].numpy(),
             example["labels"].numpy(),
             str(example["name"]),
-            "" if protocol.unit is None else protocol.unit,
+            unit,
         )
 
 

@@ -15,6 +15,7 @@ from deflect_hf.figures.colors import Array, class_legend, composite, composites
 FIGURES: dict[Output, str] = {"class": "confusion_matrix.png", "labels": "scores.png", "value": "scatter.png"}
 BARS = (("ap", "average precision", "#0072B2"), ("f1", "F1", "#E69F00"))
 CELL_INCHES = 3.0
+BAR_INCHES = 0.9  # beside them, where they have values
 LETTERS_PER_INCH = 13  # of the title
 MAX_ANNOTATED_CLASSES = 20
 
@@ -41,7 +42,14 @@ def prediction_panel(
     pictures |= {name: values if numbers else paint(values, len(classes)) for name, values in drawn.items()}
     known = [values[np.isfinite(values)] for values in drawn.values()]
     low, high = np.percentile(np.concatenate(known), (1, 99)) if numbers and sum(map(len, known)) else (0.0, 1.0)
-    figure = new_figure(CELL_INCHES * len(pictures), CELL_INCHES + 0.9)
+    if not drawn:
+        true = "" if label is None else f"\nlabel: {in_words(label, classes, unit)}"
+        title = f"{title}{true}\nprediction: {in_words(prediction, classes, unit)}"
+    letters = int(LETTERS_PER_INCH * CELL_INCHES * len(pictures))
+    lines = [part for line in title.splitlines() for part in wrap(line, letters)]
+    height, width = pixel_values.shape[-2:]
+    wide = CELL_INCHES * len(pictures) + (BAR_INCHES if drawn and numbers else 0)
+    figure = new_figure(wide, CELL_INCHES * min(height / width, 2) + 0.6 + 0.15 * len(lines))
     axes = figure.subplots(1, len(pictures), squeeze=False)[0]
     for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
         axis.set_axis_off()
@@ -51,11 +59,7 @@ def prediction_panel(
         figure.colorbar(shown, ax=axes, shrink=0.7, label=f"{classes[0]} {unit}".strip())
     elif drawn:
         class_legend(figure, classes, drawn.values())
-    else:
-        true = "" if label is None else f"\nlabel: {in_words(label, classes, unit)}"
-        title = f"{title}{true}\nprediction: {in_words(prediction, classes, unit)}"
-    letters = int(LETTERS_PER_INCH * figure.get_figwidth())
-    figure.suptitle("\n".join(part for line in title.splitlines() for part in wrap(line, letters)), fontsize=9)
+    figure.suptitle("\n".join(lines), fontsize=9)
     return save(figure, path)
 
 
@@ -116,6 +120,7 @@ def bars_figure(path: Path, rows: Mapping[str, Mapping[str, Any]], title: str) -
 def scatter_figure(path: Path, scores: Mapping[str, Any], name: str, title: str) -> Path:
     """Write how often each prediction meets each label, with the line where both are equal."""
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator
 
     edges, counts = np.asarray(scores["pairs"]["edges"]), np.asarray(scores["pairs"]["counts"])
     unit = f" ({scores['unit']})" if scores["unit"] else ""
@@ -124,8 +129,11 @@ def scatter_figure(path: Path, scores: Mapping[str, Any], name: str, title: str)
     shown = axis.pcolormesh(
         edges, edges, np.ma.masked_equal(counts.T, 0), norm=LogNorm(1, max(2, counts.max())), cmap="viridis"
     )
-    axis.plot(edges[[0, -1]], edges[[0, -1]], color="black", linewidth=0.8, linestyle="--")
-    axis.set(xlabel=f"label: {name}{unit}", ylabel=f"prediction{unit}", aspect="equal")
+    filled = np.flatnonzero(counts.any(axis=0) | counts.any(axis=1))  # of labels or predictions
+    span = edges[[filled[0], filled[-1] + 1]]
+    axis.plot(span, span, color="black", linewidth=0.8, linestyle="--")
+    axis.set(xlabel=f"label: {name}{unit}", ylabel=f"prediction{unit}", aspect="equal", xlim=span, ylim=span)
     axis.set_title(title, fontsize=9)
-    figure.colorbar(shown, ax=axis, shrink=0.8, label="labels")
+    bar = figure.colorbar(shown, ax=axis, shrink=0.8, label="labels", ticks=LogLocator(subs=(1, 3)), format="{x:,.0f}")
+    bar.minorticks_off()
     return save(figure, path)

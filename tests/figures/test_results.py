@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deflect_hf.errors import DataError
-from deflect_hf.figures import class_colors, prediction_panel
+from deflect_hf.figures import class_colors, prediction_panel, results
 from deflect_hf.figures.colors import composite, composites_of, paint
 from deflect_hf.figures.results import confusion_figure
 
@@ -67,3 +67,24 @@ def test_files_are_pictures(tmp_path: Path) -> None:
     widths = [Image.open(path).size[0] for path in (full, narrow, chip, matrix)]
     assert widths[0] == 2 * widths[1] == 2 * widths[2] and widths[3] > 300
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_panel_is_as_high_as_its_image(tmp_path: Path) -> None:
+    heights = []
+    for rows in (16, 8):
+        values, labels = pixels()[:, :rows], np.zeros((rows, 20), dtype=np.float32)
+        panel = prediction_panel(tmp_path / f"{rows}.png", values, BANDS, ["NDVI"], labels, labels + 1, "image")
+        heights.append(Image.open(panel).size[1])
+    assert heights[0] - heights[1] == round(3.0 * 110 * 8 / 20)
+
+
+def test_a_scatter_spans_what_was_labelled_and_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(results, "save", lambda figure, path: figures.append(figure) or path)
+    counts = np.zeros((10, 10), dtype=int)
+    counts[4, 5], counts[6, 4] = 4, 1  # label 40 to 50 predicted as 50 to 60, and so on
+    scores = {"pairs": {"edges": np.arange(0, 101, 10), "counts": counts.tolist()}, "unit": "%"}
+    results.scatter_figure(tmp_path / "a.png", scores, "burnt", "test")
+    axis, bar = figures[0].axes
+    assert axis.get_xlim() == axis.get_ylim() == (40, 70)
+    assert not bar.get_yticklabels(minor=True)  # "4 x 10^0" between the whole numbers
