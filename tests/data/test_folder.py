@@ -13,7 +13,7 @@ import torch
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data import load_dataset_splits
-from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
+from deflect_hf.errors import BandError, ConfigError, DataError
 from deflect_hf.raster.read import raster_info, read_mask
 from deflect_hf.raster.write import write_raster
 from tests.data.conftest import BANDS, stored_image
@@ -63,18 +63,6 @@ def test_the_masks_own_nodata_is_ignored(segmentation_folder: Path) -> None:
     assert labels.tolist() == [[-100] * 8] + [[0] * 8] * 5
 
 
-def test_a_class_that_a_mask_tags_as_nodata_is_refused(segmentation_folder: Path) -> None:
-    mask = read_mask(segmentation_folder / "masks" / "a0.tif").values
-    mask[0, 0, 0] = 1
-    write_raster(segmentation_folder / "masks" / "a0.tif", mask, nodata=1)
-    (segmentation_folder / "train.txt").write_text("a0\n")
-    train = load_dataset_splits(segments(segmentation_folder))["train"]
-    with pytest.raises(
-        DataError, match=r"a0\.tif tags 1 as nodata, which is the value of class 'land': remove the tag"
-    ):
-        train[0]
-
-
 def test_a_split_is_labelled_if_any_mask_is(segmentation_folder: Path) -> None:
     for index in range(4):
         write_raster(segmentation_folder / "masks" / f"a{index}.tif", np.zeros((1, 6, 8), dtype=np.uint8))
@@ -97,83 +85,11 @@ def test_images_are_resized_with_their_masks_and_pixel_size(segmentation_folder:
     assert plain.processor.projection == train.processor.projection == "Transverse_Mercator"
 
 
-def all_examples(args: DatasetArguments) -> None:
-    for split in load_dataset_splits(args).values():
-        for index in range(len(split)):
-            split[index]
-
-
-def test_digital_numbers_given_as_reflectance_name_the_file(segmentation_folder: Path) -> None:
-    with pytest.raises(UnitError, match=r"images/a\d\.tif.*scale"):
-        all_examples(segments(segmentation_folder, scale=None))
-
-
-def test_a_missing_band_names_the_file(segmentation_folder: Path) -> None:
-    with pytest.raises(BandError, match=r"images/a\d\.tif: the images lack the band\(s\) 'S1'"):
-        load_dataset_splits(segments(segmentation_folder, bands=["R", "S1"]))
-    write_raster(segmentation_folder / "images" / "a7.tif", stored_image(7)[:3], descriptions=BANDS[:3])
-    with pytest.raises(BandError, match=r"images/a7\.tif: the images lack the band\(s\) 'N'"):
-        all_examples(segments(segmentation_folder, bands=["R", "N"]))
-
-
-def test_a_wrong_number_of_bands_names_the_file(class_folder: Callable[..., Path]) -> None:
-    root = class_folder(forest=6, river=6)
-    with pytest.raises(BandError, match=r"has 4 band\(s\), but 3 were announced"):
-        load_dataset_splits(scenes(root, source_bands=["B", "G", "R"]))
-    write_raster(root / "river" / "river_5.tif", stored_image(0)[:3])
-    with pytest.raises(BandError, match=r"river_5\.tif has 3 band\(s\), but 4 were announced"):
-        all_examples(scenes(root))
-
-
-def test_a_mask_of_another_size_names_both_files(segmentation_folder: Path) -> None:
-    write_raster(segmentation_folder / "masks" / "a4.tif", np.ones((1, 5, 8), dtype=np.uint8))
-    expected = r"masks/a4\.tif is 5 x 8 pixels, but its image .*images/a4\.tif is 6 x 8: make the mask on the grid"
-    with pytest.raises(DataError, match=expected):
-        all_examples(segments(segmentation_folder))
-
-
-def test_an_unknown_class_value_names_the_mask_and_the_known_ones(segmentation_folder: Path) -> None:
-    mask = np.ones((1, 6, 8), dtype=np.uint8)
-    mask[0, 0, :2] = 7, 9
-    write_raster(segmentation_folder / "masks" / "a4.tif", mask)
-    expected = r"masks/a4\.tif holds unknown class value\(s\) \[7, 9\]: known are \[1, 2\] \('land', 'water'\)"
-    with pytest.raises(DataError, match=expected):
-        all_examples(segments(segmentation_folder))
-
-
-def test_broken_folders_are_named(segmentation_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere is not a folder: set `root`"):
-        load_dataset_splits(segments(tmp_path / "nowhere"))
-    (tmp_path / "empty" / "land").mkdir(parents=True)
-    (tmp_path / "empty" / "land" / "a.npy").touch()
-    with pytest.raises(DataError, match=r"empty holds neither images/ and masks/ nor class .*; it holds 1 \.npy"):
-        load_dataset_splits(segments(tmp_path / "empty", classes=None, class_values=None))
-    (tmp_path / "bare" / "images").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"bare/images holds no GeoTIFF"):
-        load_dataset_splits(segments(tmp_path / "bare"))
-    (segmentation_folder / "masks" / "a6.tif").unlink()
-    with pytest.raises(
-        DataError, match=r"images/a6\.tif has no mask \(1 of 10 images have none\): add .*masks/a6\.png"
-    ):
-        load_dataset_splits(segments(segmentation_folder))
-
-
 def test_values_of_masks_are_refused_where_there_are_none(class_folder: Callable[..., Path]) -> None:
     root = class_folder(forest=3, river=3)
     for given in ({"classes": ["forest", "river"], "class_values": [1, 2]}, {"ignore_values": [0]}):
         with pytest.raises(ConfigError, match=r"has class folders and no masks: `(class|ignore)_values` does nothing"):
             load_dataset_splits(scenes(root, **given))
-
-
-def test_masks_need_class_names(segmentation_folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"masks need `classes`"):
-        load_dataset_splits(segments(segmentation_folder, classes=None, class_values=None))
-
-
-def test_two_masks_of_one_image_are_refused(segmentation_folder: Path) -> None:
-    (segmentation_folder / "masks" / "a2.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a2\.png and .*a2\.tif are masks of the same image"):
-        load_dataset_splits(segments(segmentation_folder))
 
 
 @pytest.mark.parametrize("kind", ["masks", "classes"])
@@ -185,13 +101,6 @@ def test_two_images_of_one_name_are_refused(
     path.with_suffix(".tiff").write_bytes(path.read_bytes())
     with pytest.raises(DataError, match=rf"{path.stem}\.tif and .*{path.stem}\.tiff are images of the same name: keep"):
         load_dataset_splits(segments(root) if kind == "masks" else scenes(root))
-
-
-def test_an_unknown_class_folder_is_refused(class_folder: Callable[..., Path]) -> None:
-    with pytest.raises(
-        DataError, match=r"class folder\(s\) 'rivers' that `classes` does not name: .*Did you mean 'river'"
-    ):
-        load_dataset_splits(scenes(class_folder(forest=3, rivers=3), classes=["forest", "river"]))
 
 
 def test_water_chips_are_read_as_they_are(shared_data: Path) -> None:

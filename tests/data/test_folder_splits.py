@@ -139,22 +139,6 @@ def test_limited_labels_shrink_training_only_and_nest(class_folder: Callable[...
     assert Counter(name.split("/")[0] for name in half["train"].names) == {"forest": 7, "river": 7}
 
 
-@pytest.mark.parametrize(
-    ("train", "test", "message"),
-    [
-        ("a1\nzz\n", "a2", r"train\.txt lists 1 id\(s\) without an image, first 'zz'"),
-        ("a1\na1.tif\n", "a2", r"train\.txt lists 'a1' more than once"),
-        ("a1\na2\n", "a2", r"test\.txt and .*train\.txt both list 'a2'"),
-        ("\n", "a2", r"train\.txt lists no images"),
-    ],
-)
-def test_split_files_that_do_not_fit_are_named(segmentation_folder: Path, train: str, test: str, message: str) -> None:
-    (segmentation_folder / "train.txt").write_text(train)
-    (segmentation_folder / "test.txt").write_text(test)
-    with pytest.raises(DataError, match=message):
-        load_dataset_splits(segments(segmentation_folder))
-
-
 def test_a_split_file_whose_disk_is_not_mounted_is_told(segmentation_folder: Path) -> None:
     (segmentation_folder / "train.txt").write_text("a1\na2\na3\n")
     (segmentation_folder / "test.txt").symlink_to("/nonexistent/test.txt")

@@ -141,7 +141,16 @@ IMAGES = table(
     ("no pixels of height", image(LATER, lambda p: patch(p, LENGTH, 0)), [LATER]),
     ("complex values", image(LATER, stored(digital_numbers(2).astype(np.complex64))), [LATER, "complex"]),
     ("complex values in the first", image(FIRST, stored(digital_numbers(2).astype(np.complex64))), [FIRST, "complex"]),
-    ("one band fewer", image(LATER, stored(digital_numbers(2, 3), descriptions=BANDS[:3])), [LATER, "'N'"]),
+    (
+        "one band fewer",
+        image(LATER, stored(digital_numbers(2, 3), descriptions=BANDS[:3])),
+        [LATER, "lack the band(s) 'N'"],
+    ),
+    (
+        "one band fewer than were named",
+        image(LATER, stored(digital_numbers(2, 3), descriptions=()), source_bands=list(BANDS)),
+        [f"{LATER} has 3 band(s), but 4 were announced"],
+    ),
     ("no band names", image(LATER, stored(digital_numbers(2), descriptions=())), [LATER, "source_bands"]),
     (
         "band names of another sensor",
@@ -191,6 +200,19 @@ def without(name: str) -> Damage:
     return damage
 
 
+def of_arrays(place: Place) -> Words:
+    """A folder without images."""
+    (place.folder / "empty").mkdir()
+    np.save(place.folder / "empty" / "tile.npy", np.zeros((10, 32, 32)))
+    return place.train(root=str(place.folder / "empty"))
+
+
+def emptied(place: Place) -> Words:
+    for path in (place.data / "images").iterdir():
+        path.unlink()
+    return place.train()
+
+
 def moved_up(place: Place) -> Words:
     for path in (place.data / "images").iterdir():
         path.rename(place.data / path.name)
@@ -210,7 +232,7 @@ def blank_test(place: Place) -> Words:
 
 MASKS = table(
     "train.py",
-    ("missing", mask(os.unlink), [LATER, "mask"]),
+    ("missing", mask(os.unlink), ["images/a2.tif has no mask (1 of 8 images have none): add", "masks/a2.png"]),
     ("empty", mask(bytes_(b"")), [LATER]),
     *((f"truncated to {share:.0%}", mask(lambda p, share=share: cut(p, share)), [LATER]) for share in (0.01, 0.3, 0.8)),
     ("random bytes", mask(bytes_(junk(9))), [LATER]),
@@ -218,9 +240,13 @@ MASKS = table(
     ("text", mask(bytes_(b"water")), [LATER]),
     ("three bands", mask(stored(digital_numbers(0, 3).astype(np.uint8), descriptions=())), [LATER, "3 bands"]),
     ("colours", mask(picture), [LATER, "3 bands"]),
-    ("half the size", mask(half_scale), [LATER, "8 x 8", "16 x 16"]),
+    ("half the size", mask(half_scale), ["masks/a2.tif is 8 x 8 pixels", "images/a2.tif is 16 x 16: make the mask"]),
     ("one row more", mask(stored(np.zeros((1, 17, 16), np.uint8), descriptions=())), [LATER, "17 x 16"]),
-    ("unknown classes", mask(stored(mask_values(0) * 200, descriptions=())), [LATER, "200", "class_values"]),
+    (
+        "unknown classes",
+        mask(stored(mask_values(0) * 200, descriptions=())),
+        ["masks/a2.tif holds unknown class value(s) [200]: known are [0, 1] ('land', 'water')", "class_values"],
+    ),
     ("negative classes", mask(stored(-mask_values(0).astype(np.int16), descriptions=())), [LATER, "-1"]),
     ("fractions", mask(stored(mask_values(0) * np.float32(0.5), descriptions=())), [LATER, "fraction"]),
     ("complex values", mask(stored(mask_values(0).astype(np.complex64), descriptions=())), [LATER, "complex"]),
@@ -230,27 +256,36 @@ MASKS = table(
     (
         "two of an image",
         mask(lambda p: Image.fromarray(mask_values(0)[0]).save(p.with_suffix(".png"))),
-        [LATER, "a2.png"],
+        [LATER, "a2.png", "are masks of the same image"],
     ),
     ("a huge header", mask(lambda p: (patch(p, WIDTH, 2**31 - 1), patch(p, LENGTH, 2**31 - 1))), [LATER]),
     ("nothing labelled", lambda p: p.train(ignore_values=[0, 1], class_values=[2, 3]), ["the train split", "label"]),
     ("nothing labelled in test", blank_test, ["the test split", "label"]),
-    ("a class that is nodata", mask(tagged(nodata=0)), [LATER, "nodata", "'land'"]),
+    (
+        "a class that is nodata",
+        mask(tagged(nodata=0)),
+        [LATER, "tags 0 as nodata, which is the value of class 'land': remove"],
+    ),
     ("all masks gone", without("masks"), ["a0.tif", "mask"]),
 )
 
 FOLDERS = table(
     "train.py",
     ("no images", without("images"), ["segments"]),
+    ("an empty folder of images", emptied, ["images holds no GeoTIFF"]),
     ("images beside their folder", moved_up, ["segments"]),
-    ("an empty folder", lambda p: p.train(root=str(p.folder)), ["images/"]),
+    (
+        "a folder of arrays",
+        of_arrays,
+        ["holds neither images/ and masks/ nor class", "; it holds 1 .npy"],
+    ),
     ("the folder of the images as root", lambda p: p.train(root=str(p.data / "images")), ["images"]),
     ("one class folder", only("forest"), ["forest"]),
     ("no class folder", only(), ["classes"]),
     (
         "a class folder without a class",
         lambda p: p.train(root=str(p.copy("classes")), classes=["forest", "rivers"], source_bands=list(BANDS)),
-        ["'river'", "'rivers'"],
+        ["class folder(s) 'river' that `classes` does not name", "Did you mean 'rivers'"],
     ),
 )
 
@@ -269,12 +304,20 @@ def split_folder(place: Place) -> Words:
 
 SPLIT_FILES = table(
     "train.py",
-    ("empty", split("train.txt", ""), ["train.txt", "no images"]),
+    ("empty", split("train.txt", ""), ["train.txt lists no images"]),
     ("blank lines", split("val.txt", "\n \n\t\n"), ["val.txt", "no images"]),
-    ("an image that is not there", split("train.txt", "a0\na99\n"), ["train.txt", "a99"]),
-    ("an image twice", split("train.txt", "a0\na1\na0\n"), ["train.txt", "'a0'"]),
-    ("an image twice, once with its ending", split("train.txt", "a0\na0.tif\n"), ["train.txt", "'a0'"]),
-    ("an image in two splits", split("test.txt", "a6\na0\n"), ["test.txt", "train.txt", "'a0'"]),
+    (
+        "an image that is not there",
+        split("train.txt", "a0\na99\n"),
+        ["train.txt lists 1 id(s) without an image, first 'a99'"],
+    ),
+    ("an image twice", split("train.txt", "a0\na1\na0\n"), ["train.txt lists 'a0' more than once"]),
+    (
+        "an image twice, once with its ending",
+        split("train.txt", "a0\na0.tif\n"),
+        ["train.txt lists 'a0' more than once"],
+    ),
+    ("an image in two splits", split("test.txt", "a6\na0\n"), ["test.txt and", "train.txt both list 'a0'"]),
     ("UTF-16", split("train.txt", "a0\na1\n".encode("utf-16")), ["train.txt", "UTF-8"]),
     ("random bytes", split("train.txt", junk(4)), ["train.txt"]),
     ("zero bytes", split("train.txt", b"\0" * 30), ["train.txt"]),

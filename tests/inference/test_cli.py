@@ -97,22 +97,6 @@ def test_the_files_come_with_or_without_the_flag_and_stay_text(monkeypatch: pyte
     ]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["a", "b"], "give one model: --adapter RUN, or --model FILE of deflect-export"),
-        (["a", "b", "--adapter", "R", "--dtype", "uint8"], "dtype='uint8' is for probabilities: add --output probab"),
-        (["a", "b", "--adapter", "R", "--qa_band", "SCL"], "qa_band and qa_values go together"),
-        (["a", "b", "--adapter", "R", "--overlap", "0.7"], "the command line: 'overlap' must be at most 0.5, not 0.7"),
-        (["a", "b", "--adapter", "R", "--outputs", "x"], "unknown option '--outputs'. Did you mean '--output'?"),
-    ],
-)
-def test_flags_that_do_not_fit_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(words)
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
-
-
 def test_the_same_command_makes_what_is_missing_of_several_maps(
     adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

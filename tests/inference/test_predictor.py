@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deflect_hf.errors import BandError, CheckpointError, DataError, UnitError
+from deflect_hf.errors import BandError, DataError, UnitError
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.inference.predictor import Predictor
 from tests.inference.folders import ALL_BANDS, SIDE, encoder_folder, images, result_folder
@@ -78,11 +78,6 @@ def test_images_that_do_not_fit_are_refused(encoder: Path, tmp_path: Path) -> No
         predictor(images()[:, :5], source_bands=ALL_BANDS[:5])
     with pytest.raises(UnitError, match=r"image 0: channel 0 is not reflectance .* digital numbers"):
         predictor((images() * 1e4).round())
-
-
-def test_folders_that_hold_no_model_to_predict_with_are_refused(encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no finished run"):
-        Predictor.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
