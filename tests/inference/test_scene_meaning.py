@@ -147,18 +147,14 @@ def test_an_image_that_is_placed_by_other_means_than_a_grid_is_told_of(
     assert f"in.tif is placed on the ground by {name}, not by a grid: its map will have no georeference" in caplog.text
 
 
-def test_what_is_said_of_a_file_or_known_of_training_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_training_knows_of_its_files_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = stored(64, 64)
     quality = np.zeros((1, 64, 64), dtype=np.int16)
     quality[0, :10] = 9
-    plain = write_scene(tmp_path / "in.tif", np.vstack([values, quality]), descriptions=[*BANDS, "SCL"])
-    said = read(map_of(predictor_of(Stub()), plain, tmp_path / "out.tif", qa_band="scl", qa_values=[8, 9]))
-    assert np.isnan(said[:, :10]).all() and np.isfinite(said[:, 10:]).all()
     own = {"name": "mine", "bands": [{"code": code, "aliases": [f"X{code}"]} for code in BANDS]}
     trained = {"sensor": own, "source_bands": ["N", "R", "G"], "quality": ["SCL", [9], []]}
     predictor = predictor_of(Stub(), reading=trained)
-    restored = MultispectralImageProcessor.from_dict(predictor.processor.to_dict())
-    predictor.processor = restored
+    predictor.processor = MultispectralImageProcessor.from_dict(predictor.processor.to_dict())
     scene = write_scene(tmp_path / "a.tif", np.vstack([values, quality]), descriptions=["XR", "XG", "XN", "SCL"])
     found = read(map_of(predictor, scene, tmp_path / "a_out.tif"))
     assert np.isnan(found[:, :10]).all() and not caplog.text.count("quality")

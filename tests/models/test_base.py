@@ -23,15 +23,9 @@ from transformers import (
 
 from deflect_hf.errors import ArchitectureError, BandError, CheckpointError, ConfigError, DataError
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation, load_encoder
+from tests.models.conftest import SIZES
 
-CONFIG = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
+CONFIG = {**SIZES, "intermediate_size": 64}
 
 
 def test_encoder_weights_survive_the_new_head(encoder: PreTrainedModel) -> None:

@@ -9,15 +9,8 @@ import torch
 
 from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from tests.models.geovit.published import PUBLISHED, Published
+from tests.tuners.tiny import SIZES
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
 KINDS = {
     "learned": {},
     "sincos": {},

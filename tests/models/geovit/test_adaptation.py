@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import PeftModel
 
 from deflect_hf import EncoderForSemanticSegmentation, adapt
 from deflect_hf.errors import BandError, DataError
@@ -9,6 +10,7 @@ from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.models.geovit import GeoViTBackbone
 from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
 from tests.models.geovit.conftest import make_encoder
+from tests.tuners.tiny import randomise
 
 BANDS = ["B", "G", "R", "RE1", "N2", "S1", "S2"]
 RGB, HLS = ["R", "G", "B"], ["B", "G", "R", "N2", "S1", "S2"]
@@ -36,16 +38,6 @@ def segmenter(kind, **options):
 
 def adapted(kind, base, method):
     return adapt(segmenter(kind, head="mlp"), method, bands=BANDS, **base, **METHODS[method]).eval()
-
-
-def randomise(model):
-    """Give every trainable parameter random values, so that the adapter does something."""
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def frozen_logits(kind, base, reflectance):
@@ -81,22 +73,16 @@ def is_block(module):
     return type(module).__name__ == "ViTLayer"
 
 
-def test_every_band_matters_once_deflected(kind, base, reflectance):
+def test_every_band_matters_once_deflected_also_loaded_again(kind, base, reflectance, tmp_path):
     model = randomise(adapted(kind, base, "deflect"))
     before = model(reflectance).logits
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(segmenter(kind, head="mlp"), tmp_path).eval()
+    assert torch.equal(loaded(reflectance).logits, before)
     for channel in range(len(BANDS)):
         changed = reflectance.clone()
         changed[:, channel] += 0.1
         assert not torch.allclose(model(changed).logits, before, atol=1e-5), BANDS[channel]
-
-
-def test_adapters_are_saved_and_loaded(kind, base, reflectance, tmp_path):
-    from peft import PeftModel
-
-    model = randomise(adapted(kind, base, "deflect"))
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(segmenter(kind, head="mlp"), tmp_path).eval()
-    assert torch.equal(loaded(reflectance).logits, model(reflectance).logits)
 
 
 def test_gsd_reaches_an_adapted_encoder(reflectance):

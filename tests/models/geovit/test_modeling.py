@@ -7,7 +7,8 @@ from transformers import AutoBackbone, AutoConfig
 from deflect_hf.errors import BandError, ConfigError, DataError
 from deflect_hf.models.geovit import GeoViTBackbone, GeoViTConfig, GeoViTModel
 from deflect_hf.models.geovit.sources import SOURCES
-from tests.models.geovit.conftest import SIZES, make_encoder
+from tests.models.geovit.conftest import make_encoder
+from tests.tuners.tiny import SIZES
 
 MILLIONS = {
     "scale-mae": 303.10,
