@@ -105,7 +105,8 @@ def run_row(plan: Plan, row: Row) -> tuple[float, list[dict[str, Any]]]:
         return results
 
     tried = [[made(lr, trial) for trial in plan.trials[: plan.tuning]] for lr in plan.learning_rates]
-    best = max(range(len(tried)), key=lambda k: statistics.fmean(validation_score(one) for one in tried[k]))
+    rank = TASKS[tried[0][0]["task"]].rank
+    best = max(range(len(tried)), key=lambda k: statistics.fmean(rank(one["val"]) for one in tried[k]))
     lr = plan.learning_rates[best]
     return lr, [*tried[best], *(made(lr, trial) for trial in plan.trials[plan.tuning :])]
 
@@ -253,8 +254,3 @@ def finished(plan: Plan, name: str, config: RunArguments) -> dict[str, Any] | No
                 store(RunFiles.of(plan.output, name), found)
             return found
     return None
-
-
-def validation_score(results: dict[str, Any]) -> float:
-    """What learning rates are compared by."""
-    return TASKS[results["task"]].rank(results["val"])

@@ -11,7 +11,6 @@ that it holds at once as a multiple of the images'. A JSON per row is written in
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import gc
 import tempfile
@@ -52,7 +51,8 @@ COLUMNS = (
     *("method", "encoder parameters", "step time", "inference time", "peak memory"),
     *("saved activations", "file", "spectral input / inference", "its peak memory / images"),
 )
-# Graphs that torch.compile may keep of one function: two of each row, for training and for inference.
+# Graphs that torch.compile may keep of one function: two of each row, for training and for inference. Past its own
+# limit it would run the other rows uncompiled.
 GRAPHS = 64
 
 
@@ -134,11 +134,13 @@ def wall_clock(device: torch.device) -> bool:
 
 def main(argv: Sequence[str]) -> None:
     """Measure the rows and print a Markdown table; the numbers go to `cost.json`."""
+    from torch._dynamo import config as compiler
+
     own = parse(argv)
     refuse_used(own.output, ("rows",))
     device = torch.device(own.device)
     pixels = torch.rand(own.batch_size, len(own.bands), own.image_size, own.image_size, device=device) * 0.4
-    with tempfile.TemporaryDirectory() as folder, many_graphs() if own.compile else contextlib.nullcontext():
+    with tempfile.TemporaryDirectory() as folder, compiler.patch(recompile_limit=GRAPHS):
         subjects = [subject for text in own.rows for subject in subjects_of(text, own, pixels, Path(folder))]
         for subject in subjects:
             subject.infer()
@@ -153,24 +155,13 @@ def main(argv: Sequence[str]) -> None:
     report(own.output, "cost", [dataclasses.asdict(cost) for cost in costs], as_markdown(costs, own, device))
 
 
-def many_graphs() -> Any:
-    """Let torch.compile keep the graphs of all rows: past its own limit it runs the rest uncompiled."""
-    from torch._dynamo import config
-
-    return config.patch(recompile_limit=GRAPHS)
-
-
 def subjects_of(text: str, own: argparse.Namespace, pixels: torch.Tensor, folder: Path) -> list[Subject]:
     """A row, measured but for its times; then, where asked for, with its frozen prefix kept on disk, and compiled."""
-    model = build(Row.parse(text), own).to(pixels.device)
-    if own.bf16:
-        model.forward = torch.autocast(pixels.device.type, torch.bfloat16)(model.forward)
+    model = build(Row.parse(text), own)
     subjects = [Subject(text, model, pixels)]
     if own.checkpointing and Row.parse(text).method != "frozen":
-        less = build(Row.parse(text), own).to(pixels.device)
+        less = build(Row.parse(text), own)
         enable_checkpointing(task_model(less), selective=True)
-        if own.bf16:
-            less.forward = torch.autocast(pixels.device.type, torch.bfloat16)(less.forward)
         subjects.append(Subject(f"{text}, selective checkpointing", less, pixels))
     if own.cache_prefix and "layers_to_transform" in text:
         stored = with_stored_prefix(model, AugmentationArguments(), folder / file_name(text))
@@ -255,7 +246,10 @@ def build(row: Row, own: argparse.Namespace) -> nn.Module:
     torch.manual_seed(0)
     encoder = make_vit(own.size, (own.image_size, own.image_size), own.patch_size)
     model = EncoderForImageClassification.from_encoder(encoder, num_labels=10)
-    return row.adapt(model, own.bands)
+    adapted = row.adapt(model, own.bands).to(own.device)
+    if own.bf16:
+        adapted.forward = torch.autocast(torch.device(own.device).type, torch.bfloat16)(adapted.forward)
+    return adapted
 
 
 def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.device) -> str:

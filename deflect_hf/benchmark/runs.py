@@ -147,19 +147,15 @@ def read(files: RunFiles, config: RunArguments) -> dict[str, Any] | None:
     if not files.result.is_file():
         return None
     stored: dict[str, Any] = json.loads(files.result.read_text(encoding="utf-8"))
-    if stored["version"] != __version__ or not _means_the_same(stored["config"], config):
+    try:  # keys that came later had their defaults then
+        same = settings(RunArguments.from_values(stored["config"], {})) == settings(config)
+    except ConfigError:  # a key of then that is gone
+        same = False
+    if stored["version"] != __version__ or not same:
         raise ConfigError(
             f"{files.result} was made by another configuration: give another --output, or remove the file."
         )
     return stored
-
-
-def _means_the_same(stored: Mapping[str, Any], config: RunArguments) -> bool:
-    """Whether a stored configuration is this one; keys that came later had their defaults then."""
-    try:
-        return bool(settings(RunArguments.from_values(stored, {})) == settings(config))
-    except ConfigError:  # a key of then that is gone
-        return False
 
 
 def write(files: RunFiles, row: Row, config: RunArguments, results: Mapping[str, Any]) -> dict[str, Any]:
