@@ -255,7 +255,6 @@ class Checkpoints:
         if ("device" in process["random"]) != (device.type != "cpu"):
             logger.warning("%s was written on another kind of device than this %s: rounding differs", folder, device)
         set_random_state(process["random"], device)
-        stored.setdefault("evaluated", 0 if stored["batch"] else stored["step"])  # of a version that did not keep it
         known = {item.name for item in dataclasses.fields(Progress)}
         return Progress(**{name: value for name, value in stored.items() if name in known}), process
 

@@ -318,8 +318,6 @@ class TrainingLoop:
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         self.progress, own = self.checkpoints.load(folder)
-        if self.progress.batch and self.progress.step % self.epoch_steps == 0:  # counted after its evaluation, before
-            self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
         self.loss_sum, self.loss_steps = own["loss_sum"].to(self.accelerator.device), own["loss_steps"]
 
     def restore_best(self, state: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path: Path, c
     assert "s per step (median of 5)" in told and str(folder) in told
     assert not list(tmp_path.iterdir())
     told = dry_run(capsys, "--work_dir", str(folder), "--dataset.val_fraction", "0", status=2)
-    assert "has no split 'val'" in told and not list(tmp_path.iterdir())
+    assert "the data set synthetic has no split 'val', only 'train', 'test'" in told and not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_leaves_the_run_that_is_there_as_it_is(deflect_run, tmp_path: Path, capsys) -> None:

@@ -209,9 +209,8 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(
     work_dir = tmp_path / "run"
     shutil.copytree(deflect_run[0], work_dir)
     before = {path: path.read_bytes() for path in sorted(work_dir.rglob("*")) if path.is_file()}
-    for resumed in ("last", str(work_dir / "checkpoints" / "step-15")):
-        with pytest.raises(CheckpointError, match=message):
-            train(work_dir, "--resume_from", resumed, *words.split())
+    with pytest.raises(CheckpointError, match=message):
+        train(work_dir, "--resume_from", "last", *words.split())
     assert {path: path.read_bytes() for path in sorted(work_dir.rglob("*")) if path.is_file()} == before
     with pytest.raises(CheckpointError, match="is not there, so there is nothing to resume"):
         train(tmp_path / "none", "--resume_from", "last")
