@@ -51,12 +51,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse, which takes negative numbers for values, but -1e-4 for a flag."""
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_without_exponent(word) for word in words], namespace)
-
-
-def _without_exponent(word: str) -> str:
-    return f"{Decimal(word):f}" if EXPONENTIAL.fullmatch(word) and math.isfinite(float(word)) else word
+        words = [
+            f"{Decimal(word):f}" if EXPONENTIAL.fullmatch(word) and math.isfinite(float(word)) else word
+            for word in (sys.argv[1:] if args is None else args)
+        ]
+        return super().parse_known_args(words, namespace)
 
 
 def refuse_official_key(key: str, origin: str) -> None:
@@ -126,14 +125,10 @@ def build_parser(schema: type[Arguments], description: str) -> Parser:
     return parser
 
 
-def typed_flags(flags: Mapping[str, Any], rest: Sequence[str], parser: Parser, schema: type[Arguments]) -> Layers:
-    """Keys and values of what was typed; ``rest`` may reach into mappings: ``--method.rank 8``."""
-    return [(key, value, TYPED) for key, value in _typed(flags, list(rest), parser, schema)]
-
-
-def _typed(
+def typed_flags(
     flags: Mapping[str, Any], words: list[str], parser: Parser, schema: type[Arguments]
 ) -> Iterator[tuple[str, Any]]:
+    """Keys and values of what was typed; ``words`` may reach into mappings: ``--method.rank 8``."""
     known = keys_of(schema)
     for key, text in flags.items():
         if key in ALIASES:
@@ -214,7 +209,8 @@ def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] 
     del flags["debug"]
     names = ["config", *(f"{group}_config" for group in GROUPS)]
     paths = {name: flags.pop(name) for name in names if name in flags}
-    config = merge(schema, [*file_layers(schema, paths), *typed_flags(flags, rest, parser, schema)])
+    typed = [(key, value, TYPED) for key, value in typed_flags(flags, rest, parser, schema)]
+    config = merge(schema, [*file_layers(schema, paths), *typed])
     if printed:
         print(to_yaml(config), end="")
         raise SystemExit(0)

@@ -36,7 +36,7 @@ from deflect_hf.data.splits import (
     refuse_idle_shares,
     split_indices,
 )
-from deflect_hf.data.survey import survey, typical
+from deflect_hf.data.survey import refuse_other_bands, refuse_other_masks, report_grids, report_quality, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import places_of
 from deflect_hf.raster.header import RasterInfo
@@ -73,7 +73,11 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     info = typical(infos)
     reader, processor = settle_reader(args, info, trained)
     reader = dataclasses.replace(reader, numbers=task == "pixel_regression")
-    survey(args, everything, infos, info, reader, labels)
+    refuse_other_bands(infos, info, reader, args)
+    if TASKS[task].dense:
+        refuse_other_masks(everything, infos, labels, reader.resample, reader.colors is not None)
+    report_grids(str(root), infos, info)
+    report_quality(str(root), everything, reader)
     gsd_m = processor.effective_gsd_m(info.height)
     datasets = make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
     compare_with_training(datasets, trained, str(root))
@@ -87,13 +91,10 @@ def compare_with_training(
     for split, images in datasets.items():
         if trained is not None and images.processor.unit_check:
             chosen = range(0, len(images), max(1, len(images) // SAMPLED_IMAGES))
-            pixels = [images.processor.convert(*_stored(images, index)).flatten(1) for index in chosen]
+            stored = [images.reader.read(images.table[index]) for index in chosen]
+            converted = [images.processor.convert(one.values, one.bands, one.valid, one.where) for one in stored]
+            pixels = [values.flatten(1) for values in converted]
             trained.contract.check_values(torch.cat(pixels, dim=1), f"{where}, {split} split")
-
-
-def _stored(images: ImageDataset, index: int) -> tuple[Any, ...]:
-    stored = images.reader.read(images.table[index])
-    return stored.values, stored.bands, stored.valid, stored.where
 
 
 def read_headers(rows: Sequence[Row], layout: Product) -> list[RasterInfo]:

@@ -63,11 +63,6 @@ def epoch_batches(
     return [order[start : start + batch_size] for start in starts]
 
 
-def _own_generator() -> torch.Generator:
-    """What loaders draw their workers' seeds from: drawing from torch's would make dropout depend on interruptions."""
-    return torch.Generator().manual_seed(0)
-
-
 def _mixed(*numbers: int) -> int:
     """One seed of several numbers; a plain sum would give (seed 1, epoch 0) the order of (seed 0, epoch 1)."""
     mixed = 0
@@ -138,7 +133,7 @@ def _loader(
         dataset,
         batch_sampler=batches,
         num_workers=min(readers(workers), len(batches)),
-        generator=_own_generator(),
+        generator=torch.Generator().manual_seed(0),  # torch's own would make dropout depend on interruptions
         collate_fn=collate,
         worker_init_fn=ignore_preemption,
         pin_memory=torch.cuda.is_available(),

@@ -116,6 +116,7 @@ def build_splits(
         keep = keep_share([row.get("label") for row in splits["train"]], args.limited_label, args.seed)
         splits["train"] = [splits["train"][i] for i in keep]
     first = next(iter(splits.values()))[0]
+    scene = str(first.get("image") or first["mask"])  # one of several files has its mask on the same grid
     sensor = dataset.sensor
     processor = MultispectralImageProcessor.for_images(
         dataset.title,
@@ -129,7 +130,7 @@ def build_splits(
         unit_check=args.unit_check,
         size=args.size,
         gsd_m=dataset.gsd_m,
-        projection=_grid(first),
+        projection=projection(raster_info(scene)) if Path(scene).suffix == ".tif" else None,
     )
     positions = match_bands(sensor.codes, processor.bands, processor.needed_bands)
     bands = tuple(sensor.codes[position] for position in sorted(p for p in positions if p is not None))
@@ -139,9 +140,3 @@ def build_splits(
         gsd_m = processor.effective_gsd_m(reader.read(first).values.shape[-2])
     labels = Labels(str(dataset.task), dataset.classes, dataset.class_values, dataset.ignore_values, args.ignore_index)
     return make_datasets(splits, reader, processor, labels, gsd_m, args.seed, dataset.title)
-
-
-def _grid(row: Row) -> str | None:
-    """How the grid of an image lies on the ground, None where its files are not georeferenced."""
-    path = str(row.get("image") or row["mask"])  # a scene of several files has its mask on the same grid
-    return projection(raster_info(path)) if Path(path).suffix == ".tif" else None

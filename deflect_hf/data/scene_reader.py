@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.folder_reader import FolderReader
-from deflect_hf.data.places import Box, Region, write_regions
+from deflect_hf.data.places import Box, Region
 from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import part_of
 from deflect_hf.raster.header import RasterInfo
@@ -115,10 +114,6 @@ class SceneReader:
         high, wide = min(self.window, height), min(self.window, width)
         box = (min(max(row_, top), top + height - high), min(max(column_, left), left + width - wide), high, wide)
         return {**row, "box": box, "core": box}
-
-    def write_places(self, path: Path) -> None:
-        """Write where each split lies as GeoJSON, with the labelled pixels of each class."""
-        write_regions(path, self.regions, self.infos, self.classes)
 
     def _filled(self, values: Array) -> Array:
         """(..., h, w) -> (..., window, window), zeros on the right and below, which are valid nowhere."""

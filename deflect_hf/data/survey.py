@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from deflect_hf.config.data import DatasetArguments
-from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.contract import GSD_RATIO
 from deflect_hf.data.dataset import Labels
 from deflect_hf.data.folder_reader import FolderReader
@@ -151,23 +149,6 @@ def report_quality(root: str, rows: Sequence[Mapping[str, Any]], reader: FolderR
         ", ".join(f"{value:g}" for value in sorted(found)[:NAMED]),
         ", ..." if len(found) > NAMED else "",
     )
-
-
-def survey(
-    args: DatasetArguments,
-    rows: Sequence[Mapping[str, Any]],
-    infos: Sequence[RasterInfo],
-    info: RasterInfo,
-    reader: FolderReader,
-    labels: Labels,
-) -> None:
-    """Log or refuse what differs in the files of ``rows`` from the image ``info``."""
-    root = str(args.root)
-    refuse_other_bands(infos, info, reader, args)
-    if TASKS[labels.task].dense:
-        refuse_other_masks(rows, infos, labels, reader.resample, reader.colors is not None)
-    report_grids(root, infos, info)
-    report_quality(root, rows, reader)
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -163,6 +163,7 @@ def write_card(
     title = name.rpartition("/")[2] + ("" if revision is None else f", {revision}")
     scores = next((meta.results[split] for split in ("test", "val") if split in meta.results), None)
     encoder = meta.config.encoder
+    formulas, bounds = meta.adapter.get("formulas") or {}, meta.adapter.get("index_bounds") or {}
     values: dict[str, Any] = {
         **{"meta": meta, "processor": meta.processor, "encoder": encoder, "scores": scores},
         **{"where": where, "title": title, "finetune": meta.config.finetune, "full": meta.config.finetune == "full"},
@@ -172,7 +173,7 @@ def write_card(
         "intervals": scores.get("intervals") if scores else None,
         "on_the_hub": "/" in str(encoder.name_or_path) and not Path(str(encoder.name_or_path)).is_dir(),
         "bands": band_rows(meta),
-        "indices": index_rows(meta),
+        "indices": [(name, f"`{text}`", f"±{bounds.get(name, bound_of(text)):g}") for name, text in formulas.items()],
         "cost": cost_rows(meta),
         "versions": ", ".join(
             f"{name} {number}" for name, number in meta.environment.get("packages", {}).items() if number
@@ -261,12 +262,6 @@ def band_rows(meta: Metadata) -> list[tuple[str, ...]]:
         needed = "yes" if code in meta.processor.needed_bands else "may be missing (NaN)"
         rows.append((f"`{code}`", name, span, " and ".join(roles) or "not used", needed))
     return rows
-
-
-def index_rows(meta: Metadata) -> list[tuple[str, ...]]:
-    """The spectral indices with their formulas and bounds; empty without any."""
-    formulas, bounds = meta.adapter.get("formulas") or {}, meta.adapter.get("index_bounds") or {}
-    return [(name, f"`{text}`", f"±{bounds.get(name, bound_of(text)):g}") for name, text in formulas.items()]
 
 
 def score_rows(scores: dict[str, Any]) -> dict[str, Any]:

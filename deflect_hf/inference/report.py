@@ -82,7 +82,7 @@ def write_report(
     pages.filters["area"] = functools.partial(_area, in_pixels)
     pages.filters["sha256"] = lambda script: "sha256-" + _base64(hashlib.sha256(script.encode()).digest())
     page = pages.get_template("report.html.j2").render(
-        title=_name(source),
+        title=Path(source).name,
         picture=picture,
         overlay=_class_picture(prediction, mapped, len(classes)),
         rows=rows,
@@ -101,10 +101,6 @@ def write_report(
             f"{path} cannot be written ({error}): make room on the disk, or choose a writable folder."
         ) from error
     return path
-
-
-def _name(source: PathLike) -> str:
-    return Path(source).name
 
 
 def _area(in_pixels: bool, size: float) -> str:
@@ -131,23 +127,20 @@ def report_prediction(
     fills = () if info.calibrated else fills
     nodata = arguments.nodata if arguments.nodata is not None else fills
     reading = {"source_bands": source_bands, "sensor": sensor, "nodata": nodata}
+    confidence = "not calibrated"
+    if predictor.temperature is not None:
+        confidence = f"calibrated on the validation split, temperature {predictor.temperature:.3g}"
     facts = [
         ("Task", f"{predictor.task}, {len(predictor.classes)} classes"),
         ("Model", name),
         *predictor.origin(),
         ("Bands", f"{', '.join(predictor.processor.bands)}, in {predictor.processor.unit}"),
-        ("Confidence", _confidence(predictor)),
+        ("Confidence", confidence),
         ("Command line", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     ]
     return write_report(
         path, prediction, product, predictor.classes, facts=facts, reading=reading, confusion=predictor.confusion
     )
-
-
-def _confidence(predictor: MapModel) -> str:
-    if predictor.temperature is None:
-        return "not calibrated"
-    return f"calibrated on the validation split, temperature {predictor.temperature:.3g}"
 
 
 def measure(prediction: Path, info: RasterInfo, rows_m2: Array | None, classes: Sequence[str]) -> tuple[Array, Array]:
@@ -248,7 +241,7 @@ def _quick_look(
         raster = read_raster(scene, list(dict.fromkeys(shown)), size=overview_size(info, OVERVIEW_SIDE), **reading)
     values = np.where(raster.valid, raster.values.astype(np.float32), np.nan)
     colors = (composite(values, raster.bands, shown) * 255).round().astype(np.uint8)
-    return said, _picture(colors, "JPEG", f"{_name(source)}, {said}", quality=JPEG_QUALITY)
+    return said, _picture(colors, "JPEG", f"{Path(source).name}, {said}", quality=JPEG_QUALITY)
 
 
 def _class_picture(prediction: Path, info: RasterInfo, count: int) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def preview(
     stored, seen = (" x ".join(map(str, size)) for size in sizes)
     images = ", ".join(f"{name} {len(split)}" for name, split in experiment.splits.items())
     there = "replacing the run that is there" if config.overwrite and work_dir.exists() else "nothing is written yet"
+    given = config.segmentor.optimizer.lr
+    rate = f"auto: a test of at most {STEPS} steps before these" if given == "auto" else str(given)
     name = config.encoder.name_or_path or "random " + (config.encoder.random or {})["model_type"]
     lines = {
         "data": f"{config.dataset.root or config.dataset.name} ({train.task}): {images} images; {stored} pixels, "
@@ -53,7 +55,7 @@ def preview(
         "steps": f"{loop.epoch_steps} per epoch, each of {config.accumulate} x {config.batch_size} images"
         f"{f' in each of {processes} processes' if processes > 1 else ''}; "
         f"{loop.total_steps / loop.epoch_steps:.3g} epochs: {loop.total_steps} steps"
-        f"{f', {done} of them done' if done else ''}; learning rate {rate_text(config.segmentor.optimizer.lr)}",
+        f"{f', {done} of them done' if done else ''}; learning rate {rate}",
         "time": f"{step:.3g} s per step (median of {TIMED}) and {reading:.3g} s to read its images, by "
         f"{readers(config.num_workers)} workers: about {timedelta(seconds=round(whole_seconds(loop, step, reading)))} "
         "(h:min:s) in all, evaluations included",
@@ -62,11 +64,6 @@ def preview(
     if accelerator.device.type == "cuda":
         lines["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most on the GPU in these steps"
     return "\n".join(["Dry run:", *(f"  {name:<7} {text}" for name, text in lines.items())])
-
-
-def rate_text(rate: Any) -> str:
-    """The learning rate, or how it will be found."""
-    return f"auto: a test of at most {STEPS} steps before these" if rate == "auto" else str(rate)
 
 
 def labels_text(experiment: Experiment) -> str:

@@ -18,6 +18,7 @@ from deflect_hf.artifacts.processes import launcher_precision, make_accelerator
 from deflect_hf.config.compose import flatten, plain
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.yaml import read_yaml
+from deflect_hf.data.places import write_regions
 from deflect_hf.data.scene_reader import SceneReader
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.evaluation.bootstrap import REPLICATES
@@ -112,8 +113,8 @@ def run(
             write_json(work_dir / ENVIRONMENT, surroundings)
             if rate_test is not None:
                 rates_figure(work_dir / RATES, **vars(rate_test))
-            if isinstance(experiment.train.reader, SceneReader):
-                experiment.train.reader.write_places(work_dir / PLACES)
+            if isinstance(reader := experiment.train.reader, SceneReader):
+                write_regions(work_dir / PLACES, reader.regions, reader.infos, reader.classes)
             log_start(config, accelerator, parameter_counts(experiment.model))
         accelerator.wait_for_everyone()
 
