@@ -24,8 +24,9 @@ def test_costs_of_nothing_are_refused(flag, tmp_path):
         cost.parse(["--output", str(tmp_path), flag, "0"])
 
 
-def test_cost_prints_ratios_to_the_reference(tmp_path, capsys):
-    late = "deflect:layers_to_transform=[11]"
+def test_cost_prints_ratios_to_the_reference(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(cost.SIZES, "tiny", (192, 4, 3))
+    late = "deflect:layers_to_transform=[3]"
     rows = ["--rows", "frozen", "deflect", late, "full", "--reference", "deflect", "--checkpointing"]
     flags = ["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1", "--rounds", "1"]
     cost.main([*flags, *rows, "--cache_prefix"])
