@@ -42,7 +42,7 @@ from deflect_hf.benchmark.summary import (
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import dataset_spec
-from deflect_hf.config.run import RunArguments, SegmentorArguments
+from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.splits import SPLITS
 from deflect_hf.errors import ConfigError, listing
@@ -143,7 +143,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
         raise ConfigError("push_to_hub: a benchmark publishes nothing; leave it out, and train the one to publish.")
     rows = tuple(Row.parse(text) for text in own.rows)
     for row in rows:
-        with_head(base.segmentor, row)  # an unknown head is refused before the first run
+        base.segmentor.replace(**row.segmentor)  # an unknown head is refused before the first run
     return Plan(
         trials=read_trials(own, base),
         folds=own.folds,
@@ -216,8 +216,7 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
     """The results of one run: from its file, here or in an output to reuse, or by training; or Unfinished."""
     name = f"{file_name(row.text)}-lr{lr:g}-{trial.name}"
     segmentor, config = plan.base.segmentor, trial.settings(plan.base)
-    segmentor = segmentor.replace(optimizer=segmentor.optimizer.replace(lr=lr))
-    config = config.replace(segmentor=with_head(segmentor, row))
+    config = config.replace(segmentor=segmentor.replace(optimizer=segmentor.optimizer.replace(lr=lr), **row.segmentor))
     if row.method in RIVALS:
         config = rival_config(config, row.method, row.options)
     else:
@@ -238,11 +237,6 @@ def train(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
         with monitor:
             results, _, _ = run(config.replace(work_dir=str(files.folder), overwrite=True))
         return write(files, row, config, {**results, "memory": monitor.result()})
-
-
-def with_head(segmentor: SegmentorArguments, row: Row) -> SegmentorArguments:
-    """The benchmark's head, or that of the row."""
-    return segmentor if row.head is None else segmentor.replace(head=row.head)
 
 
 def finished(plan: Plan, name: str, config: RunArguments) -> dict[str, Any] | None:

@@ -74,6 +74,7 @@ def rival_config(config: RunArguments, method: str, options: Mapping[str, Any]) 
 
 
 RGB = ("R", "G", "B")
+SEGMENTOR = ("head", "zoom")  # what a row may say in place of the benchmark's segmentor
 INTERVAL_SECONDS = 0.2
 
 
@@ -81,14 +82,14 @@ INTERVAL_SECONDS = 0.2
 class Row:
     """`deflect`, `lora:rank=8,target=qv` or `peft:VeraConfig:r=64,target=qv`: a method's name, then its options.
 
-    `head=pixel` among the options of any method takes that head instead of the benchmark's.
+    `head=pixel` or `zoom=2` among the options of any method replaces that of the benchmark's segmentor.
     `pixel` and `unet` are networks without a pretrained encoder, see :mod:`deflect_hf.benchmark.runs`.
     """
 
     text: str
     method: str
     options: Mapping[str, Any] = field(hash=False)
-    head: str | None = None
+    segmentor: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
     def parse(cls, text: str) -> Row:
@@ -104,9 +105,9 @@ class Row:
             if not equals:
                 raise ConfigError(f"the row {text!r}: {item!r} has no value; write {name}=VALUE.")
             options[name.strip()] = yaml_value(value, "--rows")
-        head = None if method in RIVALS else options.pop("head", None)
+        segmentor = {name: options.pop(name) for name in SEGMENTOR if name in options and method not in RIVALS}
         (rival_options if method in RIVALS else method_options)(method, options)
-        return cls(text, method, options, head)
+        return cls(text, method, options, segmentor)
 
     @property
     def sees_all_bands(self) -> bool:
@@ -115,8 +116,9 @@ class Row:
 
     def adapt(self, model: EncoderWithHead, bands: Sequence[str]) -> nn.Module:
         """Adapt a model of R, G, B whose speed is all that matters: the statistics of its bands are made up."""
-        if self.head is not None:
-            raise ConfigError(f"the row {self.text!r}: here the encoder is measured, whatever the head: leave it out.")
+        if self.segmentor:
+            name = next(iter(self.segmentor))
+            raise ConfigError(f"the row {self.text!r}: here the encoder alone is measured: leave {name} out.")
         base: dict[str, Any] = {"base_mean": [0.1] * 3, "base_std": [0.1] * 3}
         if self.options.get("patch_embed", "frozen") != "frozen":
             base |= dict.fromkeys(("extra_mean", "extra_std"), [0.1] * len(extra_bands(bands, RGB)))

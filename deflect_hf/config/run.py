@@ -141,6 +141,9 @@ class SegmentorArguments(Arguments):
     output_layers: list[int] | None = option(None, "blocks the head reads; null: the last one, four for upernet")
     channels: Width | None = option(None, "hidden width; null: 256, 512 for upernet, 64 for pixel")
     dropout: Probability | None = option(None, "before the classifier; null: 0, 0.1 for upernet")
+    zoom: Annotated[int, Field(ge=1)] = option(
+        1, "how many times the encoder is shown images enlarged: a token is 1/zoom of a patch, at zoom^2 of the time"
+    )
     pooling: Literal["cls", "mean"] | None = option(
         None, "classification: class token or mean of the patches; null: cls"
     )

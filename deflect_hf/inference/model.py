@@ -26,6 +26,7 @@ class MapModel:
     precision: torch.dtype | None = None
     window: int | None = None  # images larger than this side are cut, as in evaluation; None: they are taken whole
     patch_size: tuple[int, int]  # height and width of the encoder's patches
+    token_size: tuple[int, int]  # of what a token stands for: less than a patch where the encoder sees images enlarged
     input_size: tuple[int, int] | None = None  # the only height and width that the model takes; None: any
     pretrained_size: tuple[int, int] | None = None  # those of the encoder's pretraining, where they are known
     unit: str | None = None  # of values

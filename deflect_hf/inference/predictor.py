@@ -103,6 +103,7 @@ class Predictor(MapModel):
         self.classes = tuple(names[number] for number in range(len(names)))
         self.window = window
         self.patch_size = as_pair(getattr(settings, "patch_size", None) or 1)
+        self.token_size = as_pair(getattr(settings, "token_size", None) or self.patch_size)
         self.precision = precision
         self.target = KINDS[TASKS[task].output]()
         pretrained = getattr(getattr(settings, "encoder_config", None), "image_size", None)
@@ -142,7 +143,7 @@ class Predictor(MapModel):
                 self.model(pixel_values.to(self.device))
         finally:
             hook.remove()
-        grid = [length // step for length, step in zip(pixel_values.shape[-2:], self.patch_size, strict=True)]
+        grid = [length // step for length, step in zip(pixel_values.shape[-2:], self.token_size, strict=True)]
         (tokens,) = found
         return tokens[:, tokens.shape[1] - grid[0] * grid[1] :].float().mT.unflatten(2, grid)
 

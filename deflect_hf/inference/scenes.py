@@ -269,7 +269,7 @@ def cut_tokens(predictor: MapModel, info: RasterInfo, arguments: SceneArguments)
     resized = predictor.processor.size
     inputs = sizes if resized is None else (resized["height"], resized["width"])
     axes, token = [], []
-    for length, size, given, patch in zip((info.height, info.width), sizes, inputs, predictor.patch_size, strict=True):
+    for length, size, given, patch in zip((info.height, info.width), sizes, inputs, predictor.token_size, strict=True):
         count = given // patch
         if size % count:
             raise ConfigError(

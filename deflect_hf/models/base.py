@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
@@ -251,6 +252,9 @@ class EncoderWithHead(PreTrainedModel):
             ArchitectureError: the encoder does not return one token per patch, or not the hidden states.
         """
         grid = self._patch_grid(pixel_values)
+        if (zoom := self.config.zoom) > 1:
+            # the nearest pixel, not a mean of some: what was not measured stays where it was, and no pixel set changes
+            pixel_values = F.interpolate(pixel_values, scale_factor=zoom, mode="nearest")
         pixel_values = self._encoder_input(pixel_values)
         hidden = self._hidden_layers
         if hidden and not kwargs.get("output_hidden_states"):
@@ -282,7 +286,7 @@ class EncoderWithHead(PreTrainedModel):
                 f"{rows} x {columns}: crop it to {height // rows * rows} x {width // columns * columns} or resize "
                 f"it to {-(-height // rows) * rows} x {-(-width // columns) * columns}."
             )
-        return height // rows, width // columns
+        return height // rows * self.config.zoom, width // columns * self.config.zoom
 
     def _encoder_input(self, pixel_values: Tensor) -> Tensor:
         config = self.config

@@ -28,6 +28,15 @@ def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
+def zoomed(patch_size: tuple[int, int], zoom: int) -> tuple[int, int]:
+    """Height and width of a patch in pixels of images that are enlarged ``zoom`` times (ConfigError: not whole)."""
+    height, width = patch_size
+    if zoom < 1 or height % zoom or width % zoom:
+        choices = [number for number in range(1, min(patch_size) + 1) if not height % number and not width % number]
+        raise ConfigError(f"zoom={zoom} does not divide patches of {height} x {width} pixels: choose from {choices}.")
+    return height // zoom, width // zoom
+
+
 def evenly_spaced_layers(depth: int, count: int) -> list[int]:
     """Indices of ``count`` blocks spread over ``depth``, the last one included: depth 12 -> [2, 5, 8, 11]."""
     return [math.ceil((step + 1) * depth / count) - 1 for step in range(count)]
@@ -52,6 +61,7 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         extra_bands: further bands that the patch embedding takes, behind the base bands. The model widens it for them,
             with a kernel of zeros that is there to be trained. None: the encoder sees the base bands alone.
         extra_mean, extra_std: normalisation of the extra bands; they come with those of the base bands.
+        zoom: how many times the encoder is shown images enlarged: a token then stands for 1/zoom of a patch.
         ignore_index: label value that no loss and no metric counts.
         class_weights: one weight per class, for the cross-entropy.
         label_smoothing: of the cross-entropy, in [0, 1).
@@ -82,6 +92,7 @@ class EncoderWithHeadConfig(PreTrainedConfig):
     extra_bands: list[str] | None = None
     extra_mean: list[float | int] | None = None
     extra_std: list[float | int] | None = None
+    zoom: int = 1
     ignore_index: int = -100
     class_weights: list[float | int] | None = None
     label_smoothing: float | int = 0.0
@@ -125,6 +136,11 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         return as_pair(self.encoder_config.patch_size)
 
     @property
+    def token_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what a token stands for."""
+        return zoomed(self.patch_size, self.zoom)
+
+    @property
     def selected_base_bands(self) -> list[str]:
         """Bands that the encoder was pretrained on, in its channel order; empty if it is handed all channels."""
         return [] if self.bands is None else self.base_bands or list(DEFAULT_BASE_BANDS)
@@ -165,6 +181,7 @@ class EncoderWithHeadConfig(PreTrainedConfig):
                 f"{type(self.encoder_config).__name__} has no {', '.join(missing)}: the encoder must be a vision "
                 "transformer with one token per patch, such as ViT, ViTMAE, Dinov2 or DINOv3ViT."
             )
+        zoomed(self.patch_size, self.zoom)
 
     def _check_head(self) -> None:
         if self.head not in self.head_choices:

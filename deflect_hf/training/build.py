@@ -25,7 +25,7 @@ from deflect_hf.evaluation.losses import balanced_weights
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options, task_model
 from deflect_hf.models import load_encoder
 from deflect_hf.models.checkpointing import enable_checkpointing
-from deflect_hf.models.configuration import as_pair
+from deflect_hf.models.configuration import as_pair, zoomed
 from deflect_hf.models.encoders import (
     chosen_gsd,
     random_encoder,
@@ -135,6 +135,7 @@ def head_options(config: RunArguments, train: ImageDataset, statistics: Statisti
     options: dict[str, Any] = {
         "head": segmentor.head,
         "output_layers": segmentor.output_layers,
+        "zoom": segmentor.zoom,
         "head_channels": segmentor.channels,
         "head_dropout": segmentor.dropout,
         "label_smoothing": segmentor.loss.label_smoothing,
@@ -201,10 +202,12 @@ def build(
             f"the encoder takes {channels} channels, but encoder.base_bands names {len(config.encoder.base_bands)}: "
             f"{listing(config.encoder.base_bands)}"
         )
-    gsd = chosen_gsd(config.encoder, train.gsd_m)
+    zoom = config.segmentor.zoom
+    token_size = zoomed(as_pair(encoder.config.patch_size), zoom)
+    gsd = chosen_gsd(config.encoder, None if train.gsd_m is None else train.gsd_m / zoom)
     set_gsd(encoder, gsd)
     where = config.dataset.root or config.dataset.name
-    statistics = statistics_of(config, train, as_pair(encoder.config.patch_size), accelerator, stored)
+    statistics = statistics_of(config, train, token_size, accelerator, stored)
     train.processor.quantiles = statistics.quantiles
     mean, std = base_statistics(config, statistics, where)
     extra_mean, extra_std = extra_statistics(config, statistics, where)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deflect_hf.benchmark.accuracy import with_head
 from deflect_hf.benchmark.runs import Row, file_name, seen_bands, step_seconds
 from deflect_hf.config.run import SegmentorArguments
 from deflect_hf.errors import ConfigError
@@ -77,12 +76,12 @@ def test_bad_rows(text, message):
         Row.parse(text)
 
 
-def test_the_head_of_a_row_takes_the_place_of_the_benchmarks() -> None:
-    segmentor, row = SegmentorArguments(head="linear"), Row.parse("lora:rank=2,head=pixel")
-    assert (row.options, with_head(segmentor, row).head) == ({"rank": 2}, "pixel")
-    assert with_head(segmentor, Row.parse("lora:rank=2")).head == "linear"
+def test_head_and_zoom_of_a_row_take_the_place_of_the_benchmarks() -> None:
+    row = Row.parse("lora:rank=2,head=pixel,zoom=2")
+    assert (row.options, row.segmentor) == ({"rank": 2}, {"head": "pixel", "zoom": 2})
+    assert Row.parse("lora:rank=2").segmentor == {}
     with pytest.raises(ConfigError, match=r"'head' must be one of 'linear'.*Did you mean 'pixel'"):
-        with_head(segmentor, Row.parse("deflect:head=pxl"))
+        SegmentorArguments().replace(**Row.parse("deflect:head=pxl").segmentor)
     with pytest.raises(ConfigError, match="head"):
         Row.parse("unet:head=pixel")
 

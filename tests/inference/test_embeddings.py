@@ -80,11 +80,12 @@ def test_tokens_of_all_windows_lie_on_one_grid(
     np.testing.assert_allclose(found[known], expected[known], atol=1e-6 if resized is None else 0.02)
 
 
-@pytest.mark.parametrize("task", ["segmentation", "classification"])
+@pytest.mark.parametrize(("task", "zoom"), [("segmentation", 1), ("segmentation", 2), ("classification", 1)])
 def test_the_command_writes_the_tokens_of_the_adapted_encoder(
-    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: str, zoom: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = result_folder(tmp_path / "run", encoder_folder(tmp_path / "encoder"), task=task, aux_dim=8, rank=2)
+    encoder, options = encoder_folder(tmp_path / "encoder"), {"zoom": zoom}
+    run = result_folder(tmp_path / "run", encoder, task=task, model_options=options, aux_dim=8, rank=2)
     values = np.random.default_rng(0).random((len(ALL_BANDS), 32, 32), dtype=np.float32) * 0.4
     scene = write_scene(tmp_path / "in.tif", values, nodata=float("nan"), descriptions=ALL_BANDS)
     target = tmp_path / "out.tif"
@@ -92,10 +93,12 @@ def test_the_command_writes_the_tokens_of_the_adapted_encoder(
     cli.main(words)
     predictor = Predictor.from_folder(run, device="cpu")
     kept: list[Tensor] = []
-    encoder = predictor.model.get_base_model().encoder
-    encoder.register_forward_hook(lambda *arguments: kept.append(arguments[2].last_hidden_state))
+    predictor.model.get_base_model().encoder.register_forward_hook(
+        lambda *arguments: kept.append(arguments[2].last_hidden_state)
+    )
     predictor(values)
     found = read(target)
+    assert found.shape[1:] == (4 * zoom, 4 * zoom)
     assert "embeddings of" in capsys.readouterr().out
     np.testing.assert_allclose(found.reshape(len(found), -1).T, kept[0][0, -found[0].size :].numpy(), atol=1e-5)
     cli.main(words)

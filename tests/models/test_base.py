@@ -146,11 +146,20 @@ def test_patch_maps_match_the_places_in_the_image(encoder: PreTrainedModel) -> N
     assert change.flatten().argmax() == 1 * 5 + 3
 
 
+def test_zoom_shows_the_encoder_each_pixel_several_times(encoder: PreTrainedModel, images: torch.Tensor) -> None:
+    plain = EncoderForSemanticSegmentation.from_encoder(encoder, num_labels=3)
+    expected = plain.encode(images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+    found = EncoderForSemanticSegmentation.from_encoder(encoder, num_labels=3, zoom=2).encode(images)
+    assert found.grid == expected.grid == (8, 8)
+    assert torch.equal(found.patch_maps()[0], expected.patch_maps()[0])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"output_layers": [4]}, "output_layers=[4]: the encoder has 4 blocks, numbered 0 to 3 (or -4 to -1)"),
         ({"output_layers": []}, "name at least one of them"),
+        ({"zoom": 3}, "zoom=3 does not divide patches of 8 x 8 pixels: choose from [1, 2, 4, 8]."),
         ({"head": "liner"}, "head='liner' is unknown; choose from 'linear', 'mlp'. Did you mean 'linear'?"),
         ({"pooling": "max"}, "pooling='max' is unknown; choose from 'cls', 'mean'."),
         ({"outputlayers": [1]}, "'outputlayers' is no field of EncoderForImageClassificationConfig. Did you mean"),

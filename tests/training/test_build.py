@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import EncoderArguments, RunArguments
@@ -14,8 +15,9 @@ from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.models.encoders import random_encoder, stored_normalisation
 from deflect_hf.spectral.features import RunningMoments
-from deflect_hf.training.build import base_statistics
+from deflect_hf.training.build import base_statistics, build
 from deflect_hf.training.statistics import Statistics
+from deflect_hf.tuners.deflect.spectral_input import SpectralInput
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -38,6 +40,21 @@ def test_statistics_of_the_configuration_and_of_the_encoder_come_first(tmp_path:
         ConfigError, match=r"normalisation\.json: cannot be read: .*; give encoder\.mean and encoder\.std"
     ):
         stored_normalisation(arguments)
+
+
+def test_pixel_sets_of_zoomed_tokens_are_standardised_with_their_own_statistics(tmp_path: Path) -> None:
+    config = configured("--segmentor.zoom", "2", "--augmentation.random_crop", "null")
+    made = build(config, tmp_path, Accelerator())
+    inside = next(module for module in made.model.modules() if isinstance(module, SpectralInput))
+    images = torch.stack([row["pixel_values"] for row in made.splits["train"]])
+    given: list[torch.Tensor] = []
+    hook = inside.register_forward_hook(lambda _module, _inputs, output: given.append(output))
+    made.model.eval()(pixel_values=images)
+    hook.remove()
+    sets = given[0].flatten(0, 1)
+    assert len(sets) == len(images) * 6 * 6  # of 24 x 24 pixels, by tokens of 4 x 4
+    torch.testing.assert_close(sets.mean(0), torch.zeros(sets.shape[1]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(sets.std(0), torch.ones(sets.shape[1]), rtol=0, atol=1e-3)
 
 
 def test_random_encoders_depend_on_their_seed_alone() -> None:
