@@ -110,7 +110,7 @@ class PlaceArguments(Arguments):
     scenes: list[dict[str, Any]] | UserPath | None = option(
         None,
         "'scenes': a list of {image, labels, layer, split, name, dates}, all but image optional, or a CSV or vector "
-        "file with such columns. Paths are relative to root.",
+        "file with such columns. Paths are relative to root; in the list, not in a file, an image may be an address.",
     )
     labels: UserPath | None = option(
         None, "'scenes': polygons, points or a raster of classes, for scenes that name no labels of their own."

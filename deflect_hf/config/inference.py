@@ -19,8 +19,8 @@ class JobArguments(Arguments):
     """Which files, which model."""
 
     predict: list[UserPath] = Field(
-        description="IN OUT: images, scene folders (SAFE, Landsat, HLS, one file per band) or quoted "
-        "patterns, and last the map to write; with several "
+        description="IN OUT: images, scene folders (SAFE, Landsat, HLS, one file per band), addresses of COGs or "
+        "STAC items, or quoted patterns, and last the map to write; with several "
         "images the folder of the maps (needed)"
     )
     adapter: UserPath | None = option(None, "folder of a run, its best/ folder, or USER/NAME on the Hub")

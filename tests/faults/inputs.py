@@ -172,7 +172,7 @@ class Place:
         """The words that evaluate `run`."""
         return ["--eval_dir", str(run or self.run), "--panels", "0", *words]
 
-    def predict(self, *words: str, scene: Path | None = None) -> Words:
+    def predict(self, *words: str, scene: Path | str | None = None) -> Words:
         """The words that map a scene with `run`."""
         image = scene or self.valid.folder / "segments" / "images" / "a0.tif"
         return [str(image), str(self.folder / "map.tif"), "--adapter", str(self.run), *words]

@@ -158,6 +158,14 @@ SILENT_MAPS = table(
     ("values of the product before an offset", another_image(lambda v: v + 1000), ["scene.tif", "offset"]),
     ("values of twice the scale", another_image(lambda v: v * 2), ["scene.tif", "scale"]),
     ("a window of a planet", lambda p: p.predict("--window", "1000000"), ["window"]),
+    ("an address where no server is", lambda p: p.predict(scene=HTTP), [HTTP, "check the address"]),
+    ("an item where no server is", lambda p: p.predict(scene=f"{HTTP}.json"), [f"{HTTP}.json", "check the address"]),
+    ("an address of a kind that is not read", lambda p: p.predict(scene="ftp://h/x.tif"), ["ftp://h/x.tif"]),
+    (
+        "names of bands in an address",
+        lambda p: p.predict(scene="http://h/{band}.tif"),
+        ["http://h/{band}.tif", "files"],
+    ),
     ("batches beyond memory", lambda p: p.predict("--batch_size", "1000000000"), ["batch_size"]),
     ("a sidecar of somebody else's", given("map.tif.aux.xml", "mine", Place.predict), ["map.tif.aux.xml"]),
 )
