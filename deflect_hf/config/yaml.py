@@ -15,12 +15,12 @@ MERGE = "tag:yaml.org,2002:merge"
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
 MAX_BYTES = 10_000_000
-# Numbers as YAML 1.2 has them: PyYAML follows 1.1, where 1e-6 is text.
-FLOAT = (
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
-)
+# Numbers as YAML 1.2 has them: PyYAML follows 1.1, where 1e-6 is text, 12:30 is 750, and 010 is 8.
+FIRST = list("-+.0123456789")
+FLOAT_TAG, INT_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
+FLOAT = (FLOAT_TAG, re.compile(r"[-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?$"), FIRST)
+NOT_FINITE = (FLOAT_TAG, re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"), FIRST)
+INT = (INT_TAG, re.compile(r"([-+]?(0|[1-9][\d_]*)|0x[\da-fA-F]+)$"), FIRST)
 BROKEN = (yaml.YAMLError, TypeError, ValueError, RecursionError)
 
 
@@ -44,7 +44,12 @@ class Dumper(yaml.SafeDumper):
     """Writes what :class:`UniqueKeyLoader` reads: text that it would take for a number is quoted."""
 
 
-UniqueKeyLoader.add_implicit_resolver(*FLOAT)
+UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in (FLOAT_TAG, INT_TAG)]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for number in (FLOAT, NOT_FINITE, INT):
+    UniqueKeyLoader.add_implicit_resolver(*number)
 Dumper.add_implicit_resolver(*FLOAT)
 
 

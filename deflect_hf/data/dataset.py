@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,19 @@ class Labels:
     ignore_values: tuple[int, ...] = ()  # stored mask values that mean "not labelled"
     ignore_index: int = -100
     unit: str | None = None  # of the value of a regression
+
+    def __post_init__(self) -> None:
+        known: dict[str, str] = {}
+        for name in self.classes:
+            plain = unicodedata.normalize("NFC", name).casefold().strip()
+            other = known.setdefault(plain, name)
+            if not plain:
+                raise DataError(f"a class is called {name!r}, among {listing(self.classes)}: give it a name.")
+            if other != name:
+                raise DataError(
+                    f"the classes {other!r} and {name!r} differ in case, spaces or in how a letter is encoded alone: "
+                    "write them alike."
+                )
 
     @property
     def unknown(self) -> float:

@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no CSV in UTF-8: {error}.") from error
+    other = next((mark for mark in (";", "\t", "|") if rows and mark in rows[0][0]), None)
+    if other and len(rows[0]) < 2:
+        raise DataError(f"{path} has {other!r} between its cells: save it with commas, and numbers with points.")
     if len(rows) < 2 or len(rows[0]) < 2:
         raise DataError(f"{path} has no labels: write a line of column names, then one line per image: name, labels.")
     columns = [cell.strip() for cell in rows[0][1:]]
@@ -56,14 +60,15 @@ def cells_of(table: Table, images: Mapping[str, Path], path: Path) -> list[dict[
     names = by_any_name(images)
     rows: dict[str, str] = {}
     for called in table:
-        name = names.get(called)
+        name = names.get(called, names.get(posixpath.normpath(called.replace("\\", "/"))))
         if name is not None and rows.setdefault(name, called) != called:
             raise DataError(f"{path}: {called!r} and {rows[name]!r} are the same image, {images[name]}: keep one row.")
     missing = [name for name in images if name not in rows]
     if missing:
         raise DataError(
-            f"{path} has no row for {len(missing)} of {len(images)} images, first {listing(missing[:3])}: add "
-            "them, with empty cells if they have no label."
+            f"{path} has no row for {len(missing)} of {len(images)} images, first {listing(missing[:3])}; "
+            f"its own begin with {listing(list(table)[:2])}: add those that are missing, with empty cells if they have "
+            "no label."
         )
     return [table[rows[name]] for name in images]
 

@@ -41,6 +41,7 @@ class ShapeLabels:
     shapes: Mapping[str, Shapes]  # by split, under ``""`` where all splits see the same
     all_touched: bool
     background: int | None  # class value of all other ground, None where it has no label
+    unknown: Shapes | None = None  # features without a class, whose ground is no background
 
     def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
         """(h, w) values burnt, and where."""
@@ -51,6 +52,8 @@ class ShapeLabels:
         if self.background is None:
             return values, labelled
         claimed = shapes.claimed(box, self.all_touched)  # by two classes, maybe, which is no background
+        if self.unknown is not None:
+            claimed |= self.unknown.claimed(box, self.all_touched)
         return np.where(claimed, values, self.background), labelled | ~claimed
 
 

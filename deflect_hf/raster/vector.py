@@ -73,6 +73,9 @@ def read_features(path: str | Path, layer: str | None = None) -> Features:
     crs, wkb, columns = _from_parquet(path) if "parquet" in Path(path).suffix else _from_gdal(path, layer)
     geometries = np.asarray(shapely.from_wkb(wkb), dtype=object)
     there = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
+    endless = there & ~np.isfinite(shapely.bounds(geometries)).all(axis=1)
+    if endless.any():
+        raise DataError(f"{path}: feature {int(endless.argmax())} has coordinates that are not finite: draw it again.")
     invalid = there & ~shapely.is_valid(geometries)
     geometries[invalid] = shapely.make_valid(geometries[invalid])
     if not there.any():
@@ -205,6 +208,13 @@ def on_grid(features: Features, values: Array, image: RasterInfo) -> Shapes:
     return Shapes(geometries, values, shapely.STRtree(geometries))
 
 
+def without_class(features: Features, attribute: str, ignored: Sequence[int] = ()) -> Array:
+    """(n,) which features have no class: an empty attribute, or one of the numbers that are ignored."""
+    column = features.column(attribute, "attribute")
+    missing = ~np.isfinite(column) if column.dtype.kind == "f" else np.array([one is None for one in column], bool)
+    return missing | np.isin(column, ignored) if column.dtype.kind in "iufb" else missing
+
+
 def class_values_of(
     features: Features, attribute: str, classes: Sequence[str], values: Sequence[int], ignored: Sequence[int] = ()
 ) -> tuple[Features, Array]:
@@ -215,8 +225,7 @@ def class_values_of(
     column = features.column(attribute, "attribute")
     numeric = column.dtype.kind in "iufb"
     known = dict(zip(values if numeric else classes, values, strict=True))
-    missing = ~np.isfinite(column) if column.dtype.kind == "f" else np.array([one is None for one in column])
-    missing |= np.isin(column, ignored) if numeric else False
+    missing = without_class(features, attribute, ignored)
     features, column = features.chosen(~missing), column[~missing]
     strange = Counter(str(one) for one in column if one not in known)
     if strange:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,6 +75,12 @@ class Tuner(BaseTuner):
         config = self.peft_config[adapter_name]
         if not config.inference_mode:  # PEFT promises to keep the one that a saved adapter is loaded with
             self.peft_config[adapter_name] = copy.copy(config)
+        if config.task_type is None:  # PEFT's classes of tasks add the names that heads may have
+            names = [name for name, _ in model.named_modules()]
+            for saved in getattr(config, "modules_to_save", None) or ():
+                if not any(name.endswith(saved) for name in names):
+                    parts = {name.rpartition(".")[2] for name in names}
+                    raise ConfigError(f"modules_to_save: the model has no module {saved!r}.{nearest(saved, parts)}")
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _put(self, layer: nn.Module, parent: nn.Module, name: str, target: nn.Module, adapter_name: str) -> None:
@@ -85,9 +91,13 @@ class Tuner(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, name, layer, target)
 
+    def _check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse what the model is called with."""
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """As PEFT's LoRA: `adapter_names` of a call gives each sample its adapter."""
+        self._check_call(args, kwargs)
         names = kwargs.get("adapter_names")
         with nullcontext() if names is None else mixed_batch(self, names):
             yield

@@ -54,7 +54,7 @@ def fit_statistics(
 
     Raises:
         ConfigError: the model has no DEFLECT adapter of that name, or the adapter has no spectral road.
-        DataError: no valid pixel was seen for a feature.
+        DataError: no valid pixel was seen for a feature, or a batch holds no `pixel_values`.
         UnitError: the images are digital numbers, 8-bit or standardised values.
     """
     spectral = _spectral_input(model, adapter_name)
@@ -62,7 +62,13 @@ def fit_statistics(
     device = features.feature_mean.device
     moments = RunningMoments(features.num_features)
     for number, batch in enumerate(loader):
-        pixel_values = batch["pixel_values"] if isinstance(batch, Mapping) else batch
+        pixel_values = batch.get("pixel_values") if isinstance(batch, Mapping) else batch
+        if not isinstance(pixel_values, torch.Tensor):
+            found = f"keys {listing(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise DataError(
+                f"Batch {number} is neither a tensor of pixel_values nor a dictionary that has one under "
+                f"'pixel_values', but {found}. Fix: name it so in the data set or the collate_fn."
+            )
         if number == 0 and unit_check and config.unit == "reflectance":
             check_reflectance(pixel_values, "the first batch of pixel_values")
         moments.update(features.raw_statistics(pixel_values.to(device)))

@@ -20,7 +20,9 @@ def test_a_number_is_read_however_python_writes_it(number: float) -> None:
         assert found == float(text) and not isinstance(found, str)
 
 
-@pytest.mark.parametrize("text", ["1e-6m", "e-6", "1e", "a1e-6", "1e-6 1", ".e1", "B05", "1.2.3"])
+@pytest.mark.parametrize(
+    "text", ["1e-6m", "e-6", "1e", "a1e-6", "1e-6 1", ".e1", "B05", "1.2.3", "010", "12:30", "1:30.5"]
+)
 def test_what_only_looks_like_a_number_is_text(text: str) -> None:
     assert yaml_value(text, "--x") == text
 

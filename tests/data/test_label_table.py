@@ -34,7 +34,17 @@ def test_classes_as_columns_and_as_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        (("name,a,b", "00,1,0"), {}, r"labels\.csv has no row for 2 of 3 images, first '01', '02': add them"),
+        (
+            ("name,a,b", "00,1,0"),
+            {},
+            r"labels\.csv has no row for 2 of 3 images, first '01', '02'; its own begin with '00': add those",
+        ),
+        (("name;a;b", "00;1;0"), {}, r"labels\.csv has ';' between its cells: save it with commas"),
+        (
+            ("name,class", "00,sea", "01,Sea", r"images\02.tif,land"),
+            {"task": "classification"},
+            r"the classes 'Sea' and 'sea' differ in case, spaces",
+        ),
         (("name,a,b", "00,1,0", "01,2,0", "02,0,1"), {}, r"labels\.csv, 01 holds 2: write 1 for a class"),
         (("name,a,b", "00,1,0", "01,x,0", "02,0,1"), {}, r"01, column 'a' holds 'x', which is no number"),
         (("name,a,b", "00,1,0", "01,1", "02,0,1"), {}, r"row 3 has 2 cells instead of 3"),

@@ -66,6 +66,23 @@ def load(values: dict[str, Any]) -> dict[str, ImageDataset]:
     return load_scenes(DatasetArguments(**values))
 
 
+@pytest.mark.parametrize("lost", [None, "kind"])
+def test_polygons_without_a_class_are_no_background(
+    scenes: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str | None
+) -> None:
+    said = scenes(background="land", classes=CLASSES, block_km=None, val_fraction=0.0)
+    path = tmp_path / "one.geojson"
+    layer = json.loads(path.read_text(encoding="utf-8"))
+    if lost is not None:
+        layer["features"][1]["properties"][lost] = None
+    path.write_text(json.dumps(layer), encoding="utf-8")
+    said["scenes"] = [{"image": "one.tif", "labels": "one.geojson", "split": "train"}]
+    labels = torch.cat([example["labels"].flatten() for example in load(said)["train"]])
+    water = 3 - (lost is not None)
+    assert ((labels == 1).sum(), (labels == 0).sum()) == (36 * water, SIDE * SIDE - 3 * 36)
+    assert ("1 of 6 features have no class in 'kind'" in caplog.text) == (lost is not None)
+
+
 def test_a_grid_counts_each_labelled_pixel_once_in_one_split(scenes: Callable[..., dict[str, Any]]) -> None:
     splits = load(scenes())
     assert list(splits) == ["train", "val", "test"] and splits["train"].classes == list(CLASSES)

@@ -103,12 +103,14 @@ def test_geoparquet(tmp_path: Path) -> None:
         ({"layers": ("one", "two")}, "has the layers 'one', 'two': say which one, `layer`"),
         ({"broken": True}, "cannot be read as a vector file"),
         ({"missing": True}, "is not there"),
+        ({"end": float("inf")}, "feature 1 has coordinates that are not finite"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     path = tmp_path / "labels.gpkg"
     for layer in () if "missing" in change else change.get("layers", ("labels",)):
-        write(path, [shapely.box(0, 0, 5, 5), shapely.box(5, 0, 9, 9)], change.get("values", ["grass", "water"]),
+        shapes = [shapely.box(0, 0, 5, 5), shapely.box(5, 0, 9, change.get("end", 9))]
+        write(path, shapes, change.get("values", ["grass", "water"]),
               layer=layer, append=path.exists())  # fmt: skip
     if "broken" in change:
         path.write_bytes(b"no vector file")

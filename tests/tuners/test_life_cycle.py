@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel
 
 from deflect_hf import DeflectConfig, fit_statistics
-from deflect_hf.errors import CheckpointError, ConfigError
+from deflect_hf.errors import ArchitectureError, CheckpointError, ConfigError, DataError, UnitError
 from tests.tuners.tiny import (
     BANDS,
     adapted,
@@ -175,6 +175,45 @@ def test_a_base_with_other_weights_is_warned_about(tmp_path, reflectance, caplog
     assert "trained on a base model with other weights than this one" in caplog.text
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert loaded.peft_config["default"].base_fingerprint == config["base_fingerprint"] is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"num_attention_heads": 2}, "num_heads 4 (here 2)"),
+        ({"patch_size": 4}, "patch_size [8, 8] (here [4, 4])"),
+        ({"layer_norm_eps": 0.1}, "(here 0.1)"),
+        ({"num_hidden_layers": 2}, "(here 2)"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_encoder_of_other_sizes_is_named(tmp_path, caplog, overrides, said, dtype):
+    adapted("vit").save_pretrained(tmp_path)
+    PeftModel.from_pretrained(make_encoder().to(dtype), tmp_path)
+    assert "other sizes" not in caplog.text
+    PeftModel.from_pretrained(make_encoder(**overrides).to(dtype), tmp_path)
+    assert "the adapter was made for an encoder of other sizes: " in caplog.text and said in caplog.text
+
+
+def test_an_encoder_of_another_width_is_refused(tmp_path):
+    adapted("vit").save_pretrained(tmp_path)
+    with pytest.raises(ArchitectureError, match=r"hidden_size 32 \(here 64\).* Load it onto its base"):
+        PeftModel.from_pretrained(make_encoder(hidden_size=64), tmp_path)
+
+
+def test_what_would_be_trained_wrongly_without_a_word_is_said(reflectance, caplog):
+    model = get_peft_model(make_encoder(), spectral_config())
+    with pytest.raises(UnitError, match=r"whole numbers \(torch.int32\)"):
+        model(pixel_values=(reflectance * 10_000).int())
+    with pytest.raises(ConfigError, match=r"no module 'layernom'\. Did you mean 'layernorm'"):
+        get_peft_model(make_encoder(), spectral_config(modules_to_save=["layernom"]))
+    for batch, found in (({"image": reflectance}, "keys 'image'"), ((reflectance, 0), "a tuple")):
+        with pytest.raises(DataError, match=rf"Batch 0 is neither .* but {found}"):
+            fit_statistics(model, [batch])
+    run(model.eval(), reflectance)
+    assert "fit_statistics" not in caplog.text
+    model.train()(pixel_values=reflectance)
+    assert "features that are not standardised: call deflect_hf.fit_statistics" in caplog.text
 
 
 def test_one_configuration_serves_models_of_several_widths():

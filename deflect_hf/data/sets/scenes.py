@@ -31,7 +31,7 @@ from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import ground_m, refuse_misplaced
 from deflect_hf.raster.header import RasterInfo, refuse_no_mask
 from deflect_hf.raster.read import raster_info
-from deflect_hf.raster.vector import Features, class_values_of, is_vector, on_grid, read_features
+from deflect_hf.raster.vector import Features, class_values_of, is_vector, on_grid, read_features, without_class
 
 logger = logging.getLogger(__name__)
 
@@ -198,9 +198,14 @@ def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning
     if args.class_colors is not None:
         raise ConfigError(f"class_colors are of rasters, but {entry.labels} holds polygons or points: remove it.")
     attribute = _attribute(entry, args)
-    features, values = class_values_of(
-        read_once(entry.labels, entry.layer), attribute, meaning.classes, meaning.values, meaning.ignore_values
-    )
+    found = read_once(entry.labels, entry.layer)
+    features, values = class_values_of(found, attribute, meaning.classes, meaning.values, meaning.ignore_values)
+    bare = found.chosen(without_class(found, attribute, meaning.ignore_values))
+    if len(bare.geometries):
+        logger.warning(
+            "%s: %d of %d features have no class in %r: their ground has no label",
+            *(entry.labels, len(bare.geometries), len(found.geometries), attribute),
+        )
     everything = on_grid(features, values, info)
     if not len(everything.geometries):
         raise DataError(
@@ -217,7 +222,10 @@ def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning
     if args.split_column is not None:
         shapes = _by_split(features, values, info, args.split_column)
     background = None if args.background is None else meaning.values[meaning.classes.index(args.background)]
-    return ShapeLabels(entry.labels, shapes, args.all_touched, background)
+    unknown = None
+    if background is not None and len(bare.geometries):
+        unknown = on_grid(bare, np.zeros(len(bare.geometries), np.int64), info)
+    return ShapeLabels(entry.labels, shapes, args.all_touched, background, unknown)
 
 
 def _by_split(features: Features, values: Any, info: RasterInfo, column: str) -> dict[str, Any]:

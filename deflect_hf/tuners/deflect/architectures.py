@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -84,7 +84,7 @@ class Encoder:
     Attributes:
         target_modules: regular expression that matches the embeddings and the blocks, whatever the model around them.
         embeddings, between, blocks: their names in the model, blocks in order.
-        num_channels, patch_size, hidden_size, num_heads: read from the modules themselves.
+        num_channels, patch_size, hidden_size, num_heads, norm_eps: read from the modules themselves.
     """
 
     architecture: Architecture
@@ -96,11 +96,23 @@ class Encoder:
     patch_size: tuple[int, int]
     hidden_size: int
     num_heads: int
+    norm_eps: float | None
 
     @property
     def default_aux_dim(self) -> int:
         """Width of the radiometric stream when none is asked for: every head mixes the same number of channels."""
         return min(math.ceil(DEFAULT_AUX_DIM / self.num_heads) * self.num_heads, self.hidden_size)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What another encoder of the same architecture may have otherwise, in values that JSON keeps."""
+        return {
+            "hidden_size": self.hidden_size,
+            "num_heads": self.num_heads,
+            "norm_eps": self.norm_eps,
+            "patch_size": list(self.patch_size),
+            "blocks": len(self.blocks),
+        }
 
     def targeted_blocks(self, layers_to_transform: int | list[int] | None) -> list[int]:
         """Positions of the deflected blocks, in order (ConfigError)."""
@@ -162,6 +174,7 @@ def find_encoder(model: nn.Module) -> Encoder:
         patch_size=(projection.kernel_size[-2], projection.kernel_size[-1]),
         hidden_size=projection.out_channels,
         num_heads=projection.out_channels // attention.head_dim,
+        norm_eps=next((cast(float, part.eps) for part in modules[blocks[0]].modules() if hasattr(part, "eps")), None),
     )
 
 

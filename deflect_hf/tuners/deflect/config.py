@@ -59,6 +59,7 @@ class DeflectConfig(TunerConfig):
         init_weights: `True` starts at the frozen model exactly (U = 0). `False` draws U at random, for tests.
         target_modules: filled by DEFLECT from the architecture; leave it `None`.
         base_fingerprint: filled by DEFLECT: of the frozen weights, so that another base is noticed when loading.
+        base_sizes: filled by DEFLECT: of the encoder, some of which no weight shows, such as the attention heads.
 
     Raises:
         BandError: unknown, missing or repeated bands.
@@ -87,6 +88,7 @@ class DeflectConfig(TunerConfig):
     init_weights: bool = True
     target_modules: str | list[str] | None = None
     base_fingerprint: str | None = None
+    base_sizes: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

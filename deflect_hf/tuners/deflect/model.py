@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -14,7 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from deflect_hf.errors import ArchitectureError, BandError, ConfigError, UnsupportedOperationError
+from deflect_hf.errors import ArchitectureError, BandError, ConfigError, UnitError, UnsupportedOperationError
 from deflect_hf.tuners.base import Tuner
 from deflect_hf.tuners.deflect.architectures import Encoder, find_encoder, outermost_modules
 from deflect_hf.tuners.deflect.config import DeflectConfig
@@ -89,12 +90,30 @@ class DeflectModel(Tuner):
         self._refuse_another_class(peft_config)
         encoder.targeted_blocks(peft_config.layers_to_transform)
         peft_config.target_modules = encoder.target_modules
+        self._name_other_sizes(peft_config, encoder)
         fingerprint = base_fingerprint(self.model, encoder)
         if None not in (pair := {fingerprint, peft_config.base_fingerprint}) and len(pair) > 1:
             logger.warning(OTHER_BASE)
         if peft_config.base_fingerprint is None or not peft_config.inference_mode:
             peft_config.base_fingerprint = fingerprint
         return peft_config
+
+    def _name_other_sizes(self, peft_config: DeflectConfig, encoder: Encoder) -> None:
+        """Refuse an encoder whose weights are of another width than the stored ones, warn of other sizes."""
+        own, theirs = encoder.sizes, peft_config.base_sizes
+        known = theirs if isinstance(theirs, dict) else {}  # it may come from a file that anybody wrote
+        differing = [name for name in own if known.get(name, own[name]) != own[name]]
+        text = ", ".join(f"{name} {str(known[name])[:20]} (here {own[name]})" for name in differing)
+        if "hidden_size" in differing and peft_config.inference_mode:
+            raise ArchitectureError(
+                f"The adapter was made for an encoder of other sizes: {text}. Load it onto its base."
+            )
+        if differing:
+            logger.warning(
+                "the adapter was made for an encoder of other sizes: %s; its results will be worse, if not wrong", text
+            )
+        if not known or not peft_config.inference_mode:
+            peft_config.base_sizes = own
 
     def _refuse_another_class(self, peft_config: DeflectConfig) -> None:
         """Stored weights will not be found: PEFT names them as they lie in the class that was adapted."""
@@ -189,6 +208,16 @@ class DeflectModel(Tuner):
         prefixes = tuners_utils._get_tuner_state_dict_key_prefixes(model)
         clean = {WRAPPER_INFIX.sub("", prefix) for prefix in prefixes}
         return tuners_utils._filter_state_dict_by_key_prefixes(state_dict, clean)
+
+    def _check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse whole numbers, which are no reflectance, before transformers casts them (UnitError)."""
+        pixels = kwargs.get("pixel_values", args[0] if args else None)
+        whole = isinstance(pixels, torch.Tensor) and not pixels.is_floating_point()
+        if whole and any(config.bands for config in self.peft_config.values()):
+            raise UnitError(
+                f"pixel_values are whole numbers ({pixels.dtype}), and the adapter takes reflectance (1.0 = 100 %) in "
+                "floats. Fix: pixel_values.float() * scale + offset."
+            )
 
     def _check_merge_allowed(self) -> None:
         raise UnsupportedOperationError(CANNOT_MERGE)

@@ -43,7 +43,7 @@ class SpectralInput(nn.Module):
     def __init__(self, config: DeflectConfig, encoder: Encoder) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        self._has_loaded = self.others_load = False
+        self._has_loaded = self._has_warned = self.others_load = False
         self._follow_config()
 
     def _follow_config(self) -> None:
@@ -136,6 +136,13 @@ class SpectralInput(nn.Module):
 
         In training, bands that the frozen embedding does not see are lost with probability `band_dropout`.
         """
+        known = self.config.feature_mean is not None or self.bands is None or self._has_warned
+        if self.training and not (known or torch.compiler.is_compiling()):
+            self._has_warned = True
+            logger.warning(
+                "the adapter is trained on features that are not standardised: call deflect_hf.fit_statistics(model, "
+                "loader) before the training"
+            )
         if not (self.training and self.band_dropout):
             return self.features(pixel_values)
         lost = torch.rand(len(pixel_values), len(self.droppable), device=pixel_values.device) < self.band_dropout
