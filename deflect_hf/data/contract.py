@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 TOO_BRIGHT = 3.0  # more than 10 % of a channel above it
 TOO_DARK = 2e-4  # the whole image below it: 0.5 with a scale of 1e-4 applied twice is 5e-5
 SHIFTED = -0.03  # more than half of a channel below it
+FRACTIONS = 0.7  # mean of stored values that are reflectance already; of averaged digital numbers on dark water it is 1
 STANDARDISED = -0.3  # more than 5 % of a channel below it
 _SAMPLE = 65536  # values looked at per channel
 
@@ -245,7 +246,9 @@ def refuse_mixed_units(stored: NDArray[Any], scale: NDArray[Any], bands: Sequenc
     flat = flat[:, :: max(1, flat.shape[1] // _SAMPLE)]
     sample = np.where(np.isfinite(flat), flat, 0)
     highest = np.abs(sample).max(axis=1, initial=0)
-    fractions = (highest <= TOO_BRIGHT) & (sample != np.round(sample)).any(axis=1)
+    fractions = (
+        (highest <= TOO_BRIGHT) & (np.abs(sample).mean(axis=1) < FRACTIONS) & (sample != np.round(sample)).any(axis=1)
+    )
     fractions &= np.broadcast_to(np.abs(scale).reshape(-1), highest.shape) * highest < TOO_DARK
     if fractions.any() and (highest > TOO_BRIGHT).any():
         odd = [band for band, one in zip(bands, fractions, strict=True) if one]

@@ -22,7 +22,7 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.data.collate import refuse_beyond_memory
-from deflect_hf.data.contract import check_reflectance
+from deflect_hf.data.contract import check_reflectance, refuse_mixed_units
 from deflect_hf.data.folder_reader import FolderReader, settle_reader
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError
@@ -156,18 +156,34 @@ class Scene:
         plain = MultispectralImageProcessor.from_dict(processor.to_dict(), size=None, unit_check=False)
         scene = cls(file, info, reader, plain)
         if processor.unit_check and processor.unit == "reflectance":
+            scene.refuse_mixed_units()
             sample = scene.sample()
-            check_reflectance(sample, info.path)
+            check_reflectance(sample, info.path, processor.bands)
             trained.contract.check_values(sample, info.path)
         return scene
 
     def sample(self) -> Tensor:
         """(C, h, w) reflectance: small windows spread over the scene, side by side."""
+        return torch.cat([self.read(*box) for box in self._samples()], dim=-1)
+
+    def refuse_mixed_units(self) -> None:
+        """Refuse bands of fractions among digital numbers (UnitError), by the same windows as they are stored."""
+        if np.dtype(self.info.dtype).kind != "f":
+            return
+        parts = [self.reader.raster(self.file, box) for box in self._samples()]
+        bands, known = parts[0].bands, self.processor
+        scales = np.broadcast_to(known.scale, len(known.bands))[[known.bands.index(band) for band in bands]]
+        stored = np.concatenate([np.where(part.valid, part.values, 0) for part in parts], axis=-1)
+        refuse_mixed_units(stored, scales.reshape(-1, 1, 1), bands, self.info.path)
+
+    def _samples(self) -> list[tuple[int, int, int, int]]:
+        """Rows, columns, heights and widths of windows spread over the scene."""
         height, width = (min(SAMPLE_SIDE, length) for length in (self.info.height, self.info.width))
         rows = np.linspace(0, self.info.height - height, SAMPLES).astype(int)
         columns = np.linspace(0, self.info.width - width, SAMPLES).astype(int)
-        corners = {(int(row), int(column)) for row in rows for column in columns}
-        return torch.cat([self.read(row, column, height, width) for row, column in sorted(corners)], dim=-1)
+        return [
+            (row, column, height, width) for row, column in sorted({(int(r), int(c)) for r in rows for c in columns})
+        ]
 
     def read(self, row: int, column: int, height: int, width: int) -> Tensor:
         """(C, height, width) reflectance; NaN where nothing was measured and beyond the last row and column."""

@@ -70,7 +70,7 @@ def load(values: dict[str, Any]) -> dict[str, ImageDataset]:
 def test_polygons_without_a_class_are_no_background(
     scenes: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str | None
 ) -> None:
-    said = scenes(background="land", classes=CLASSES, block_km=None, val_fraction=0.0)
+    said = scenes(background="land", classes=list(CLASSES), block_km=None, val_fraction=0.0)
     path = tmp_path / "one.geojson"
     layer = json.loads(path.read_text(encoding="utf-8"))
     if lost is not None:

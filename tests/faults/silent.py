@@ -157,6 +157,11 @@ SILENT_MAPS = table(
     "deflect-predict",
     ("values of the product before an offset", another_image(lambda v: v + 1000), ["scene.tif", "offset"]),
     ("values of twice the scale", another_image(lambda v: v * 2), ["scene.tif", "scale"]),
+    (
+        "a band of fractions",
+        another_image(lambda v: (v * np.array([1, 1, 1, 1e-4])[:, None, None]).astype(np.float32)),
+        ["scene.tif", "'N'", "fractions"],
+    ),
     ("a window of a planet", lambda p: p.predict("--window", "1000000"), ["window"]),
     ("an address where no server is", lambda p: p.predict(scene=HTTP), [HTTP, "check the address"]),
     ("an item where no server is", lambda p: p.predict(scene=f"{HTTP}.json"), [f"{HTTP}.json", "check the address"]),
