@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,8 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, listing
+
+logger = logging.getLogger(__name__)
 
 # For the others, while the first process publishes a model, say; NCCL's own 10 minutes are short for that.
 LONGEST_WAIT = timedelta(minutes=30)
@@ -39,6 +42,8 @@ def make_accelerator(config: RunArguments, **trackers: Any) -> Accelerator:
     except ValueError as error:
         raise ConfigError(f"--{precision}: {error}") from error
     _check_sharding(accelerator)
+    if config.fp16 and accelerator.device.type == "cpu" and accelerator.is_main_process:  # accelerate says nothing
+        logger.warning("--fp16: on a CPU this computes in float32; --bf16 works there")
     return accelerator
 
 

@@ -38,6 +38,7 @@ def preview(
             loop.resume(source)
         done, processes = loop.progress.step, loop.rank.count
         step, reading = step_seconds(loop)
+        seconds = whole_seconds(loop, loop.total_steps - done, step, reading)
     sizes = (train.processor.trained_size or (), train[0]["pixel_values"].shape[-2:])
     stored, seen = (" x ".join(map(str, size)) for size in sizes)
     images = ", ".join(f"{name} {len(split)}" for name, split in experiment.splits.items())
@@ -57,7 +58,7 @@ def preview(
         f"{loop.total_steps / loop.epoch_steps:.3g} epochs: {loop.total_steps} steps"
         f"{f', {done} of them done' if done else ''}; learning rate {rate}",
         "time": f"{step:.3g} s per step (median of {TIMED}) and {reading:.3g} s to read its images, by "
-        f"{readers(config.num_workers)} workers: about {timedelta(seconds=round(whole_seconds(loop, step, reading)))} "
+        f"{readers(config.num_workers)} workers: about {timedelta(seconds=round(seconds))} "
         "(h:min:s) in all, evaluations included",
         "folder": f"{work_dir}: {there}",
     }
@@ -96,15 +97,16 @@ def step_seconds(loop: TrainingLoop) -> tuple[float, float]:
     return statistics.median(taken[WARM_UP:]), reading
 
 
-def whole_seconds(loop: TrainingLoop, step: float, reading: float) -> float:
+def whole_seconds(loop: TrainingLoop, left: int, step: float, reading: float) -> float:
     """Seconds to the end of the run: its steps, its evaluations, and the scores of the best model.
 
     Args:
+        left: optimizer steps that the run still has to do.
         step: seconds of an optimizer step.
         reading: seconds of reading its images in one process; workers read while others are computed.
     """
     config = loop.config
-    evaluations = -(-(loop.total_steps - loop.progress.step) // loop.eval_steps)
+    evaluations = -(-left // loop.eval_steps)
     images = (evaluations + 1) * len(loop.splits["val"]) + len(loop.splits.get("test", ()))
     in_steps = images / (config.batch_size * config.accumulate * loop.rank.count)
 
@@ -113,5 +115,5 @@ def whole_seconds(loop: TrainingLoop, step: float, reading: float) -> float:
     def together(computing: float) -> float:
         return max(computing, reading / workers) if workers else computing + reading
 
-    steps = loop.total_steps - loop.progress.step + (STEPS if config.segmentor.optimizer.lr == "auto" else 0)
+    steps = left + (STEPS if config.segmentor.optimizer.lr == "auto" else 0)
     return steps * together(step) + in_steps * together(step * FORWARD)

@@ -14,8 +14,9 @@ from accelerate.state import AcceleratorState
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from deflect_hf.artifacts import saved_model as checkpoints
+from deflect_hf.artifacts.processes import make_accelerator
 from deflect_hf.config.compose import parse_arguments
-from deflect_hf.config.run import EvaluateArguments, RunArguments
+from deflect_hf.config.run import EncoderArguments, EvaluateArguments, RunArguments
 from deflect_hf.errors import CheckpointError, ConfigError, DataError
 from deflect_hf.evaluation import evaluate as evaluation
 from deflect_hf.evaluation.evaluate import predict_logits
@@ -163,6 +164,11 @@ def test_half_precision_trains_and_evaluates(tmp_path: Path, new_accelerator: No
     assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
     stored = torch_file(tmp_path, "step-8").values()
     assert all(tensor.dtype == torch.float32 for tensor in stored if tensor.is_floating_point())
+
+
+def test_float16_on_a_cpu_is_said_to_be_none(new_accelerator: None, caplog: pytest.LogCaptureFixture) -> None:
+    make_accelerator(RunArguments(encoder=EncoderArguments(name_or_path="x"), fp16=True))
+    assert "--fp16: on a CPU this computes in float32; --bf16 works there" in caplog.text
 
 
 def test_evaluation_refuses_outputs_that_are_no_numbers(
