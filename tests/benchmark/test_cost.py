@@ -54,9 +54,9 @@ def test_cost_prints_ratios_to_the_reference(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("indices", ["null", "default", "all"])
 def test_the_spectral_input_takes_at_most_twice_the_memory_of_the_images(indices):
-    own = cost.parse(["--output", "unused", "--size", "tiny"])
+    own = cost.parse(["--output", "unused", "--size", "tiny", "--image_size", "112"])
     model = cost.build(Row.parse(f"deflect:indices={indices}"), own)
-    pixels = torch.rand(1, len(cost.BANDS), 224, 224) * 0.4
+    pixels = torch.rand(1, len(cost.BANDS), 112, 112) * 0.4
     peak = cost.spectral_peak(model, pixels)
     # the planes of all bands without NaN, and where they are measured, a quarter of that
     assert peak is not None and 1.25 <= peak / (pixels.numel() * 4) <= 2.0

@@ -76,7 +76,7 @@ def test_images_that_do_not_fit_are_refused(encoder: Path, tmp_path: Path) -> No
     predictor = Predictor.from_folder(result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2), device="cpu")
     with pytest.raises(BandError, match=r"image 0: the images lack the band\(s\) 'S2'"):
         predictor(images()[:, :5], source_bands=ALL_BANDS[:5])
-    with pytest.raises(UnitError, match=r"image 0: channel 0 is not reflectance .* digital numbers"):
+    with pytest.raises(UnitError, match=r"image 0: band 'B', channel 0 is not reflectance .* digital numbers"):
         predictor((images() * 1e4).round())
 
 

@@ -212,6 +212,9 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(
     with pytest.raises(CheckpointError, match=message):
         train(work_dir, "--resume_from", "last", *words.split())
     assert {path: path.read_bytes() for path in sorted(work_dir.rglob("*")) if path.is_file()} == before
+
+
+def test_a_run_that_was_not_begun_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not there, so there is nothing to resume"):
         train(tmp_path / "none", "--resume_from", "last")
 
