@@ -23,6 +23,18 @@ logger = logging.getLogger(__name__)
 
 NAMED = 5  # files that a message names one by one
 TAGS = ("scale", "offset")
+SIZES = (
+    "%s: pixels of %g m in %d of %d images, unlike the %g m that the model is told of all: %s (bring them to one pixel "
+    "size: gdalwarp -tr)"
+)
+SYSTEMS = (
+    "%s: the coordinate reference system is %s in %d of %d images, unlike %s in the others: %s (bring them to one: "
+    "gdalwarp -t_srs)"
+)
+NUMBERS = (
+    "%s: the values are %s in %d of %d images, unlike %s in the others: %s (all are read by one scale and offset: "
+    "separate the images where these differ)"
+)
 
 
 def typical(infos: Sequence[RasterInfo]) -> RasterInfo:
@@ -33,36 +45,18 @@ def typical(infos: Sequence[RasterInfo]) -> RasterInfo:
 
 def report_grids(root: str, infos: Sequence[RasterInfo], info: RasterInfo) -> None:
     """Log which images have pixels of another size, reference systems or numbers of another kind than ``info``."""
-    sizes: dict[float, list[str]] = defaultdict(list)
-    systems: dict[str, list[str]] = defaultdict(list)
-    numbers: dict[str, list[str]] = defaultdict(list)
-    own_gsd, own_system, own_numbers = info.gsd_m, projection(info), _numbers(info)
+    usual = {SIZES: info.gsd_m, SYSTEMS: projection(info) or "not known", NUMBERS: _numbers(info)}
+    others: dict[str, dict[Any, list[str]]] = {message: defaultdict(list) for message in usual}
     for other in infos:
-        gsd, system = other.gsd_m, projection(other)
-        if gsd is not None and own_gsd is not None and not 1 / GSD_RATIO <= gsd / own_gsd <= GSD_RATIO:
-            sizes[round(gsd, 3)].append(other.path)
-        if system != own_system:
-            systems[system or "not known"].append(other.path)
-        if _numbers(other) != own_numbers:
-            numbers[_numbers(other)].append(other.path)
-    for gsd, paths in sizes.items():
-        logger.warning(
-            "%s: pixels of %g m in %d of %d images, unlike the %g m that the model is told of all: %s (bring them to "
-            "one pixel size: gdalwarp -tr)",
-            root, gsd, len(paths), len(infos), own_gsd, _named(paths),
-        )  # fmt: skip
-    for system, paths in systems.items():
-        logger.warning(
-            "%s: the coordinate reference system is %s in %d of %d images, unlike %s in the others: %s (bring them to "
-            "one: gdalwarp -t_srs)",
-            root, system, len(paths), len(infos), own_system or "not known", _named(paths),
-        )  # fmt: skip
-    for kind, paths in numbers.items():
-        logger.warning(
-            "%s: the values are %s in %d of %d images, unlike %s in the others: %s (all are read by one scale and "
-            "offset: separate the images where these differ)",
-            root, kind, len(paths), len(infos), own_numbers, _named(paths),
-        )  # fmt: skip
+        gsd = other.gsd_m
+        if gsd is not None and info.gsd_m is not None and not 1 / GSD_RATIO <= gsd / info.gsd_m <= GSD_RATIO:
+            others[SIZES][round(gsd, 3)].append(other.path)
+        for message, found in ((SYSTEMS, projection(other) or "not known"), (NUMBERS, _numbers(other))):
+            if found != usual[message]:
+                others[message][found].append(other.path)
+    for message, differing in others.items():
+        for found, paths in differing.items():
+            logger.warning(message, root, found, len(paths), len(infos), usual[message], _named(paths))
 
 
 def _numbers(info: RasterInfo) -> str:
