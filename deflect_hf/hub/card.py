@@ -103,12 +103,6 @@ class Metadata:
         size = self.processor.trained_size or self.task["encoder_config"]["image_size"]
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """Height and width of what comes out for each pixel of such an image."""
-        size = self.processor.size
-        return self.image_size if size is None else (size["height"], size["width"])
-
 
 def read_metadata(folder: Path, license: str | None = None) -> Metadata:
     """What a result folder says that is safe to read: made here, or checked."""
@@ -228,7 +222,9 @@ def program(meta: Metadata) -> dict[str, Any]:
     processor, encoder = meta.processor, meta.config.encoder
     stored = list(processor.source_bands or processor.bands)
     scale, offset = (value if isinstance(value, float) else value[0] for value in (processor.scale, processor.offset))
-    size = meta.map_size if meta.kind.dense else ()
+    size: tuple[int, ...] = ()  # of what comes out for each pixel of such an image
+    if meta.kind.dense:
+        size = meta.image_size if processor.size is None else (processor.size["height"], processor.size["width"])
     plain = None  # where the encoder is not what `AutoModel.from_pretrained` gives
     if encoder.random is None and encoder.quantization is None and chosen_gsd(encoder, gsd_m=None) is None:
         plain = repr(encoder.name_or_path) + (f", revision={encoder.revision!r}" if encoder.revision else "")

@@ -209,16 +209,11 @@ class DeflectBlock(DeflectLayer):
         if role.deflects:
             self.deflect_down[adapter_name] = nn.Linear(2 * aux_dim, config.rank)
             self.deflect_up[adapter_name] = nn.Linear(config.rank, encoder.hidden_size)
-            if config.init_weights:
-                self.reset_deflect_parameters(adapter_name)
+            if config.init_weights:  # U of zeros: the adapted model then equals the frozen one exactly
+                for parameter in self.deflect_up[adapter_name].parameters():
+                    nn.init.zeros_(parameter)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def reset_deflect_parameters(self, adapter_name: str) -> None:
-        """Set U to zero: the adapted model then equals the frozen one exactly."""
-        if adapter_name in self.deflect_up:
-            for parameter in self.deflect_up[adapter_name].parameters():
-                nn.init.zeros_(parameter)
 
     def uninstall(self) -> None:
         """Give the wrapped block its own forward back."""
