@@ -27,7 +27,7 @@ from deflect_hf.figures.colors import (
 )
 from deflect_hf.figures.results import in_words
 from deflect_hf.raster.header import RasterInfo, overview_size
-from deflect_hf.raster.read import read_raster
+from deflect_hf.raster.read import open_raster, read_raster
 from deflect_hf.spectral.bands import SPECTRUM, Unit
 from deflect_hf.spectral.formulas import compile_program
 from deflect_hf.spectral.indices import select_indices
@@ -257,13 +257,14 @@ def _draw_scene(axis: Axes, reader: SceneReader, scene: int) -> None:
 
     info, bands = reader.infos[scene], reader.reader.bands
     title, colors = next(iter(composites_of(bands).items()))
-    raster = read_raster(
-        reader.products[scene],
-        list(dict.fromkeys(colors)),
-        source_bands=reader.reader.source_bands,
-        sensor=reader.reader.sensor,
-        size=overview_size(info, SIDE),
-    )
+    with open_raster(reader.products[scene]) as file:  # which keeps few decoded blocks
+        raster = read_raster(
+            file,
+            list(dict.fromkeys(colors)),
+            source_bands=reader.reader.source_bands,
+            sensor=reader.reader.sensor,
+            size=overview_size(info, SIDE),
+        )
     values = np.where(raster.valid, raster.values.astype(np.float32), np.nan)
     axis.imshow(composite(values, raster.bands, colors), extent=(0, info.width, info.height, 0))
     for region in reader.regions:

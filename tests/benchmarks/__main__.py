@@ -5,5 +5,16 @@ from deflect_hf.benchmark.__main__ import main
 if __name__ == "__main__":
     main(
         package="tests.benchmarks",
-        commands=("adapters", "encoders", "export", "loader", "peers", "resume", "scenes", "startup", "step"),
+        commands=(
+            "adapters",
+            "encoders",
+            "export",
+            "loader",
+            "peers",
+            "processes",
+            "resume",
+            "scenes",
+            "startup",
+            "step",
+        ),
     )

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from deflect_hf.artifacts.processes import make_accelerator
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.benchmark.meters import processor_seconds
 from deflect_hf.config.data import DatasetArguments
@@ -60,11 +61,7 @@ def main(argv: Sequence[str]) -> None:
         ConfigError: a number that makes no sense.
     """
     parser = flag_parser("step", __doc__)
-    parser.add_argument("--images", type=int, default=160, help="of the training split")
-    parser.add_argument("--batch_size", type=int, default=8, help="images per batch")
-    parser.add_argument("--width", type=int, default=192, help="of the vision transformer")
-    parser.add_argument("--blocks", type=int, default=6, help="of the vision transformer")
-    parser.add_argument("--rounds", type=int, default=7, help="epochs of each loop")
+    step_flags(parser, images=160, rounds=7)
     own = parser.parse_args(argv)
     refuse_less(own, {"images": 2 * own.batch_size, "batch_size": 1, "width": 16, "blocks": 1, "rounds": 1})
     torch.set_num_threads(1)
@@ -101,6 +98,15 @@ def main(argv: Sequence[str]) -> None:
     report(own.output, "step", numbers, table)
 
 
+def step_flags(parser: argparse.ArgumentParser, images: int, rounds: int) -> None:
+    """Flags of the model and the loop."""
+    parser.add_argument("--images", type=int, default=images, help="of the training split, for each process")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per batch")
+    parser.add_argument("--width", type=int, default=192, help="of the vision transformer")
+    parser.add_argument("--blocks", type=int, default=6, help="of the vision transformer")
+    parser.add_argument("--rounds", type=int, default=rounds, help="epochs of each loop")
+
+
 def make_loop(own: argparse.Namespace, folder: Path) -> TrainingLoop:
     """The loop of a run, before its first step."""
     encoder = {
@@ -120,7 +126,7 @@ def make_loop(own: argparse.Namespace, folder: Path) -> TrainingLoop:
         num_workers=0,
         epochs=1000,
     )
-    accelerator = Accelerator()
+    accelerator = make_accelerator(config)
     experiment = build(config, folder, accelerator)
     experiment.model.to(accelerator.device)
     experiment.splits["train"] = cast(ImageDataset, InMemory(experiment.splits["train"]))

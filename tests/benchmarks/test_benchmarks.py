@@ -15,7 +15,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, DeflectError
 from deflect_hf.raster.write import write_raster
-from tests.benchmarks import adapters, encoders, loader, peers, resume, scenes, startup, step
+from tests.benchmarks import adapters, encoders, loader, peers, processes, resume, scenes, startup, step
 
 
 def numbers_of(folder: Path, name: str) -> Any:
@@ -82,6 +82,14 @@ def test_peers_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert all(importlib.util.find_spec(words[2]) for words in asked[2:])
     table = capsys.readouterr().out
     assert "| deflect-train, LoRA | 3.00 | 0.60 | 2 | 0 |" in table and "loop, LoRA | 5.00 | 1.00 | 4 | 6" in table
+
+
+def test_processes_are_measured_together(tmp_path: Path) -> None:
+    words = ["--processes", "2", "--images", "8", "--batch_size", "2", "--width", "16", "--blocks", "1"]
+    processes.main(["--output", str(tmp_path), *words, "--rounds", "1"])
+    (found,) = numbers_of(tmp_path, "processes")
+    assert (found["processes"], found["efficiency"]) == (2, 1.0)
+    assert min(found["rounds"][0].values()) > 0
 
 
 def test_resume_finds_a_killed_run_equal_and_a_changed_one_not(
@@ -151,6 +159,7 @@ def test_a_step_waits_for_the_device_when_the_log_is_written_alone(tmp_path: Pat
         ("loader", ["--workers", "1", "-1"], "--workers -1: give at least 0"),
         ("loader", ["--images", "4", "--batch_size", "8"], "--images 4: give at least 8"),
         ("loader", ["--dataset.nme", "folder"], "unknown option '--dataset.nme'. Did you mean '--dataset.name'?"),
+        ("processes", ["--processes", "1", "0"], "--processes 0: give at least 1"),
         ("resume", ["--kills", "0"], "--kills 0: give at least 1"),
         ("scenes", ["--window", "40"], "--window 40: give a multiple of 16."),
         ("scenes", ["--sides", "300", "0"], "--sides 0: give at least 1."),
