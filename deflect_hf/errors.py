@@ -23,7 +23,7 @@ KILLED_READER = (
 )
 # extras of setup.cfg, and the modules that each brings beyond what the tuners need
 EXTRAS = {
-    "train": ("datasets", "matplotlib", "PIL", "pooch", "pyproj", "rasterio", "scipy", "torchmetrics"),
+    "train": ("affine", "datasets", "matplotlib", "PIL", "pooch", "pyproj", "rasterio", "scipy", "torchmetrics"),
     "geobench": ("h5py",),
     "quantization": ("bitsandbytes", "torchao"),
     "vector": ("pyogrio", "shapely"),
