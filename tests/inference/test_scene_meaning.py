@@ -70,7 +70,7 @@ def test_scale_and_offset_come_from_the_command_line_the_file_or_the_training(tm
     shifted = write_scene(tmp_path / "b.tif", (values + 1000).astype(np.int16))
     found = read(map_of(predictor, shifted, tmp_path / "b_out.tif", scale=1e-4, offset=-0.1))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    with pytest.raises(UnitError, match=r"a\.tif: channel 0 is not reflectance .* digital numbers"):
+    with pytest.raises(UnitError, match=r"a\.tif: band 'R', channel 0 is not reflectance .* digital numbers"):
         map_of(predictor, tmp_path / "a.tif", tmp_path / "c_out.tif", scale=1.0)
     assert not list(tmp_path.glob("c_out*"))
     map_of(predictor, tmp_path / "a.tif", tmp_path / "c_out.tif", scale=1.0, unit_check=False)
