@@ -133,6 +133,7 @@ def test_predictions_are_of_stored_values_or_of_reflectance_as_is_said(trained: 
             "val_fraction=0.3 does no",
         ),
         ({"dataset": READING, "train": {"train": []}}, DataError, "a mapping of splits, choose one of them"),
+        ({"dataset": READING, "train": []}, DataError, r"dataset \(list\) has no examples"),
     ],
 )
 def test_what_does_not_fit_is_said(options: dict, error: type[Exception], message: str, tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def _classes_of(images: ImageDataset) -> Sequence[Any]:
 
 def _task_of(dataset: Any) -> str:
     """Masks are for segmentation, vectors for several labels; what cannot be looked at, ``adapt_dataset`` refuses."""
-    example = dataset[0] if hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping) else None
+    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
+    example = dataset[0] if indexed and len(dataset) else None
     targets = [example[key] for key in TARGETS if key in example] if isinstance(example, Mapping) else []
     shape = np.shape(targets[0]) if targets else ()
     return "segmentation" if len(shape) > 1 else "multi_label" if shape and shape[0] > 1 else "classification"

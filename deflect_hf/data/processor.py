@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -204,6 +204,8 @@ class MultispectralImageProcessor(BaseImageProcessor):
         if return_tensors not in ("pt", "np"):
             raise ConfigError(f"return_tensors={return_tensors!r}: choose one of 'pt', 'np'.")
         single = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 3
+        if isinstance(images, str) or not isinstance(images, Iterable):
+            raise DataError(f"images are a {type(images).__name__}: give arrays (channels, height, width), or a list.")
         items: list[Any] = [images] if single else list(images)
         if not items:
             raise DataError("No image was given.")
@@ -227,7 +229,9 @@ class MultispectralImageProcessor(BaseImageProcessor):
 
         As :meth:`__call__`, for one image that errors call ``where``.
         """
-        stored = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+        if isinstance(image, torch.Tensor):
+            image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
+        stored = np.asarray(image)
         names = self._names(stored, source_bands, where)
         found = match_bands(names, self.bands, self.needed_bands, where)
         positions = [position or 0 for position in found]
@@ -268,6 +272,8 @@ class MultispectralImageProcessor(BaseImageProcessor):
     def _names(self, stored: np.ndarray, source_bands: Sequence[str] | None, where: str) -> Sequence[str]:
         if stored.ndim != 3:
             raise DataError(f"{where} has shape {stored.shape}: give one image as (channels, height, width).")
+        if not stored.size or stored.dtype.kind not in "iuf":
+            raise DataError(f"{where} holds {stored.size} values of {stored.dtype}: give one image of real numbers.")
         names = source_bands if source_bands is not None else self.source_bands or self.bands
         if stored.shape[0] != len(names):
             hint = " It looks channels-last: move the channels first." if stored.shape[-1] == len(names) else ""

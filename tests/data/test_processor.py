@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,27 @@ def test_wrong_channels_are_explained(processor: MultispectralImageProcessor) ->
         processor(STORED, source_bands=["R", "G", "B"])
     with pytest.raises(DataError, match=r"image 0 has shape \(6, 8\): give one image as \(channels, height, width\)"):
         processor([STORED[0]])
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (None, "images are a NoneType: give arrays"),
+        ("scene.tif", "images are a str: give arrays"),
+        (STORED[:, :0], "image 0 holds 0 values of "),
+        (STORED.astype(np.complex64), "values of complex64: give one image of real numbers"),
+        (STORED > 0, "values of bool: give one image of real numbers"),
+    ],
+)
+def test_what_is_no_image_is_explained(processor: MultispectralImageProcessor, images: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        processor(images)
+
+
+def test_tensors_of_bfloat16_are_read(processor: MultispectralImageProcessor) -> None:
+    stored = torch.from_numpy(STORED.astype(np.float32)).bfloat16()
+    read = processor(stored)["pixel_values"]
+    torch.testing.assert_close(read, processor(stored.float())["pixel_values"], equal_nan=True)
 
 
 def test_a_missing_band_is_nan_where_the_model_was_trained_to_do_without(tmp_path: Path) -> None:
