@@ -75,7 +75,8 @@ class Tuner(BaseTuner):
         config = self.peft_config[adapter_name]
         if not config.inference_mode:  # PEFT promises to keep the one that a saved adapter is loaded with
             self.peft_config[adapter_name] = copy.copy(config)
-        if config.task_type is None:  # PEFT's classes of tasks add the names that heads may have
+        # PEFT's classes of tasks add the names that heads may have; of a saved adapter others say what does not fit
+        if config.task_type is None and not config.inference_mode:
             names = [name for name, _ in model.named_modules()]
             for saved in getattr(config, "modules_to_save", None) or ():
                 if not any(name.endswith(saved) for name in names):
