@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from peft import get_peft_model
+from torch import Tensor, nn
 
 from deflect_hf.artifacts.saved_model import save_model
 from deflect_hf.benchmark.cost import BANDS, SIZES, make_vit
@@ -30,7 +31,9 @@ from deflect_hf.inference.multi import MultiAdapterPredictor
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.methods import adapt
 from deflect_hf.models import EncoderForSemanticSegmentation, load_encoder
+from deflect_hf.tuners.deflect import DeflectConfig
 from tests.benchmarks import markdown
+from tests.tuners.tiny import randomise
 
 PATCH = 16
 
@@ -95,9 +98,36 @@ def compare(runs: Mapping[str, Path], own: argparse.Namespace) -> dict[str, Any]
             lambda: [predictor(image) for predictor in separate.values()],
             lambda: shared.predict_all(image),
         ),
+        "mixed_seconds": alternately(own.rounds, *mixed_batches(own)),
         "device": str(shared.device),
         "threads": torch.get_num_threads(),
     }
+
+
+def mixed_batches(own: argparse.Namespace) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Images in turns of all tasks, by PEFT's means: switching adapters image by image, and as one mixed batch."""
+    config = DeflectConfig(bands=list(BANDS), base_mean=[0.1] * 3, base_std=[0.1] * 3)
+    names = [f"task {number + 1}" for number in range(own.tasks)]
+    model = get_peft_model(make_vit(own.size, (own.image_size, own.image_size), PATCH), config, names[0])
+    for name in names[1:]:
+        model.add_adapter(name, config)
+    randomise(model.eval(), seed=1)
+    images = torch.rand(2 * own.tasks, len(BANDS), own.image_size, own.image_size) * 0.4
+
+    @torch.inference_mode()
+    def switching() -> Tensor:
+        tokens = []
+        for image, name in zip(images, names * 2, strict=True):
+            model.set_adapter(name)
+            tokens.append(model(image[None]).last_hidden_state)
+        return torch.cat(tokens)
+
+    @torch.inference_mode()
+    def together() -> Tensor:
+        return model(images, adapter_names=names * 2).last_hidden_state  # type: ignore[no-any-return]
+
+    torch.testing.assert_close(together(), switching(), rtol=1e-4, atol=1e-4)
+    return switching, together
 
 
 def alternately(count: int, *ways: Callable[[], object]) -> list[list[float]]:
@@ -117,17 +147,22 @@ def held_bytes(modules: Iterable[nn.Module]) -> int:
 
 def as_markdown(numbers: Mapping[str, Any], own: argparse.Namespace) -> str:
     """One line per quantity, with the ratio of one encoder to separate models."""
-    load, predict = ([statistics.median(way) for way in numbers[name]] for name in ("load_seconds", "predict_seconds"))
+    load, predict, mixed = (
+        [statistics.median(way) for way in numbers[name]]
+        for name in ("load_seconds", "predict_seconds", "mixed_seconds")
+    )
     rows = [
         (name, *(f"{factor * value:.{digits}f} {unit}" for value in pair), f"{pair[1] / pair[0]:.2f}")
         for name, pair, factor, digits, unit in (
             ("parameters in memory", numbers["bytes"], 1e-6, 1, "MB"),
             ("loading", load, 1, 2, "s"),
             ("all tasks on one image", predict, 1e3, 0, "ms"),
+            (f"{2 * own.tasks} images, each of its task", mixed, 1e3, 0, "ms"),
         )
     ]
     note = (
         f"ViT-{own.size}, patch {PATCH}, {own.image_size} px, {len(BANDS)} and 6 bands in turn, float32, "
-        f"{numbers['device']}, {numbers['threads']} thread(s), median of {own.rounds} rounds."
+        f"{numbers['device']}, {numbers['threads']} thread(s), median of {own.rounds} rounds. Images, each of its "
+        "task: adapters switched image by image, and one batch with PEFT's adapter_names."
     )
     return markdown(f"{own.tasks} tasks | a model each | one encoder | ratio", rows, note)

@@ -28,7 +28,7 @@ def test_adapters_memory_of_both_ways(tmp_path: Path, capsys: pytest.CaptureFixt
     numbers = numbers_of(tmp_path, "adapters")
     separate, shared = numbers["bytes"]
     assert 0.333 < shared / separate < 0.42  # three encoders against one, and small adapters
-    assert [len(way) for way in numbers["load_seconds"] + numbers["predict_seconds"]] == [1] * 4
+    assert [len(way) for way in numbers["load_seconds"] + numbers["mixed_seconds"]] == [1] * 4
     table = capsys.readouterr().out
     assert (tmp_path / "adapters.md").read_text() in table
     assert f"| parameters in memory | {separate / 1e6:.1f} MB | {shared / 1e6:.1f} MB | " in table
