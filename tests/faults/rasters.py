@@ -170,8 +170,12 @@ IMAGES = table(
     ("other scale tags", image(LATER, tagged(scales=(0.5,) * 4), scale=None, unit_check=False), ["a", "scale"]),
     ("a scale tag of zero", everywhere(tagged(scales=(0.0,) * 4), scale=None), ["a", "scale"]),
     ("a scale tag of NaN", everywhere(tagged(scales=(float("nan"),) * 4), scale=None), ["scale"]),
-    ("nothing measured anywhere", everywhere(stored(REAL * np.nan), scale=1), ["valid pixel", "'R'"]),
-    ("nodata everywhere", everywhere(tagged(nodata=0), nodata=list(range(300, 4000))), ["valid pixel"]),
+    ("nothing measured anywhere", everywhere(stored(REAL * np.nan), scale=1), ["measured pixel", "train split", "a0"]),
+    (
+        "nodata everywhere",
+        everywhere(tagged(nodata=0), nodata=list(range(300, 4000))),
+        ["measured pixel", "train split", "a0"],
+    ),
     ("one value everywhere", everywhere(stored(np.full((4, SIDE, SIDE), 900, np.int16))), ["one value", "'R'"]),
 )
 
