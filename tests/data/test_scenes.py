@@ -24,7 +24,7 @@ from deflect_hf.figures.dataset import splits_figure
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.write import write_raster
 from deflect_hf.training.run import run
-from tests.raster.server import serving_ranges
+from tests.data.web import serving
 
 SIDE, BANDS, CLASSES = 96, ("B", "G", "R", "N"), ("land", "water")
 CRS = rasterio.crs.CRS.from_epsg(32633).to_wkt()
@@ -249,15 +249,15 @@ def test_addresses_are_read_where_the_configuration_says_them(
     scenes: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     expected = load(scenes())["train"][0]["pixel_values"]
-    with serving_ranges() as web:
+    with serving({}, ranges=True) as web:
         web.files["/one.tif"] = (tmp_path / "one.tif").read_bytes()
         address = f"{web.url}/one.tif"
         found = load(scenes(scenes=[{"image": address, "labels": "one.geojson"}]))["train"]
-        assert web.asked and torch.equal(found[0]["pixel_values"], expected)
+        assert web.seen and torch.equal(found[0]["pixel_values"], expected)
         (tmp_path / "list.csv").write_text(f"image,labels\n{address},one.geojson\n")
-        asked = len(web.asked)
+        asked = len(web.seen)
         with pytest.raises(DataError, match=f"{address}: only files on disk are read"):
             load(scenes(scenes="list.csv"))
         with pytest.raises(DataError, match="geojson: only files on disk are read"):
             load(scenes(scenes=[{"image": "one.tif", "labels": f"{web.url}/one.geojson"}]))
-        assert len(web.asked) == asked
+        assert len(web.seen) == asked

@@ -1,9 +1,10 @@
-"""A web server on this machine that stands for the Hub and for Zenodo."""
+"""A web server on this machine that stands for the Hub, for Zenodo, and for those that hold scenes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,24 @@ import pytest
 
 @dataclass
 class FileServer:
-    """Files by path; so many more requests for one as in ``broken`` break off half way; ``asked`` are all of them."""
+    """Files by path; so many more requests for one as in ``broken`` break off half way; ``asked`` are all of them.
+
+    With ``ranges``, parts of files are sent to those who ask for parts. ``seen`` are all requests, answered or not, and
+    ``sent`` bytes of files went out.
+    """
 
     files: dict[str, bytes]
+    ranges: bool = False
     url: str = ""
     broken: Counter[str] = field(default_factory=Counter)
     asked: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    sent: int = 0
+
+    @property
+    def host(self) -> str:
+        """Address and port."""
+        return self.url.removeprefix("http://")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -35,17 +48,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
-        content = self.files.files.get(path)
-        self.send_response(404 if content is None else 200)
+        content = whole = self.files.files.get(path)
+        self.files.seen.append(path)
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.files.ranges and body else None
+        if content is not None and part is not None:
+            first, last = int(part[1]), min(int(part[2] or len(content) - 1), len(content) - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            content = content[first : last + 1]
+        else:
+            self.send_response(404 if content is None else 200)
         self.send_header("X-Error-Code", "EntryNotFound")  # how the Hub says which thing it does not have
         self.send_header("Content-Length", str(len(content or b"")))
-        self.send_header("ETag", f'"{hashlib.md5(content or b"").hexdigest()}"')
+        self.send_header("ETag", f'"{hashlib.md5(whole or b"").hexdigest()}"')
         self.send_header("X-Repo-Commit", "0" * 40)  # what the Hub says of a file besides
         self.end_headers()
         if body and content is not None:
             self.files.asked.append(path)
             broken = self.files.broken[path] > 0
             self.files.broken[path] -= 1
+            self.files.sent += len(content)
             self.wfile.write(content[: len(content) // 2] if broken else content)
             self.close_connection = broken
 
@@ -54,9 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(files: Mapping[str, bytes]) -> Iterator[FileServer]:
+def serving(files: Mapping[str, bytes], *, ranges: bool = False) -> Iterator[FileServer]:
     """Serve ``files`` (``"/name"`` -> content) on a free port of this machine."""
-    served = FileServer(dict(files))
+    served = FileServer(dict(files), ranges)
     handler = type("Handler", (_Handler,), {"files": served})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.raster.maps import SQUARE
 from deflect_hf.raster.read import read_raster
+from tests.data.web import serving
 from tests.inference.scenes_and_models import (
     BANDS,
     Local,
@@ -29,7 +30,6 @@ from tests.inference.scenes_and_models import (
     stored,
     write_scene,
 )
-from tests.raster.server import serving_ranges
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
@@ -236,7 +236,7 @@ def test_a_scene_that_cannot_be_read_in_pieces_is_read_through_a_copy_in_tiles(
         file = tmp_path / "in.vrt"
         rasterio.shutil.copy(tmp_path / "in.tif", file, driver="VRT")
     before = sorted(tmp_path.iterdir())
-    with serving_ranges() as web:
+    with serving({}, ranges=True) as web:
         web.files["/in.tif"] = (tmp_path / "in.tif").read_bytes()
         scene = f"{web.url}/in.tif" if kind == "address" else file
         expected = read(map_of(predictor_of(Stub()), scene, tmp_path / "as it is.tif", window=64))
@@ -269,7 +269,7 @@ def test_the_map_of_an_address_is_that_of_the_file_and_known_again(tmp_path: Pat
     predictor, values = predictor_of(Stub()), stored(64, 64)
     scene = write_scene(tmp_path / "in.tif", values)
     expected = read(map_of(predictor, scene, tmp_path / "of_file.tif"))
-    with serving_ranges() as web:
+    with serving({}, ranges=True) as web:
         web.files["/in.tif"] = scene.read_bytes()
         target = map_of(predictor, f"{web.url}/in.tif", tmp_path / "out.tif")
         np.testing.assert_array_equal(read(target), expected)

@@ -16,7 +16,7 @@ import rasterio
 from deflect_hf.errors import ConfigError, DataError, DeflectError
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import open_raster, raster_info, read_raster
-from tests.raster.server import RangeServer, serving_ranges
+from tests.data.web import FileServer, serving
 
 SIDE = 512
 VALUES = np.random.default_rng(0).integers(1, 8000, (2, SIDE, SIDE), dtype=np.uint16)
@@ -40,8 +40,8 @@ def write(path: Path, values: np.ndarray, names: tuple[str, ...] = ("",)) -> Pat
 
 
 @pytest.fixture
-def web(cog: Path) -> Iterator[RangeServer]:
-    with serving_ranges() as server:
+def web(cog: Path) -> Iterator[FileServer]:
+    with serving({}, ranges=True) as server:
         server.files["/a/scene.tif"] = cog.read_bytes()
         yield server
 
@@ -50,16 +50,16 @@ def written(path: str, **said: Any) -> Product:
     return Product(path, written=True, **said)
 
 
-def test_a_cog_is_read_by_windows(web: RangeServer, cog: Path) -> None:
+def test_a_cog_is_read_by_windows(web: FileServer, cog: Path) -> None:
     with open_raster(written(f"{web.url}/a/scene.tif?token=1")) as file:
         raster = read_raster(file, ["N"], window=(70, 70, 50, 50))
         np.testing.assert_array_equal(raster.values[0], VALUES[1, 70:120, 70:120])
         assert raster.info.path == f"{web.url}/a/scene.tif?token=1"
     assert web.sent < cog.stat().st_size / 3
-    assert set(web.asked) == {"/a/scene.tif"}  # no list of the folder, no masks or overviews beside it
+    assert set(web.seen) == {"/a/scene.tif"}  # no list of the folder, no masks or overviews beside it
 
 
-def test_stores_and_archives(web: RangeServer, cog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stores_and_archives(web: FileServer, cog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {"AWS_S3_ENDPOINT": web.host, "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
                        "AWS_NO_SIGN_REQUEST": "YES"}.items():  # fmt: skip
         monkeypatch.setenv(key, value)
@@ -96,7 +96,7 @@ def virtual(source: str) -> bytes:
     ],
 )
 def test_what_is_no_raster_is_refused_by_its_address(
-    name: str, content: Callable[[str, Path], bytes] | None, reason: str, web: RangeServer, cog: Path
+    name: str, content: Callable[[str, Path], bytes] | None, reason: str, web: FileServer, cog: Path
 ) -> None:
     if content is not None:
         web.files[f"/a/{name}"] = content(web.url, cog)
@@ -104,7 +104,7 @@ def test_what_is_no_raster_is_refused_by_its_address(
         raster_info(written(f"{web.url}/a/{name}"))
     message = str(caught.value)
     assert message.startswith(f"{web.url}/a/{name} ") and reason in message and message.count("\n") == 0
-    assert set(web.asked) == {f"/a/{name}"}
+    assert set(web.seen) == {f"/a/{name}"}
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/x.tif", "http://127.0.0.1:9/x.json"])
@@ -119,14 +119,14 @@ def test_other_places_are_no_addresses(address: str) -> None:
         raster_info(written(address))
 
 
-def test_what_is_said_of_files_on_disk(web: RangeServer, cog: Path) -> None:
+def test_what_is_said_of_files_on_disk(web: FileServer, cog: Path) -> None:
     address = f"{web.url}/a/scene.tif"
     with pytest.raises(ConfigError, match="`files` are looked for on disk"):
         raster_info(written(address, files="*_{band}.tif"))
     with pytest.raises(ConfigError, match="all are addresses, or none"):
         raster_info(written(str(cog), dates=(address,)))
     dated = read_raster(written(address, dates=(address,)), window=(0, 0, 9, 9))
-    assert dated.info.descriptions == ("R", "N", "R@1", "N@1") and not web.asked.count("/a")
+    assert dated.info.descriptions == ("R", "N", "R@1", "N@1") and not web.seen.count("/a")
     np.testing.assert_array_equal(dated.values[2:], VALUES[:, :9, :9])
 
 
@@ -135,7 +135,7 @@ def item(**hrefs: str) -> dict[str, Any]:
     return {"type": "Feature", "assets": {key: {"href": href, "raster:bands": unit} for key, href in hrefs.items()}}
 
 
-def test_a_stac_item_is_read_from_its_own_server_alone(web: RangeServer, tmp_path: Path) -> None:
+def test_a_stac_item_is_read_from_its_own_server_alone(web: FileServer, tmp_path: Path) -> None:
     for name, step in (("red", 1), ("nir", 2)):
         path = write(tmp_path / f"{name}.tif", np.ascontiguousarray(VALUES[:1, ::step, ::step]))
         web.files[f"/data/{name}.tif"] = path.read_bytes()
@@ -147,7 +147,7 @@ def test_a_stac_item_is_read_from_its_own_server_alone(web: RangeServer, tmp_pat
         raster = read_raster(written(web.url + address), ["R"], window=(0, 0, 9, 9))
         assert raster.info.descriptions == ("R", "N")
         np.testing.assert_allclose(raster.values[0], VALUES[0, :9, :9] * 1e-4 - 0.1, atol=1e-6)
-    assert "/data/red.tif.aux.xml" not in web.asked
+    assert "/data/red.tif.aux.xml" not in web.seen
     elsewhere = web.host.replace("127.0.0.1", "localhost")
     for href in (f"http://{elsewhere}/data/red.tif", f"https://{web.host}/x.tif", "s3://bucket/x.tif",
                  "//example.org/x.tif", "file:///etc/x.tif"):  # fmt: skip
