@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from deflect_hf import cli
+from deflect_hf.figures import __main__ as figures
 from deflect_hf.inference import cli as inference
 from deflect_hf.raster import write_raster
 from deflect_hf.raster.header import RasterInfo
@@ -58,6 +59,8 @@ def test_a_scene_and_polygons_become_a_map(tmp_path: Path, monkeypatch: pytest.M
     for command in commands.strip().splitlines():
         program, *words = shlex.split(command)
         {"deflect-train": cli.train, "deflect-predict": inference.main}[program](words)
+    figures.main(["dataset", "--dataset_config", "scene.yaml", "--output", "pictures"])
+    assert Path("pictures/splits.png").stat().st_size > 1000
     found, _, outlines, fields = pyogrio.raw.read("map.gpkg")
     assert list(found["fields"]) == ["class", "value", "pixels", "confidence", "area_ha"]
     assert len(outlines) and set(fields[0]) <= {"field", "sand"} and fields[2].sum() == SIDE**2

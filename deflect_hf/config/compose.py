@@ -174,11 +174,17 @@ def file_layers(schema: type[Arguments], paths: Mapping[str, str]) -> Layers:
         if named is not None and not isinstance(named, str):
             raise ConfigError(f"{run_file}: '{group}_config' must be the name of a file, not {named!r:.80}")
         if typed is not None:
-            after += flatten({group: read_yaml(config_file(typed))}, schema, typed)
+            after += flatten({group: _of_group(group, config_file(typed))}, schema, typed)
         elif named is not None:
             path = run_file.parent / named
-            before += flatten({group: read_yaml(path)}, schema, str(path))
+            before += flatten({group: _of_group(group, path)}, schema, str(path))
     return [*before, *flatten(run, schema, str(run_file)), *after]
+
+
+def _of_group(group: str, path: Path) -> Any:
+    """What a file says of a group: all of it, or that part of a run's own file."""
+    values = read_yaml(path)
+    return values[group] if isinstance(values.get(group), dict) else values
 
 
 def merge(schema: type[Config], layers: Layers) -> Config:
