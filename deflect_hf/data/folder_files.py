@@ -18,9 +18,10 @@ from pathlib import Path
 from deflect_hf.config.data import SPLIT, DatasetArguments
 from deflect_hf.data.splits import SPLIT_WORDS, SPLITS
 from deflect_hf.errors import DataError, listing
+from deflect_hf.raster.arrays import SUFFIX as ARRAY
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".gtif", ".jp2", ".vrt")
-ARRAY_SUFFIXES = (".npy",)
+ARRAY_SUFFIXES = (ARRAY,)
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")  # beside rasters, they are previews
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".gtif", ".jp2", ".vrt")
 PRODUCT_SUFFIXES = (".safe", ".zip", ".tar")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deflect_hf.data.splits import SPLIT_WORDS, SPLITS, by_any_name
 from deflect_hf.errors import DataError, listing, nearest
+from deflect_hf.raster.arrays import SUFFIX as ARRAY
 from deflect_hf.raster.products import LAYER_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
         if len(cells) != len(rows[0]):
             raise DataError(f"{path}, row {number} has {len(cells)} cells instead of {len(rows[0])}: {row}.")
         name, suffix = os.path.splitext(cells[0])
-        name = name if suffix.lower() in (*LAYER_SUFFIXES, ".npy") else cells[0]
+        name = name if suffix.lower() in (*LAYER_SUFFIXES, ARRAY) else cells[0]
         if name in table:
             raise DataError(f"{path}: {name!r} has two rows, keep one.")
         table[name] = dict(zip(columns, cells[1:], strict=True))
