@@ -174,17 +174,18 @@ def file_layers(schema: type[Arguments], paths: Mapping[str, str]) -> Layers:
         if named is not None and not isinstance(named, str):
             raise ConfigError(f"{run_file}: '{group}_config' must be the name of a file, not {named!r:.80}")
         if typed is not None:
-            after += flatten({group: _of_group(group, config_file(typed))}, schema, typed)
+            after += _group_layers(schema, group, config_file(typed))
         elif named is not None:
-            path = run_file.parent / named
-            before += flatten({group: _of_group(group, path)}, schema, str(path))
+            before += _group_layers(schema, group, run_file.parent / named)
     return [*before, *flatten(run, schema, str(run_file)), *after]
 
 
-def _of_group(group: str, path: Path) -> Any:
+def _group_layers(schema: type[Arguments], group: str, path: Path) -> Layers:
     """What a file says of a group: all of it, or that part of a run's own file."""
     values = read_yaml(path)
-    return values[group] if isinstance(values.get(group), dict) else values
+    if isinstance(values.get(group), dict):
+        return [layer for layer in file_layers(schema, {"config": str(path)}) if layer[0].startswith(f"{group}.")]
+    return flatten({group: values}, schema, str(path))
 
 
 def merge(schema: type[Config], layers: Layers) -> Config:

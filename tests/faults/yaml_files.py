@@ -82,7 +82,7 @@ FILES = table(
     ("group file as a mapping", written("encoder_config: {a: b}"), ["run.yaml", "encoder_config"]),
     ("group file truncated", group("name: folder\nbands: [B, "), ["group.yaml"]),
     ("group file of another group", group("head: linear"), ["group.yaml", "'dataset.head'"]),
-    ("group file with its group's name", group("dataset: {name: folder}"), ["group.yaml", "dataset.dataset"]),
+    ("a run's file as a group's", group("dataset: {name: folder}\nepoch: 3"), ["group.yaml", "'epoch'", "'epochs'"]),
     ("group file of random bytes", group(junk(3)), ["group.yaml"]),
     ("a wrong type in a group file", group("num_folds: few"), ["group.yaml", "dataset.num_folds", "whole number"]),
     ("a nonsense choice in a group file", group("head: linaer", "segmentor"), ["group.yaml", "head", "linear"]),
