@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from deflect_hf.artifacts.saved_model import read_config
-from deflect_hf.cli import evaluate, train
+from deflect_hf.cli import train
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.methods import METHODS, method_class
 from deflect_hf.config.run import EvaluateArguments, RunArguments
-from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.report import report
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.models.geovit.conversion import convert
@@ -96,21 +95,6 @@ def test_the_official_commands_train_and_evaluate_on_the_published_layouts(
     evaluated = parse_arguments(EvaluateArguments, "test", ["--batch_size", "1", "--eval_dir", str(folder)])
     again, _ = report(evaluated)
     assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
-
-
-def test_user_errors_exit_with_2_and_no_traceback_unless_debug(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--config", str(CONF / "classification.yaml"), "--epoch", "3"]
-    with pytest.raises(SystemExit, match="2"):
-        train(words)
-    told = "error: the command line: unknown option '--epoch'. Did you mean '--epochs'? All of them: --help\n"
-    assert capsys.readouterr().err == told
-    with pytest.raises(ConfigError):
-        train([*words, "--debug"])
-    with pytest.raises(SystemExit, match="2"):
-        evaluate(["--eval_dir", str(tmp_path)])
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is no finished run")
 
 
 def test_help_names_the_methods_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
@@ -13,7 +12,7 @@ import torch
 
 from deflect_hf.benchmark import cost, runs
 from deflect_hf.benchmark.__main__ import COMMANDS, main
-from deflect_hf.benchmark.flags import refuse_less, report
+from deflect_hf.benchmark.flags import report
 from deflect_hf.benchmark.runs import MemoryMonitor, Row, held_bytes
 from deflect_hf.errors import ConfigError
 
@@ -90,13 +89,6 @@ def test_results_are_replaced_whole_or_not_at_all(
     with pytest.raises(KeyboardInterrupt):
         report(tmp_path / "new", "cost", {"a": 2}, "| b |\n")
     assert '"a": 1' in (tmp_path / "new" / "cost.json").read_text()
-
-
-def test_the_first_number_that_is_too_small_is_named() -> None:
-    own = argparse.Namespace(rounds=1, sides=[8, 0])
-    refuse_less(own, {"rounds": 1})
-    with pytest.raises(ConfigError, match=r"^--sides 0: give at least 1\.$"):
-        refuse_less(own, {"rounds": 1, "sides": 1})
 
 
 @pytest.mark.parametrize("command", COMMANDS)

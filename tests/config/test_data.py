@@ -101,14 +101,6 @@ def test_the_message_names_the_readers_that_use_the_key() -> None:
         DatasetArguments(name="mados", root="data", num_folds=3)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in dataset_names() if "root" in dataset_spec(name).keys and name != "scenes"]
-)
-def test_stored_images_need_a_folder(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"Data set '{name}' needs `root`, the folder with "):
-        DatasetArguments(name=name)
-
-
 def test_scenes_need_a_list_of_them() -> None:
     with pytest.raises(ConfigError, match="Data set 'scenes' needs `scenes`: a list of"):
         DatasetArguments(name="scenes")
@@ -130,8 +122,3 @@ def test_every_file_of_a_data_set_is_complete(name: str) -> None:
     assert fields - EVERY == set(OTHER_THAN_DEFAULT)
     if isinstance(module.DATASET, PublicDataset):
         assert module.DATASET.public and {"root", "download"} < module.DATASET.keys
-
-
-def test_the_nearest_data_set_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"Unknown data set 'mado': .*'m-so2sat', 'mados'.* Did you mean 'mados'\?"):
-        DatasetArguments(name="mado", root="data")

@@ -110,18 +110,9 @@ def test_another_scale_of_the_files_can_be_said(copy: Path) -> None:
 
 
 def test_a_part_without_files_and_files_of_another_kind_are_named(copy: Path) -> None:
-    image, mask = copy / "validation" / f"{FIRST}_merged.tif", copy / "validation" / f"{FIRST}.mask.tif"
     split = load_dataset_splits(arguments(copy))["test"]
-    content = image.read_bytes()
-    write_raster(image, np.zeros((3, 24, 24), dtype=np.float32))
+    write_raster(copy / "validation" / f"{FIRST}_merged.tif", np.zeros((3, 24, 24), dtype=np.float32))
     with pytest.raises(DataError, match=r"merged\.tif does not have the 6 bands of HLS Burn Scars, 'B', .* again\."):
-        split[0]
-    image.write_bytes(content)
-    write_raster(mask, np.full((1, 24, 24), 7, dtype=np.int16))
-    with pytest.raises(DataError, match=r"mask\.tif holds unknown class value\(s\) \[7\]: known are \[0, 1\]"):
-        split[0]
-    write_raster(mask, np.zeros((1, 12, 24), dtype=np.int16))
-    with pytest.raises(DataError, match=r"mask\.tif is 12 x 24 pixels, but its image"):
         split[0]
     shutil.rmtree(copy / "validation")
     with pytest.raises(DataError, match=r"1 problem\(s\): validation/ is missing or has no files"):

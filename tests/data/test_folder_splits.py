@@ -111,10 +111,6 @@ def test_a_split_file_that_is_named_must_be_there_and_be_used(
     splits = load_dataset_splits(segments(segmentation_folder, train_split="few.txt", val_fraction=0.0))
     assert splits["train"].names == ["a1", "a2"] and set(splits) == {"train"}
     with pytest.raises(
-        DataError, match=r"segments/fwe\.txt is not there: `test_split` is the name of a file below `root`"
-    ):
-        load_dataset_splits(segments(segmentation_folder, test_split="fwe.txt"))
-    with pytest.raises(
         ConfigError, match=r"test_fraction=0\.3 does nothing for .*segments, where files, folders or folds make that"
     ):
         load_dataset_splits(segments(segmentation_folder, train_split="few.txt", test_fraction=0.3))
@@ -122,8 +118,6 @@ def test_a_split_file_that_is_named_must_be_there_and_be_used(
         load_dataset_splits(segments(segmentation_folder, num_folds=5, test_fraction=0.3))
     with pytest.raises(ConfigError, match=r"val_fraction=0\.3 does nothing"):
         load_dataset_splits(segments(segmentation_folder, val_split="few.txt", val_fraction=0.3))
-    with pytest.raises(ConfigError, match=r"num_folds=5 draws its own splits: remove `train_split`, or `num_folds`"):
-        load_dataset_splits(segments(segmentation_folder, train_split="few.txt", num_folds=5))
     root = class_folder(forest=2)
     (root / "train").mkdir()
     (root / "forest").rename(root / "train" / "forest")

@@ -18,7 +18,6 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.folder import load_folder
 from deflect_hf.errors import DataError
 from deflect_hf.raster import read_mask, write_raster
-from deflect_hf.raster.read import raster_info
 
 UTM = CRS.from_epsg(32632)
 HEIGHT, WIDTH = 9, 12
@@ -134,17 +133,6 @@ def test_labels_are_those_on_the_ground_or_refused(tmp_path: Path) -> None:
     assert {outcome: outcomes.count(outcome) >= 5 for outcome in outcomes} == {
         "read": True, "resampled": True, "refused": True,
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(("columns", "metres"), [(1, "10"), (8, "80"), (40, "400"), (300, "300")])
-def test_a_mask_elsewhere_is_refused_with_its_offset(tmp_path: Path, columns: int, metres: str) -> None:
-    plain = np.ones((1, 4, 6), dtype=np.uint8)
-    for name, transform in (("image", NORTH_UP), ("mask", NORTH_UP * Affine.translation(columns, 0))):
-        profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": 4, "width": 6, "crs": UTM}
-        with rasterio.open(tmp_path / f"{name}.tif", "w", transform=transform, **profile) as sink:
-            sink.write(plain)
-    with pytest.raises(DataError, match=rf"it lies {columns} pixels \({metres}[\d.]* m\) off the image\. .*resample"):
-        read_mask(tmp_path / "mask.tif", onto=raster_info(tmp_path / "image.tif"))
 
 
 def test_masks_that_lost_their_values_are_refused(tmp_path: Path) -> None:

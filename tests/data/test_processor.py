@@ -187,23 +187,6 @@ def test_saving_and_loading_gives_the_same_processor(processor: MultispectralIma
     assert MultispectralImageProcessor.from_pretrained(tmp_path, size=None).size is None
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_processor_type": "ViTImageProcessor"}, "describes a ViTImageProcessor"),
-        ({"bands": ...}, "has no entry 'bands'"),
-        ({"scal": 1.0}, "Unknown entry 'scal' in preprocessor_config.json. Did you mean 'scale'"),
-    ],
-)
-def test_foreign_preprocessor_files_are_refused(
-    processor: MultispectralImageProcessor, tmp_path: Path, change: dict, message: str
-) -> None:
-    entries = {key: value for key, value in {**processor.to_dict(), **change}.items() if value is not ...}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(entries))
-    with pytest.raises(ConfigError, match=message):
-        MultispectralImageProcessor.from_pretrained(tmp_path)
-
-
 def test_resizing_tracks_the_pixel_size_on_the_ground(processor: MultispectralImageProcessor) -> None:
     assert processor.effective_gsd_m(6) == 10.0
     processor.size = {"height": 12, "width": 16}

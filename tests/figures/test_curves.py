@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from deflect_hf.errors import DataError
 from deflect_hf.figures import curves_figure
 from deflect_hf.figures.curves import read_curves, running_mean
 
@@ -50,16 +48,6 @@ def test_runs_are_overlaid_also_those_before_their_first_validation(tmp_path: Pa
     one, all_of_them = (Image.open(curves_figure(tmp_path / f"{k}.png", runs[:k])) for k in (1, 4))
     assert one.size[0] > 1000 and all_of_them.size[1] > one.size[1]  # the legend has more lines
     assert not np.array_equal(np.asarray(one), np.asarray(all_of_them)[: one.size[1]])
-
-
-def test_what_is_no_run_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"log\.jsonl: cannot be read: .* Give folders of runs, such as work-dir/RUN"):
-        curves_figure(tmp_path / "x.png", [tmp_path])
-    for content, message in (("", "has not logged anything yet"), ("[1]\n", "is no log"), ("{", "is no log")):
-        (tmp_path / "log.jsonl").write_text(content)
-        with pytest.raises(DataError, match=message):
-            curves_figure(tmp_path / "x.png", [tmp_path])
-    assert not (tmp_path / "x.png").exists()
 
 
 def test_the_smooth_line_is_a_mean_that_keeps_constants_to_the_ends() -> None:

@@ -147,8 +147,6 @@ def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
         DataError, match=r"out\.tif\.parts cannot be written \(Not a directory\): make room on the disk"
     ):
         map_of(predictor, scene, tmp_path / "file" / "out.tif")
-    with pytest.raises(DataError, match=r"none\.tif is not there"):
-        map_of(predictor, tmp_path / "none.tif", tmp_path / "other.tif")
     whole = Predictor(predictor.model, predictor.processor, task="classification", classes=("a", "b"))
     with pytest.raises(UnsupportedOperationError, match=r"of whole images, which makes no map"):
         map_of(whole, scene, tmp_path / "other.tif")

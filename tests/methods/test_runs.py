@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from deflect_hf.config.run import EvaluateArguments
-from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.report import report
 from deflect_hf.training.checkpoint import list_checkpoints
 from tests.training.test_run import ONE_EPOCH, losses, train
@@ -47,10 +46,3 @@ def test_a_run_with_another_method_of_peft(tmp_path: Path) -> None:
     assert method == {"patch_embed": "frozen", "target": "all-linear", "feedforward_modules": ["fc2"]}
     scores = evaluated(tmp_path / "run", tmp_path / "again")
     assert {name: scores[name] for name in results["test"]} == results["test"]
-
-
-def test_mistakes_are_told_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"must be one of .* or peft:NAME with the name of one of PEFT's conf"):
-        train(tmp_path / "run", *NO_OPTIONS, "--finetune", "vera")
-    with pytest.raises(ConfigError, match="cannot adapt a vision transformer: it mixes adapters"):
-        train(tmp_path / "run", *NO_OPTIONS, "--finetune", "peft:XLoraConfig")

@@ -59,12 +59,6 @@ def test_selection_is_by_name_whatever_the_order():
     assert select_bands(["S1", "B", "N", "R", "G"], ["R", "G", "B"]) == [3, 4, 1]
 
 
-def test_a_missing_band_is_refused_with_what_there_is():
-    message = r"the images lack the band\(s\) 'S1'; they have 'R', 'G', 'B'\."
-    with pytest.raises(BandError, match=message):
-        select_bands(["R", "G", "B"], ["R", "S1"])
-
-
 def test_a_single_near_infrared_band_answers_to_both_codes(caplog):
     with caplog.at_level(logging.INFO, logger="deflect_hf.spectral.selection"):
         assert select_bands(["R", "N2"], ["N", "R"]) == [1, 0]

@@ -278,16 +278,11 @@ def test_config_that_does_not_fit_leaves_the_model_untouched(fields, error, mess
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"bands": ["R", "G", "B", "RE9"]}, BandError, "RE9"),
-        ({"bands": ["R", "G", "B", "R"]}, BandError, "R"),
         ({"bands": ["G", "B", "N"]}, BandError, "R"),
         ({"bands": None, "base_mean": [1, 2, 3]}, ConfigError, "bands="),
-        ({"bands": BANDS, "base_mean": [0.1, 0.1]}, ConfigError, "base_mean has 2 values, but there are 3"),
         ({"bands": BANDS, "base_mean": [0.1] * 3}, ConfigError, "base_mean and base_std come together"),
         ({"bands": BANDS, "base_mean": [0.1] * 3, "base_std": [0.1, 0, 0.1]}, ConfigError, "positive"),
         ({"bands": BANDS, "feature_mean": [math.nan] * 12, "indices": None}, ConfigError, "finite"),
-        ({"rank": 0}, ConfigError, "rank must be a whole number from 1"),
-        ({"rank": 10**9}, ConfigError, "rank must be a whole number from 1"),
     ],
 )
 def test_bad_configs(fields, error, message):

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 from deflect_hf.errors import CheckpointError, ConfigError
 from deflect_hf.models.geovit import GeoViTBackbone, GeoViTModel
 from deflect_hf.models.geovit.conversion import convert, find_checkpoint, main
-from deflect_hf.models.geovit.sources import SCALE_MAE, SOURCES
+from deflect_hf.models.geovit.sources import SOURCES
 from tests.models.geovit.published import PUBLISHED, plane, reference_forward, volume, with_class_token
 
 # Scale-MAE's authors compute their positions in every forward and leave the stored table unused.
@@ -235,21 +235,6 @@ def test_command_line_converts(tmp_path, monkeypatch, capsys):
     assert f"-> {tmp_path / 'out'}" in printed and "license of the weights: apache-2.0" in printed
     assert "left out: encoder.temporal_embed_enc" in printed
     assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "geovit"
-
-
-def test_user_errors_end_with_status_2_and_one_line(tmp_path, capsys):
-    cases = [
-        ("--source", "scalemae", "--output", tmp_path / "out"),
-        ("--source", "scale-mae", "--checkpoint", tmp_path / "none.pth", "--output", tmp_path / "out"),
-        ("--source", "dino-mc", "--output", tmp_path / "out"),
-        ("--source", "satmae", "--checkpoint", tmp_path, "--output", tmp_path / "out"),
-    ]
-    for case in cases:
-        assert run(*case) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
-        if "none.pth" in str(case):
-            assert f"no such file or folder. The checkpoint of Scale-MAE ViT-L/16 is at {SCALE_MAE.download}." in error
 
 
 def test_a_folder_with_several_files_asks_which(tmp_path, capsys):
