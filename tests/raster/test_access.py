@@ -59,16 +59,37 @@ def test_a_cog_is_read_by_windows(web: FileServer, cog: Path) -> None:
     assert set(web.seen) == {"/a/scene.tif"}  # no list of the folder, no masks or overviews beside it
 
 
-def test_stores_and_archives(web: FileServer, cog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in {"AWS_S3_ENDPOINT": web.host, "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
-                       "AWS_NO_SIGN_REQUEST": "YES"}.items():  # fmt: skip
+def stores(web: FileServer) -> dict[str, dict[str, str]]:
+    """What tells GDAL that a store is the server of this test."""
+    account = f"AccountName=x;AccountKey=a2V5;BlobEndpoint={web.url}"
+    return {
+        "s3": {"AWS_S3_ENDPOINT": web.host, "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
+               "AWS_NO_SIGN_REQUEST": "YES"},
+        "gs": {"CPL_GS_ENDPOINT": f"{web.url}/", "GS_NO_SIGN_REQUEST": "YES"},
+        "az": {"AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;{account}"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("store", ["s3", "gs", "az"])
+def test_stores(store: str, web: FileServer, cog: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in stores(web)[store].items():
         monkeypatch.setenv(key, value)
+    for address in (f"{store}://a/scene.tif", f"/vsi{store}/a/scene.tif"):
+        np.testing.assert_array_equal(read_raster(written(address), window=(0, 0, 9, 9)).values, VALUES[:, :9, :9])
+        with pytest.raises(DataError, match="only files on disk are read"):
+            raster_info(Product(address))
+    assert 0 < web.sent < cog.stat().st_size
+    with pytest.raises(DataError, match=f"^{store}://a/none.tif cannot be opened"):
+        raster_info(written(f"{store}://a/none.tif"))
+
+
+def test_archives(web: FileServer, cog: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(cog, "in/scene.tif")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(cog, "in/scene.tif")
     web.files["/a/a.zip"] = (tmp_path / "a.zip").read_bytes()
-    for address in ("s3://a/scene.tif", "/vsis3/a/scene.tif", f"/vsicurl/{web.url}/a/scene.tif",
+    for address in (f"/vsicurl/{web.url}/a/scene.tif",
                     f"/vsizip/{tmp_path}/a.zip/in/scene.tif", f"/vsitar/{tmp_path}/a.tar/in/scene.tif",
                     f"/vsizip/vsicurl/{web.url}/a/a.zip/in/scene.tif"):  # fmt: skip
         np.testing.assert_array_equal(read_raster(written(address), window=(0, 0, 9, 9)).values, VALUES[:, :9, :9])
