@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,22 @@ FURTHER = (
     *("#6212AE", "#24DCFD", "#F1BE69", "#5D254F", "#D2F2B9", "#8FB58B", "#C02C9E"),
 )
 IGNORED = "#BFBFBF"
+# What map readers expect, of the colors above: the first words of a class name that begin so. Of a name with several
+# ("forested wetland") the first row whose color is free counts.
+EXPECTED = {
+    "#56B4E9": ("wetland", "marsh", "swamp", "mangrove", "bog", "peat"),
+    "#0072B2": ("water", "sea", "ocean", "river", "lake", "flood"),
+    "#009E73": ("forest", "tree", "wood", "broadlea", "conifer"),
+    "#760316": ("burn", "fire"),
+    "#D55E00": ("urban", "built", "build", "settle", "imperv", "city"),
+    "#F0E442": ("crop", "field", "arable", "agricult", "cultivat"),
+    "#D2F2B9": ("grass", "herb", "pasture", "meadow", "vegetat"),
+    "#8FB58B": ("shrub", "bush", "scrub"),
+    "#F1BE69": ("bare", "barren", "sand", "soil", "rock", "desert", "beach"),
+    "#AAF8FB": ("snow", "ice", "glacier"),
+    "#000000": ("shadow",),
+}
+NEGATIONS = {"no", "non", "not", "without", "other"}
 TRUE_COLOR = ("R", "G", "B")
 # False-color composites, best first; the first whose bands are all there is drawn.
 FALSE_COLORS = (("N", "R", "G"), ("N2", "R", "G"), ("S1", "N", "R"), ("S1", "N2", "R"))
@@ -33,15 +50,34 @@ STRETCH = (2.0, 98.0)  # percentiles of the finite values of a band that become 
 FLATTEST = 0.2  # share of the brightest that black and white are apart at least
 
 
-def class_colors(count: int) -> Array:
-    """(count, 3) RGB in [0, 1]: Okabe-Ito, FURTHER ones for up to 22 classes, evenly spaced hues for more."""
+def class_colors(classes: Sequence[str]) -> Array:
+    """(K, 3) RGB in [0, 1], no two alike: water blue, forest green, ... by name, Okabe-Ito and FURTHER for the others.
+
+    Of more than 22 classes the hues are evenly spaced, whatever their names.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
 
     table = OKABE_ITO + FURTHER
-    if count <= len(table):
-        return np.array([to_rgb(color) for color in table[:count]])
-    return np.asarray(colormaps["turbo"](np.linspace(0.03, 0.97, count)))[:, :3]
+    if len(classes) > len(table):
+        return np.asarray(colormaps["turbo"](np.linspace(0.03, 0.97, len(classes))))[:, :3]
+    taken: dict[str, int] = {}
+    for number, name in enumerate(classes):
+        color = next((color for color in _expected(name) if color not in taken), None)
+        if color is not None:
+            taken[color] = number
+    # the others: the first free ones, those that a reader would take for something else last
+    free = sorted((color for color in table if color not in taken), key=lambda color: bool(taken) and color in EXPECTED)
+    of_class = {number: color for color, number in taken.items()}
+    left = iter(free)
+    return np.array([to_rgb(of_class.get(number) or next(left)) for number in range(len(classes))]).reshape(-1, 3)
+
+
+def _expected(name: str) -> list[str]:
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    if NEGATIONS & set(words):
+        return []
+    return [color for color, stems in EXPECTED.items() if any(word.startswith(stems) for word in words)]
 
 
 def composite(pixel_values: Array, bands: Sequence[str], shown: Sequence[str]) -> Array:
@@ -71,13 +107,13 @@ def composites_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return found or {f"band {bands[0]}": (bands[0],) * 3}
 
 
-def paint(labels: Array, count: int) -> Array:
-    """(H, W) class numbers -> (H, W, 3) colors; numbers outside ``range(count)`` (ignored pixels) are grey."""
+def paint(labels: Array, classes: Sequence[str]) -> Array:
+    """(H, W) class numbers -> (H, W, 3) colors; numbers that no class has (ignored pixels) are grey."""
     from matplotlib.colors import to_rgb
 
-    table = np.vstack([class_colors(count), to_rgb(IGNORED)])
-    inside = (labels >= 0) & (labels < count)
-    return table[np.where(inside, labels, count)]
+    table = np.vstack([class_colors(classes), to_rgb(IGNORED)])
+    inside = (labels >= 0) & (labels < len(classes))
+    return table[np.where(inside, labels, len(classes))]
 
 
 DPI = 110
@@ -106,7 +142,7 @@ def class_legend(figure: Figure, classes: Sequence[str], maps: Iterable[Array]) 
     """Name the classes that maps of class numbers show, and the ignored pixels if there are any, below the figure."""
     from matplotlib.patches import Patch
 
-    colors = class_colors(len(classes))
+    colors = class_colors(classes)
     seen = np.unique(np.concatenate([values.ravel() for values in maps]))
     inside = [int(k) for k in seen if 0 <= k < len(classes)]
     patches = [Patch(facecolor=tuple(colors[k]), edgecolor="black", label=classes[k]) for k in inside]

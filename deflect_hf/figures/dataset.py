@@ -107,7 +107,7 @@ def _pictures(example: Mapping[str, Any], images: ImageDataset) -> dict[str, Arr
     found = {name: composite(pixels.numpy(), bands, shown) for name, shown in composites_of(bands).items()}
     found |= index_maps(pixels, bands, images.processor.unit)
     if _has_mask(example) and TASKS[images.task].output == "class":
-        found["label"] = paint(example["labels"].numpy(), images.num_classes)
+        found["label"] = paint(example["labels"].numpy(), images.classes)
     elif _has_mask(example):
         values = example["labels"].numpy()
         found[f"{images.classes[0]}, dark: low"] = composite(values[None], ["label"], ("label",) * 3)
@@ -202,7 +202,7 @@ def _class_counts(figure: SubFigure, labelled: Array, ignored: int, images: Imag
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axis = plain(figure.add_subplot())
-    counts, names, colors = labelled.tolist(), list(images.classes), [*class_colors(images.num_classes)]
+    counts, names, colors = labelled.tolist(), list(images.classes), [*class_colors(images.classes)]
     if ignored:
         counts, names, colors = [*counts, ignored], [*names, "no label"], [*colors, IGNORED]
     bars = axis.barh(range(len(counts)), counts, height=0.7, color=colors, edgecolor="black", linewidth=0.6)
@@ -245,7 +245,7 @@ def splits_figure(path: Path, reader: SceneReader) -> Path:
     said = [name for name in SPLIT_COLORS if any(region.split == name for region in reader.regions)]
     keys = [Line2D([], [], color=SPLIT_COLORS[name], linewidth=3, label=name) for name in said]
     keys += [Line2D([], [], color=color, marker="s", linestyle="", label=name)
-             for name, color in zip(reader.classes, class_colors(len(reader.classes)), strict=True)]  # fmt: skip
+             for name, color in zip(reader.classes, class_colors(reader.classes), strict=True)]  # fmt: skip
     letters = max(len(str(key.get_label())) for key in keys)
     columns = max(1, int(figure.get_figwidth() / (0.8 + 0.085 * letters)))
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, fontsize=9, facecolor="0.6")
@@ -290,7 +290,7 @@ def _draw_labels(axis: Axes, reader: SceneReader, scene: int, info: RasterInfo) 
     if isinstance(labels, RasterLabels):
         return
     assert isinstance(labels, ShapeLabels)
-    colors = class_colors(len(reader.classes))
+    colors = class_colors(reader.classes)
     for shapes in labels.shapes.values():
         for geometry, value in zip(shapes.geometries, shapes.values.tolist(), strict=True):
             color = colors[reader.values.index(value)]

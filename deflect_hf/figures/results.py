@@ -39,7 +39,7 @@ def prediction_panel(
     maps = {"label": label, "prediction": prediction} if prediction.ndim == 2 else {}
     drawn = {name: values for name, values in maps.items() if values is not None}
     numbers = prediction.dtype.kind == "f"
-    pictures |= {name: values if numbers else paint(values, len(classes)) for name, values in drawn.items()}
+    pictures |= {name: values if numbers else paint(values, classes) for name, values in drawn.items()}
     known = [values[np.isfinite(values)] for values in drawn.values()]
     low, high = np.percentile(np.concatenate(known), (1, 99)) if numbers and sum(map(len, known)) else (0.0, 1.0)
     if not drawn:

@@ -31,7 +31,7 @@ def map_layout(predictor: MapModel, arguments: SceneArguments) -> tuple[MapLayou
     if TASKS[predictor.task].output == "value":
         return MapLayout("float32", float("nan"), classes, unit=predictor.unit or ""), _values
     if arguments.output in ("classes", "confidence"):
-        colors = [tuple(round(255 * part) for part in color) for color in class_colors(len(classes)).tolist()]
+        colors = [tuple(round(255 * part) for part in color) for color in class_colors(classes).tolist()]
         values = predictor.class_values or ()
         made = MapLayout("uint8", NODATA, ("class",), (1.0,), classes, values, tuple(colors))
         if arguments.output == "confidence":

@@ -84,7 +84,7 @@ def write_report(
     page = pages.get_template("report.html.j2").render(
         title=Path(source).name,
         picture=picture,
-        overlay=_class_picture(prediction, mapped, len(classes)),
+        overlay=_class_picture(prediction, mapped, classes),
         rows=rows,
         estimated=estimated,
         unit="pixels" if in_pixels else "ha",
@@ -180,7 +180,7 @@ def _rows(sizes: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
     mapped = sizes[:-1].sum()
     rows = [
         {"name": name, "color": to_hex(color), "size": float(size), "share": float(size / mapped) if mapped else 0.0}
-        for name, color, size in zip(classes, class_colors(len(classes)), sizes[:-1], strict=True)
+        for name, color, size in zip(classes, class_colors(classes), sizes[:-1], strict=True)
     ]
     return [*rows, {"name": "no data", "color": None, "size": float(sizes[-1]), "share": sizes[-1] / sizes.sum()}]
 
@@ -244,14 +244,14 @@ def _quick_look(
     return said, _picture(colors, "JPEG", f"{Path(source).name}, {said}", quality=JPEG_QUALITY)
 
 
-def _class_picture(prediction: Path, info: RasterInfo, count: int) -> dict[str, Any]:
+def _class_picture(prediction: Path, info: RasterInfo, classes: Sequence[str]) -> dict[str, Any]:
     """The map with a palette, transparent where it has no data."""
     with open_raster(prediction) as opened:
         mask = read_mask(opened, size=overview_size(info, OVERVIEW_SIDE), band=0)
-    numbers = np.where(mask.valid[0], mask.values[0], count).astype(np.uint8)
-    palette = bytes((class_colors(count) * 255).round().astype(np.uint8)) + bytes.fromhex(IGNORED[1:])
+    numbers = np.where(mask.valid[0], mask.values[0], len(classes)).astype(np.uint8)
+    palette = bytes((class_colors(classes) * 255).round().astype(np.uint8)) + bytes.fromhex(IGNORED[1:])
     text = f"{prediction.name}, the most frequent class"
-    return _picture(numbers, "PNG", text, palette=palette, transparency=count, optimize=True)
+    return _picture(numbers, "PNG", text, palette=palette, transparency=len(classes), optimize=True)
 
 
 def _picture(values: Array, kind: str, text: str, palette: bytes | None = None, **options: Any) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from deflect_hf.errors import DataError
 from deflect_hf.figures import class_colors, prediction_panel, results
-from deflect_hf.figures.colors import composite, composites_of, paint
+from deflect_hf.figures.colors import OKABE_ITO, composite, composites_of, paint
 from deflect_hf.figures.results import confusion_figure
 
 BANDS = ["B", "G", "R", "N", "S1"]
@@ -49,12 +50,26 @@ def test_composites_are_what_the_bands_allow() -> None:
 
 def test_classes_have_colors_of_their_own_and_ignored_pixels_none_of_them() -> None:
     for count in (1, 2, 8, 9, 15, 22, 23, 40):
-        colors = class_colors(count)
-        assert colors.shape == (count, 3) and len(np.unique(colors.round(3), axis=0)) == count
-    painted = paint(np.array([[0, 1, -100, 255]]), 2)
-    np.testing.assert_allclose(painted[0, :2], class_colors(2))
+        for name in ("class {}", "water {}", "Forested Wetland {}"):
+            colors = class_colors([name.format(number) for number in range(count)])
+            assert colors.shape == (count, 3) and len(np.unique(colors.round(3), axis=0)) == count
+    painted = paint(np.array([[0, 1, -100, 255]]), ["a", "b"])
+    np.testing.assert_allclose(painted[0, :2], class_colors(["a", "b"]))
     np.testing.assert_allclose(painted[0, 2], painted[0, 3])
-    assert not any(np.allclose(painted[0, 2], color) for color in class_colors(2))
+    assert not any(np.allclose(painted[0, 2], color) for color in class_colors(["a", "b"]))
+
+
+def in_hex(*classes: str) -> list[str]:
+    return [to_hex(color).upper() for color in class_colors(classes)]
+
+
+def test_well_known_classes_have_the_colors_of_maps() -> None:
+    blue, green, red, sky = "#0072B2", "#009E73", "#D55E00", "#56B4E9"
+    assert in_hex("cleared", "forest", "water") == ["#E69F00", green, blue]
+    assert in_hex("Open Water", "BuiltUp", "deciduous_forest") == [blue, red, green]
+    assert in_hex("Emergent Wetland", "Forested Wetland") == [sky, green]  # one of them has the first word's color
+    assert blue not in in_hex("a", "b", "c", "sand", "wetter")  # that of water, before other colors are used up
+    assert in_hex("no water", "non-forest", "unburnt", "paddock") == [*OKABE_ITO[:4]]
 
 
 def test_files_are_pictures(tmp_path: Path) -> None:

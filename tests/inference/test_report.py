@@ -172,7 +172,7 @@ def test_a_map_of_nodata_alone_has_a_report(scene: tuple[Path, Path], tmp_path: 
 def test_the_pictures_show_the_scene_and_the_classes(scene: tuple[Path, Path], tmp_path: Path) -> None:
     picture, overlay = pictures(write_report(tmp_path / "report.html", *scene, CLASSES))
     assert picture.size == overlay.size == (60, 40)
-    colors = (class_colors(len(CLASSES)) * 255).round().astype(int).tolist()
+    colors = (class_colors(CLASSES) * 255).round().astype(int).tolist()
     seen = overlay.convert("RGBA")
     assert seen.getpixel((30, 5)) == (*colors[0], 255)
     assert seen.getpixel((5, 35)) == (*colors[1], 255)
@@ -277,7 +277,10 @@ def test_a_browser_shows_pictures_slider_and_legend(scene: tuple[Path, Path], tm
     assert found["now"] == "30 %" and found["faded"]["opacity"] == "0.3"
     left, right = found["beside"]["picture"], found["beside"]["map"]
     assert right[0] > left[0] + left[2] and right[1] == left[1] and found["beside"]["opacity"] == "1"
-    rgb = [f"rgb({red}, {green}, {blue})" for red, green, blue in (class_colors(4) * 255).round().astype(int).tolist()]
+    rgb = [
+        f"rgb({red}, {green}, {blue})"
+        for red, green, blue in (class_colors(CLASSES) * 255).round().astype(int).tolist()
+    ]
     assert found["keys"][:4] == rgb
     assert found["wide"]
 
