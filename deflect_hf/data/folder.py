@@ -23,12 +23,21 @@ import torch
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
-from deflect_hf.data.folder_files import by_file_name, class_folders, holding, images_of, masks_of, split_folders
+from deflect_hf.data.folder_files import (
+    by_file_name,
+    class_folders,
+    holding,
+    images_of,
+    masks_of,
+    report_no_classes,
+    split_folders,
+)
 from deflect_hf.data.folder_reader import LOOSE, layout_of, settle_reader
 from deflect_hf.data.label_table import TABLE, cells_of, class_labels, class_names, number_of, read_table, splits_of
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import (
     SPLITS,
+    called,
     check_disjoint,
     hold_out,
     keep_share,
@@ -36,7 +45,14 @@ from deflect_hf.data.splits import (
     refuse_idle_shares,
     split_indices,
 )
-from deflect_hf.data.survey import refuse_other_bands, refuse_other_masks, report_grids, report_quality, typical
+from deflect_hf.data.survey import (
+    refuse_other_bands,
+    refuse_other_masks,
+    report_grids,
+    report_quality,
+    report_repeated,
+    typical,
+)
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import places_of
 from deflect_hf.raster.header import RasterInfo
@@ -77,6 +93,7 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     if TASKS[task].dense:
         refuse_other_masks(everything, infos, labels, reader.resample, reader.colors is not None)
     report_grids(str(root), infos, info)
+    report_repeated(str(root), splits)
     report_quality(str(root), everything, reader)
     gsd_m = processor.effective_gsd_m(info.height)
     datasets = make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
@@ -129,6 +146,8 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
             f"{holding(next(iter(bases.values())), deep=True)}: put the images into one sub-folder per class, or into "
             f"images/ with masks of the same name in masks/, or say where they are by `images` and `masks`."
         )
+    for base in bases.values():
+        report_no_classes(base, of_files)
     for key in ("class_values", "ignore_values"):
         if getattr(args, key):
             raise ConfigError(f"{args.root} has class folders and no masks: `{key}` does nothing, remove it.")
@@ -266,7 +285,9 @@ def _split_files(root: Path, args: DatasetArguments) -> dict[str, Path]:
     for split in SPLITS:
         key = f"{split}_split"
         given = getattr(args, key)
-        path = root / (given or f"{split}.txt")
+        path = root / given if given is not None else called(root, split, _is_list, ".txt")
+        if path is None:
+            continue
         if given is not None and args.num_folds is not None:
             raise ConfigError(f"num_folds={args.num_folds} draws its own splits: remove `{key}`, or `num_folds`.")
         if given is not None and not path.is_file():
@@ -276,3 +297,7 @@ def _split_files(root: Path, args: DatasetArguments) -> dict[str, Path]:
         if path.is_file():
             files[split] = path
     return files
+
+
+def _is_list(path: Path) -> bool:
+    return path.is_file() or path.is_symlink()

@@ -7,8 +7,10 @@ folder or word that says train, val or test. What the ``*`` stand for is the nam
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,9 +18,11 @@ from itertools import islice
 from pathlib import Path
 
 from deflect_hf.config.data import SPLIT, DatasetArguments
-from deflect_hf.data.splits import SPLIT_WORDS, SPLITS
+from deflect_hf.data.splits import SPLIT_WORDS, SPLITS, called
 from deflect_hf.errors import DataError, listing
 from deflect_hf.raster.arrays import SUFFIX as ARRAY
+
+logger = logging.getLogger(__name__)
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".gtif", ".jp2", ".vrt")
 ARRAY_SUFFIXES = (ARRAY,)
@@ -35,7 +39,7 @@ def split_folders(root: Path, args: DatasetArguments) -> dict[str, Path]:
         if not found:
             raise DataError(_nothing(root, "images", str(args.images)))
         return found
-    return {split: root / split for split in SPLITS if (root / split).is_dir()} or {"": root}
+    return {split: path for split in SPLITS if (path := called(root, split, Path.is_dir)) is not None} or {"": root}
 
 
 def images_of(base: Path, args: DatasetArguments, split: str) -> dict[str, Path]:
@@ -85,6 +89,15 @@ def masks_of(base: Path, args: DatasetArguments, split: str, images: Mapping[str
 def class_folders(base: Path, of_files: bool = False) -> dict[Path, list[Path]]:
     """The images of each sub-folder that has some."""
     return _images(_folders(base), of_files)
+
+
+def report_no_classes(base: Path, of_files: bool) -> None:
+    """Log sub-folders of class folders that are no class, though they hold files."""
+    classes = class_folders(base, of_files)
+    for folder in _folders(base):
+        found = holding(folder, deep=True)
+        if folder not in classes and "such as" in found:
+            logger.warning("%s is no class: it has no images of the kind that the classes have%s", folder, found)
 
 
 def _matches(base: Path, pattern: str, split: str) -> dict[Path, str]:
@@ -174,7 +187,8 @@ def by_file_name(paths: Sequence[Path], what: str) -> dict[str, Path]:
 
 def _by_name(pairs: Sequence[tuple[Path, str]], what: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path, name in pairs:
+    for path, written in pairs:
+        name = unicodedata.normalize("NFC", written)  # macOS writes letters with accents as two
         if name in found:
             raise DataError(f"{found[name]} and {path} are {what}: keep one of them.")
         found[name] = path

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,8 +49,9 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
         cells = [cell.strip() for cell in row]
         if len(cells) != len(rows[0]):
             raise DataError(f"{path}, row {number} has {len(cells)} cells instead of {len(rows[0])}: {row}.")
-        name, suffix = os.path.splitext(cells[0])
-        name = name if suffix.lower() in (*LAYER_SUFFIXES, ARRAY) else cells[0]
+        called = unicodedata.normalize("NFC", cells[0])
+        name, suffix = os.path.splitext(called)
+        name = name if suffix.lower() in (*LAYER_SUFFIXES, ARRAY) else called
         if name in table:
             raise DataError(f"{path}: {name!r} has two rows, keep one.")
         table[name] = dict(zip(columns, cells[1:], strict=True))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import posixpath
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -159,13 +162,28 @@ def _share(total: int, fraction: float, taken: int = 0) -> int:
     return max(0, min(wanted, total - taken - 1))
 
 
+def called(root: Path, split: str, kind: Callable[[Path], bool], suffix: str = "") -> Path | None:
+    """The file or folder below ``root`` that a split has by its name, ``val.txt`` or ``Validation.txt``; None without.
+
+    Raises:
+        DataError: There are several, of which one would be left out.
+    """
+    words = {word + suffix for word in SPLIT_WORDS[split]}
+    found = sorted(path for path in root.glob("*") if path.name.casefold() in words and kind(path))
+    if suffix and root / f"{split}{suffix}" in found:  # beside train.txt, training.txt may be anything
+        return root / f"{split}{suffix}"
+    if len(found) > 1:
+        raise DataError(f"{root} has {listing(path.name for path in found)} for the {split} split: keep one of them.")
+    return found[0] if found else None
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in UTF-8: write one id a line.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [unicodedata.normalize("NFC", line.strip()) for line in text.splitlines() if line.strip()]
 
 
 def by_any_name(images: Mapping[str, Path]) -> dict[str, str]:
@@ -173,13 +191,14 @@ def by_any_name(images: Mapping[str, Path]) -> dict[str, str]:
 
     A suffix may be left out. What would be several images is none of them.
     """
-    called: dict[str, set[str]] = defaultdict(set)
+    words: dict[str, set[str]] = defaultdict(set)
     for name, file in images.items():
-        called[name.rsplit("/", 1)[-1]].add(name)
-        for path in (file, file.with_suffix("")):
-            for begin in range(len(path.parts)):
-                called["/".join(path.parts[begin:])].add(name)
-    return {word: names.pop() for word, names in called.items() if len(names) == 1} | {name: name for name in images}
+        words[name.rsplit("/", 1)[-1]].add(name)
+        parts = unicodedata.normalize("NFC", str(file)).split(os.sep)  # as macOS does not write it
+        for path in (parts, [*parts[:-1], Path(parts[-1]).stem]):
+            for begin in range(len(path)):
+                words["/".join(path[begin:])].add(name)
+    return {word: names.pop() for word, names in words.items() if len(names) == 1} | {name: name for name in images}
 
 
 def read_split_file(path: Path, images: Mapping[str, Path]) -> list[str]:
@@ -188,7 +207,11 @@ def read_split_file(path: Path, images: Mapping[str, Path]) -> list[str]:
     if not lines:
         raise DataError(f"{path} lists no images: write one id a line, or remove the file for a random split.")
     names = by_any_name(images)
-    ids = [names.get(line) or names.get(line.rsplit(".", 1)[0]) for line in lines]
+    paths = [posixpath.normpath(line.replace("\\", "/")) for line in lines]  # ./images/a.tif, images\a.tif
+    ids = [
+        next((names[word] for word in (line, line.rsplit(".", 1)[0], path) if word in names), None)
+        for line, path in zip(lines, paths, strict=True)
+    ]
     missing = [line for line, id_ in zip(lines, ids, strict=True) if id_ is None]
     if missing:
         raise DataError(

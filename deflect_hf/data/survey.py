@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,6 +144,36 @@ def report_quality(root: str, rows: Sequence[Mapping[str, Any]], reader: FolderR
         ", ".join(f"{value:g}" for value in sorted(found)[:NAMED]),
         ", ..." if len(found) > NAMED else "",
     )
+
+
+def report_repeated(root: str, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Log images that two splits share, perhaps under two names: links to one file, or copies of it."""
+    alike: dict[tuple[int, bytes], list[tuple[str, Path]]] = defaultdict(list)
+    files = [(split, Path(row["image"])) for split, rows in splits.items() for row in rows]
+    sizes = {path: path.stat().st_size for _, path in files if path.is_file()}
+    frequent = Counter(sizes.values())
+    for split, path in files:
+        if frequent[sizes.get(path, -1)] > 1:
+            alike[sizes[path], _middle(path, sizes[path])].append((split, path))
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for members in alike.values():
+        first, path = members[0]
+        for split, other in members[1:]:
+            if split != first and filecmp.cmp(path, other, shallow=False):
+                found[first, split].append(f"{other} (= {path.name})")
+    for (first, split), images in found.items():
+        logger.warning(
+            "%s: %d image(s) of the %s split are those of the %s split, byte for byte: %s (what was seen before tells "
+            "nothing of a model: keep each image in one split)",
+            root, len(images), split, first, _named(images),
+        )  # fmt: skip
+
+
+def _middle(path: Path, size: int) -> bytes:
+    """Some bytes of a file, which tell most files of one size apart."""
+    with path.open("rb") as file:
+        file.seek(size // 2)
+        return file.read(4096)
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -138,3 +138,60 @@ def test_a_split_file_whose_disk_is_not_mounted_is_told(segmentation_folder: Pat
     (segmentation_folder / "test.txt").symlink_to("/nonexistent/test.txt")
     with pytest.raises(DataError, match=r"test\.txt is a link to /nonexistent/test\.txt, which is not there: mount"):
         load_dataset_splits(segments(segmentation_folder))
+
+
+@pytest.mark.parametrize("words", [("train", "valid", "test"), ("Training", "VALIDATION", "Testing")])
+@pytest.mark.parametrize("folders", [True, False])
+def test_splits_go_by_all_their_names(folders: bool, words: tuple[str, ...], segmentation_folder: Path) -> None:
+    members = {"train": range(6), "val": range(6, 8), "test": range(8, 10)}
+    for word, numbers in zip(words, members.values(), strict=True):
+        for kind in ("images", "masks") if folders else ():
+            (segmentation_folder / word / kind).mkdir(parents=True)
+            for path in [segmentation_folder / kind / f"a{number}.tif" for number in numbers]:
+                path.rename(segmentation_folder / word / kind / path.name)
+        if not folders:
+            (segmentation_folder / f"{word}.txt").write_text("".join(f"a{number}\n" for number in numbers))
+    splits = load_dataset_splits(segments(segmentation_folder))
+    assert {split: images.names for split, images in splits.items()} == {
+        split: [f"a{number}" for number in numbers] for split, numbers in members.items()
+    }
+    if folders:
+        (segmentation_folder / "val").mkdir()
+        with pytest.raises(DataError, match="for the val split: keep one of them"):
+            load_dataset_splits(segments(segmentation_folder))
+
+
+@pytest.mark.parametrize("line", ["images/ä1.tif", "./images/ä1.tif", "images\\ä1.tif", "a\N{COMBINING DIAERESIS}1"])
+def test_a_line_is_the_path_of_an_image_however_it_is_written(line: str, segmentation_folder: Path) -> None:
+    for kind, name in (("images", "a\N{COMBINING DIAERESIS}1.tif"), ("masks", "ä1.tif")):  # of macOS, of others
+        (segmentation_folder / kind / "a1.tif").rename(segmentation_folder / kind / name)
+    (segmentation_folder / "train.txt").write_text(f"a0\n{line}\n")
+    assert load_dataset_splits(segments(segmentation_folder, val_fraction=0))["train"].names == ["a0", "ä1"]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_an_image_of_two_splits_under_two_names_is_told(
+    link: bool, segmentation_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, other = (segmentation_folder / "images" / name for name in ("a0.tif", "a9.tif"))
+    other.unlink()
+    other.symlink_to(first) if link else other.write_bytes(first.read_bytes())
+    for split, names in (("train", "a0\na1\n"), ("val", "a2\n"), ("test", "a8\na9\n")):
+        (segmentation_folder / f"{split}.txt").write_text(names)
+    load_dataset_splits(segments(segmentation_folder))
+    assert "1 image(s) of the test split are those of the train split, byte for byte: a9.tif (= a0.tif)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["lake/2020/a.tif", "lake/a.png"])
+def test_a_folder_that_is_no_class_beside_classes_is_told(
+    name: str, class_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = class_folder(forest=3, river=3)
+    (root / "empty").mkdir()
+    (root / name).parent.mkdir(parents=True)
+    (root / name).write_bytes((root / "river" / "river_0.tif").read_bytes())
+    assert load_dataset_splits(scenes(root))["train"].classes == ["forest", "river"]
+    assert f"lake is no class: it has no images of the kind that the classes have; it holds 1 {name[-4:]}" in (
+        caplog.text
+    )
+    assert "empty" not in caplog.text
