@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.windows import Window
 
 from deflect_hf.errors import DataError
 from deflect_hf.raster.header import IDENTITY, PathLike, RasterInfo
@@ -30,45 +28,6 @@ def geotiff_profile(count: int, dtype: str, like: RasterInfo, nodata: float | No
     if like.crs is not None or like.georeferenced:
         profile["transform"] = rasterio.Affine(*like.transform)
     return profile
-
-
-@contextmanager
-def create_raster(
-    path: PathLike,
-    count: int,
-    dtype: str,
-    *,
-    like: RasterInfo,
-    nodata: float | None = None,
-    descriptions: Sequence[str] = (),
-) -> Iterator[Callable[..., None]]:
-    """Write a GeoTIFF window by window, with the size, CRS and transform of ``like``.
-
-    Yields ``write(values, row=0, column=0)`` with values (count, h, w). The file appears under its name only when
-    the block ends without an error, so that no reader ever sees half of it.
-    """
-    target = Path(path)
-    profile = geotiff_profile(count, dtype, like, nodata)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tif")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            sink = rasterio.open(temporary, "w", **profile)
-    except (OSError, RasterioError) as error:
-        raise DataError(f"{target} cannot be written ({error}): choose a folder that is writable.") from error
-    try:
-        with sink:
-            for index, text in enumerate(descriptions, start=1):
-                sink.set_band_description(index, text)
-
-            def write(values: np.ndarray, row: int = 0, column: int = 0) -> None:
-                sink.write(values, window=Window(column, row, values.shape[-1], values.shape[-2]))
-
-            yield write
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_raster(
@@ -94,5 +53,19 @@ def write_raster(
             f"{path}: values of {height} x {width} pixels cannot take the georeference of {like.path} "
             f"({like.height} x {like.width})."
         )
-    with create_raster(path, count, str(values.dtype), like=like, nodata=nodata, descriptions=descriptions) as write:
-        write(values)
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tif")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                with rasterio.open(temporary, "w", **geotiff_profile(count, str(values.dtype), like, nodata)) as sink:
+                    for index, text in enumerate(descriptions, start=1):
+                        sink.set_band_description(index, text)
+                    sink.write(values)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RasterioError) as error:
+        raise DataError(f"{target} cannot be written ({error}): choose a folder that is writable.") from error

@@ -132,9 +132,7 @@ def test_finished_runs_of_another_output_are_taken_over_and_nothing_else_is_trai
     assert [one["scores"] for one in summary(tmp_path)] == [one["scores"] for one in summary(finished)]
     assert len(list((tmp_path / "rows").glob("*.json"))) == 6
     accuracy.main(command(tmp_path, "--only_finished"))  # without the other output now
-    with pytest.raises(
-        ConfigError, match=r"frozen-lr0\.001-seed5 is not finished, and the others are compared with it"
-    ):
+    with pytest.raises(ConfigError, match=r"frozen-lr0\.001-seed5 is not finished"):
         accuracy.main([*command(tmp_path, "--only_finished"), "--seeds", "5"])
     with pytest.raises(ConfigError, match="was made by another configuration"):
         accuracy.main(command(tmp_path / "new", "--reuse", str(finished), "--batch_size", "3"))

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+
+from deflect_hf.benchmark.meters import timed
+
+
+def in_turns(rounds: int, ways: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of each way in each round, one way after the other, so that a change of load falls on all alike.
+
+    A first round, which warms up, does not count.
+    """
+    found = []
+    for _ in range(rounds + 1):
+        gc.collect()
+        found.append({name: timed(way, torch.cuda.is_available()) for name, way in ways.items()})
+    return {name: [one[name] for one in found[1:]] for name in ways}
 
 
 def markdown(columns: str, rows: Iterable[Sequence[str]], note: str) -> str:

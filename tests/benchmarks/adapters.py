@@ -8,7 +8,6 @@ ratio are printed. Memory is that of parameters and buffers, each storage counte
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from deflect_hf.artifacts.saved_model import save_model
 from deflect_hf.benchmark.cost import BANDS, SIZES, make_vit
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
-from deflect_hf.benchmark.meters import bytes_of, timed
+from deflect_hf.benchmark.meters import bytes_of
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.run import EncoderArguments, RunArguments
 from deflect_hf.data.processor import MultispectralImageProcessor
@@ -32,7 +31,7 @@ from deflect_hf.inference.predictor import Predictor
 from deflect_hf.methods import adapt
 from deflect_hf.models import EncoderForSemanticSegmentation, load_encoder
 from deflect_hf.tuners.deflect import DeflectConfig
-from tests.benchmarks import markdown
+from tests.benchmarks import in_turns, markdown
 from tests.tuners.tiny import randomise
 
 PATCH = 16
@@ -92,19 +91,21 @@ def compare(runs: Mapping[str, Path], own: argparse.Namespace) -> dict[str, Any]
     models = [predictor.model for predictor in separate.values()]
     return {
         "bytes": [held_bytes(models), held_bytes([shared.encoder, *(shared[name].model for name in runs)])],
-        "load_seconds": alternately(own.rounds, load_separate, load_shared),
-        "predict_seconds": alternately(
+        "load_seconds": in_turns(own.rounds, {"separate": load_separate, "shared": load_shared}),
+        "predict_seconds": in_turns(
             own.rounds,
-            lambda: [predictor(image) for predictor in separate.values()],
-            lambda: shared.predict_all(image),
+            {
+                "separate": lambda: [predictor(image) for predictor in separate.values()],
+                "shared": lambda: shared.predict_all(image),
+            },
         ),
-        "mixed_seconds": alternately(own.rounds, *mixed_batches(own)),
+        "mixed_seconds": in_turns(own.rounds, mixed_batches(own)),
         "device": str(shared.device),
         "threads": torch.get_num_threads(),
     }
 
 
-def mixed_batches(own: argparse.Namespace) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def mixed_batches(own: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
     """Images in turns of all tasks, by PEFT's means: switching adapters image by image, and as one mixed batch."""
     config = DeflectConfig(bands=list(BANDS), base_mean=[0.1] * 3, base_std=[0.1] * 3)
     names = [f"task {number + 1}" for number in range(own.tasks)]
@@ -127,17 +128,7 @@ def mixed_batches(own: argparse.Namespace) -> tuple[Callable[[], Tensor], Callab
         return model(images, adapter_names=names * 2).last_hidden_state  # type: ignore[no-any-return]
 
     torch.testing.assert_close(together(), switching(), rtol=1e-4, atol=1e-4)
-    return switching, together
-
-
-def alternately(count: int, *ways: Callable[[], object]) -> list[list[float]]:
-    """Seconds of each round of each way."""
-    seconds: list[list[float]] = [[] for _ in ways]
-    for _ in range(count):
-        for way, rounds in zip(ways, seconds, strict=True):
-            gc.collect()
-            rounds.append(timed(way, torch.cuda.is_available()))
-    return seconds
+    return {"switching": switching, "together": together}
 
 
 def held_bytes(modules: Iterable[nn.Module]) -> int:
@@ -148,7 +139,7 @@ def held_bytes(modules: Iterable[nn.Module]) -> int:
 def as_markdown(numbers: Mapping[str, Any], own: argparse.Namespace) -> str:
     """One line per quantity, with the ratio of one encoder to separate models."""
     load, predict, mixed = (
-        [statistics.median(way) for way in numbers[name]]
+        [statistics.median(way) for way in numbers[name].values()]
         for name in ("load_seconds", "predict_seconds", "mixed_seconds")
     )
     rows = [

@@ -16,13 +16,12 @@ from peft import get_peft_model
 
 from deflect_hf.benchmark.cost import BANDS
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
-from deflect_hf.benchmark.meters import timed
 from deflect_hf.errors import ConfigError
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from deflect_hf.models.geovit.sources import SOURCES, Source, get_source
 from deflect_hf.tuners.deflect import DeflectConfig
-from tests.benchmarks import markdown
+from tests.benchmarks import in_turns, markdown
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +96,7 @@ def measure(source: Source, image_size: int, rounds: int) -> dict[str, Any]:
         with model.disable_adapter():
             deflected()
 
-    calls = (frozen, deflected, training)
-    times = [[timed(call, pixels.is_cuda) for call in calls] for _ in range(rounds + 1)][1:]  # the first warms up
-    medians = {
-        f"{call.__name__}_ms": 1e3 * statistics.median(column)
-        for call, column in zip(calls, zip(*times, strict=True), strict=True)
-    }
+    times = in_turns(rounds, {"frozen_ms": frozen, "deflected_ms": deflected, "training_ms": training})
+    medians = {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"encoder": source.name, "total": total, "trainable": trainable, **medians}

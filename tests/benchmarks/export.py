@@ -16,13 +16,13 @@ import torch
 
 from deflect_hf.benchmark.cost import BANDS, SIZES, make_vit
 from deflect_hf.benchmark.flags import flag_parser, refuse_cut_patches, refuse_less, report
-from deflect_hf.benchmark.meters import timed
 from deflect_hf.benchmark.runs import Row
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.inference.export import export, samples
 from deflect_hf.inference.exported import open_onnx, open_pt2
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.models import EncoderForSemanticSegmentation
+from tests.benchmarks import in_turns, markdown
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,10 +50,7 @@ def main(argv: Sequence[str]) -> None:
             "ONNX": open_onnx(files["ONNX"]),
         }
         with torch.no_grad():
-            rounds = [
-                {name: timed(partial(way, images), False) for name, way in ways.items()} for _ in range(own.rounds + 1)
-            ]
-    seconds = {name: [one[name] for one in rounds[1:]] for name in ways}
+            seconds = in_turns(own.rounds, {name: partial(way, images) for name, way in ways.items()})
     numbers = {"seconds": seconds, "differences": differences, "threads": torch.get_num_threads()}
     size = f"ViT-{own.size}, {own.image_size} px, {len(BANDS)} bands, batch {own.batch_size}"
     report(own.output, "export", numbers, as_markdown(numbers, size))
@@ -62,9 +59,9 @@ def main(argv: Sequence[str]) -> None:
 def as_markdown(numbers: Mapping[str, Any], size: str) -> str:
     """One line per way, with its time over that of the model itself."""
     fastest = {name: min(seconds) for name, seconds in numbers["seconds"].items()}
-    lines = ["| | seconds | over eager | largest difference |", "|---|---|---|---|"]
-    for name, seconds in fastest.items():
-        difference = numbers["differences"].get(name, 0.0)
-        lines.append(f"| {name} | {seconds:.3f} | {seconds / fastest['eager']:.2f} | {difference:.1e} |")
-    lines.append(f"\n{size}, float32, {numbers['threads']} CPU thread(s).")
-    return "\n".join(lines) + "\n"
+    rows = [
+        (name, f"{seconds:.3f}", f"{seconds / fastest['eager']:.2f}", f"{numbers['differences'].get(name, 0.0):.1e}")
+        for name, seconds in fastest.items()
+    ]
+    note = f"{size}, float32, {numbers['threads']} CPU thread(s)."
+    return markdown("way | seconds | over eager | largest difference", rows, note)

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import torch
+from rasterio.windows import Window
 
 from deflect_hf.artifacts.saved_model import save_model
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
@@ -33,7 +35,7 @@ from deflect_hf.files import write_json
 from deflect_hf.inference.scenes import Axis
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.read import raster_info
-from deflect_hf.raster.write import create_raster
+from deflect_hf.raster.write import geotiff_profile
 from tests.benchmarks import markdown
 
 logger = logging.getLogger(__name__)
@@ -159,9 +161,11 @@ def write_scene(path: Path, side: int) -> Path:
     info = header(path, side, BANDS)
     rows, columns = np.arange(BLOCK)[:, None], np.arange(side)[None]
     band = np.stack([500 + 300 * number + (rows // 8 * 16 + columns // 8 * 4) % 1000 for number in range(len(BANDS))])
-    with create_raster(path, len(BANDS), "int16", like=info, descriptions=BANDS) as write:
+    with rasterio.open(path, "w", **geotiff_profile(len(BANDS), "int16", info, None)) as sink:
+        sink.descriptions = BANDS
         for row in range(0, side, BLOCK):
-            write(band[:, : min(BLOCK, side - row)].astype(np.int16), row)
+            height = min(BLOCK, side - row)
+            sink.write(band[:, :height].astype(np.int16), window=Window(0, row, side, height))
     return path
 
 
@@ -175,7 +179,7 @@ def measure(scene: Path, adapter: Path, own: argparse.Namespace) -> dict[str, An
     words = [str(scene), str(target), "--adapter", str(adapter), "--window", str(own.window), "--overlap", str(OVERLAP)]
     words += ["--output", own.map, *(["--cog"] if own.cog else [])]
     started = time.perf_counter()
-    peak, processor, forward, predicted = run_alone(CHILD, words, f"{scene.name} could not be predicted")[-4:]
+    peak, processor, forward, predicted = run_alone(CHILD, words, f"{scene.name} could not be predicted").split()[-4:]
     seconds = time.perf_counter() - started
     target.unlink()
     side = raster_info(scene).width
@@ -201,7 +205,7 @@ def measure_training(scene: Path, own: argparse.Namespace) -> dict[str, Any]:
         write_json(Path(name) / "run.yaml", config)  # JSON is YAML
         words = [str(Path(name) / "run.yaml"), "--work_dir", str(run), "--num_workers", "0"]
         words += ["--max_steps", str(STEPS), "--eval_steps", str(STEPS)]
-        peak, processor = run_alone(TRAINED, words, f"a training on {scene.name} failed")[-2:]
+        peak, processor = run_alone(TRAINED, words, f"a training on {scene.name} failed").split()[-2:]
         windows = json.loads((run / "results.json").read_text(encoding="utf-8"))["images"]
     return {"peak_bytes": int(peak), "processor_seconds": float(processor), "windows": windows}
 
@@ -221,8 +225,8 @@ def write_polygons(path: Path, info: RasterInfo) -> Path:
     return path
 
 
-def run_alone(code: str, words: Sequence[str], failure: str) -> list[str]:
-    """What a fresh Python process with one thread prints, word by word.
+def run_alone(code: str, words: Sequence[str], failure: str) -> str:
+    """What a fresh Python process with one thread prints.
 
     Raises:
         DeflectError: it failed; with what it said.
@@ -232,7 +236,7 @@ def run_alone(code: str, words: Sequence[str], failure: str) -> list[str]:
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]  # as one that the system killed
         raise DeflectError(f"{failure}, status {done.returncode}: {said[-1]}")
-    return done.stdout.split()
+    return done.stdout.strip()
 
 
 def child() -> None:

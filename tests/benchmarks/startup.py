@@ -9,13 +9,13 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
 from deflect_hf.errors import ConfigError
-from tests.benchmarks import markdown
+from tests.benchmarks import in_turns, markdown
 
 BASE, PACKAGE = "import peft, transformers", "import peft, transformers, deflect_hf"
 SCRIPTS = Path(__file__).resolve().parents[2]  # those of a clone
@@ -34,8 +34,7 @@ def main(argv: Sequence[str]) -> None:
     own = parser.parse_args(argv)
     refuse_less(own, {"rounds": 1})
     kinds = commands()
-    rounds = [{name: seconds_of(words) for name, words in kinds.items()} for _ in range(own.rounds + 1)][1:]
-    seconds = {name: [one[name] for one in rounds] for name in kinds}
+    seconds = in_turns(own.rounds, {name: partial(run, words) for name, words in kinds.items()})
     ratio = min(seconds[PACKAGE]) / min(seconds[BASE])
     rows = [(f"`{name}`", f"{statistics.median(all_):.2f}", f"{min(all_):.2f}") for name, all_ in seconds.items()]
     note = f"With deflect_hf over without, fastest of {own.rounds} rounds: {ratio:.3f}."
@@ -43,10 +42,8 @@ def main(argv: Sequence[str]) -> None:
     report(own.output, "startup", {"seconds": seconds, "ratio": ratio}, table)
 
 
-def seconds_of(words: Sequence[str]) -> float:
-    """Wall-clock seconds of one process."""
-    started = time.perf_counter()
+def run(words: Sequence[str]) -> None:
+    """One process."""
     done = subprocess.run([sys.executable, *words], cwd=SCRIPTS, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"{' '.join(words)} ends with status {done.returncode}: {done.stderr[-300:]}")
-    return time.perf_counter() - started

@@ -15,6 +15,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, DeflectError
 from deflect_hf.raster.write import write_raster
+from tests import benchmarks
 from tests.benchmarks import adapters, encoders, loader, peers, processes, resume, scenes, startup, step
 
 
@@ -28,7 +29,7 @@ def test_adapters_memory_of_both_ways(tmp_path: Path, capsys: pytest.CaptureFixt
     numbers = numbers_of(tmp_path, "adapters")
     separate, shared = numbers["bytes"]
     assert 0.333 < shared / separate < 0.42  # three encoders against one, and small adapters
-    assert [len(way) for way in numbers["load_seconds"] + numbers["mixed_seconds"]] == [1] * 4
+    assert [len(way) for name in ("load", "mixed") for way in numbers[f"{name}_seconds"].values()] == [1] * 4
     table = capsys.readouterr().out
     assert (tmp_path / "adapters.md").read_text() in table
     assert f"| parameters in memory | {separate / 1e6:.1f} MB | {shared / 1e6:.1f} MB | " in table
@@ -133,9 +134,9 @@ def test_startup_ratio_and_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigError, match=r"-c raise SystemExit\(3\) ends with status 3"):
-        startup.seconds_of(["-c", "raise SystemExit(3)"])
+        startup.run(["-c", "raise SystemExit(3)"])
     times = iter([9.0] * 4 + [2.0, 2.2, 0.5, 0.5, 4.0, 4.2, 0.3, 0.3])  # the first four warm up
-    monkeypatch.setattr(startup, "seconds_of", lambda words: next(times))
+    monkeypatch.setattr(benchmarks, "timed", lambda *_: next(times))
     startup.main(["--output", str(tmp_path), "--rounds", "2"])
     assert numbers_of(tmp_path, "startup")["ratio"] == pytest.approx(2.2 / 2.0)
     printed = capsys.readouterr().out

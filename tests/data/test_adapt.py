@@ -85,11 +85,7 @@ def test_vectors_and_numbers_of_any_library(task: str) -> None:
 @pytest.mark.parametrize(
     ("task", "label", "message"),
     [
-        (
-            "multi_label",
-            [0, 2],
-            r"the label of example 0 of list is \[0, 2\]: it must be 3 numbers, 1 for each of the ",
-        ),
+        ("multi_label", [0, 2], r"the label of example 0 of list is \[0, 2\]: it must be 3 numbers, 1 for each"),
         ("multi_label", MASKS[0], r"is of shape \(16, 16\): it must be 3 numbers"),
         ("multi_label", "forest", "is a str of <U6: give an array of numbers"),
         ("regression", [1.0, 2.0], r"has the shape \(2,\): a regression's is one number"),
@@ -149,18 +145,12 @@ def test_an_adapted_data_set_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        (
-            {"picture": 1, "label": 0},
-            r"example 0 of list has 'picture', 'label': give exactly one of 'pixel_values', 'im",
-        ),
+        ({"picture": 1, "label": 0}, r"example 0 of list has 'picture', 'label': give exactly one of 'pixel_values'"),
         ({"image": IMAGES[0]}, "has 'image': give exactly one of 'labels', 'mask', 'label'"),
         ({"image": IMAGES[0], "mask": 0, "label": 0}, "exactly one of 'labels'"),
         ((IMAGES[0], 0), "example 0 of list is a tuple: it must be a dict"),
         ({"image": IMAGES[0].transpose(1, 2, 0), "label": 0}, r"shape \(16, 16, 4\): .* C = 4 .* move them first"),
-        (
-            {"image": IMAGES[0, :3], "label": 0},
-            r"shape \(3, 16, 16\): it must be \(C, H, W\), with C = 4 for the bands",
-        ),
+        ({"image": IMAGES[0, :3], "label": 0}, r"shape \(3, 16, 16\): it must be \(C, H, W\), with C = 4"),
         ({"image": "a.tif", "label": 0}, "the image of example 0 of list is a str of <U5: give an array of numbers"),
         ({"image": [[[1], [1, 2]]], "label": 0}, "is a list, no array of numbers"),
         ({"image": IMAGES[0], "label": 2}, r"the label of example 0 of list is 2: it must be one of \[0, 1\]"),
@@ -176,27 +166,15 @@ def test_what_an_example_lacks_is_said_with_what_was_found(example: Any, message
 @pytest.mark.parametrize(
     ("source", "options", "error", "message"),
     [
-        ({"train": []}, {}, DataError, "dataset is a mapping of splits, choose one of them"),
         (iter([]), {}, DataError, "dataset is list_iterator: give something with a length"),
-        ([], {}, DataError, r"dataset \(list\) has no examples"),
         (Geo(), {"task": "detection"}, ConfigError, "Unknown task 'detection': choose one of 'classification', "),
         (Geo(), {"task": "pixel_regression"}, ConfigError, "classes does nothing for task='pixel_regression'"),
         (Geo(), {"target_unit": "m"}, ConfigError, "target_unit does nothing for task='segmentation'"),
-        (
-            Geo(),
-            {"task": "multi_label", "classes": []},
-            ConfigError,
-            "classes=.*: task='multi_label' needs the names of",
-        ),
+        (Geo(), {"task": "multi_label", "classes": []}, ConfigError, "classes=.*: task='multi_label' needs the names"),
         (Geo(), {"class_values": [1]}, ConfigError, "one value of its own for each of the 2 classes"),
         (Geo(), {"bands": ["R", "G", "B", "none"]}, BandError, "none"),
         (Geo(), {"classes": ["a", "b"]}, DataError, r"unknown class value\(s\) \[2\]"),
-        (
-            [{"image": IMAGES[0], "mask": MASKS[0, :8]}],
-            {},
-            DataError,
-            r"the shape \(8, 16\), but its image is \(16, 16\)",
-        ),
+        ([{"image": IMAGES[0], "mask": MASKS[0, :8]}], {}, DataError, r"the shape \(8, 16\), but its image is"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(source: Any, options: dict, error: type[Exception], message: str) -> None:

@@ -34,9 +34,7 @@ def test_the_files_scale_tags_are_used_unless_told_otherwise(segmentation_folder
     with pytest.raises(DataError, match=r"is tagged scale 0.0002, offset 0.0, but sensor 'hls' has scale 0.0001"):
         load_dataset_splits(segments(segmentation_folder, scale=None, sensor="hls"))
     tag(f"{tagged.names[0]}.tif", 1e-4)  # one of ten: the others say what is usual
-    with pytest.raises(
-        DataError, match=r"has the scale tag 0\.0001 for band 'B', unlike the other images \(0\.0002\): give `sc"
-    ):
+    with pytest.raises(DataError, match=r"has the scale tag 0\.0001 for band 'B', unlike the other images"):
         load_dataset_splits(segments(segmentation_folder, scale=None))
 
 

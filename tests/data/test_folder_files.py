@@ -75,9 +75,7 @@ def test_patterns_find_images_and_the_masks_of_the_same_names(
     write(tmp_path, images, masks)
     args = folder(tmp_path, images=patterns[0], masks=patterns[1])
     if expected is None:
-        with pytest.raises(
-            DataError, match=r"has no mask \(1 of 1 .* `images` the \* stand for '\?\?', in `masks` for"
-        ):
+        with pytest.raises(DataError, match=r"has no mask \(1 of 1 .* `images` the \* stand for '\?\?', in `masks`"):
             load_dataset_splits(args)
         return
     assert names_of(args) == expected
@@ -109,10 +107,7 @@ def test_pictures_vrt_and_jp2_are_images_wherever_they_lie(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"images": "**/*.jp2"},
-            r"no file fits `images: '\*\*/\*\.jp2'`; it holds 4 \.tif, such as 'a/x_img\.tif', 'a",
-        ),
+        ({"images": "**/*.jp2"}, r"no file fits `images: '\*\*/\*\.jp2'`; it holds 4 \.tif, such as 'a/x_img\.tif'"),
         ({"images": "a/*_img.tif", "masks": "b/*.png"}, r"no file fits `masks: 'b/\*\.png'`; it holds 4 \.tif"),
         ({"images": "{split}/*.tif"}, r"no file fits `images: '\{split\}/\*\.tif'`"),
         ({"images": "*/*_img.tif"}, r"x_img\.tif and .*/b/x_img\.tif are|has no mask \(2 of 2 images have none\)"),
@@ -224,10 +219,7 @@ def test_colors_of_no_class_are_named_with_their_pixels(tmp_path: Path) -> None:
         ({"class_colors": {"water": "blau", "land": "red"}}, r"'#0000ff' or a name, not 'blau'"),
         ({"class_colors": {"water": [0, 0, 256], "land": "red"}}, r"0 to 255 each, .*, not \[0, 0, 256\]"),
         ({"class_colors": {"water": "blue", "land": "#00f"}}, r"\[0, 0, 255\] is given twice"),
-        (
-            {"class_colors": {"water": "blue", "_": "red"}},
-            r"class_colors has the classes 'water', but `classes` 'land'",
-        ),
+        ({"class_colors": {"water": "blue", "_": "red"}}, r"class_colors has the classes 'water', but `classes`"),
         ({"class_colors": COLORS, "ignore_values": [0]}, r"says what masks hold: remove `ignore_values`"),
     ],
 )

@@ -51,33 +51,24 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_nothing_is_unpickled(replica: Callable[[str], Path], name: str) -> None:
+def test_splits_and_labels_are_read_and_nothing_is_unpickled(replica: Callable[[str], Path], name: str) -> None:
     root = replica(name)
-    for split in load(root, name).values():
-        for index in range(len(split)):
-            split[index]
+    splits = load(root, name)
+    assert {split: images.names for split, images in splits.items()} == {
+        "train": ["id_0000", "id_0001", "id_0002", "id_0003"],
+        "val": ["id_0004", "id_0005"],
+        "test": ["id_0006", "id_0007"],
+    }
+    for split in splits.values():
+        for name_of, example in zip(split.names, split, strict=True):
+            assert example["labels"].item() == int(name_of[3:]) % CLASSES[name]
+            assert example["pixel_values"].shape == (len(split.bands), SIDE[name], SIDE[name])
     sprung = root / "sprung"
     assert not sprung.exists()
     with h5py.File(root / name / "id_0000.hdf5") as file:  # the trap is set: this is what others do
         pickle.loads(ast.literal_eval(file.attrs["pickle"]))
     assert sprung.exists()
     sprung.unlink()
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_splits_labels_names_and_sizes(replica: Callable[[str], Path], name: str) -> None:
-    splits = load(replica(name), name)
-    assert {split: images.names for split, images in splits.items()} == {
-        "train": ["id_0000", "id_0001", "id_0002", "id_0003"],
-        "val": ["id_0004", "id_0005"],
-        "test": ["id_0006", "id_0007"],
-    }
-    assert splits["train"].num_classes == CLASSES[name] and splits["train"].task == "classification"
-    for split in splits.values():
-        for index, name_of in enumerate(split.names):
-            example = split[index]
-            assert example["labels"].item() == int(name_of[3:]) % CLASSES[name]
-            assert example["pixel_values"].shape == (len(split.bands), SIDE[name], SIDE[name])
 
 
 def stored_truth(name: str, seed: int) -> dict[str, np.ndarray]:
@@ -125,23 +116,15 @@ def test_the_nominal_order_takes_the_names_of_the_files_and_warns(
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        (
-            "m-brick-kiln",
-            r"the channels called B11, B12 have means of \d+ and \d+, no 8-bit values: they are a Sentinel-2",
-        ),
-        (
-            "m-eurosat",
-            r"the channel called B9 has a mean of \d+, that called B10 of \d+: cirrus, the dark one, is in its",
-        ),
+        ("m-brick-kiln", r"the channels called B11, B12 have means of \d+ and \d+, no 8-bit values"),
+        ("m-eurosat", r"the channel called B9 has a mean of \d+, that called B10 of \d+: cirrus, the dark one"),
     ],
 )
 def test_files_whose_names_are_right_are_not_corrected(
     tmp_path: Path, name: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_geobench(tmp_path / name, name, order="genuine")
-    with pytest.raises(
-        DataError, match=rf"^{name}: {why}.*The names in these files are right as they are: set `band_ord"
-    ):
+    with pytest.raises(DataError, match=rf"^{name}: {why}.*The names in these files are right as they are"):
         load(root, name)
     caplog.set_level(logging.WARNING)
     images = load(root, name, band_order="nominal")["train"]
@@ -227,15 +210,9 @@ def edit_json(path: Path, change: Callable[[dict[str, list[str]]], object]) -> N
             "id_0003.hdf5 is cut off or no HDF5 file (",
         ),
         (lambda root: rename_band(root / "id_0003.hdf5"), "id_0003.hdf5 has no band '08 - NIR', only '01 - VH.Real', "),
-        (
-            lambda root: shrink_band(root / "id_0003.hdf5"),
-            "id_0003.hdf5 has '04 - Red' in the shape (32, 31), but (32, 32) is published",
-        ),
+        (lambda root: shrink_band(root / "id_0003.hdf5"), "id_0003.hdf5 has '04 - Red' in the shape (32, 31)"),
         (lambda root: repeat_band(root / "id_0003.hdf5"), "id_0003.hdf5 has band '04 - Red' of several dates ("),
-        (
-            lambda root: edit_json(root / "label_map.json", lambda labels: labels.pop("3")),
-            "'id_0003' has no label in label_map.json",
-        ),
+        (lambda root: edit_json(root / "label_map.json", lambda labels: labels.pop("3")), "'id_0003' has no label"),
         (
             lambda root: edit_json(root / "label_map.json", lambda labels: labels["2"].append("id_0003")),
             "label_map.json lists 'id_0003' twice",
@@ -268,9 +245,7 @@ def test_all_that_is_broken_is_named_together_and_later_damage_when_read(tmp_pat
     images = load(root, "m-so2sat")["train"]
     for number in (0, 3):
         (root / f"id_000{number}.hdf5").unlink()
-    with pytest.raises(
-        DataError, match=r"2 problem\(s\): m-so2sat/id_0000.hdf5 is missing; .*0003.hdf5 is missing\. Copy"
-    ):
+    with pytest.raises(DataError, match=r"2 problem\(s\): m-so2sat/id_0000.hdf5 is missing; .*0003.hdf5 is missing\."):
         load(root, "m-so2sat")
     with pytest.raises(DataError, match=r"id_0003\.hdf5 is missing"):
         images[3]

@@ -162,10 +162,7 @@ MISPLACED = "Scene_0_L2R_rhorc_783_1.tif"
             "2 problem(s): Scene_2 has no crop 17 (listed in splits/val_X.txt); Scene_9/ is missing",
         ),
         (remove("splits/test_X.txt"), "splits/test_X.txt is missing"),
-        (
-            lambda root: (root / "splits/test_X.txt").write_bytes(b"\xff\xfe"),
-            "splits/test_X.txt is no text in UTF-8: write one id a line.",
-        ),
+        (lambda root: (root / "splits/test_X.txt").write_bytes(b"\xff\xfe"), "splits/test_X.txt is no text in UTF-8"),
         (lists("val", "Scene"), "'Scene' is no crop, such as 'Scene_0_1' (listed in splits/val_X.txt)"),
     ],
 )

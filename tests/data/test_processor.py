@@ -103,9 +103,7 @@ def test_sensor_presets_give_scale_offset_and_nodata() -> None:
 
 
 def test_wrong_channels_are_explained(processor: MultispectralImageProcessor) -> None:
-    with pytest.raises(
-        BandError, match=r"image 0 has 2 channel\(s\), but 3 band\(s\) were announced \('R', 'G', 'N'\)"
-    ):
+    with pytest.raises(BandError, match=r"image 0 has 2 channel\(s\), but 3 band\(s\) were announced"):
         processor(STORED[:2])
     with pytest.raises(BandError, match=r"It looks channels-last: move the channels first\."):
         processor(STORED.transpose(1, 2, 0))

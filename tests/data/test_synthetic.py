@@ -102,11 +102,7 @@ def test_noise_is_added_in_reflectance() -> None:
     ("options", "error", "message"),
     [
         ({"bands": ["R", "T1"]}, BandError, r"has no band 'T1': choose among 'A', 'B', 'G'"),
-        (
-            {"root": "data"},
-            ConfigError,
-            r"`root` does nothing for the data set 'synthetic': remove it\. It is for 'folder'",
-        ),
+        ({"root": "data"}, ConfigError, r"`root` does nothing for the data set 'synthetic'"),
         ({"scale": 1e-4}, ConfigError, r"`scale` does nothing"),
     ],
 )

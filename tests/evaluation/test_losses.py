@@ -145,10 +145,3 @@ def test_dice_alone_trains(tmp_path: Path) -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     # the cross-entropy of four classes would begin near 1.4
     assert max(losses) <= 1 and losses[-1] < losses[0]
-
-
-def test_what_belongs_to_a_loss_without_weight_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cross_entropy, focal, dice and tversky are all 0"):
-        parse("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "0")
-    with pytest.raises(ConfigError, match=r"segmentor\.loss\.class_weights belongs to the cross-entropy and the focal"):
-        parse("--segmentor.loss.cross_entropy", "0")

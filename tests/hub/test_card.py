@@ -13,8 +13,6 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from deflect_hf.config.readers import dataset_names, dataset_spec
-from deflect_hf.data.public import PublicDataset
 from deflect_hf.hub.__main__ import main as program
 from deflect_hf.hub.card import known_license, write_card
 from deflect_hf.hub.picture import draw_prediction
@@ -140,12 +138,6 @@ def test_the_licence_in_an_encoders_folder_is_read(tmp_path: Path) -> None:
     for text in ("# No card\n", "---\nlicense: [\n---\n", "---\n- a list\n---\n", "---\nlicense: {a: b}\n---\n"):
         (tmp_path / "README.md").write_text(text)
         assert known_license(str(tmp_path)) is None
-
-
-@pytest.mark.parametrize("name", sorted({*dataset_names()} - {"folder", "python", "scenes", "synthetic"}))
-def test_public_data_sets_are_cited(name: str) -> None:
-    spec = dataset_spec(name)
-    assert isinstance(spec, PublicDataset) and spec.name == name and spec.citation and spec.license
 
 
 def test_data_that_is_gone_leaves_a_card_without_a_picture(best: Path, caplog: pytest.LogCaptureFixture) -> None:

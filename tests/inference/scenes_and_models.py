@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.raster.header import RasterInfo
-from deflect_hf.raster.write import create_raster
+from deflect_hf.raster.write import write_raster
 
 BANDS = ["R", "G", "N"]
 PATCH = 8
@@ -107,10 +107,7 @@ def stored(height: int, width: int, seed: int = 0) -> np.ndarray:
 def write_scene(path: Path, values: np.ndarray, nodata: float | None = -9999, **changes: Any) -> Path:
     """A GeoTIFF that names its bands."""
     bands = changes.pop("descriptions", BANDS)
-    with create_raster(
-        path, len(values), str(values.dtype), like=info_of(values, **changes), nodata=nodata, descriptions=bands
-    ) as write:
-        write(values)
+    write_raster(path, values, like=info_of(values, **changes), nodata=nodata, descriptions=bands)
     return path
 
 

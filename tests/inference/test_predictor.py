@@ -64,9 +64,7 @@ def test_values_on_which_the_model_overflows_do_not_pass_for_pixels_without_a_me
     predictor = Predictor.from_folder(result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2), device="cpu")
     pixels = images()
     pixels[1, :, 5, 5] = -3e38
-    with pytest.raises(
-        DataError, match=r"^the images: .* overflows on values from -3\.00000001e\+38 to 0\.\d+ .*: set to NaN, or by"
-    ):
+    with pytest.raises(DataError, match=r"^the images: .* overflows on values from -3\.00000001e\+38 to 0\.\d+"):
         predictor(pixels)
     pixels[1, :, 5, 5] = torch.nan
     assert int(predictor(pixels).isnan().sum()) == len(predictor.classes)

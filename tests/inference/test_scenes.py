@@ -171,9 +171,7 @@ def test_a_damaged_tile_is_named_with_its_window(tmp_path: Path) -> None:
     middle = len(content) // 2
     content[middle : middle + 5000] = bytes(5000)
     scene.write_bytes(content)
-    with pytest.raises(
-        DataError, match=r"in\.tif is truncated or damaged in the window \(row \d+, column \d+, 64 x 64\)"
-    ):
+    with pytest.raises(DataError, match=r"in\.tif is truncated or damaged in the window \(row \d+, column \d+"):
         map_of(predictor_of(Stub()), scene, tmp_path / "out.tif", window=64, batch_size=1, unit_check=False)
     assert not (tmp_path / "out.tif").exists()
 

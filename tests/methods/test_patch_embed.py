@@ -142,9 +142,7 @@ def test_a_frozen_model_whose_patch_embedding_is_missing_is_refused(tmp_path):
     wide = saved(tmp_path / "wide", adapted("frozen", patch_embed="repeat"), "frozen", {"patch_embed": "repeat"})
     with pytest.raises(CheckpointError, match=r"head\.safetensors lacks 2 tensors.*patch_embedding\.bias"):
         checkpoints.load_model(tmp_path / "narrow", wide)
-    with pytest.raises(
-        CheckpointError, match=r"head\.safetensors holds .patch_embedding\.bias., which the model has no place for"
-    ):
+    with pytest.raises(CheckpointError, match=r"head\.safetensors holds .patch_embedding\.bias."):
         checkpoints.load_model(tmp_path / "wide", config)
 
 
@@ -163,7 +161,5 @@ def test_statistics_that_are_missing_or_do_nothing():
     with pytest.raises(ConfigError, match="all bands are normalised, or none is"):
         adapt(task_model(), "norm", bands=BANDS, patch_embed="repeat", **BASE)
     for method in ("norm", "deflect"):
-        with pytest.raises(
-            ConfigError, match="extra_mean and extra_std are for a patch embedding that takes all bands"
-        ):
+        with pytest.raises(ConfigError, match="extra_mean and extra_std are for a patch embedding that takes all"):
             adapt(task_model(), method, bands=BANDS, **BASE, **EXTRA)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTModel
 
 from deflect_hf.errors import DataError
@@ -53,25 +52,6 @@ def test_labels_of_another_shape_are_refused(vit: ViTModel, images: torch.Tensor
     model = EncoderForImageClassification.from_encoder(vit, num_labels=3)
     with pytest.raises(DataError, match=r"^labels have the shape \(2, 1\) instead of \(2,\)\.$"):
         model(images, labels=torch.zeros(2, 1, dtype=torch.long))
-
-
-def test_lora_with_the_head_saved_beside_it(encoder: PreTrainedModel, images: torch.Tensor, tmp_path: Path) -> None:
-    encoder.save_pretrained(tmp_path / "encoder")
-    model = get_peft_model(
-        EncoderForImageClassification.from_encoder(tmp_path / "encoder", num_labels=3, head="mlp"),
-        LoraConfig(
-            r=2, target_modules=r".*encoder\..*(q_proj|query)", modules_to_save=["head"], init_lora_weights=False
-        ),
-    )
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    model(images, labels=torch.tensor([0, 2])).loss.backward()
-    optimizer.step()
-    model.eval()
-    logits = model(images).logits
-    model.save_pretrained(tmp_path / "adapter")
-    fresh = EncoderForImageClassification.from_encoder(tmp_path / "encoder", num_labels=3, head="mlp")
-    again = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
-    assert torch.equal(again(images).logits, logits)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(encoder: PreTrainedModel, images: torch.Tensor) -> None:

@@ -131,9 +131,7 @@ def test_a_run_refuses_an_encoder_in_8_bits_of_bitsandbytes(source: Path, tmp_pa
 
 def test_a_quantised_model_is_neither_merged_nor_saved_whole(kind: str, source: Path, tmp_path: Path) -> None:
     model = EncoderForImageClassification.from_encoder(load_encoder(source, quantization=kind), num_labels=2)
-    with pytest.raises(
-        UnsupportedOperationError, match=r"quantised encoder cannot be saved whole\. Fix: save what was"
-    ):
+    with pytest.raises(UnsupportedOperationError, match=r"quantised encoder cannot be saved whole"):
         model.save_pretrained(tmp_path / "whole")
     adapted = adapt(model, "slr", bands=["B", "G", "R"])
     with pytest.raises(UnsupportedOperationError, match="its base weight is quantised"):

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.tuners.deflect import DeflectBlock
@@ -56,20 +55,6 @@ def test_selective_checkpointing_gives_the_plain_gradients_to_the_bit(architectu
     enable_checkpointing(model.base_model.model, selective=True)
     found = gradients(model, reflectance)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.mark.parametrize("options", REENTRANT)
-def test_whole_blocks_checkpointed_from_outside(options, architecture, reflectance):
-    model = adapted(architecture).train()
-    expected = gradients(model, reflectance)
-    for block in [module for module in model.modules() if isinstance(module, DeflectBlock)]:
-        forward = block.forward
-
-        def outside(hidden_states: torch.Tensor, *args: Any, forward: Any = forward, **kwargs: Any) -> torch.Tensor:
-            return checkpoint(lambda x: forward(x, *args, **kwargs), hidden_states.requires_grad_(), **options)
-
-        block.forward = outside  # what an activation-checkpointing wrapper of FSDP does
-    assert_same(gradients(model, reflectance), expected)
 
 
 @pytest.mark.parametrize("checkpointing", [None, *REENTRANT])

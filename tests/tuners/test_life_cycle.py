@@ -138,9 +138,7 @@ def test_weights_loaded_over_an_adapter_bring_what_they_assume(load, tmp_path, r
 def test_weights_of_another_shape_are_refused_and_change_nothing(fields, differing, reflectance):
     model = adapted("vit")
     expected = run(model, reflectance)
-    with pytest.raises(
-        CheckpointError, match=rf"of an adapter with other .*'{differing}'.* under another adapter_name"
-    ):
+    with pytest.raises(CheckpointError, match=rf"of an adapter with other .*'{differing}'"):
         set_peft_model_state_dict(model, get_peft_model_state_dict(adapted("vit", **fields)))
     assert torch.equal(run(model, reflectance), expected)
 
@@ -266,16 +264,6 @@ def test_copies_and_pickles(architecture, attention, reflectance):
     assert torch.equal(run(model, reflectance), expected)
 
 
-def test_unsaved_features_of_the_file_do_not_depend_on_the_catalogue(tmp_path, reflectance, monkeypatch):
-    """Loading uses the formulas in the file: the installed spyndex is not asked."""
-    model = adapted("vit")
-    expected = run(model, reflectance)
-    model.save_pretrained(tmp_path)
-    monkeypatch.setattr("deflect_hf.tuners.deflect.config.select_indices", None)
-    loaded = PeftModel.from_pretrained(make_encoder(), tmp_path).eval()
-    assert torch.equal(run(loaded, reflectance), expected)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
 def test_dtypes(dtype, autocast_adapter_dtype, reflectance):
@@ -314,9 +302,7 @@ def test_a_misspelt_entry_of_the_file_is_refused_and_statistics_that_are_broken_
     path = tmp_path / "adapter_config.json"
     entries = json.loads(path.read_text())
     path.write_text(json.dumps({**entries, "feature_means": entries["feature_mean"]}))
-    with pytest.raises(
-        ConfigError, match=r"'feature_means' is no entry of DeflectConfig\. Did you mean 'feature_mean'"
-    ):
+    with pytest.raises(ConfigError, match=r"'feature_means' is no entry of DeflectConfig\. Did you mean"):
         DeflectConfig.from_pretrained(tmp_path)
     path.write_text(json.dumps({**entries, "feature_std": [-1.0] * 12}))
     with pytest.raises(ConfigError, match="feature_std of the adapter must not be negative"):

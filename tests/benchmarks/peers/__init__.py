@@ -9,7 +9,6 @@ is not run. A round gives the median epoch of each row, and its ratio to that of
 import json
 import os
 import runpy
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,9 +19,8 @@ from statistics import median
 from typing import Any
 
 from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
-from deflect_hf.errors import DeflectError
 from tests.benchmarks import markdown
-from tests.benchmarks.scenes import peak_bytes
+from tests.benchmarks.scenes import peak_bytes, run_alone
 
 WARM_UP = 2  # epochs
 BATCH = 8
@@ -76,11 +74,7 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(words: list[str]) -> dict[str, Any]:
     """Seconds of each epoch and peak memory of a program in a process of its own (DeflectError if it fails)."""
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False, env=alone)
-    if done.returncode:
-        raise DeflectError(f"{words[2]} failed, status {done.returncode}: {done.stderr.strip()[-500:]}")
-    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    measured: dict[str, Any] = json.loads(run_alone(CHILD, words, f"{words[2]} failed").splitlines()[-1])
     return measured
 
 

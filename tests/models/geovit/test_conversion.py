@@ -195,9 +195,7 @@ class Payload:
 def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     published = PUBLISHED["scale-mae"]
     torch.save({"model": published.tensors(), "args": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(
-        CheckpointError, match=r"objects of '(builtins|__builtin__)\.print', and unpickling them can run code"
-    ):
+    with pytest.raises(CheckpointError, match=r"objects of '(builtins|__builtin__)\.print'"):
         convert(published.tiny_source(), tmp_path / "evil.pth", tmp_path / "out")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Payload()}))
     with pytest.raises(CheckpointError, match=r"plain\.pth"):

@@ -149,12 +149,7 @@ def test_backbone_gives_what_terratorch_does_of_prithvi(tmp_path):
         ("sincos", (1, 4, 16, 16), BandError, "pixel_values has 4 channels, but the encoder takes 3"),
         ("sincos", (1, 3, 16, 20), DataError, "must be multiples of the patch size 8 x 8"),
         ("sincos", (1, 3, 2, 16, 16), DataError, r"must be \(batch, bands, height, width\), not of shape"),
-        (
-            "sincos_3d",
-            (6, 16, 16),
-            DataError,
-            r"or \(batch, bands, frames, height, width\), not of shape \(6, 16, 16\)",
-        ),
+        ("sincos_3d", (6, 16, 16), DataError, r"or \(batch, bands, frames, height, width\), not of shape"),
         ("learned", (0, 3, 16, 16), DataError, "nothing empty"),
     ],
 )
