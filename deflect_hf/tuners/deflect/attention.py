@@ -77,16 +77,16 @@ class _Bent(torch.autograd.Function):
         ratio = length / divisor
         # of the ratio, which is constant where the floor stands for the length
         slope = torch.where(bent_length > floor, (gradient * bent).sum(-1, keepdim=True) / divisor, 0.0)
-        of_bent = gradient * ratio - bent * (slope * ratio / divisor)
+        of_bent = torch.addcmul(gradient * ratio, bent, slope * ratio / divisor, value=-1)
         of_length = slope + (of_bent * push.float()).sum(-1, keepdim=True)
-        of_step = of_bent + step * torch.where(length > 0, of_length / length, 0.0)
+        of_step = torch.addcmul(of_bent, step, torch.where(length > 0, of_length / length, 0.0))
         return of_step.to(displacement.dtype), (of_bent * length).to(push.dtype)
 
 
 def _lengths(step: torch.Tensor, push: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(B, N, D) twice -> (B, N, 1) length, (B, N, D) the sum, (B, N, 1) its length and the least that counts."""
     length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
-    bent = step + length * push
+    bent = torch.addcmul(step, length, push)
     bent_length = torch.linalg.vector_norm(bent, dim=-1, keepdim=True)
     # Where u cancels the displacement there is no direction to keep; the floor keeps the quotient finite there.
     return length, bent, bent_length, (CANCELLATION * length).clamp_min(torch.finfo(torch.float32).tiny)
@@ -199,8 +199,10 @@ def _wide_mixtures(
     """
     width, used = value.shape[-1], value.shape[-1] + stream.shape[-1]
     rest = -used % LANES
-    query, key = (F.pad(part, (0, used - width + rest)) for part in (query, key))
-    both = call(query, key, F.pad(torch.cat([value, stream], dim=-1), (0, rest)), dropout=0.0)[0]
+    # `cat` rather than `F.pad`, which fills what it then copies over, and copies its gradient
+    zeros = value.new_zeros(()).expand(*value.shape[:-1], used - width + rest)
+    query, key = (torch.cat([part, zeros], dim=-1) for part in (query, key))
+    both = call(query, key, torch.cat([value, stream, zeros[..., :rest]], dim=-1), dropout=0.0)[0]
     mixed, radiometry, _ = both.split([width, used - width, rest], dim=-1)  # one gradient, where slices add up two
     return mixed, radiometry
 
