@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deflect_hf.cli import evaluate, train
+from deflect_hf.config.tasks import TASKS
 from deflect_hf.inference import cli
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.raster.read import open_raster, raster_info, read_mask, read_raster
@@ -55,6 +56,14 @@ def words_of(root: Path, task: str, *more: str) -> list[str]:
     words += ["--dataset.task", task, "--epochs", "2", "--eval_interval", "1", "--log_interval", "1"]
     words += ["--ckpt_steps", "3", "--num_workers", "0", "--segmentor.optimizer.lr", "1e-2", "--method.aux_dim", "8"]
     return [*words, "--augmentation.horizontal_flip", "0.5", *more]
+
+
+@pytest.mark.parametrize(("task", "metric", "worse", "better"), [("segmentation", "miou", 0.9, 1.0),
+                                                               ("regression", "rmse", 1.0, 0.9)])  # fmt: skip
+def test_models_that_score_alike_are_ranked_by_their_loss(task: str, metric: str, worse: float, better: float) -> None:
+    rank = TASKS[task].rank
+    ranks = [rank({metric: score, "loss": loss}) for score, loss in ((worse, 0.1), (better, 0.3), (better, 0.2))]
+    assert ranks == sorted(ranks) and ranks[1] < ranks[2]
 
 
 OPTIONS = {

@@ -60,10 +60,13 @@ class Task:
         """What the log tells of each validation: loss and scores, without those that do not exist."""
         return {name: scores[name] for name in ("loss", *self.scores) if scores[name] is not None}
 
-    def rank(self, scores: Mapping[str, Any]) -> float:
-        """A number that is larger for a better model."""
+    def rank(self, scores: Mapping[str, Any]) -> list[float]:
+        """Larger for a better model: by the metric, and of models that are level by the loss.
+
+        Few labels are soon all met, long before training has done what it can.
+        """
         score = float(scores[self.metric])
-        return -score if self.lower_is_better else score
+        return [-score if self.lower_is_better else score, -float(scores["loss"])]
 
 
 _ROWS = (

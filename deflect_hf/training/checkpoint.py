@@ -52,7 +52,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    best_score: float | None = None
+    best_score: list[float] | None = None
     best_epoch: int | None = None
     best_step: int | None = None
     evaluated: int = 0  # the step of the last evaluation
@@ -285,7 +285,7 @@ def kept_best(work_dir: Path, checkpoint: Path, progress: Progress, task: Task) 
     ``checkpoint``: the run comes to that model again, and it has beaten the one of ``progress``.
     """
 
-    def when_and_score(folder: Path) -> tuple[int | None, int, float] | None:
+    def when_and_score(folder: Path) -> tuple[int | None, int, list[float]] | None:
         try:
             results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
             return results.get("best_step"), results["best_epoch"], task.rank(results["val"])

@@ -283,7 +283,7 @@ class TrainingLoop:
         score = task.rank(scores)
         best = progress.best_score is None or score > progress.best_score
         progress.evaluated = progress.step
-        progress.waited = 0 if best else progress.waited + 1
+        progress.waited = 0 if progress.best_score is None or score[0] > progress.best_score[0] else progress.waited + 1
         logged = task.logged(scores)
         self.log.write(progress.step, {"epoch": progress.epoch, "val": logged}, progress.seconds)
         if self.accelerator.is_main_process:

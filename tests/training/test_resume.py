@@ -170,9 +170,10 @@ def test_a_run_resumed_elsewhere_ends_with_the_best_model_so_far(deflect_run, tm
     shutil.copytree(deflect_run[0], first)
     state = first / "checkpoints" / "step-15"
     progress = json.loads((state / "progress.json").read_text())
-    (state / "progress.json").write_text(json.dumps({**progress, "best_score": 2.0, "best_epoch": 1, "best_step": 8}))
-    (state / checkpoint.DIGEST).write_text(checkpoint.digest(state))
     result = json.loads((first / "best" / "results.json").read_text())
+    best = {"best_score": [2.0, -result["val"]["loss"]], "best_epoch": 1, "best_step": 8}
+    (state / "progress.json").write_text(json.dumps(progress | best))
+    (state / checkpoint.DIGEST).write_text(checkpoint.digest(state))
     found = {"best_epoch": 1, "best_step": 8, "val": {**result["val"], "accuracy": 2}}
     (first / "best" / "results.json").write_text(json.dumps(found))
     resumed = train(tmp_path / "copied", "--resume_from", str(state))
