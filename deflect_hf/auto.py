@@ -5,8 +5,10 @@ What reads a folder is imported when one is read.
 
 from __future__ import annotations
 
+import copyreg
+import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from transformers import (
@@ -16,8 +18,9 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
-from transformers.utils import cached_file, is_vision_available
+from transformers.utils import CONFIG_NAME, cached_file, is_vision_available
 
+from deflect_hf.config.tasks import MODEL_TYPES
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.files import CONFIG
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
@@ -30,6 +33,7 @@ HANDED_ON = {
     "adapter_kwargs", "cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision",
     "subfolder", "token", "trust_remote_code", "_commit_hash", "_from_auto", "_from_pipeline",
 }  # fmt: skip
+WITH_TEXT = ("clip", "siglip")  # models that have one of the encoders as their part that reads images
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -83,11 +87,18 @@ def load_trained(
     return model if precision is None else model.to(precision)
 
 
+class _StandIn(type):
+    """The class of the classes that `TrainedModelOf.before` makes, which pickle cannot find by their name."""
+
+
+copyreg.pickle(_StandIn, lambda stand_in: stand_in.made_by)  # type: ignore[attr-defined]
+
+
 class TrainedModelOf:
     """What an Auto class finds for a task model's configuration: the trained model, or the class.
 
     Of an adapter's id on the Hub, transformers reads the configuration of the encoder that was adapted. So this is also
-    found for the encoders that transformers itself has no class for.
+    found for the encoders that transformers itself has no class for, and `before` stands before the classes it has.
     """
 
     model_class: ClassVar[type[EncoderWithHead]]
@@ -95,32 +106,87 @@ class TrainedModelOf:
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, config: Any, **kwargs: Any) -> Any:
         """The trained model of a result folder or repository, adapter included; of another what the class loads."""
+        if not isinstance(config, cls.model_class.config_class):
+            trained = cls.beside(source, config=config, **kwargs)
+            return cls._refuse_bare(config) if trained is None else trained
         adapter = kwargs.get("adapter_kwargs") or {}
         trained = adapter.get("_adapter_model_path", source)
         folder = Path(trained, kwargs.get("subfolder") or "")
-        bare = None if isinstance(config, cls.model_class.config_class) else source
         if (folder / CONFIG).is_file():
-            return load_trained(folder, config, bare=bare, **kwargs)
+            return load_trained(folder, config, **kwargs)
         if not folder.is_dir() and not kwargs.get("subfolder"):
             lenient = {"_raise_exceptions_for_missing_entries": False, **hub_options(kwargs)}
             if cached_file(trained, CONFIG, revision=adapter.get("revision"), **lenient) is not None:
-                return load_trained(str(trained), config, bare=bare, **kwargs)
-        cls._refuse_bare(config)
+                return load_trained(str(trained), config, **kwargs)
         return cls.model_class.from_pretrained(source, *args, config=config, **kwargs)
 
     @classmethod
+    def beside(
+        cls, encoder: Any, *, config: Any = None, adapter_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> EncoderWithHead | None:
+        """The trained model whose adapter led transformers to ``encoder``; None: no adapter, or not of such a model.
+
+        Raises:
+            ConfigError: it was trained for another task; as :func:`load_trained`.
+        """
+        adapter = adapter_kwargs or {}
+        trained, subfolder = adapter.get("_adapter_model_path"), adapter.get("subfolder") or ""
+        if trained is None:
+            return None
+        # as lenient as transformers is where it looks for the adapter, which may be anybody's
+        lenient = {
+            f"_raise_exceptions_for_{what}": False for what in ("connection_errors", "gated_repo", "missing_entries")
+        }
+        place = {"revision": adapter.get("revision"), "subfolder": subfolder, **hub_options(options)}
+        stored = cached_file(trained, CONFIG_NAME, **place, **lenient)
+        kind = None if stored is None else json.loads(Path(stored).read_text(encoding="utf-8")).get("model_type")
+        if kind not in MODEL_TYPES:
+            return None
+        own = cls.model_class.config_class.model_type
+        if kind != own:
+            raise ConfigError(
+                f"{trained} holds a model of type {kind!r}, not {own!r}: AutoModelForImageClassification and "
+                "AutoModelForSemanticSegmentation take their own, deflect_hf.load_predictor takes both."
+            )
+        folder = Path(trained, subfolder)
+        if subfolder and not folder.is_dir():
+            raise ConfigError(f"{trained}: a trained model lies at the top of its repository: leave out 'subfolder'.")
+        where = folder if folder.is_dir() else str(trained)
+        return load_trained(where, config, bare=encoder, adapter_kwargs=adapter, **options)
+
+    @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
-        cls._refuse_bare(config)
+        if not isinstance(config, cls.model_class.config_class):
+            cls._refuse_bare(config)
         return cls.model_class._from_config(config, **kwargs)
 
     @classmethod
-    def _refuse_bare(cls, config: Any) -> None:
+    def _refuse_bare(cls, config: Any) -> NoReturn:
         """Of an encoder, which has no head, say what transformers would."""
-        if not isinstance(config, cls.model_class.config_class):
-            raise ValueError(
-                f"Unrecognized configuration class {type(config)} for this kind of AutoModel: transformers has no head "
-                f"of this kind for it. deflect_hf.{cls.model_class.__name__}.from_encoder(NAME) gives it one."
-            )
+        raise ValueError(
+            f"Unrecognized configuration class {type(config)} for this kind of AutoModel: transformers has no head "
+            f"of this kind for it. deflect_hf.{cls.model_class.__name__}.from_encoder(NAME) gives it one."
+        )
+
+    @classmethod
+    def before(cls, native: Any) -> Any:
+        """What an Auto class finds where transformers has ``native``: that, but for adapters of this package's models.
+
+        It has the name and module of ``native``, by which transformers chooses among several of an encoder, and knows
+        whether to prefer a repository's own code. Instances are always of ``native`` itself.
+        """
+        if isinstance(native, tuple):
+            return tuple(cls.before(one) for one in native)
+
+        def new(_: Any, *args: Any, **kwargs: Any) -> Any:
+            return native(*args, **kwargs)
+
+        def from_pretrained(_: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+            trained = cls.beside(source, **kwargs)
+            return native.from_pretrained(source, *args, **kwargs) if trained is None else trained
+
+        own = {"__new__": new, "from_pretrained": classmethod(from_pretrained), "made_by": (cls.before, (native,))}
+        return _StandIn(native.__name__, (native,), {**own, "__module__": native.__module__, "__doc__": native.__doc__})
 
 
 class TrainedImageClassification(TrainedModelOf):
@@ -141,9 +207,10 @@ for _auto, _trained in (
 ):
     _own = _trained.model_class.config_class
     AutoConfig.register(_own.model_type, _own, exist_ok=True)
-    for _config in (_own, *(CONFIG_MAPPING[_kind] for _kind in ENCODERS)):
-        if _config is _own or _config not in _auto._model_mapping:
-            _auto.register(_config, _trained, exist_ok=True)
+    _auto.register(_own, _trained, exist_ok=True)
+    for _config in (CONFIG_MAPPING[_kind] for _kind in (*ENCODERS, *WITH_TEXT)):
+        _native = _auto._model_mapping.get(_config, None)
+        _auto.register(_config, _trained if _native is None else _trained.before(_native), exist_ok=True)
 for _config, _model in ((PixelNetConfig, PixelNet), (UNetConfig, UNet)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)

@@ -132,10 +132,10 @@ def test_a_pipeline_of_a_model_without_adapter_is_saved(folders: dict[str, Path]
     assert after(images()[0]) == before(images()[0])
 
 
-def test_an_id_that_leads_transformers_to_the_bare_encoder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Of a Hub id, transformers reads adapter_config.json alone, and adapts what it names with its own class."""
+def test_an_adapter_without_the_models_configuration_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """transformers reads adapter_config.json alone, and adapts what it names with its own class."""
     shutil.copytree(folders["classification"], tmp_path / "id", ignore=shutil.ignore_patterns("config.json"))
-    hint = r"saved for a EncoderForImage.* a ViTFor.*its id with config=AutoConfig.from_pretrained\(ID"
+    hint = r"saved for a EncoderForImage.* a ViTFor.* where its config.json lies beside it"
     with pytest.raises(ArchitectureError, match=hint):
         AutoModelForImageClassification.from_pretrained(tmp_path / "id")
 

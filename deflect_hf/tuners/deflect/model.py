@@ -125,10 +125,10 @@ class DeflectModel(Tuner):
             f"other names here, and are then not loaded. Load it into a {saved_for}, with its head if it has one; "
             "deflect_hf.load_adapter does that"
         )
-        if saved_for in TASK_MODELS and peft_config.inference_mode:  # as transformers' Auto classes do with a Hub id
+        if saved_for in TASK_MODELS and peft_config.inference_mode:
             raise ArchitectureError(
-                f"{text}; transformers' Auto classes take its id with config=AutoConfig.from_pretrained(ID), and its "
-                "pipelines that model with image_processor=ID."
+                f"{text}, and so do AutoModelForImageClassification and AutoModelForSemanticSegmentation of "
+                "transformers where its config.json lies beside it (5.18: with config=AutoConfig.from_pretrained(ID))."
             )
         logger.warning(text)
 
