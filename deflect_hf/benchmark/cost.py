@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from deflect_hf.benchmark.flags import flag_parser, refuse_cut_patches, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_cut_patches, refuse_less, report
 from deflect_hf.benchmark.meters import (
     allocated,
     bytes_of,
@@ -48,8 +48,8 @@ BANDS = ("A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "WV", "S1", "S2")
 # width, blocks, heads of ViT models
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 COLUMNS = (
-    *("method", "encoder parameters", "step time", "inference time", "peak memory"),
-    *("saved activations", "file", "spectral input / inference", "its peak memory / images"),
+    "method | encoder parameters | step time | inference time | peak memory | saved activations | file | "
+    "spectral input / inference | its peak memory / images"
 )
 # Graphs that torch.compile may keep of one function: two of each row, for training and for inference. Past its own
 # limit it would run the other rows uncompiled.
@@ -256,12 +256,10 @@ def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.de
     """One line per row; times and memory as ratios to the reference, whose own values stand below."""
     reference = next(cost for cost in costs if cost.row == own.reference)
     images = 4 * own.batch_size * len(own.bands) * own.image_size**2  # bytes
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    lines += [f"| {' | '.join(_cells(cost, reference, images))} |" for cost in costs]
     threads = torch.get_num_threads()
     clock = "wall time" if wall_clock(device) else "processor time"
-    lines.append(
-        f"\nViT-{own.size}, patch {own.patch_size}, {own.image_size} px, {len(own.bands)} bands, "
+    note = (
+        f"ViT-{own.size}, patch {own.patch_size}, {own.image_size} px, {len(own.bands)} bands, "
         f"batch {own.batch_size}, {'bfloat16 (autocast)' if own.bf16 else 'float32'}, {device.type}, "
         f"{threads} thread(s), {clock}, fastest of {len(reference.step_seconds)} rounds. "
         f"Ratios to {reference.row}: step {min(reference.step_seconds) * 1e3:.0f} ms, inference "
@@ -269,7 +267,7 @@ def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.de
         f"{(reference.peak_bytes or 0) / 1e6:.0f} MB, saved activations "
         f"{reference.saved_bytes / 1e6:.1f} MB."
     )
-    return "\n".join(lines) + "\n"
+    return markdown(COLUMNS, (_cells(cost, reference, images) for cost in costs), note)
 
 
 def _cells(cost: Cost, reference: Cost, images: int) -> list[str]:

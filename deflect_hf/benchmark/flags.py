@@ -1,9 +1,9 @@
-"""What the command lines of the benchmarks share: flags, what numbers are refused, and the files of the results."""
+"""What the command lines of the benchmarks share: flags, what numbers are refused, tables and files of results."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +50,9 @@ def report(output: Path, name: str, numbers: Any, table: str) -> None:
     write_json(output / f"{name}.json", numbers)
     write_text(output / f"{name}.md", table)
     print(table)
+
+
+def markdown(columns: str, rows: Iterable[Sequence[str]], note: str) -> str:
+    """A Markdown table and a note below it; ``columns`` are separated by " | "."""
+    lines = [f"| {columns} |", "|" + "---|" * len(columns.split(" | "))]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), f"\n{note}"]) + "\n"

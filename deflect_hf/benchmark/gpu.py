@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deflect_hf.benchmark import cost
-from deflect_hf.benchmark.flags import flag_parser, refuse_cut_patches, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_cut_patches, refuse_less, report
 from deflect_hf.errors import ConfigError
 from deflect_hf.files import refuse_used
 from deflect_hf.spectral.sensors import get_sensor
@@ -237,9 +237,9 @@ def main(argv: Sequence[str]) -> None:
     bench = Bench(few)
     results = [{"check": name, **outcome(run, bench)} for name, run in CHECKS.items()]
     device = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU"
-    lines = [f"| {one['check']} | {one['result']} | {one['seconds']:.1f} |" for one in results]
-    table = "\n".join(["| check | result | seconds |", "|---|---|---|", *lines])
-    report(own.output, "gpu", results, f"{table}\n\n{device}, torch {torch.__version__}, ViT-{own.size}.\n")
+    rows = [(str(one["check"]), str(one["result"]), f"{one['seconds']:.1f}") for one in results]
+    note = f"{device}, torch {torch.__version__}, ViT-{own.size}."
+    report(own.output, "gpu", results, markdown("check | result | seconds", rows, note))
     for number in own.bands:
         names = ("device", "size", "image_size", "patch_size", "batch_size", "rounds")
         flags = [word for name in names for word in (f"--{name}", str(getattr(own, name)))]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from scipy.stats import t as student
 
+from deflect_hf.benchmark.flags import markdown
 from deflect_hf.benchmark.runs import Row
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TITLES
@@ -180,9 +181,8 @@ def as_markdown(summary: Sequence[dict[str, Any]], design: Design) -> str:
     }
     idle = {"pooled": design.folds is None, "peak memory": any(one["memory"] is None for one in summary)}
     shown = {name: cell for name, cell in columns.items() if not idle.get(name, False)}
-    lines = [f"| {' | '.join(shown)} |", "|" + "---|" * len(shown)]
-    lines += [f"| {' | '.join(cell(one) for cell in shown.values())} |" for one in summary]
-    return "\n".join([*lines, "", footnote(summary, design)]) + "\n"
+    rows = [[cell(one) for cell in shown.values()] for one in summary]
+    return markdown(" | ".join(shown), rows, footnote(summary, design))
 
 
 def gain(one: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -29,6 +28,7 @@ from deflect_hf.evaluation.calibration import known_temperature
 from deflect_hf.evaluation.evaluate import at_labels, evaluate, predict_logits
 from deflect_hf.evaluation.task_metrics import Protocol
 from deflect_hf.figures import FIGURES, prediction_panel, scores_figure
+from deflect_hf.figures.dataset import spread
 from deflect_hf.files import refuse_foreign
 from deflect_hf.methods import deflect_config, further_bands, task_model
 
@@ -186,8 +186,7 @@ def draw(
     score = f"{TITLES[task.metric]} {results[task.metric]:.3g}" + (f" {unit}" if unit and task.lower_is_better else "")
     title = f"{results['split']}: {score}, {results['images']} images"
     scores_figure(output / FIGURES[task.output], results, images.classes, title)
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(panels, len(images))).round().astype(int))
-    for number, index in enumerate(chosen.tolist()):
+    for number, index in enumerate(spread(len(images), panels)):
         example = images[index]
         pixel_values: torch.Tensor = example["pixel_values"]
         with accelerator.autocast():

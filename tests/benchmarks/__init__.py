@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -20,9 +20,3 @@ def in_turns(rounds: int, ways: Mapping[str, Callable[[], object]]) -> dict[str,
         gc.collect()
         found.append({name: timed(way, torch.cuda.is_available()) for name, way in ways.items()})
     return {name: [one[name] for one in found[1:]] for name in ways}
-
-
-def markdown(columns: str, rows: Iterable[Sequence[str]], note: str) -> str:
-    """A Markdown table and a note below it; ``columns`` are separated by " | "."""
-    lines = [f"| {columns} |", "|" + "---|" * len(columns.split(" | "))]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), f"\n{note}"]) + "\n"

@@ -43,13 +43,6 @@ def test_windows_are_the_fewest_that_cover_and_none_leaves_the_image(length: int
     assert starts == torch.linspace(0, length - size, len(starts), dtype=torch.float64).round().long().tolist()
 
 
-def test_windows_cover_evenly() -> None:
-    assert window_offsets(64, 64) == [0]
-    assert window_offsets(65, 64) == [0, 1]
-    assert window_offsets(128, 64) == [0, 64]
-    assert window_offsets(150, 64) == [0, 43, 86]
-
-
 def per_pixel(images: Tensor) -> Tensor:
     return torch.stack([images.sum(dim=1), -images.mean(dim=1)], dim=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from safetensors import SafetensorError
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.errors import CheckpointError
 from deflect_hf.evaluation import evaluate as evaluation
-from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.training import checkpoint, run
 from deflect_hf.training.checkpoint import TRAINING, list_checkpoints
 from deflect_hf.training.loop import TrainingLoop
@@ -24,6 +24,22 @@ from tests.training.test_run import lines, losses, torch_file, train
 
 def lines_without_time(folder: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(folder)]
+
+
+def train_until(now: Callable[..., bool], owner: Any, name: str, folder: Path, *words: str) -> None:
+    """Train; where ``now`` holds of the arguments of a call of ``owner.name``, the process is told to stop."""
+    called = getattr(owner, name)
+
+    def told_to_stop(*arguments: Any) -> Any:
+        result = called(*arguments)
+        if now(*arguments):
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(owner, name, told_to_stop)
+        with pytest.raises(SystemExit, match="143"):
+            train(folder, *words)
 
 
 def test_resumed_losses_equal_uninterrupted_ones(deflect_run, tmp_path: Path) -> None:
@@ -70,20 +86,10 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
 
 
 def test_sigterm_stops_after_a_step_and_damaged_checkpoints_are_passed_over(
-    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    deflect_run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = TrainingLoop._log_step
-
-    def told_to_stop(self: TrainingLoop, *arguments: Any) -> None:
-        log(self, *arguments)
-        if self.progress.step == 11:
-            signal.raise_signal(signal.SIGTERM)
-
     handler = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingLoop, "_log_step", told_to_stop)
-        with pytest.raises(SystemExit, match="143"):
-            train(tmp_path, "--ckpt_steps", "5")
+    train_until(lambda loop, *_: loop.progress.step == 11, TrainingLoop, "_log_step", tmp_path, "--ckpt_steps", "5")
     assert signal.getsignal(signal.SIGTERM) == handler
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-10", "step-11"]
     broken = tmp_path / "checkpoints" / "step-11"
@@ -98,21 +104,14 @@ def test_sigterm_stops_after_a_step_and_damaged_checkpoints_are_passed_over(
     assert resumed["test"] == deflect_run[1]["test"] and resumed["best_epoch"] == deflect_run[1]["best_epoch"]
 
 
-def test_sigterm_in_a_validation_leaves_the_state_before_it(
-    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predicted = []
+def test_sigterm_in_a_validation_leaves_the_state_before_it(deflect_run, tmp_path: Path) -> None:
+    predicted: list[tuple] = []
 
-    def told_to_stop(*arguments: Any) -> list[torch.Tensor]:
-        predicted.append(len(lines(tmp_path)))
-        if len(predicted) == 1:
-            signal.raise_signal(signal.SIGTERM)
-        return predict_logits(*arguments)
+    def at_the_first(*arguments: Any) -> bool:
+        predicted.append(arguments)
+        return len(predicted) == 1
 
-    with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "predict_logits", told_to_stop)
-        with pytest.raises(SystemExit, match="143"):
-            train(tmp_path, "--ckpt_steps", "5")
+    train_until(at_the_first, evaluation, "predict_logits", tmp_path, "--ckpt_steps", "5")
     assert len(predicted) == 1  # of the batches that validation has
     state = list_checkpoints(tmp_path)[-1]
     progress = json.loads((state / "progress.json").read_text())
@@ -132,9 +131,7 @@ def test_patience_ends_a_run_and_stays_at_its_end(tmp_path: Path, caplog: pytest
     assert again["test"] == results["test"] and again["steps"] == 16
 
 
-def test_a_run_by_steps_evaluates_within_epochs_and_resumes_before_an_evaluation(
-    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_by_steps_evaluates_within_epochs_and_resumes_before_an_evaluation(deflect_run, tmp_path: Path) -> None:
     words = ("--epochs", "null", "--max_steps", "10", "--eval_interval", "null", "--eval_steps", "3")
     words += ("--ckpt_steps", "1", "--ckpt_keep", "9", "--segmentor.scheduler.name", "cosine")
     whole = train(tmp_path / "whole", *words)
@@ -145,15 +142,10 @@ def test_a_run_by_steps_evaluates_within_epochs_and_resumes_before_an_evaluation
     first = losses(deflect_run[0])
     assert losses(tmp_path / "whole")[1] == first[1]  # the same first batch
 
-    def told_to_stop(*arguments: Any) -> list[torch.Tensor]:
-        if [line["step"] for line in lines(tmp_path / "part")][-1] == 9:
-            signal.raise_signal(signal.SIGTERM)
-        return predict_logits(*arguments)
+    def after_nine(*_: Any) -> bool:
+        return bool(lines(tmp_path / "part")[-1]["step"] == 9)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "predict_logits", told_to_stop)
-        with pytest.raises(SystemExit, match="143"):
-            train(tmp_path / "part", *words)
+    train_until(after_nine, evaluation, "predict_logits", tmp_path / "part", *words)
     part = train(tmp_path / "part", *words, "--resume_from", "last")
     assert lines_without_time(tmp_path / "part") == lines_without_time(tmp_path / "whole")
     assert part["test"] == whole["test"] and part["best_step"] == whole["best_step"]

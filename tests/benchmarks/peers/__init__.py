@@ -18,8 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from deflect_hf.benchmark.flags import flag_parser, refuse_less, report
-from tests.benchmarks import markdown
+from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_less, report
 from tests.benchmarks.scenes import peak_bytes, run_alone
 
 WARM_UP = 2  # epochs
