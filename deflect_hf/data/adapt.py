@@ -68,23 +68,21 @@ def adapt_dataset(
     own = MultispectralImageProcessor(bands, **options)
     codes = tuple(own.source_bands or own.bands)
     if processor is not None:
-        own = MultispectralImageProcessor.for_images(
-            type(dataset).__name__,
-            codes,
-            processor,
-            scale=own.scale,
-            offset=own.offset,
-            nodata=own.nodata,
-            unit=own.unit,
-            unit_check=own.unit_check,
-            gsd_m=own.gsd_m,
-        )
+        own = for_model(own, type(dataset).__name__, processor)
     reader = ExampleReader(dataset, codes, labels)
     rows = [{"name": f"{index:06d}", "index": index} for index in range(len(dataset))]
     size = reader.read(rows[0]).values.shape[-2:]
     own.trained_size = [*size] if processor is None else None
     gsd_m = own.gsd_m if own.size is None else own.effective_gsd_m(size[0])
     return ImageDataset(Table.from_list(rows), reader, own, labels, gsd_m, seed)
+
+
+def for_model(
+    own: MultispectralImageProcessor, where: str, trained: MultispectralImageProcessor
+) -> MultispectralImageProcessor:
+    """The processor of the images that ``own`` is for, with what a trained model takes of them."""
+    meaning = {key: getattr(own, key) for key in ("scale", "offset", "nodata", "unit", "unit_check", "gsd_m")}
+    return MultispectralImageProcessor.for_images(where, own.source_bands or own.bands, trained, **meaning)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import dataset_module
 from deflect_hf.config.tasks import TASKS
-from deflect_hf.data.adapt import TARGETS, adapt_dataset
+from deflect_hf.data.adapt import TARGETS, adapt_dataset, for_model
 from deflect_hf.data.dataset import ImageDataset
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import hold_out, keep_share, refuse_idle_shares, split_indices
@@ -82,15 +82,12 @@ def given_splits(
 def adapt(args: DatasetArguments, dataset: Any, processor: MultispectralImageProcessor | None) -> ImageDataset:
     """One of them, read as ``args`` say; one that is adapted already as it was said there."""
     if isinstance(dataset, ImageDataset):
-        own = dataset.processor
         if processor is None:
             said = [key for key in READING if getattr(args, key) != DatasetArguments.model_fields[key].default]
             if said:
                 raise ConfigError(f"dataset.{said[0]}: adapt_dataset has made this data set, it is to be given there.")
             return dataset
-        options = {key: getattr(own, key) for key in ("scale", "offset", "nodata", "unit", "unit_check", "gsd_m")}
-        where, available = type(dataset).__name__, own.source_bands or own.bands
-        return dataset.with_processor(MultispectralImageProcessor.for_images(where, available, processor, **options))
+        return dataset.with_processor(for_model(dataset.processor, type(dataset).__name__, processor))
     sensor = get_sensor(args.sensor) if args.sensor is not None else None
     source_bands = args.source_bands or (list(sensor.codes) if sensor is not None else args.bands)
     if source_bands is None:
@@ -99,6 +96,10 @@ def adapt(args: DatasetArguments, dataset: Any, processor: MultispectralImagePro
     classes = [] if TASKS[task].output == "value" else args.classes or _class_names(dataset)
     if not classes and TASKS[task].output != "value":
         raise ConfigError("the classes have no names: give dataset.classes, in the order of their values.")
+    as_told = (
+        *("class_values", "ignore_values", "ignore_index", "target", "target_unit"),
+        *("seed", "gsd_m", "unit_check", "size"),
+    )
     usual = sensor or processor  # the files of a trained model's images had its scale
     preset = {key: getattr(usual, key) for key in ("scale", "offset", "nodata", "unit")} if usual is not None else {}
     own_words = {key: getattr(args, key) for key in ("scale", "offset", "nodata") if getattr(args, key) is not None}
@@ -107,17 +108,9 @@ def adapt(args: DatasetArguments, dataset: Any, processor: MultispectralImagePro
         source_bands if args.bands is None else resolve_bands(args.bands, sensor),
         task=task,
         classes=classes,
-        class_values=args.class_values,
-        ignore_values=args.ignore_values,
-        ignore_index=args.ignore_index,
-        target=args.target,
-        target_unit=args.target_unit,
         processor=processor,
-        seed=args.seed,
         source_bands=resolve_bands(source_bands, sensor),
-        gsd_m=args.gsd_m,
-        unit_check=args.unit_check,
-        size=args.size,
+        **{key: getattr(args, key) for key in as_told},
         **{**preset, **own_words},
     )
 

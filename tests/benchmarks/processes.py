@@ -77,7 +77,6 @@ def epoch_of_one(words: Sequence[str], folder: Path | None) -> None:
     """What one of the processes does: an epoch to warm up, and one that counts."""
     from deflect_hf.training.distributed_exit import distributed_exit
 
-    assert folder is not None
     own = argparse.Namespace(**json.loads(words[0]))
     torch.set_num_threads(1)
     with distributed_exit():

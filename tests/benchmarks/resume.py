@@ -134,7 +134,7 @@ def start(
         work = (target if target is not None else train, list(words), log)
         process = context.Process(target=begin, args=(environment if processes > 1 else {}, *work))
         process.start()
-        process.store = store  # type: ignore[attr-defined]  # which lives as long as one of them is known
+        process.store = store  # which lives as long as one of them is known
         started.append(process)
     return started
 

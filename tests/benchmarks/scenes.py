@@ -253,7 +253,7 @@ def child() -> None:
         windows.append(len(pixel_values))
         return logits
 
-    Predictor.forward = timed  # type: ignore[method-assign]
+    Predictor.forward = timed
     imported = time.process_time()
     predict()
     print(peak_bytes(), time.process_time() - imported, sum(spent), sum(windows))

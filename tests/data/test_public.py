@@ -45,7 +45,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @functools.cache
     def write(name: str) -> Path:
-        return REPLICAS[name](root / name / dataset_spec(name).folder)  # type: ignore[attr-defined]
+        return REPLICAS[name](root / name / dataset_spec(name).folder)
 
     return write
 

@@ -231,7 +231,7 @@ def test_a_run_says_where_its_splits_lie(scenes: Callable[..., dict[str, Any]], 
     longitude, latitude = features[0]["geometry"]["coordinates"][0][0]
     assert 14.999 < longitude < 15.02 and 45.1 < latitude < 45.2
     reader = load(scenes())["train"].reader
-    assert splits_figure(tmp_path / "splits.png", reader).stat().st_size > 10_000  # type: ignore[arg-type]
+    assert splits_figure(tmp_path / "splits.png", reader).stat().st_size > 10_000
 
 
 def test_a_scene_of_the_list_has_dates_of_its_own(scenes: Callable[..., dict[str, Any]]) -> None:

@@ -30,7 +30,6 @@ def coordinates(height: int = 9, width: int = 11, bands: int = 3) -> dict[str, A
 @settings(deadline=None)
 def test_image_validity_and_mask_move_together(seed: int, bands: int, focus: bool) -> None:
     transform = build_transform(EVERYTHING.replace(focus_crop=focus), "train")
-    assert transform is not None
     original = coordinates(bands=bands)
     before = {name: original[name].clone() for name in ("pixel_values", "labels")}
     example = transform(original, torch.Generator().manual_seed(seed))
@@ -48,7 +47,6 @@ def test_image_validity_and_mask_move_together(seed: int, bands: int, focus: boo
 @pytest.mark.parametrize(("options", "split"), [({"random_crop": [9, 4]}, "train"), ({"center_crop": [5, 11]}, "val")])
 def test_a_crop_may_take_a_whole_side(options: dict, split: str) -> None:
     transform = build_transform(AugmentationArguments(**options), split)
-    assert transform is not None
     example = transform(coordinates(), example_generator(0, 0, 0))
     (size,) = options.values()
     assert list(example["pixel_values"].shape[-2:]) == list(example["labels"].shape) == size
@@ -59,7 +57,6 @@ def test_a_crop_may_take_a_whole_side(options: dict, split: str) -> None:
 def test_smaller_images_are_kept_whole_along_that_axis(height: int, width: int, focus: bool, seed: int) -> None:
     arguments = AugmentationArguments(random_crop=[6, 7], keep_smaller=True, focus_crop=focus)
     transform = build_transform(arguments, "train")
-    assert transform is not None
     example = transform(coordinates(height, width), torch.Generator().manual_seed(seed))
     labels = example["labels"]
     assert labels.shape == (min(height, 6), min(width, 7)) == example["pixel_values"].shape[-2:]
@@ -69,7 +66,6 @@ def test_smaller_images_are_kept_whole_along_that_axis(height: int, width: int, 
 
 def test_images_with_one_class_move_without_a_mask() -> None:
     transform = build_transform(EVERYTHING, "train")
-    assert transform is not None
     example = {**coordinates(), "labels": torch.tensor(2)}
     changed = transform(example, example_generator(0, 0, 3))
     assert changed["pixel_values"].shape == (3, 6, 6) and changed["labels"] == 2
@@ -77,7 +73,6 @@ def test_images_with_one_class_move_without_a_mask() -> None:
 
 def test_every_symmetry_and_position_occurs() -> None:
     transform = build_transform(EVERYTHING, "train")
-    assert transform is not None
     views = {
         tuple(transform(coordinates(), example_generator(0, 0, index))["labels"].flatten().tolist())
         for index in range(2000)
@@ -87,14 +82,12 @@ def test_every_symmetry_and_position_occurs() -> None:
 
 def test_rectangles_keep_their_shape() -> None:
     transform = build_transform(AugmentationArguments(rot90=True), "train")
-    assert transform is not None
     corners = {int(transform(coordinates(), example_generator(0, 0, i))["labels"][0, 0]) for i in range(50)}
     assert corners == {0, 98}
 
 
 def test_flips_follow_their_probability() -> None:
     transform = build_transform(AugmentationArguments(horizontal_flip=0.2), "train")
-    assert transform is not None
     flipped = sum(int(transform(coordinates(), example_generator(1, 0, i))["labels"][0, 0] == 10) for i in range(2000))
     assert 320 < flipped < 480
 
@@ -102,7 +95,6 @@ def test_flips_follow_their_probability() -> None:
 @given(st.integers(0, 8), st.integers(0, 10), st.integers(0, 2**31))
 def test_a_focused_crop_holds_a_labelled_pixel(row: int, column: int, seed: int) -> None:
     transform = build_transform(AugmentationArguments(random_crop=[3, 3], focus_crop=True), "train")
-    assert transform is not None
     example = coordinates()
     labels = torch.full((9, 11), -100)
     labels[row, column] = 1
@@ -113,7 +105,6 @@ def test_a_focused_crop_holds_a_labelled_pixel(row: int, column: int, seed: int)
 
 def test_a_focused_crop_accepts_an_image_without_labels() -> None:
     transform = build_transform(AugmentationArguments(random_crop=[3, 3], focus_crop=True), "train")
-    assert transform is not None
     example = {**coordinates(), "labels": torch.full((9, 11), -100)}
     assert transform(example, example_generator(0, 0, 0))["pixel_values"].shape == (3, 3, 3)
 
@@ -121,7 +112,6 @@ def test_a_focused_crop_accepts_an_image_without_labels() -> None:
 def test_validation_images_are_only_cut_in_the_middle() -> None:
     assert build_transform(EVERYTHING, "val") is None
     transform = build_transform(AugmentationArguments(center_crop=[3, 5]), "test")
-    assert transform is not None
     labels = transform(coordinates(), example_generator(0, 0, 0))["labels"]
     assert torch.equal(labels, coordinates()["labels"][3:6, 3:8])
 
@@ -129,7 +119,6 @@ def test_validation_images_are_only_cut_in_the_middle() -> None:
 @pytest.mark.parametrize(("key", "split"), [("random_crop", "train"), ("center_crop", "val")])
 def test_an_image_smaller_than_a_crop_is_filled_up_with_what_was_not_measured(key: str, split: str) -> None:
     transform = build_transform(AugmentationArguments(**{key: [10, 12]}), split)
-    assert transform is not None
     whole, filled = coordinates(), transform(coordinates(), example_generator(0, 0, 0))
     assert filled["pixel_values"].shape[-2:] == filled["labels"].shape == (10, 12)
     torch.testing.assert_close(filled["pixel_values"][..., :9, :11], whole["pixel_values"], equal_nan=True)
@@ -183,7 +172,7 @@ def test_radiometry_changes_bands_by_gain_offset_and_noise() -> None:
 
     def changed(**options: float) -> torch.Tensor:
         transform = build_transform(AugmentationArguments(**options), "train")
-        assert transform is not None and build_transform(AugmentationArguments(**options), "val") is None
+        assert build_transform(AugmentationArguments(**options), "val") is None
         one, again = (transform(example, torch.Generator().manual_seed(4))["pixel_values"] for _ in range(2))
         assert torch.equal(one.nan_to_num(), again.nan_to_num()) and bool(one[:, 0].isnan().all())
         return one[:, 1:]

@@ -41,7 +41,7 @@ def change(path: Path, changes: dict[str, Any]) -> None:
 
 
 def refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The sentence that a published published is refused with; nothing may be built for it."""
+    """The sentence that a published folder is refused with; nothing may be built for it."""
 
     def built(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("something was built of a hostile configuration")

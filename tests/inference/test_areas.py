@@ -13,7 +13,6 @@ def test_the_example_of_the_paper() -> None:
     by_map = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])
     hectares = np.array([200_000, 150_000, 3_200_000, 6_450_000]) * 0.09
     found = estimate_areas(by_map.T, hectares)
-    assert found is not None
     areas, half = found
     assert areas == pytest.approx([21_158, 11_686, 285_770, 581_386], abs=1)
     assert half == pytest.approx([6_158, 3_756, 15_510, 16_282], rel=2e-3)

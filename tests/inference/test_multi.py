@@ -244,7 +244,7 @@ def test_a_predictor_of_another_encoder_is_refused_and_left_as_it_was(tmp_path: 
         tasks.add("other", predictor)
     assert torch.equal(predictor(images()), before)
     merged = Predictor.from_folder(folders["scene"])
-    merged.model.merge_adapter()  # type: ignore[operator]
+    merged.model.merge_adapter()
     with pytest.raises(CheckpointError, match=r"6 settings or weights, .* neither merged nor fully fine-tuned"):
         tasks.add("merged", merged)
     elsewhere = copy.copy(predictor)

@@ -138,7 +138,6 @@ def test_areas_in_degrees_are_those_on_the_ellipsoid(scene: tuple[Path, Path], t
     prediction = write(tmp_path / "degrees.tif", class_map(), DEGREES, nodata=255)
     page = write_report(tmp_path / "report.html", prediction, scene[1], CLASSES)
     rows = pixel_areas(raster_info(prediction)).rows_m2
-    assert rows is not None
     hectares = (60 * rows[:20].sum() - 10 * rows[:10].sum()) / 1e4
     assert read(page).cells[1][1] == f"{hectares:,.2f}"
     assert "Areas by latitude on the ellipsoid of EPSG:4326: " in page.read_text()

@@ -82,7 +82,6 @@ def test_training_crops_and_evaluation_slides_windows_of_the_encoders_size(
     assert (config.augmentation.random_crop, config.augmentation.keep_smaller) == ([side, side], True)
     example = {"pixel_values": torch.zeros(3, image, image), "labels": torch.zeros(image, image).long(), "name": "x"}
     transform = build_transform(config.augmentation, "train")
-    assert transform is not None
     cut = transform(example, torch.Generator().manual_seed(0))
     assert cut["pixel_values"].shape == (3, seen, seen) and cut["labels"].shape == (seen, seen)
     assert build_transform(config.augmentation, "val") is None

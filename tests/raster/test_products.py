@@ -310,7 +310,7 @@ def test_hls_and_stac_items(tmp_path: Path) -> None:
     raster = read_raster(path, ["N", "RE1"])
     assert raster.info.descriptions == ("N", "RE1", "SCL") and raster.valid[0].tolist() == [[False, True]]
     np.testing.assert_allclose(raster.values[:, 0, 1], [0.1, 0.2], atol=1e-6)
-    item["properties"]["earthsearch:boa_offset_applied"] = True  # type: ignore[index]
+    item["properties"]["earthsearch:boa_offset_applied"] = True
     path.write_text(json.dumps(item))
     np.testing.assert_allclose(read_raster(path, ["N"]).values[0, 0, 1], 0.2, atol=1e-6)
     path.write_text(json.dumps(item).replace("nir.tif", "https://example.org/nir.tif"))

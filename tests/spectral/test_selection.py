@@ -20,7 +20,7 @@ def test_names_of_one_band_lead_to_its_code():
 
 def test_common_names_need_no_sensor_but_band_numbers_do():
     assert resolve_bands(["red", "NIR", "S1", "W1034"]) == ["R", "N", "S1", "W1034"]
-    assert resolve_bands(iter(["red", "NIR"])) == ["R", "N"]  # type: ignore[arg-type]
+    assert resolve_bands(iter(["red", "NIR"])) == ["R", "N"]
     with pytest.raises(BandError, match=r"band number 'B05' needs a sensor: it is another band on another sensor\."):
         resolve_bands(["B05"])
     assert resolve_bands(["B05"], SENSORS["sentinel2_l2a"]) == ["RE1"]
@@ -48,7 +48,7 @@ def test_a_band_given_twice_is_refused_with_what_was_written(names):
 
 def test_positions_and_single_strings_are_not_names():
     with pytest.raises(BandError, match="chosen by its name, not by 3"):
-        resolve_bands([3])  # type: ignore[list-item]
+        resolve_bands([3])
     with pytest.raises(BandError, match="not the single string 'RGB'"):
         resolve_bands("RGB")
 

@@ -37,7 +37,7 @@ def test_presets(name, codes, digital_number, reflectance):
 
 
 def test_every_preset_is_tested_above():
-    tested = test_presets.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    tested = test_presets.pytestmark[0].args[1]
     assert sorted(row[0] for row in tested) == sorted(SENSORS)
 
 
@@ -57,7 +57,7 @@ def test_both_numberings_of_harmonised_landsat_and_sentinel():
 
 def test_presets_cannot_be_changed():
     with pytest.raises(TypeError):
-        SENSORS["mine"] = SENSORS["rgb"]  # type: ignore[index]
+        SENSORS["mine"] = SENSORS["rgb"]
 
 
 def test_user_sensor_from_yaml_values():

@@ -89,5 +89,5 @@ def test_the_test_leaves_parameters_and_buffers_and_ends_where_the_loss_explodes
     with pytest.raises(DataError, match="the loss of the first step is not finite"):
         range_test(experiment, accelerator)
     with pytest.raises(ConfigError, match="tests in one process without FSDP"):
-        range_test(experiment, SimpleNamespace(num_processes=2, is_fsdp2=False))  # type: ignore[arg-type]
+        range_test(experiment, SimpleNamespace(num_processes=2, is_fsdp2=False))
     assert not list(tmp_path.iterdir())

@@ -42,7 +42,7 @@ BATCH = 4
 def make_model() -> PeftModel:
     base = make_encoder("vit", model="ViTForImageClassification", num_labels=4)
     model = get_peft_model(base, spectral_config(modules_to_save=["classifier"]))
-    return randomise(model).train()  # type: ignore[return-value]
+    return randomise(model).train()
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,7 +130,7 @@ def save(model: nn.Module, folder: Path, is_main: bool) -> None:
     else:
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     peft_model = model if isinstance(model, PeftModel) else model.module
-    peft_model.save_pretrained(folder, state_dict=state, is_main_process=is_main)  # type: ignore[operator, union-attr]
+    peft_model.save_pretrained(folder, state_dict=state, is_main_process=is_main)
 
 
 def main(folder: Path) -> None:

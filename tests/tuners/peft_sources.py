@@ -51,7 +51,7 @@ def load(folder: Path, *names: str) -> list[ModuleType]:
     stands_in = "diffusers" not in sys.modules and importlib.util.find_spec("diffusers") is None
     if stands_in:
         sys.modules["diffusers"] = ModuleType("diffusers")
-        sys.modules["diffusers"].StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})  # type: ignore[attr-defined]
+        sys.modules["diffusers"].StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})
     try:
         return [importlib.import_module(f"{PACKAGE}.{name}") for name in names]
     finally:

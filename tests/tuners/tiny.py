@@ -85,7 +85,7 @@ def randomise(module: nn.Module, scale: float = 0.3, seed: int = 0) -> nn.Module
 def adapted(name: str = "vit", attention: str = "sdpa", trained: bool = True, **overrides: Any) -> PeftModel:
     """An adapted tiny encoder; `trained` gives the adapter random weights."""
     model = get_peft_model(make_encoder(name, attention), spectral_config(**overrides)).eval()
-    return randomise(model) if trained else model  # type: ignore[return-value]
+    return randomise(model) if trained else model
 
 
 def run(model: nn.Module, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
