@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from deflect_hf.config.run import RunArguments
 from deflect_hf.config.schema import Arguments, keys_of, unknown_key
 from deflect_hf.config.yaml import TYPED, read_yaml, yaml_text, yaml_value
 from deflect_hf.errors import ConfigError, nearest
@@ -184,7 +185,8 @@ def _group_layers(schema: type[Arguments], group: str, path: Path) -> Layers:
     """What a file says of a group: all of it, or that part of a run's own file."""
     values = read_yaml(path)
     if isinstance(values.get(group), dict):
-        return [layer for layer in file_layers(schema, {"config": str(path)}) if layer[0].startswith(f"{group}.")]
+        layers = file_layers(RunArguments, {"config": str(path)})  # also where a figure looks at the data set alone
+        return [layer for layer in layers if layer[0].startswith(f"{group}.")]
     return flatten({group: values}, schema, str(path))
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deflect_hf.data.splits import SPLIT_WORDS, SPLITS, by_any_name
+from deflect_hf.data.splits import SPLIT_OF, SPLITS, by_any_name
 from deflect_hf.errors import DataError, listing, nearest
 from deflect_hf.raster.arrays import SUFFIX as ARRAY
 from deflect_hf.raster.products import LAYER_SUFFIXES
@@ -82,18 +82,17 @@ def splits_of(
     """The images of each split, by a column that says train, val or test; an empty cell leaves an image out."""
     if cells and column not in cells[0]:
         raise DataError(f"{path} has no column {column!r}, only {listing(cells[0])}: correct `split_column`.")
-    words = {word: split for split, of_split in SPLIT_WORDS.items() for word in of_split}
     counts = Counter(row[column] for row in cells)
-    unknown = {cell: count for cell, count in counts.items() if cell and cell.casefold() not in words}
+    unknown = {cell: count for cell, count in counts.items() if cell and cell.casefold() not in SPLIT_OF}
     if unknown:
         found = ", ".join(f"{cell!r} in {count} row(s)" for cell, count in sorted(unknown.items())[:3])
-        raise DataError(f"{path}, column {column!r} holds {found}: write one of {listing(words)}, or nothing.")
+        raise DataError(f"{path}, column {column!r} holds {found}: write one of {listing(SPLIT_OF)}, or nothing.")
     if counts[""]:
         logger.info("%s: %d of %d images are left out, the column %r is empty", path, counts[""], len(cells), column)
     members_of: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name, row in zip(names, cells, strict=True):
         if row[column]:
-            members_of[words[row[column].casefold()]].append(name)
+            members_of[SPLIT_OF[row[column].casefold()]].append(name)
     return {split: members for split, members in members_of.items() if members}
 
 

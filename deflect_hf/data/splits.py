@@ -21,6 +21,9 @@ SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
+SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+
+
 def split_indices(
     strata: Sequence[Hashable], args: DatasetArguments, places: Sequence[int] | None = None
 ) -> dict[str, list[int]]:

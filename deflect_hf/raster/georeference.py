@@ -171,6 +171,11 @@ def _ground_m2(info: RasterInfo, crs: Any, rows: Array) -> Array:
     )
 
 
+def is_geographic(crs: str) -> bool:
+    """Whether the reference system of a vector file is in longitude and latitude."""
+    return bool(_system(crs).is_geographic)
+
+
 def to_pixels(crs: str, image: RasterInfo, x: Array, y: Array) -> tuple[Array, Array]:
     """Columns and rows in an image of points in the reference system ``crs``; not finite where it does not reach."""
     assert image.crs is not None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.errors import DataError, brief, listing, named_extras, nearest
-from deflect_hf.raster.georeference import to_pixels
+from deflect_hf.raster.georeference import is_geographic, to_pixels
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.local import OFFLINE, refuse_remote
 
@@ -24,6 +24,7 @@ Box = tuple[int, int, int, int]  # row, column, height, width
 SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet", ".geoparquet")
 DRIVERS = ("GPKG", "GeoJSON", "ESRI Shapefile", "FlatGeobuf")
 STRETCHES = 64  # into which the longer side of a layer is cut, so that long edges bend as their reference system does
+LARGEST_ANGLE = 720.0  # of degrees or gon; metres are more
 NAMED = 5  # features that a message names
 
 
@@ -100,7 +101,14 @@ def _from_gdal(path: str | Path, layer: str | None) -> tuple[str | None, Array, 
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read as a vector file ({brief(error)}): copy it again.") from error
     crs = CRS.from_user_input(found["crs"]).to_wkt() if found["crs"] else None
-    return crs, wkb, dict(zip(map(str, found["fields"]), values, strict=True))
+    return crs, wkb, {str(name): _as_text(column) for name, column in zip(found["fields"], values, strict=True)}
+
+
+def _as_text(column: Array) -> Array:
+    """Dates as text, as which classes are written."""
+    if column.dtype.kind != "M":
+        return column
+    return np.where(np.isnat(column), None, column.astype(str).astype(object))
 
 
 def _from_parquet(path: str | Path) -> tuple[str | None, Array, dict[str, Array]]:
@@ -119,7 +127,7 @@ def _from_parquet(path: str | Path) -> tuple[str | None, Array, dict[str, Array]
         wkb = table[name].to_numpy()
     except (pyarrow.ArrowInvalid, KeyError, ValueError) as error:
         raise DataError(f"{path} is no GeoParquet file ({brief(error)}): copy it again.") from error
-    columns = {one: table[one].to_numpy() for one in table.column_names if one != name}
+    columns = {one: _as_text(table[one].to_numpy()) for one in table.column_names if one != name}
     return crs.to_wkt(), wkb, columns
 
 
@@ -197,6 +205,12 @@ def on_grid(features: Features, values: Array, image: RasterInfo) -> Shapes:
             f"(ogr2ogr -a_srs EPSG:CODE, or a .prj file beside a Shapefile)."
         )
     west, south, east, north = shapely.total_bounds(features.geometries)
+    largest = max(map(abs, (west, south, east, north)))
+    if largest > LARGEST_ANGLE and is_geographic(features.crs):
+        raise DataError(
+            f"{features.path} has coordinates up to {largest:.0f}, but its reference system is in degrees (as that of "
+            "GeoJSON without `crs` is): give it the system that they are in (ogr2ogr -a_srs EPSG:CODE NEW.gpkg OLD)."
+        )
     stretch = max(east - west, north - south) / STRETCHES
     fine = shapely.segmentize(features.geometries, stretch) if stretch > 0 else features.geometries
     geometries = shapely.transform(

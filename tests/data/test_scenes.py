@@ -45,7 +45,7 @@ def scenes(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         write_raster(tmp_path / f"{name}.tif", image, like=header(tmp_path / name, west), descriptions=BANDS)
         features = []
         for number, (row, column) in enumerate([(4, 4), (40, 8), (70, 70), (10, 60), (60, 30), (85, 5)]):
-            said_of = {"kind": CLASSES[number % 2], "part": ("train", "val")[number % 2]}
+            said_of = {"kind": CLASSES[number % 2], "part": ("Training", "val")[number % 2]}
             x, y = west + 10 * column, 5e6 - 10 * row
             ring = [[x, y], [x + 60, y], [x + 60, y - 60], [x, y - 60], [x, y]]
             features.append({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]},
@@ -145,7 +145,9 @@ def test_splits_by_scene_by_column_and_as_said(
     by_scene = load(scenes(scenes=both, block_km=None, test_fraction=0.0))
     assert {split: {row["scene"] for row in images.table} for split, images in by_scene.items()} in (
         {"train": {0}, "val": {1}}, {"train": {1}, "val": {0}})  # fmt: skip
-    (tmp_path / "list.csv").write_text("image,labels,split\none.tif,one.geojson,val\nfar.tif,far.geojson,train\n")
+    (tmp_path / "list.csv").write_text(
+        "image,labels,split\none.tif,one.geojson,Validation\nfar.tif,far.geojson,train\n"
+    )
     as_said = load(scenes(scenes="list.csv", block_km=None))
     assert {split: {row["scene"] for row in images.table} for split, images in as_said.items()} == {
         "train": {1}, "val": {0}}  # fmt: skip
@@ -207,7 +209,7 @@ def test_each_split_gets_its_share_of_each_class() -> None:
         ({"block_km": 5.0}, "1 place(s) with labels are too few for 3"),
         ({"buffer_km": 0.4}, "give a larger block_km"),
         ({"split_column": "kind"}, "remove `block_km`"),
-        ({"split_column": "kind", "block_km": None}, "it must be one of 'train', 'val', 'test'"),
+        ({"split_column": "kind", "block_km": None}, "holds 'land', 'water': it must be one of 'train', "),
         ({"background": "sea"}, "is none of `classes`"),
     ],
 )

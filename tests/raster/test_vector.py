@@ -30,8 +30,9 @@ def write(path: Path, shapes: list[Any], values: list[Any], crs: str = "EPSG:326
         np.array(shapes), lambda at: np.stack(change(5e5 + 10 * at[:, 0], 5e6 - 10 * at[:, 1]), axis=1)
     )
     kind = moved[0].geom_type if len({one.geom_type for one in moved}) == 1 else "Unknown"
+    said = options.pop("said", crs)
     pyogrio.raw.write(
-        path, shapely.to_wkb(moved), [np.array(values)], ["class"], geometry_type=kind, crs=crs, **options
+        path, shapely.to_wkb(moved), [np.array(values)], ["class"], geometry_type=kind, crs=said, **options
     )
     return path
 
@@ -103,6 +104,7 @@ def test_geoparquet(tmp_path: Path) -> None:
         ({"layers": ("one", "two")}, "has the layers 'one', 'two': say which one, `layer`"),
         ({"broken": True}, "cannot be read as a vector file"),
         ({"missing": True}, "is not there"),
+        ({"said": "EPSG:4326"}, "has coordinates up to 5000000, but its reference system is in degrees"),
         ({"end": float("inf")}, "feature 1 has coordinates that are not finite"),
     ],
 )
@@ -111,12 +113,19 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, change: dict[str, 
     for layer in () if "missing" in change else change.get("layers", ("labels",)):
         shapes = [shapely.box(0, 0, 5, 5), shapely.box(5, 0, 9, change.get("end", 9))]
         write(path, shapes, change.get("values", ["grass", "water"]),
-              layer=layer, append=path.exists())  # fmt: skip
+              layer=layer, append=path.exists(), **({"said": change["said"]} if "said" in change else {}))  # fmt: skip
     if "broken" in change:
         path.write_bytes(b"no vector file")
     with pytest.raises(DataError, match=r"labels\.gpkg") as error:
-        class_values_of(read_features(path), change.get("attribute", "class"), CLASSES, (0, 1))
+        on_grid(*class_values_of(read_features(path), change.get("attribute", "class"), CLASSES, (0, 1)), IMAGE)
     assert said in str(error.value)
+
+
+def test_dates_are_classes_as_they_are_written(tmp_path: Path) -> None:
+    days = np.array(["2020-01-01", "NaT", "2021-06-30"], dtype="datetime64[D]")
+    path = write(tmp_path / "labels.gpkg", [shapely.box(k, 0, k + 1, 1) for k in range(3)], list(days))
+    values, labelled = shapes_of(path, ("2020-01-01", "2021-06-30")).burn((0, 0, 1, 3))
+    assert labelled.tolist() == [[True, False, True]] and values[labelled].tolist() == [0, 1]
 
 
 def test_real_polygons_are_the_raster_that_was_made_of_them(shared_data: Path) -> None:

@@ -25,13 +25,21 @@ from deflect_hf.data.folder_reader import at_root, layout_of, settle_reader
 from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.scene_reader import RasterLabels, SceneLabels, SceneReader, ShapeLabels
-from deflect_hf.data.splits import SPLITS, keep_share
+from deflect_hf.data.splits import SPLIT_OF, SPLITS, keep_share
 from deflect_hf.data.survey import refuse_other_bands, report_grids, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import ground_m, refuse_misplaced
 from deflect_hf.raster.header import RasterInfo, refuse_no_mask
 from deflect_hf.raster.read import raster_info
-from deflect_hf.raster.vector import Features, class_values_of, is_vector, on_grid, read_features, without_class
+from deflect_hf.raster.vector import (
+    SUFFIXES,
+    Features,
+    class_values_of,
+    is_vector,
+    on_grid,
+    read_features,
+    without_class,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +141,10 @@ def read_entries(args: DatasetArguments) -> list[Entry]:
                 f"scenes[{number}] has no {'labels' if 'image' in texts else 'image'}: give each scene "
                 "{image: FILE, labels: FILE}, or `labels` for all of them."
             )
-        if texts.get("split", "train") not in SPLITS:
-            raise ConfigError(f"scenes[{number}]: split {texts['split']!r} is none of {listing(SPLITS)}.")
+        if "split" in texts and texts["split"].casefold() not in SPLIT_OF:
+            raise ConfigError(f"scenes[{number}]: split {texts['split']!r} is none of {listing(SPLIT_OF)}.")
         image = at_root(root, texts["image"])
+        texts |= {"split": SPLIT_OF[texts["split"].casefold()]} if "split" in texts else {}
         texts |= {"image": image, "labels": at_root(root, labels), "name": texts.get("name", Path(image).stem)}
         entries.append(Entry(**texts, dates=tuple(at_root(root, str(date).strip()) for date in dates)))
     names = [entry.name for entry in entries]
@@ -180,7 +189,12 @@ def _classes_found(entries: Sequence[Entry], args: DatasetArguments) -> list[str
         if is_vector(entry.labels):
             column = read_once(entry.labels, entry.layer).column(_attribute(entry, args), "attribute")
         if column is None or column.dtype.kind in "iufb":
-            raise ConfigError(f"{entry.labels} holds numbers: give `classes`, their names, and `class_values`.")
+            kind = (
+                "holds numbers"
+                if column is not None
+                else f"is read as a raster (vector files end in {listing(SUFFIXES)})"
+            )
+            raise ConfigError(f"{entry.labels} {kind}: give `classes`, their names, and `class_values`.")
         found |= {str(name) for name in column if name is not None}
     if len(found) < 2:
         raise DataError(f"the labels are of one class, {listing(found)}: there is nothing to tell it apart from.")
@@ -229,12 +243,13 @@ def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning
 
 
 def _by_split(features: Features, values: Any, info: RasterInfo, column: str) -> dict[str, Any]:
-    said = np.array([str(one) for one in features.column(column, "split_column")])
-    strange = sorted(set(said.tolist()) - set(SPLITS))
+    written = [str(one) for one in features.column(column, "split_column")]
+    strange = sorted({word for word in written if word.casefold() not in SPLIT_OF})
     if strange:
         raise DataError(
-            f"{features.path}: {column!r} holds {listing(strange[:3])}: it must be one of {listing(SPLITS)}."
+            f"{features.path}: {column!r} holds {listing(strange[:3])}: it must be one of {listing(SPLIT_OF)}."
         )
+    said = np.array([SPLIT_OF[word.casefold()] for word in written])
     return {split: on_grid(features.chosen(said == split), values[said == split], info) for split in SPLITS
             if (said == split).any()}  # fmt: skip
 
