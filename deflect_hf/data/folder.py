@@ -48,6 +48,7 @@ from deflect_hf.data.splits import (
 from deflect_hf.data.survey import (
     refuse_other_bands,
     refuse_other_masks,
+    report_bands,
     report_grids,
     report_quality,
     report_repeated,
@@ -93,6 +94,7 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     if TASKS[task].dense:
         refuse_other_masks(everything, infos, labels, reader.resample, reader.colors is not None)
     report_grids(str(root), infos, info)
+    report_bands(str(root), infos, info, reader)
     report_repeated(str(root), splits)
     report_quality(str(root), everything, reader)
     gsd_m = processor.effective_gsd_m(info.height)

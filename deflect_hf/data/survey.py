@@ -14,9 +14,9 @@ import numpy as np
 from deflect_hf.data.contract import GSD_RATIO
 from deflect_hf.data.dataset import Labels
 from deflect_hf.data.folder_reader import FolderReader
-from deflect_hf.errors import DataError
+from deflect_hf.errors import DataError, listing
 from deflect_hf.raster.georeference import projection, refuse_misplaced
-from deflect_hf.raster.header import RasterInfo, file_bands, refuse_no_mask
+from deflect_hf.raster.header import RasterInfo, file_bands, is_unnamed, refuse_no_mask
 from deflect_hf.raster.read import raster_info, read_quality
 from deflect_hf.spectral.selection import match_bands
 
@@ -58,6 +58,31 @@ def report_grids(root: str, infos: Sequence[RasterInfo], info: RasterInfo) -> No
     for message, differing in others.items():
         for found, paths in differing.items():
             logger.warning(message, root, found, len(paths), len(infos), usual[message], _named(paths))
+
+
+def report_bands(root: str, infos: Sequence[RasterInfo], info: RasterInfo, reader: FolderReader) -> None:
+    """Log which images have other bands than ``info``: more, which are left out, or fewer."""
+
+    def names(one: RasterInfo) -> frozenset[str]:
+        quality = None if reader.quality is None else reader.quality.band
+        found = enumerate(
+            zip(file_bands(one, reader.source_bands, reader.sensor, quality), one.descriptions, strict=True)
+        )
+        return frozenset((text or name) if is_unnamed(name) else name for k, (name, text) in found if k != one.alpha)
+
+    usual = names(info)
+    others: dict[frozenset[str], list[str]] = defaultdict(list)
+    for other in infos:
+        if (found := names(other)) != usual:
+            others[found].append(other.path)
+    for found, paths in others.items():
+        more = [f"{what} {listing(sorted(bands))}" for what, bands in (("have", found - usual), ("lack", usual - found))
+                if bands]  # fmt: skip
+        logger.warning(
+            "%s: %d of %d images %s, unlike the others: %s (the model gets %s of all; images of several products or "
+            "sensors may differ in more than that)",
+            root, len(paths), len(infos), " and ".join(more), _named(paths), listing(reader.bands),
+        )  # fmt: skip
 
 
 def _numbers(info: RasterInfo) -> str:

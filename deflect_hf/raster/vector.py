@@ -108,7 +108,9 @@ def _as_text(column: Array) -> Array:
     """Dates as text, as which classes are written."""
     if column.dtype.kind != "M":
         return column
-    return np.where(np.isnat(column), None, column.astype(str).astype(object))
+    text = column.astype(str).astype(object)
+    text[np.isnat(column)] = None
+    return text
 
 
 def _from_parquet(path: str | Path) -> tuple[str | None, Array, dict[str, Array]]:

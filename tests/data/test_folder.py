@@ -190,6 +190,29 @@ def test_images_of_several_pixel_sizes_and_systems_are_named(
     )
 
 
+@pytest.mark.parametrize(
+    ("names", "bands", "said"),
+    [
+        (("B", "G", "R", "N", "VV"), None, "1 of 10 images have 'VV', unlike the others: a4.tif (the model gets 'B', "),
+        (("B", "G", "R", "N", "S1"), None, "1 of 10 images have 'S1', unlike the others: a4.tif"),
+        (("G", "R", "N", "S1"), ["G", "R"], "1 of 10 images have 'S1' and lack 'B', unlike the others: a4.tif"),
+        (("B", "G", "R", "N2"), None, "1 of 10 images have 'N2' and lack 'N', unlike the others: a4.tif"),
+        (("N", "R", "G", "B"), None, ""),
+    ],
+)
+def test_images_of_other_bands_are_named(
+    names: tuple[str, ...],
+    bands: list[str] | None,
+    said: str,
+    segmentation_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    values = np.concatenate([stored_image(4), stored_image(5)])[: len(names)]
+    write_raster(segmentation_folder / "images" / "a4.tif", values, descriptions=names)
+    load_dataset_splits(segments(segmentation_folder, bands=bands))
+    assert said in caplog.text and ("unlike the others" in caplog.text) == bool(said)
+
+
 def test_pictures_beside_rasters_are_previews_and_train_alone(class_folder: Callable[..., Path]) -> None:
     root = class_folder(forest=3, river=3)
     for path in root.glob("*/*.tif"):
