@@ -18,6 +18,7 @@ from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.collate import IGNORED
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DataError, listing
+from deflect_hf.raster.validity import HUGE
 
 if TYPE_CHECKING:
     from datasets import Dataset as Table
@@ -96,6 +97,12 @@ class Labels:
         """
         if TASKS[self.task].output == "value":
             known = ~np.isin(mask, self.ignore_values) & (True if valid is None else valid)
+            huge = mask[known & (np.abs(mask) > HUGE)]
+            if huge.size:
+                raise DataError(
+                    f"{where} holds {huge[0]:.7g}, which is no value of a regression: tag it as nodata (gdal_edit.py "
+                    "-a_nodata)."
+                )
             return torch.from_numpy(np.where(known, mask, np.nan).astype(np.float32))
         for name, value in zip(self.classes, self.values, strict=True):
             if value == nodata and value in mask:

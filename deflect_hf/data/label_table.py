@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import posixpath
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -100,7 +101,16 @@ def class_names(table: Table, columns: Sequence[str]) -> list[str]:
     """The classes of a table: those of its lists, else its columns."""
     if list(columns) != [LIST]:
         return list(columns)
-    return sorted({name for row in table.values() for name in _listed(row[LIST])})
+    found = {name for row in table.values() for name in _listed(row[LIST])}
+    joined = [
+        name for name in sorted(found) if any(part.strip() in found for part in re.split("[,|/]", name) if part != name)
+    ]
+    if joined:
+        raise DataError(
+            f"the column {LIST!r} holds {joined[0]!r}, part of which is a class of its own: separate the classes of an "
+            f"image by {SEPARATOR!r}, or name all of them by `classes`."
+        )
+    return sorted(found)
 
 
 def class_labels(cells: dict[str, str], classes: Sequence[str], where: str) -> list[float]:

@@ -124,8 +124,10 @@ def refuse_other_masks(
     """Refuse masks that are none, lie on another grid than their images, or whose palettes disagree about a class."""
     problems = []
     colors: dict[int, tuple[tuple[int, ...], str]] = {}
+    tags: dict[tuple[float, float], list[str]] = defaultdict(list)
     for row, image in zip(rows, infos, strict=True):
         mask = raster_info(row["mask"])
+        tags[mask.scales[0], mask.offsets[0]].append(mask.path)
         try:
             refuse_no_mask(mask, painted)
             if not (resample and mask.georeferenced and image.georeferenced):
@@ -142,6 +144,13 @@ def refuse_other_masks(
                         "another class; write class numbers, or one palette for all"
                     )
     _refuse(problems)
+    bare = tags.get((1.0, 0.0), [])
+    if labels.task == "pixel_regression" and len(tags) > 1 and bare:
+        logger.warning(
+            "%d of %d masks have neither a scale nor an offset tag, unlike the others: %s (their numbers are taken as "
+            "they are stored: tag them as the others, gdal_edit.py -scale)",
+            len(bare), len(rows), _named(bare),
+        )  # fmt: skip
 
 
 def report_quality(root: str, rows: Sequence[Mapping[str, Any]], reader: FolderReader) -> None:

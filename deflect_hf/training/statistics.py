@@ -31,6 +31,7 @@ from deflect_hf.tuners.deflect import DeflectConfig
 logger = logging.getLogger(__name__)
 
 MOMENTS = ("pixels", "features", "targets")
+FILLS = (-9999.0, -99999.0, -32768.0)  # by which files without a nodata tag often mean that a value is not known
 SAMPLE = 2**18  # pixels that the quantiles are of, spread over all images
 
 
@@ -118,6 +119,7 @@ def look_at(
     patches = None if features is None else RunningMoments(features.to(device).num_features)
     labels = torch.zeros(train.num_classes, dtype=torch.int64)
     targets = RunningMoments(1) if TASKS[train.task].output == "value" else None
+    fills = torch.zeros(len(FILLS), dtype=torch.int64)
     present: dict[str, list[int]] = {}
     balanced = config.sampler == "balanced"
     if balanced and train.draw is not None:
@@ -131,6 +133,7 @@ def look_at(
         pixels.update(values.movedim(1, -1))
         if targets is not None:
             targets.update(batch["labels"].unsqueeze(-1))
+            fills += torch.stack([(batch["labels"] == fill).sum() for fill in FILLS])
         else:
             labels += label_counts(batch["labels"], train)
         if balanced:
@@ -148,6 +151,7 @@ def look_at(
         patches.reduce(accelerator)
     if targets is not None:
         targets.reduce(accelerator)
+        report_fills(accelerator.reduce(fills.to(device), reduction="sum").tolist(), accelerator)
     labels = accelerator.reduce(labels.to(device), reduction="sum")
     absent = [name for name, count in zip(train.classes, labels.tolist(), strict=True) if not count]
     if absent and targets is None and accelerator.is_main_process:
@@ -168,6 +172,18 @@ def look_at(
         targets=targets,
         present=[everywhere[name] for name in train.names] if balanced else None,
     )
+
+
+def report_fills(counts: Sequence[int], accelerator: Accelerator) -> None:
+    """Log numbers among the labels of a regression that seldom are values."""
+    for fill, count in zip(FILLS, counts, strict=True):
+        if count and accelerator.is_main_process:
+            logger.warning(
+                "%d label(s) of the training split are %g, which the model learns as any value: if it means that the "
+                "value is not known, say so (`ignore_values`, the nodata tag of masks, an empty cell of a table)",
+                count,
+                fill,
+            )
 
 
 def label_counts(labels: Tensor, train: ImageDataset) -> Tensor:

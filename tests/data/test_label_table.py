@@ -49,6 +49,11 @@ def test_classes_as_columns_and_as_a_list(tmp_path: Path) -> None:
         (("name,a", "00,1", "01,0", "02,0"), {}, r"the classes 'a': at least two are needed"),
         (("name,a,b", "00,1,0"), {"label_table": "other.csv"}, r"other\.csv is not there: write a CSV"),
         (("name,a,b", "00,1,2", "01,1,2", "02,1,2"), {"task": "regression"}, r"columns 'a', 'b': name the one to"),
+        (
+            ("name,labels", "00,x", '01,"x,y"', "02,y"),
+            {"task": "multi_label"},
+            r"holds 'x,y', part of which is a class",
+        ),
         (("name,a", "00,1", "01,inf", "02,2"), {"task": "regression"}, r"01 holds 'inf': leave it empty"),
     ],
 )
@@ -62,7 +67,9 @@ def test_tables_that_do_not_fit_are_refused(
         load_folder(DatasetArguments(**{"name": "folder", "root": str(tmp_path), "task": "multi_label", **options}))
 
 
-def test_masks_of_numbers_keep_their_scale_and_what_is_not_known(tmp_path: Path) -> None:
+def test_masks_of_numbers_keep_their_scale_and_what_is_not_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import rasterio
 
     for name in ("00", "01", "02"):
@@ -76,6 +83,14 @@ def test_masks_of_numbers_keep_their_scale_and_what_is_not_known(tmp_path: Path)
     labels = load_folder(DatasetArguments(**options))["train"][0]["labels"]
     assert labels.dtype == torch.float32 and bool(labels[0, 0].isnan()) and float(labels[0, 1]) == pytest.approx(5.7)
     assert bool((labels[1:] == 30.0).all())
+    assert "unlike the others" not in caplog.text
+    write_raster(tmp_path / "masks" / "02.tif", values, nodata=-1)
+    load_folder(DatasetArguments(**options))
+    assert "1 of 3 masks have neither a scale nor an offset tag, unlike the others: 02.tif" in caplog.text
+    for name in ("00", "01", "02"):
+        write_raster(tmp_path / "masks" / f"{name}.tif", np.full((1, 8, 8), -3.4028235e38, np.float32))
+    with pytest.raises(DataError, match=r"\.tif holds -3\.402823e\+38, which is no value of a regression"):
+        load_folder(DatasetArguments(**options))["train"][0]
 
 
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:

@@ -6,13 +6,17 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data import ImageDataset
+from deflect_hf.data.folder import load_folder
 from deflect_hf.data.order import evaluation_loader
 from deflect_hf.errors import CheckpointError, DataError
+from deflect_hf.raster.write import write_raster
 from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
 from deflect_hf.training import statistics
 from deflect_hf.training.build import check_method, load_splits
@@ -49,6 +53,18 @@ def test_bands_labels_and_quantiles_are_those_of_the_whole_training_split(caplog
     few = ImageDataset(train.table, train.reader, train.processor, more).select([0])
     assert look_at(config, few, None, Accelerator()).labels[4] == 0
     assert "nothing in the training split is labelled" in caplog.text and "'ice', which the model cannot" in caplog.text
+
+
+@pytest.mark.parametrize(("fill", "said"), [(-9999, True), (-9998, False)])
+def test_labels_that_are_a_usual_fill_are_told(
+    fill: int, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in range(3):
+        write_raster(tmp_path / f"images/{name}.tif", np.full((3, 8, 8), 0.1, np.float32), descriptions=list("RGB"))
+    (tmp_path / "labels.csv").write_text(f"name,height\n0,{fill}\n1,{fill}\n2,{fill}\n")
+    images = load_folder(DatasetArguments(name="folder", root=str(tmp_path), task="regression"))
+    look_at(configured(), images["train"], None, Accelerator())
+    assert ("1 label(s) of the training split are -9999, which the model learns as any value" in caplog.text) == said
 
 
 def test_images_are_drawn_as_their_rarest_class_asks_for() -> None:
