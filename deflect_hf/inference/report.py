@@ -195,6 +195,11 @@ def _add_estimates(rows: list[dict[str, Any]], confusion: tuple[str, Any] | None
         return (
             f"Areas are not corrected for errors: too few pixels of the {split} split are mapped as one of the classes."
         )
+    if not found[1].any():
+        return (
+            f"Areas are not corrected for errors: none of the {int(np.sum(matrix))} pixels of the {split} split is "
+            "mapped wrongly, so that nothing is known of how wide an interval would be."
+        )
     for row, area, half in zip(rows, *found, strict=False):
         row |= {"area": float(area), "half": float(half)}
     return (

@@ -131,7 +131,9 @@ def test_areas_are_corrected_by_what_the_model_confuses(scene: tuple[Path, Path]
     assert [row[2] for row in cells[1:7]] == ["12.50 ± 0.815", "4.50 ± 0.815", "6.00 ± 0.00", "0.00 ± 0.00", "", ""]
     assert "Olofsson et al. 2014" in page.read_text()
     write_report(page, *scene, CLASSES, confusion=("test", np.diag([40, 30, 1, 5]).tolist()))
-    assert "Areas are not corrected for errors" in page.read_text()
+    assert "Areas are not corrected for errors: too few" in page.read_text()
+    write_report(page, *scene, CLASSES, confusion=("test", np.diag([40, 30, 30, 5]).tolist()))  # no interval of 0
+    assert "none of the 105 pixels of the test split is mapped wrongly" in page.read_text()
 
 
 def test_areas_in_degrees_are_those_on_the_ellipsoid(scene: tuple[Path, Path], tmp_path: Path) -> None:
