@@ -135,6 +135,7 @@ def report_prediction(
         ("Model", name),
         *predictor.origin(),
         ("Bands", f"{', '.join(predictor.processor.bands)}, in {predictor.processor.unit}"),
+        ("Scores", _scores(predictor.confusion, predictor.classes)),
         ("Confidence", confidence),
         ("Command line", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     ]
@@ -207,6 +208,22 @@ def _add_estimates(rows: list[dict[str, Any]], confusion: tuple[str, Any] | None
         "95 % confidence intervals (stratified estimator, Olofsson et al. 2014, equations 9 to 11). They hold for "
         "scenes like those of the split and for pixels drawn at random; labels from few polygons make the true "
         "intervals wider."
+    )
+
+
+def _scores(confusion: tuple[str, Any] | None, classes: Sequence[str]) -> str:
+    """What the model scored on labelled pixels, in words."""
+    if confusion is None:
+        return "not known: the model comes without results"
+    split, counts = confusion
+    matrix = np.array(counts, dtype=float)
+    hits = matrix.diagonal()
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
+    found = {name: hit / both for name, hit, both in zip(classes, hits, union, strict=True) if both}
+    each = ", ".join(f"{name} {iou:.3f}" for name, iou in found.items())
+    return (
+        f"{split} split, {matrix.sum():,.0f} labelled pixels: accuracy {hits.sum() / matrix.sum():.3f}, "
+        f"mIoU {np.mean([*found.values()]):.3f} ({each})"
     )
 
 

@@ -299,6 +299,7 @@ def test_a_browser_runs_no_script_but_the_pages_own(scene: tuple[Path, Path], tm
 def test_the_command_line_writes_a_report_beside_the_map(tmp_path: Path, monkeypatch, capsys, caplog) -> None:
     encoder = encoder_folder(tmp_path / "encoder")
     result_folder(tmp_path / "run" / "best", encoder, crop=16, aux_dim=8, rank=2)
+    (tmp_path / "run" / "best" / "results.json").write_text('{"test": {"confusion_matrix": [[30, 10], [0, 20]]}}')
     values = np.random.default_rng(0).random((len(ALL_BANDS) + 1, 24, 40), dtype=np.float32) * 0.4
     source = write(tmp_path / "scene.tif", values, UTM, nodata=float("nan"), descriptions=[*ALL_BANDS, "WV"])
     words = ["deflect-predict", str(source), str(tmp_path / "out.tif"), "--adapter", str(tmp_path / "run"), "--report"]
@@ -309,6 +310,7 @@ def test_the_command_line_writes_a_report_beside_the_map(tmp_path: Path, monkeyp
     assert caplog.text.count("band(s) 'WV' are unknown to the model and are ignored") == 1
     facts = dict(row for row in read(tmp_path / "out.html").cells if len(row) == 2)
     assert facts["Command line"] == " ".join(words)
+    assert facts["Scores"].startswith("test split, 60 labelled pixels: accuracy 0.833, mIoU 0.708 (")
     assert facts["Method"] == "DEFLECT" and facts["Base encoder"] == str(encoder)
     assert facts["Bands"] == "B, G, R, N, S1, S2, in reflectance"
     assert facts["Model"] == str(tmp_path / "run") and facts["Confidence"] == "not calibrated"
