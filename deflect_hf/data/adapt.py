@@ -199,7 +199,9 @@ def _finite(target: np.ndarray, where: str) -> np.ndarray:
 def _entry(example: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any:
     found = [key for key in keys if example.get(key) is not None]
     if len(found) != 1:
-        raise DataError(f"{where} has {listing(example)}: give exactly one of {listing(keys)}.")
+        empty = [key for key in keys if key in example and example[key] is None]
+        told = f" ({listing(empty)} is None)" if empty else ""
+        raise DataError(f"{where} has {listing(example)}{told}: give exactly one of {listing(keys)}.")
     return example[found[0]]
 
 

@@ -78,7 +78,10 @@ class Tuner(BaseTuner):
         # PEFT's classes of tasks add the names that heads may have; of a saved adapter others say what does not fit
         if config.task_type is None and not config.inference_mode:
             names = [name for name, _ in model.named_modules()]
-            for saved in getattr(config, "modules_to_save", None) or ():
+            wanted = getattr(config, "modules_to_save", None) or ()
+            if isinstance(wanted, str):
+                raise ConfigError(f"modules_to_save must be a list of names, such as [{wanted!r}], not {wanted!r}.")
+            for saved in wanted:
                 if not any(name.endswith(saved) for name in names):
                     parts = {name.rpartition(".")[2] for name in names}
                     raise ConfigError(f"modules_to_save: the model has no module {saved!r}.{nearest(saved, parts)}")

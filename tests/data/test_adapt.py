@@ -148,6 +148,7 @@ def test_an_adapted_data_set_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({"picture": 1, "label": 0}, r"example 0 of list has 'picture', 'label': give exactly one of 'pixel_values'"),
         ({"image": IMAGES[0]}, "has 'image': give exactly one of 'labels', 'mask', 'label'"),
         ({"image": IMAGES[0], "mask": 0, "label": 0}, "exactly one of 'labels'"),
+        ({"image": IMAGES[0], "label": None}, r"has 'image', 'label' \('label' is None\): give exactly one"),
         ((IMAGES[0], 0), "example 0 of list is a tuple: it must be a dict"),
         ({"image": IMAGES[0].transpose(1, 2, 0), "label": 0}, r"shape \(16, 16, 4\): .* C = 4 .* move them first"),
         ({"image": IMAGES[0, :3], "label": 0}, r"shape \(3, 16, 16\): it must be \(C, H, W\), with C = 4"),

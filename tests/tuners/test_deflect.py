@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 
 from deflect_hf import DeflectConfig
-from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataError, UnsupportedOperationError
+from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataError, UnitError, UnsupportedOperationError
 from deflect_hf.tuners.deflect.attention import deflect_displacement
 from tests.tuners.tiny import (
     BANDS,
@@ -282,6 +282,11 @@ def test_config_that_does_not_fit_leaves_the_model_untouched(fields, error, mess
         ({"bands": None, "base_mean": [1, 2, 3]}, ConfigError, "bands="),
         ({"bands": BANDS, "base_mean": [0.1] * 3}, ConfigError, "base_mean and base_std come together"),
         ({"bands": BANDS, "base_mean": [0.1] * 3, "base_std": [0.1, 0, 0.1]}, ConfigError, "positive"),
+        (
+            {"bands": BANDS, "base_mean": [1100.0, 1000, 900], "base_std": [300.0] * 3},
+            UnitError,
+            "mean . scale . offset",
+        ),
         ({"bands": BANDS, "feature_mean": [math.nan] * 12, "indices": None}, ConfigError, "finite"),
     ],
 )

@@ -19,7 +19,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from deflect_hf import DeflectConfig, fit_statistics
@@ -199,12 +199,32 @@ def test_an_encoder_of_another_width_is_refused(tmp_path):
         PeftModel.from_pretrained(make_encoder(hidden_size=64), tmp_path)
 
 
+def test_a_stored_adapter_is_not_put_into_an_adapted_model(tmp_path):
+    adapted("vit").save_pretrained(tmp_path)
+    with pytest.raises(ArchitectureError, match=r"a PeftModel already, .*model.load_adapter\(FOLDER"):
+        PeftModel.from_pretrained(PeftModel.from_pretrained(make_encoder(), tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_cast_to_halves_is_loaded(dtype, tmp_path, reflectance):
+    """As tools do that make checkpoints smaller: also what the weights assume of their input, text in bytes."""
+    model = adapted("vit")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    again = PeftModel.from_pretrained(make_encoder(), tmp_path).eval()
+    assert torch.allclose(run(again, reflectance), run(model, reflectance), atol=0.05)
+
+
 def test_what_would_be_trained_wrongly_without_a_word_is_said(reflectance, caplog):
     model = get_peft_model(make_encoder(), spectral_config())
     with pytest.raises(UnitError, match=r"whole numbers \(torch.int32\)"):
         model(pixel_values=(reflectance * 10_000).int())
-    with pytest.raises(ConfigError, match=r"no module 'layernom'\. Did you mean 'layernorm'"):
-        get_peft_model(make_encoder(), spectral_config(modules_to_save=["layernom"]))
+    with pytest.raises(DataError, match="pixel_values are a ndarray: give one torch tensor"):
+        model(pixel_values=reflectance.numpy())
+    for wrong, told in ((["layernom"], r"no module 'layernom'\. Did you mean 'layernorm'"), ("head", "list of names")):
+        with pytest.raises(ConfigError, match=told):
+            get_peft_model(make_encoder(), spectral_config(modules_to_save=wrong))
     for batch, found in (({"image": reflectance}, "keys 'image'"), ((reflectance, 0), "a tuple")):
         with pytest.raises(DataError, match=rf"Batch 0 is neither .* but {found}"):
             fit_statistics(model, [batch])

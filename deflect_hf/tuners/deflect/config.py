@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from deflect_hf.errors import BandError, ConfigError, listing, nearest
+from deflect_hf.errors import BandError, ConfigError, UnitError, listing, nearest
 from deflect_hf.spectral.bands import UNITS, Unit
 from deflect_hf.spectral.formulas import parse
 from deflect_hf.spectral.indices import select_indices
@@ -21,6 +21,7 @@ BANDS_NOTE = (
 # An adapter is small by design: sizes above these come from a broken or hostile adapter_config.json.
 MAX_RANK = 4096
 MAX_BANDS = 1024
+LARGEST_MEAN = 10.0  # of reflectance: far above any, far below the digital numbers of any image
 
 
 @dataclass
@@ -134,6 +135,12 @@ class DeflectConfig(TunerConfig):
             raise ConfigError("base_mean and base_std come together: give both, or neither.")
         if self.base_std is not None and min(self.base_std) <= 0:
             raise ConfigError(f"base_std must be positive, got {self.base_std}.")
+        digital = self.unit == "reflectance" and max(self.base_mean or [0.0]) > LARGEST_MEAN
+        if digital and not self.inference_mode:
+            raise UnitError(
+                f"base_mean and base_std are of reflectance (1.0 = 100 %), as pixel_values are, got {self.base_mean}. "
+                "Fix: of digital numbers, mean * scale + offset and std * scale."
+            )
         if self.band_dropout and len(self.bands) == len(self.base_bands):
             raise ConfigError(f"band_dropout={self.band_dropout} has no band to drop: all are base bands.")
         self._freeze_indices(self.bands)

@@ -8,14 +8,23 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from peft import PeftModel
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from deflect_hf.errors import ArchitectureError, BandError, ConfigError, UnitError, UnsupportedOperationError
+from deflect_hf.errors import (
+    ArchitectureError,
+    BandError,
+    ConfigError,
+    DataError,
+    UnitError,
+    UnsupportedOperationError,
+)
 from deflect_hf.tuners.base import Tuner
 from deflect_hf.tuners.deflect.architectures import Encoder, find_encoder, outermost_modules
 from deflect_hf.tuners.deflect.config import DeflectConfig
@@ -117,6 +126,11 @@ class DeflectModel(Tuner):
 
     def _refuse_another_class(self, peft_config: DeflectConfig) -> None:
         """Stored weights will not be found: PEFT names them as they lie in the class that was adapted."""
+        if isinstance(self.model, PeftModel) and peft_config.inference_mode:
+            raise ArchitectureError(
+                "The base is a PeftModel already, within which stored weights have other names and are not found. Fix: "
+                "model.load_adapter(FOLDER, adapter_name=NAME), or model.unload() first, which gives its base."
+            )
         saved_for = (peft_config.auto_mapping or {}).get("base_model_class")
         if saved_for in (None, *(one.__name__ for one in type(self.model).__mro__)):
             return
@@ -210,8 +224,10 @@ class DeflectModel(Tuner):
         return tuners_utils._filter_state_dict_by_key_prefixes(state_dict, clean)
 
     def _check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Refuse whole numbers, which are no reflectance, before transformers casts them (UnitError)."""
+        """Refuse (UnitError) whole numbers, no reflectance, before transformers casts them; and what is no tensor."""
         pixels = kwargs.get("pixel_values", args[0] if args else None)
+        if isinstance(pixels, (np.ndarray, list, tuple)):
+            raise DataError(f"pixel_values are a {type(pixels).__name__}: give one torch tensor (B, C, H, W).")
         whole = isinstance(pixels, torch.Tensor) and not pixels.is_floating_point()
         if whole and any(config.bands for config in self.peft_config.values()):
             raise UnitError(

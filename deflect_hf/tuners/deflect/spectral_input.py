@@ -83,7 +83,7 @@ class SpectralInput(nn.Module):
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Take what the weights assume that are being loaded, before any of them is (CheckpointError)."""
         try:
-            stored = json.loads(bytes(state.tolist()))
+            stored = json.loads(bytes(state.to(torch.uint8).tolist()))  # a whole file may have been cast to halves
             there = dataclasses.replace(self.config, **stored)
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"What the adapter's weights assume of their input cannot be read: {error}") from None
