@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deflect_hf.artifacts.environment import PACKAGES, version
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.data.folder_reader import layout_of, names_in_training
 from deflect_hf.errors import DataError
+from deflect_hf.evaluation.metrics import scores
 from deflect_hf.figures.colors import IGNORED, class_colors, composite, composites_of
 from deflect_hf.files import write_text
 from deflect_hf.inference.model import Facts, MapModel
@@ -216,14 +218,12 @@ def _scores(confusion: tuple[str, Any] | None, classes: Sequence[str]) -> str:
     if confusion is None:
         return "not known: the model comes without results"
     split, counts = confusion
-    matrix = np.array(counts, dtype=float)
-    hits = matrix.diagonal()
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
-    found = {name: hit / both for name, hit, both in zip(classes, hits, union, strict=True) if both}
-    each = ", ".join(f"{name} {iou:.3f}" for name, iou in found.items())
+    matrix = torch.tensor(counts)
+    found = scores(matrix, classes)
+    each = ", ".join(f"{name} {one['iou']:.3f}" for name, one in found["per_class"].items() if one["iou"] is not None)
     return (
-        f"{split} split, {matrix.sum():,.0f} labelled pixels: accuracy {hits.sum() / matrix.sum():.3f}, "
-        f"mIoU {np.mean([*found.values()]):.3f} ({each})"
+        f"{split} split, {int(matrix.sum()):,} labelled pixels: accuracy {found['accuracy']:.3f}, "
+        f"mIoU {found['miou']:.3f} ({each})"
     )
 
 
