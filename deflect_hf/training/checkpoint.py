@@ -59,6 +59,10 @@ class Progress:
     waited: int = 0  # evaluations since the best one
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.best_score, int | float):  # of an earlier version: the metric, without the loss
+            self.best_score = [float(self.best_score)]
+
 
 def step_of(folder: Path) -> int:
     """The step that a checkpoint's name says."""
@@ -296,6 +300,10 @@ def kept_best(work_dir: Path, checkpoint: Path, progress: Progress, task: Task) 
     found = when_and_score(own)
     if found is not None and ((found[0] or 0) > progress.step or found[1] > progress.epoch):
         return own
-    wanted = (progress.best_step, progress.best_epoch, progress.best_score)
-    places = (own, run / BEST, run / (BEST + REPLACED))
-    return next((folder for folder in places if when_and_score(folder) == wanted), None)
+    wanted = progress.best_score or []
+    for folder in (own, run / BEST, run / (BEST + REPLACED)):
+        found = when_and_score(folder)
+        when = (progress.best_step, progress.best_epoch)
+        if found is not None and found[:2] == when and found[2][: len(wanted)] == wanted:
+            return folder
+    return None

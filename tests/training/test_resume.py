@@ -156,14 +156,18 @@ def best_weights(folder: Path) -> bytes:
     return (folder / "best" / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_run_resumed_elsewhere_ends_with_the_best_model_so_far(deflect_run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("earlier_version", [False, True])
+def test_a_run_resumed_elsewhere_ends_with_the_best_model_so_far(
+    deflect_run, tmp_path: Path, earlier_version: bool
+) -> None:
     # a first epoch that no later one beats: its model has to come from the folder of the interrupted run
     first = tmp_path / "first"
     shutil.copytree(deflect_run[0], first)
     state = first / "checkpoints" / "step-15"
     progress = json.loads((state / "progress.json").read_text())
     result = json.loads((first / "best" / "results.json").read_text())
-    best = {"best_score": [2.0, -result["val"]["loss"]], "best_epoch": 1, "best_step": 8}
+    score = 2.0 if earlier_version else [2.0, -result["val"]["loss"]]
+    best = {"best_score": score, "best_epoch": 1, "best_step": 8}
     (state / "progress.json").write_text(json.dumps(progress | best))
     (state / checkpoint.DIGEST).write_text(checkpoint.digest(state))
     found = {"best_epoch": 1, "best_step": 8, "val": {**result["val"], "accuracy": 2}}
