@@ -147,7 +147,9 @@ class SegmentorArguments(Arguments):
     pooling: Literal["cls", "mean"] | None = option(
         None, "classification: class token or mean of the patches; null: cls"
     )
-    auxiliary_loss: NonNegativeFloat = option(0.0, "weight of upernet's auxiliary head in the loss; 0: no such head")
+    auxiliary_loss: NonNegativeFloat = option(
+        0.0, "weight of upernet's auxiliary head, or of pixel without tokens, in the loss"
+    )
     window: Side | None = option(
         None, "segmentation: side of evaluation's sliding windows in pixels; null: the training crop's"
     )

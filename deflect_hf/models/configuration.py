@@ -16,6 +16,7 @@ from deflect_hf.errors import ArchitectureError, ConfigError, listing, nearest
 
 DEFAULT_BASE_BANDS = ("R", "G", "B")
 UPERNET_LEVELS = 4
+AUXILIARY = ("upernet", "pixel")  # heads with a second loss in training
 # transformers before 5.20 leaves it to a configuration to make the nested ones of what it is given
 SubConfigSpec: Any = getattr(configuration_utils, "SubConfigSpec", None)
 
@@ -304,8 +305,8 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
     """Configuration of ``EncoderForSemanticSegmentation``; see ``EncoderWithHeadConfig`` for the shared fields.
 
     Args:
-        auxiliary_loss_weight: weight of the loss of an auxiliary FCN head on the third output layer, used in training
-            only (``upernet``); 0 means that there is no such head.
+        auxiliary_loss_weight: weight of a second loss in training: of an auxiliary FCN head on the third output layer
+            (``upernet``; 0: no such head), or of what the head says without tokens (``pixel``).
         pixel_bands, pixel_mean, pixel_std: of the ``pixel`` head: codes of all channels of ``pixel_values``, in order,
             and what is subtracted from and divides each of them, in reflectance.
         problem_type: ``single_label_classification`` (default) or ``regression`` (one value per pixel, num_labels=1).
@@ -323,10 +324,10 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self._check_pixel_bands()
-        if self.auxiliary_loss_weight < 0 or (self.auxiliary_loss_weight and self.head != "upernet"):
+        if self.auxiliary_loss_weight < 0 or (self.auxiliary_loss_weight and self.head not in AUXILIARY):
             raise ConfigError(
                 f"auxiliary_loss_weight={self.auxiliary_loss_weight} with head={self.head!r}: it must be >= 0, and "
-                "only the upernet head has an auxiliary head."
+                f"is for the heads {listing(AUXILIARY)}."
             )
 
     def _check_pixel_bands(self) -> None:

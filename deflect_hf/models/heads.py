@@ -172,7 +172,8 @@ class PixelSegmentationHead(nn.Module):
     """``pixel``: upsampled tokens, the standardised bands and which of them were measured, in an MLP of each pixel.
 
     A patch token says what is around a pixel, and its own spectrum what it is: detail below the patch size at a tenth
-    of the parameters of ``conv``. The statistics of the bands are in the configuration, and saved with it.
+    of the parameters of ``conv``. The statistics of the bands are in the configuration, and saved with it. With an
+    auxiliary loss the MLP is also trained without tokens, so that it does not overlook what the pixel itself says.
     """
 
     def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
@@ -180,6 +181,7 @@ class PixelSegmentationHead(nn.Module):
         self.bands, self.mean, self.std = config.pixel_bands or [], config.pixel_mean or [], config.pixel_std or []
         self.layers = ConcatenatedLayers(config)
         self.reduce = nn.Linear(self.layers.out_features, TOKEN_CHANNELS)
+        self.auxiliary = config.auxiliary_loss_weight > 0
         width = config.hidden_channels
         self.mlp = nn.Sequential(
             nn.Conv2d(TOKEN_CHANNELS + 2 * len(self.bands), width, 1),
@@ -191,7 +193,7 @@ class PixelSegmentationHead(nn.Module):
         )
 
     def forward(self, features: list[Tensor], pixel_values: Tensor) -> SegmentationLogits:
-        """[(B, h, w, D)] * L, (B, C, H, W) reflectance, NaN where not measured -> (B, K, H, W)
+        """[(B, h, w, D)] * L, (B, C, H, W) reflectance, NaN where not measured -> (B, K, H, W), and without tokens
 
         Raises:
             BandError: the images have other channels than the bands of the training.
@@ -208,7 +210,10 @@ class PixelSegmentationHead(nn.Module):
         values = torch.stack(planes, dim=1)
         valid = values.isfinite()
         pixels = torch.cat([torch.where(valid, values, 0.0), valid.float()], dim=1).to(tokens.dtype)
-        return SegmentationLogits(self.mlp(torch.cat([tokens, pixels], dim=1)))
+        logits = self.mlp(torch.cat([tokens, pixels], dim=1))
+        if not (self.auxiliary and self.training):
+            return SegmentationLogits(logits)
+        return SegmentationLogits(logits, self.mlp(torch.cat([torch.zeros_like(tokens), pixels], dim=1)))
 
 
 def segmentation_head(config: EncoderForSemanticSegmentationConfig) -> nn.Module:

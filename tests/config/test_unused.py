@@ -43,7 +43,8 @@ def parse(*words: str, task: str = "classification") -> RunArguments:
         (
             "segmentation",
             ("--segmentor.auxiliary_loss", "0.4"),
-            "segmentor.auxiliary_loss is for segmentor.head upernet, but that is mlp: leave it at its default, 0.0",
+            "segmentor.auxiliary_loss is for segmentor.head upernet, pixel, but that is mlp: leave it at its default, "
+            "0.0",
         ),
         (
             "segmentation",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 
 from deflect_hf.errors import BandError, ConfigError
@@ -59,6 +60,18 @@ def test_what_was_not_measured_counts_as_that_and_gives_finite_gradients(reflect
     assert missing.isfinite().all()
     assert not torch.allclose(missing[0, :, :8], measured[0, :, :8])
     torch.testing.assert_close(missing[0, :, 8:], measured[0, :, 8:])
+
+
+def test_an_auxiliary_loss_is_that_of_the_pixels_without_tokens(reflectance: torch.Tensor) -> None:
+    options = {"bands": BANDS, "base_mean": [0.2] * 3, "base_std": [0.1] * 3, "auxiliary_loss_weight": 0.5}
+    model = make_model(**options, head_dropout=0)
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    output = model.train()(reflectance, labels=labels)
+    with torch.no_grad():
+        model.head.reduce.weight.zero_()
+        model.head.reduce.bias.zero_()
+        alone = model.eval()(reflectance, labels=labels).loss
+    torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, labels) + 0.5 * alone)
 
 
 @pytest.mark.parametrize("method", ["deflect", "full"])
