@@ -61,8 +61,8 @@ def words_of(root: Path, task: str, *more: str) -> list[str]:
 @pytest.mark.parametrize(("task", "metric", "worse", "better"), [("segmentation", "miou", 0.9, 1.0),
                                                                ("regression", "rmse", 1.0, 0.9)])  # fmt: skip
 def test_models_that_score_alike_are_ranked_by_their_loss(task: str, metric: str, worse: float, better: float) -> None:
-    rank = TASKS[task].rank
-    ranks = [rank({metric: score, "loss": loss}) for score, loss in ((worse, 0.1), (better, 0.3), (better, 0.2))]
+    prefer = TASKS[task].preference
+    ranks = [prefer({metric: score, "loss": loss}) for score, loss in ((worse, 0.1), (better, 0.3), (better, 0.2))]
     assert ranks == sorted(ranks) and ranks[1] < ranks[2]
 
 

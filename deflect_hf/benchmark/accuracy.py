@@ -106,7 +106,7 @@ def run_row(plan: Plan, row: Row) -> tuple[float, list[dict[str, Any]]]:
 
     tried = [[made(lr, trial) for trial in plan.trials[: plan.tuning]] for lr in plan.learning_rates]
     rank = TASKS[tried[0][0]["task"]].rank
-    best = max(range(len(tried)), key=lambda k: statistics.fmean(rank(one["val"])[0] for one in tried[k]))
+    best = max(range(len(tried)), key=lambda k: statistics.fmean(rank(one["val"]) for one in tried[k]))
     lr = plan.learning_rates[best]
     return lr, [*tried[best], *(made(lr, trial) for trial in plan.trials[plan.tuning :])]
 

@@ -60,13 +60,17 @@ class Task:
         """What the log tells of each validation: loss and scores, without those that do not exist."""
         return {name: scores[name] for name in ("loss", *self.scores) if scores[name] is not None}
 
-    def rank(self, scores: Mapping[str, Any]) -> list[float]:
-        """Larger for a better model: by the metric, and of models that are level by the loss.
+    def rank(self, scores: Mapping[str, Any]) -> float:
+        """A number that is larger for a better model."""
+        score = float(scores[self.metric])
+        return -score if self.lower_is_better else score
+
+    def preference(self, scores: Mapping[str, Any]) -> list[float]:
+        """Larger for the model of a run to keep: by its rank, and of models that are level by the loss.
 
         Few labels are soon all met, long before training has done what it can.
         """
-        score = float(scores[self.metric])
-        return [-score if self.lower_is_better else score, -float(scores["loss"])]
+        return [self.rank(scores), -float(scores["loss"])]
 
 
 _ROWS = (

@@ -292,7 +292,7 @@ def kept_best(work_dir: Path, checkpoint: Path, progress: Progress, task: Task) 
     def when_and_score(folder: Path) -> tuple[int | None, int, list[float]] | None:
         try:
             results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-            return results.get("best_step"), results["best_epoch"], task.rank(results["val"])
+            return results.get("best_step"), results["best_epoch"], task.preference(results["val"])
         except (OSError, ValueError, KeyError):
             return None
 

@@ -280,7 +280,7 @@ class TrainingLoop:
         """Log the scores of a validation, and keep the model if it is the best so far."""
         progress = self.progress
         task = self.protocol.task
-        score = task.rank(scores)
+        score = task.preference(scores)
         best = progress.best_score is None or score > progress.best_score
         progress.evaluated = progress.step
         progress.waited = 0 if progress.best_score is None or score[0] > progress.best_score[0] else progress.waited + 1
