@@ -306,7 +306,8 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
 
     Args:
         auxiliary_loss_weight: weight of a second loss in training: of an auxiliary FCN head on the third output layer
-            (``upernet``; 0: no such head), or of what the head says without tokens (``pixel``).
+            (``upernet``; 0: no such head), or of what the ``pixel`` head says without tokens (more than 0: the logits
+            are then the mean of both).
         pixel_bands, pixel_mean, pixel_std: of the ``pixel`` head: codes of all channels of ``pixel_values``, in order,
             and what is subtracted from and divides each of them, in reflectance.
         problem_type: ``single_label_classification`` (default) or ``regression`` (one value per pixel, num_labels=1).

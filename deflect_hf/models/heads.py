@@ -173,7 +173,8 @@ class PixelSegmentationHead(nn.Module):
 
     A patch token says what is around a pixel, and its own spectrum what it is: detail below the patch size at a tenth
     of the parameters of ``conv``. The statistics of the bands are in the configuration, and saved with it. With an
-    auxiliary loss the MLP is also trained without tokens, so that it does not overlook what the pixel itself says.
+    auxiliary loss the MLP is also trained without tokens, and its answer is the mean of both, so that what the pixel
+    itself says is not overlooked where few labels do not ask for it.
     """
 
     def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
@@ -193,7 +194,9 @@ class PixelSegmentationHead(nn.Module):
         )
 
     def forward(self, features: list[Tensor], pixel_values: Tensor) -> SegmentationLogits:
-        """[(B, h, w, D)] * L, (B, C, H, W) reflectance, NaN where not measured -> (B, K, H, W), and without tokens
+        """[(B, h, w, D)] * L, (B, C, H, W) reflectance, NaN where not measured -> (B, K, H, W)
+
+        With an auxiliary loss, in training: these, and what the pixels say without tokens.
 
         Raises:
             BandError: the images have other channels than the bands of the training.
@@ -211,9 +214,10 @@ class PixelSegmentationHead(nn.Module):
         valid = values.isfinite()
         pixels = torch.cat([torch.where(valid, values, 0.0), valid.float()], dim=1).to(tokens.dtype)
         logits = self.mlp(torch.cat([tokens, pixels], dim=1))
-        if not (self.auxiliary and self.training):
+        if not self.auxiliary:
             return SegmentationLogits(logits)
-        return SegmentationLogits(logits, self.mlp(torch.cat([torch.zeros_like(tokens), pixels], dim=1)))
+        alone = self.mlp(torch.cat([torch.zeros_like(tokens), pixels], dim=1))
+        return SegmentationLogits(logits, alone) if self.training else SegmentationLogits((logits + alone) / 2)
 
 
 def segmentation_head(config: EncoderForSemanticSegmentationConfig) -> nn.Module:

@@ -62,16 +62,19 @@ def test_what_was_not_measured_counts_as_that_and_gives_finite_gradients(reflect
     torch.testing.assert_close(missing[0, :, 8:], measured[0, :, 8:])
 
 
-def test_an_auxiliary_loss_is_that_of_the_pixels_without_tokens(reflectance: torch.Tensor) -> None:
+def test_with_an_auxiliary_loss_pixels_answer_without_tokens_too(reflectance: torch.Tensor) -> None:
     options = {"bands": BANDS, "base_mean": [0.2] * 3, "base_std": [0.1] * 3, "auxiliary_loss_weight": 0.5}
     model = make_model(**options, head_dropout=0)
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
-    output = model.train()(reflectance, labels=labels)
+    output, answer = model.train()(reflectance, labels=labels), model.eval()(reflectance).logits
     with torch.no_grad():
         model.head.reduce.weight.zero_()
         model.head.reduce.bias.zero_()
-        alone = model.eval()(reflectance, labels=labels).loss
-    torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, labels) + 0.5 * alone)
+        alone = model(reflectance).logits
+    torch.testing.assert_close(
+        output.loss, F.cross_entropy(output.logits, labels) + 0.5 * F.cross_entropy(alone, labels)
+    )
+    torch.testing.assert_close(answer, (output.logits + alone) / 2)
 
 
 @pytest.mark.parametrize("method", ["deflect", "full"])
