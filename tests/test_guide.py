@@ -66,4 +66,4 @@ def test_a_scene_and_polygons_become_a_map(tmp_path: Path, monkeypatch: pytest.M
     assert len(outlines) and set(fields[0]) <= {"field", "sand"} and fields[2].sum() == SIDE**2
     report = Path("map.html").read_text(encoding="utf-8")
     assert "Estimated" in report or "mapped wrongly" in report or len(set(fields[0])) == 1
-    assert {Path(name).exists() for name in ("run/splits.geojson", "map.qml", "map.tif.aux.xml")} == {True}
+    assert {Path(name).exists() for name in ("run/splits.gpkg", "map.qml", "map.tif.aux.xml")} == {True}

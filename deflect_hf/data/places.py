@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 from collections import Counter
@@ -17,9 +16,9 @@ import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.files import write_text
 from deflect_hf.raster.georeference import in_degrees, pixels_of, unit_m
-from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.header import IDENTITY, RasterInfo
+from deflect_hf.raster.vector import write_features
 
 logger = logging.getLogger(__name__)
 
@@ -187,19 +186,31 @@ def _boxes_in(info: RasterInfo, other: RasterInfo, regions: Sequence[Region]) ->
 
 
 def write_regions(path: Path, regions: Sequence[Region], infos: Sequence[RasterInfo], classes: Sequence[str]) -> None:
-    """Write where each split lies as GeoJSON, in longitude and latitude, or in pixels where scenes lie nowhere."""
-    features = []
+    """Write where each split lies as a GeoPackage.
+
+    In the reference system of the scenes, in longitude and latitude where they have several, or in pixels where they
+    lie nowhere.
+    """
+    import shapely
+
+    systems = {info.crs for info in infos}
+    outlines = []
     for region in regions:
         row, column, height, width = region.box
         corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0), (0, 0)])  # against the clock, seen from above
         columns, rows = column + corners[:, 1] * width, row + corners[:, 0] * height
-        x, y = pixels_of(infos[region.scene], None, columns, rows)
-        counts = dict(zip(classes, region.counts, strict=True))
-        properties = {"split": region.split, "scene": infos[region.scene].path, "pixels": sum(region.counts), **counts}
-        ring = [[float(lon), float(lat)] for lon, lat in zip(x, y, strict=True)]
-        features.append({"type": "Feature", "properties": properties,
-                         "geometry": {"type": "Polygon", "coordinates": [ring]}})  # fmt: skip
-    write_text(path, json.dumps({"type": "FeatureCollection", "features": features}, indent=1) + "\n")
+        info = infos[region.scene]
+        on_map = dataclasses.replace(info, transform=IDENTITY) if len(systems) == 1 else None
+        outlines.append(shapely.Polygon(np.stack(pixels_of(info, on_map, columns, rows), axis=1)))
+    counts = np.array([region.counts for region in regions], dtype=np.int64)
+    attributes = {
+        "split": np.array([region.split for region in regions], dtype=object),
+        "scene": np.array([infos[region.scene].path for region in regions], dtype=object),
+        "pixels": counts.sum(axis=1),
+        **{f"pixels of {name}": counts[:, number] for number, name in enumerate(classes)},
+    }
+    crs = systems.pop() if len(systems) == 1 else "EPSG:4326"
+    write_features(path, np.array(outlines, dtype=object), attributes, crs)
 
 
 def settled(regions: Sequence[Region], args: DatasetArguments, given: Mapping[int, str]) -> list[Region]:

@@ -6,7 +6,6 @@ The map is read in rows by GDAL and in squares here; what is held is the polygon
 from __future__ import annotations
 
 import dataclasses
-import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from deflect_hf.errors import ConfigError, DataError, brief, listing
+from deflect_hf.errors import ConfigError, listing
 from deflect_hf.files import write_text
 from deflect_hf.raster.georeference import pixel_areas, pixels_of
 from deflect_hf.raster.header import IDENTITY, RasterInfo
 from deflect_hf.raster.maps import MapLayout, Square
-from deflect_hf.raster.vector import Shapes, need_vector
+from deflect_hf.raster.vector import Shapes, need_vector, write_features
 
 Array = np.ndarray[Any, Any]
 
@@ -57,7 +56,6 @@ def write_polygons(
         squares: (2, h, w) class numbers, and confidence in steps of 1 / ``steps``, of all of it.
         tolerance: by how many pixels borders may move; neighbours keep a common border.
     """
-    import pyogrio
     import shapely
 
     geometries, values = _outlines(mapped, int(layout.nodata))
@@ -78,17 +76,8 @@ def write_polygons(
     }
     if rows_m2 is not None:
         columns["area_ha"] = square_metres / 1e4
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pyogrio.raw.write(partial, shapely.to_wkb(on_map), list(columns.values()), list(columns),
-                          geometry_type="Polygon", crs=system, layer=path.stem)  # fmt: skip
-        write_text(style_of(path), qgis_style(layout))
-        os.replace(partial, path)
-    except (OSError, RuntimeError, pyogrio.errors.DataSourceError) as error:
-        raise DataError(f"{path} cannot be written ({brief(error)}): make room, or choose another folder.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_features(path, on_map, columns, system)
+    write_text(style_of(path), qgis_style(layout))
     return len(values)
 
 

@@ -5,6 +5,7 @@ pyogrio and shapely (`pip install deflect_hf[vector]`) are imported when a vecto
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,6 +132,27 @@ def _from_parquet(path: str | Path) -> tuple[str | None, Array, dict[str, Array]
         raise DataError(f"{path} is no GeoParquet file ({brief(error)}): copy it again.") from error
     columns = {one: _as_text(table[one].to_numpy()) for one in table.column_names if one != name}
     return crs.to_wkt(), wkb, columns
+
+
+def write_features(path: Path, geometries: Array, columns: Mapping[str, Array], crs: str | None) -> None:
+    """Write polygons (n,) with their attributes (n,) as the ending of ``path`` says, whole or not at all.
+
+    Raises:
+        DataError: it cannot be written there.
+    """
+    import pyogrio
+    import shapely
+
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyogrio.raw.write(partial, shapely.to_wkb(geometries), list(columns.values()), list(columns),
+                          geometry_type="Polygon", crs=crs, layer=path.stem)  # fmt: skip
+        os.replace(partial, path)
+    except (OSError, RuntimeError, pyogrio.errors.DataSourceError) as error:
+        raise DataError(f"{path} cannot be written ({brief(error)}): make room, or choose another folder.") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

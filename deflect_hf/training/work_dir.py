@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
 RATES = "learning_rate.png"  # the test of `--lr auto`
-PLACES = "splits.geojson"  # where the splits of scenes lie
+PLACES = "splits.gpkg"  # where the splits of scenes lie
 ENVIRONMENT = "environment.json"
 MANIFEST = ".run.json"  # names of what the runs in this folder have written, and what is kept of a former run
 FORMER = ".former"  # ending of what is kept

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import torch
 
 from deflect_hf.config.compose import parse_arguments
@@ -22,6 +23,7 @@ from deflect_hf.data.sets.scenes import load as load_scenes
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.figures.dataset import splits_figure
 from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.vector import read_features
 from deflect_hf.raster.write import write_raster
 from deflect_hf.training.run import run
 from tests.data.web import serving
@@ -227,11 +229,15 @@ def test_a_run_says_where_its_splits_lie(scenes: Callable[..., dict[str, Any]], 
     words += ["--epochs", "1", "--batch_size", "4", "--num_workers", "0", "--work_dir", str(tmp_path / "run")]
     results, work_dir, _ = run(parse_arguments(RunArguments, "test", words))
     assert sum(map(sum, results["test"]["confusion_matrix"])) > 0
-    features = json.loads((work_dir / "splits.geojson").read_text())["features"]
-    assert {one["properties"]["split"] for one in features} == {"train", "val", "test"}
-    assert sum(one["properties"]["pixels"] for one in features) == 216
-    longitude, latitude = features[0]["geometry"]["coordinates"][0][0]
-    assert 14.999 < longitude < 15.02 and 45.1 < latitude < 45.2
+    written = read_features(work_dir / "splits.gpkg")
+    assert set(written.columns["split"]) == {"train", "val", "test"}
+    assert written.columns["pixels"].sum() == 216
+    assert sum(column.sum() for name, column in written.columns.items() if name.startswith("pixels of ")) == 216
+    with rasterio.open(tmp_path / "one.tif") as scene:
+        assert rasterio.crs.CRS.from_wkt(written.crs) == scene.crs
+        west, south, east, north = shapely.total_bounds(written.geometries)
+        assert scene.bounds.left <= west < east <= scene.bounds.right
+        assert scene.bounds.bottom <= south < north <= scene.bounds.top
     reader = load(scenes())["train"].reader
     assert splits_figure(tmp_path / "splits.png", reader).stat().st_size > 10_000
 
