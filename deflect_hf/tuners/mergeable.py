@@ -77,14 +77,14 @@ class MergeableLayer(nn.Module, BaseTunerLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in present:
                 continue
-            folded = self.folded(name)
+            base = self.get_base_layer()
+            folded = {key: value.to(base.get_parameter(key).dtype) for key, value in self.folded(name).items()}
             if safe_merge and not all(torch.isfinite(value).all() for value in folded.values()):
                 raise CheckpointError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-            base = self.get_base_layer()
             for parameter_name, value in folded.items():
                 parameter = base.get_parameter(parameter_name)
                 self._unmerged.setdefault(parameter_name, parameter.data)
-                parameter.data = value.to(parameter.dtype)
+                parameter.data = value
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:

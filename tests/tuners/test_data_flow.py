@@ -211,3 +211,25 @@ def test_compiles_without_graph_breaks(name, attention, reflectance):
     torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
     weighed(output).backward()
     assert_same({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_of_each_sample_by_torch_func(training, attention, reflectance):
+    model = adapted("vit", attention, indices=None).train(training)
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def loss(chosen: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        return weighed(torch.func.functional_call(model, chosen, (image[None],)).last_hidden_state)
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, reflectance)
+    for number in range(len(reflectance)):
+        expected = gradients(model, reflectance[number : number + 1])
+        assert_same({name: gradient[number] for name, gradient in found.items()}, expected)
+
+
+def test_a_mask_of_whole_numbers_is_that_of_booleans(reflectance):
+    masked = torch.arange(2 * 16).view(2, 16) % 2
+    model = adapted("dinov2")
+    output = run(model, reflectance, bool_masked_pos=masked)
+    assert torch.equal(output, run(model, reflectance, bool_masked_pos=masked.bool()))
+    assert not torch.equal(output, run(model, reflectance))

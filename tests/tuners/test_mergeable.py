@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from deflect_hf import BitFitConfig, ScaledLoraConfig
-from deflect_hf.errors import UnsupportedOperationError
+from deflect_hf.errors import CheckpointError, UnsupportedOperationError
 from tests.tuners.tiny import make_encoder, native_adapters, randomise, run
 
 CONFIGS: dict[str, type] = {"slr": ScaledLoraConfig, "bitfit": BitFitConfig}
@@ -74,6 +74,17 @@ def test_a_merged_model_may_move_before_it_is_unmerged(method, pixels):
     base = model.unload()
     assert {parameter.dtype for parameter in base.parameters()} == {torch.float64}
     assert all(torch.equal(p.float(), q) for p, q in zip(base.parameters(), make_encoder().parameters(), strict=True))
+
+
+def test_weights_too_large_for_halves_are_not_merged_safely(method, pixels):
+    model = get_peft_model(make_encoder().half(), CONFIGS[method]()).eval()
+    before = {name: p.clone() for name, p in model.named_parameters() if f".{method}_" not in name}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ("delta" in name or "up" in name):
+            parameter.data.fill_(1e5)
+    with pytest.raises(CheckpointError, match="NaNs detected"):
+        model.merge_adapter(safe_merge=True)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
 
 
 def test_several_adapters(method, pixels):

@@ -60,12 +60,18 @@ class _Bent(torch.autograd.Function):
     Autograd would keep three tensors in float32. The backward pass can itself be differentiated.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, displacement: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
+    def forward(displacement: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
         """(B, N, D) and (B, N, D) -> (B, N, D)."""
-        ctx.save_for_backward(displacement, push)
         length, bent, bent_length, floor = _lengths(displacement.float(), push.float())
         return (bent * (length / torch.maximum(bent_length, floor))).to(displacement.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        """Keep both; apart from `forward`, so that torch.func and vmap take it, too."""
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,10 +231,16 @@ def _differentiable_mixtures(
 class _WithGradientOf(torch.autograd.Function):
     """Value of the first tensor, gradient of the second: the same quantity, rounded differently."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, differentiable: torch.Tensor) -> torch.Tensor:
+    def forward(value: torch.Tensor, differentiable: torch.Tensor) -> torch.Tensor:
         """(...) and (...) -> (...)."""
         return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        """Nothing is kept."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor]:

@@ -123,7 +123,7 @@ class DeflectEmbeddings(DeflectLayer):
         masked = kwargs.get("bool_masked_pos")
         if masked is not None:
             # A masked patch must not be readable through its radiometry.
-            features = features.masked_fill(masked.unsqueeze(-1), 0.0)
+            features = features.masked_fill(masked.bool().unsqueeze(-1), 0.0)
         if rest:
             features = _kept_patches(features, ids_restore=rest[1], keep=tokens.shape[1] - 1)
         if tokens.dim() == 4:  # timm's with dynamic_img_size
