@@ -5,12 +5,13 @@ What reads a folder is imported when one is read.
 
 from __future__ import annotations
 
-import copyreg
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import torch
+import transformers
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -87,18 +88,11 @@ def load_trained(
     return model if precision is None else model.to(precision)
 
 
-class _StandIn(type):
-    """The class of the classes that `TrainedModelOf.before` makes, which pickle cannot find by their name."""
-
-
-copyreg.pickle(_StandIn, lambda stand_in: stand_in.made_by)  # type: ignore[attr-defined]
-
-
 class TrainedModelOf:
     """What an Auto class finds for a task model's configuration: the trained model, or the class.
 
     Of an adapter's id on the Hub, transformers reads the configuration of the encoder that was adapted. So this is also
-    found for the encoders that transformers itself has no class for, and `before` stands before the classes it has.
+    found for the encoders that transformers itself has no class for, and `StandIn` stands before the classes it has.
     """
 
     model_class: ClassVar[type[EncoderWithHead]]
@@ -168,26 +162,6 @@ class TrainedModelOf:
             f"of this kind for it. deflect_hf.{cls.model_class.__name__}.from_encoder(NAME) gives it one."
         )
 
-    @classmethod
-    def before(cls, native: Any) -> Any:
-        """What an Auto class finds where transformers has ``native``: that, but for adapters of this package's models.
-
-        It has the name and module of ``native``, by which transformers chooses among several of an encoder, and knows
-        whether to prefer a repository's own code. Instances are always of ``native`` itself.
-        """
-        if isinstance(native, tuple):
-            return tuple(cls.before(one) for one in native)
-
-        def new(_: Any, *args: Any, **kwargs: Any) -> Any:
-            return native(*args, **kwargs)
-
-        def from_pretrained(_: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
-            trained = cls.beside(source, **kwargs)
-            return native.from_pretrained(source, *args, **kwargs) if trained is None else trained
-
-        own = {"__new__": new, "from_pretrained": classmethod(from_pretrained), "made_by": (cls.before, (native,))}
-        return _StandIn(native.__name__, (native,), {**own, "__module__": native.__module__, "__doc__": native.__doc__})
-
 
 class TrainedImageClassification(TrainedModelOf):
     """What ``AutoModelForImageClassification`` finds."""
@@ -201,6 +175,67 @@ class TrainedSemanticSegmentation(TrainedModelOf):
     model_class = EncoderForSemanticSegmentation
 
 
+class StandIn:
+    """What an Auto class finds where transformers has a class: that, but for adapters of this package's models.
+
+    It has the name of that class, by which transformers chooses among several of an encoder, and a module of
+    transformers, by which it prefers the class over a repository's own code. The class itself is imported when it is
+    needed, as that takes as long as all else of ``import deflect_hf``. Instances are always of the class.
+
+    Args:
+        native: The class, or its name in transformers.
+    """
+
+    def __init__(self, trained: type[TrainedModelOf], native: type | str) -> None:
+        self._made_of = (trained, native)
+        named = (native, "transformers.models") if isinstance(native, str) else (native.__name__, native.__module__)
+        self.__name__, self.__module__ = named
+
+    @cached_property
+    def native(self) -> Any:
+        """The class."""
+        native = self._made_of[1]
+        return getattr(transformers, native) if isinstance(native, str) else native
+
+    def from_pretrained(self, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """The trained model whose adapter led transformers to ``source``; of another what the class loads."""
+        trained = self._made_of[0].beside(source, **kwargs)
+        return self.native.from_pretrained(source, *args, **kwargs) if trained is None else trained
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.native, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """An instance of the class."""
+        return self.native(*args, **kwargs)
+
+    @property
+    def __bases__(self) -> tuple[type]:  # for issubclass
+        return (self.native,)
+
+    def __instancecheck__(self, instance: Any) -> bool:
+        return isinstance(instance, self.native)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StandIn, self._made_of
+
+
+def stand_before(auto: Any, kind: str, trained: type[TrainedModelOf]) -> None:
+    """Let ``auto`` find ``trained`` for encoders of the model type ``kind``, before the class it has for them if any.
+
+    That is another package's if one registered its own. `auto.register` would import a class to look at it.
+    """
+    config, found = CONFIG_MAPPING[kind], auto._model_mapping
+    native = found._extra_content.get(config, found._model_mapping.get(kind))
+    if native is None:
+        stand_in: Any = trained
+    elif isinstance(native, tuple):
+        stand_in = tuple(StandIn(trained, one) for one in native)
+    else:
+        stand_in = StandIn(trained, native)
+    found.register(config, stand_in, exist_ok=True)
+
+
 for _auto, _trained in (
     (AutoModelForImageClassification, TrainedImageClassification),
     (AutoModelForSemanticSegmentation, TrainedSemanticSegmentation),
@@ -208,9 +243,8 @@ for _auto, _trained in (
     _own = _trained.model_class.config_class
     AutoConfig.register(_own.model_type, _own, exist_ok=True)
     _auto.register(_own, _trained, exist_ok=True)
-    for _config in (CONFIG_MAPPING[_kind] for _kind in (*ENCODERS, *WITH_TEXT)):
-        _native = _auto._model_mapping.get(_config, None)
-        _auto.register(_config, _trained if _native is None else _trained.before(_native), exist_ok=True)
+    for _kind in (*ENCODERS, *WITH_TEXT):
+        stand_before(_auto, _kind, _trained)
 for _config, _model in ((PixelNetConfig, PixelNet), (UNetConfig, UNet)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)

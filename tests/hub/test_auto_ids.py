@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 import deflect_hf
+from deflect_hf.auto import StandIn
 from deflect_hf.errors import ConfigError
 from deflect_hf.hub.push import push
 from tests.hub.server import Hub
@@ -136,3 +138,15 @@ def test_the_registry_can_still_be_pickled() -> None:
     mapping = AutoModelForImageClassification._model_mapping
     again = pickle.loads(pickle.dumps(mapping))[ViTConfig]
     assert issubclass(again, ViTForImageClassification) and again.from_pretrained is not None
+    assert isinstance(again(ViTConfig(**SIZES)), again) and not isinstance(mapping, again)
+    assert again.base_model_prefix == copy.deepcopy(again).base_model_prefix == "vit"
+
+
+@pytest.mark.parametrize("auto", AUTO.values())
+def test_stand_ins_are_called_as_what_they_stand_before(auto: Any) -> None:
+    """Their names come from a table; that each is the name of the class is seen when it is imported."""
+    for config, found in auto._model_mapping._extra_content.items():
+        for one in found if isinstance(found, tuple) else (found,):
+            if isinstance(one, StandIn):
+                assert one.native.__name__ == one.__name__ and one.native.config_class is config
+                assert one.__module__.startswith("transformers.") and one.native.__module__.startswith("transformers.")
