@@ -168,13 +168,12 @@ class EncoderWithHeadConfig(PreTrainedConfig):
     @property
     def dropout(self) -> float:
         """Dropout before the classifier."""
-        if self.head_dropout is not None:
-            return float(self.head_dropout)
-        return 0.1 if self.head == "upernet" else 0.0
+        usual = 0.1 if self.head == "upernet" else 0.0
+        return usual if self.head_dropout is None else float(self.head_dropout)
 
     def _check_encoder(self) -> None:
-        sizes = {name: getattr(self.encoder_config, name, None) for name in ("hidden_size", "num_hidden_layers")}
-        missing = [name for name, value in sizes.items() if not isinstance(value, int)]
+        sizes = ("hidden_size", "num_hidden_layers")
+        missing = [name for name in sizes if not isinstance(getattr(self.encoder_config, name, None), int)]
         if getattr(self.encoder_config, "patch_size", None) is None:
             missing.append("patch_size")
         if missing:
@@ -190,16 +189,16 @@ class EncoderWithHeadConfig(PreTrainedConfig):
                 f"head={self.head!r} is unknown; choose from {listing(self.head_choices)}."
                 + nearest(self.head, self.head_choices)
             )
+        if not self.id2label or sorted(self.id2label) != list(range(self.num_labels)):
+            raise ConfigError(f"id2label={self.id2label}: name one or more classes, numbered from 0.")
         if self.hidden_channels < 1:
             raise ConfigError(f"head_channels={self.head_channels} must be at least 1.")
         layers = self.output_layers
-        if layers is not None:
-            outside = [layer for layer in layers if not -self.depth <= layer < self.depth]
-            if outside or not layers:
-                raise ConfigError(
-                    f"output_layers={layers}: the encoder has {self.depth} blocks, numbered 0 to {self.depth - 1} "
-                    f"(or -{self.depth} to -1); name at least one of them."
-                )
+        if layers is not None and not (layers and all(-self.depth <= layer < self.depth for layer in layers)):
+            raise ConfigError(
+                f"output_layers={layers}: the encoder has {self.depth} blocks, numbered 0 to {self.depth - 1} "
+                f"(or -{self.depth} to -1); name at least one of them."
+            )
         if self.head == "upernet" and len(self.feature_layers) != UPERNET_LEVELS:
             raise ConfigError(
                 f"output_layers={layers}: the upernet head reads exactly {UPERNET_LEVELS} blocks, for example "
@@ -209,8 +208,7 @@ class EncoderWithHeadConfig(PreTrainedConfig):
     def check_bands(self) -> None:
         """Refuse band fields that do not fit each other or the encoder (ConfigError)."""
         names = ("base_bands", "base_mean", "base_std", "extra_bands", "extra_mean", "extra_std")
-        given = {name: getattr(self, name) for name in names}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.bands is None:
             if given:
                 raise ConfigError(
@@ -220,6 +218,7 @@ class EncoderWithHeadConfig(PreTrainedConfig):
             return
         if (self.base_mean is None) != (self.base_std is None):
             raise ConfigError("base_mean and base_std go together: give both, or neither for no normalisation.")
+        self._check_statistics("base")
         channels, extra = self.encoder_config.num_channels, len(self.extra_bands or [])
         count = channels - extra if channels == len(self.encoder_bands) else channels  # widened already, or not yet
         for name, value in {"base_bands": self.selected_base_bands, **given}.items():
@@ -238,8 +237,13 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         for name in given:
             if len(getattr(self, name)) != len(self.extra_bands or []) or not self.extra_bands:
                 raise ConfigError(f"{name}={getattr(self, name)} must have one entry for each of one or more bands.")
-        if self.extra_std is not None and min(self.extra_std) <= 0:
-            raise ConfigError(f"extra_std={self.extra_std} must be positive: a band that does not vary says nothing.")
+        self._check_statistics("extra")
+
+    def _check_statistics(self, of: str) -> None:
+        mean, std = getattr(self, f"{of}_mean") or [], getattr(self, f"{of}_std") or []
+        # what they make infinite or NaN would be taken for pixels that were not measured
+        if not all(map(math.isfinite, [*mean, *std])) or min(std, default=1) <= 0:
+            raise ConfigError(f"{of}_mean={mean}, {of}_std={std}: give finite numbers, and deviations above 0.")
 
     def _check_loss(self) -> None:
         if self.problem_type not in (None, *self.problem_types):
@@ -259,8 +263,7 @@ class EncoderWithHeadConfig(PreTrainedConfig):
         self._check_target()
 
     def _check_target(self) -> None:
-        fields = {name: getattr(self, name) for name in ("target_mean", "target_std", "target_unit")}
-        given = [name for name, value in fields.items() if value is not None]
+        given = [name for name in ("target_mean", "target_std", "target_unit") if getattr(self, name) is not None]
         if self.problem_type != "regression":
             if given:
                 raise ConfigError(f"{listing(given)} belong to problem_type='regression': leave them out.")
@@ -337,10 +340,11 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
         if self.head != "pixel":
             if any(values is not None for values in fields):
                 raise ConfigError(f"pixel_bands, pixel_mean and pixel_std are for head='pixel', not {self.head!r}.")
-        elif len(sizes) > 1 or not self.pixel_bands or not self.pixel_std or min(self.pixel_std) <= 0:
+        elif len(sizes) > 1 or not self.pixel_bands:
             raise ConfigError(
-                f"head='pixel' reads all bands: give pixel_bands, and as many pixel_mean and pixel_std above 0, not "
+                f"head='pixel' reads all bands: give pixel_bands, and as many pixel_mean and pixel_std, not "
                 f"{self.pixel_bands}, {self.pixel_mean}, {self.pixel_std}."
             )
         elif self.bands is not None and self.bands != self.pixel_bands:
             raise ConfigError(f"pixel_bands={self.pixel_bands} are the bands of pixel_values, like bands={self.bands}.")
+        self._check_statistics("pixel")

@@ -65,6 +65,7 @@ class OneClass(Target):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, K, ...) logits, (B, ...) labels -> scalar: torch's mean cross-entropy."""
+        labels = labels if labels.is_floating_point() else labels.long()  # masks of 8 bits, say
         total = F.cross_entropy(
             logits.float(),
             labels,

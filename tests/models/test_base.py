@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticS
 from tests.models.conftest import SIZES
 
 CONFIG = {**SIZES, "intermediate_size": 64}
+NORMED = {"bands": ["R", "G", "B"], "base_mean": [0.1] * 3, "base_std": [0.1] * 3}
 
 
 def test_encoder_weights_survive_the_new_head(encoder: PreTrainedModel) -> None:
@@ -166,6 +168,14 @@ def test_zoom_shows_the_encoder_each_pixel_several_times(encoder: PreTrainedMode
         ({"class_weights": [1.0]}, "give one weight >= 0 for each of the 3 classes"),
         ({"base_mean": [0.1, 0.1, 0.1]}, "'base_mean' given without bands"),
         ({"bands": ["R", "G", "B"], "base_mean": [0.1] * 3}, "base_mean and base_std go together"),
+        (
+            {**NORMED, "base_std": [0.1, 0.0, 0.1]},
+            "base_std=[0.1, 0.0, 0.1]: give finite numbers, and deviations above",
+        ),
+        (
+            {**NORMED, "base_mean": [0.1, math.nan, 0.1]},
+            "base_mean=[0.1, nan, 0.1], base_std=[0.1, 0.1, 0.1]: give finite",
+        ),
         ({"bands": ["R", "G", "B"], "base_bands": ["R"]}, "has 1 entries, but the encoder takes 3 channels"),
         ({"problem_type": "regression"}, "problem_type='regression' predicts one value: num_labels=3"),
         ({"target_unit": "m"}, "'target_unit' belong to problem_type='regression'"),
@@ -174,11 +184,14 @@ def test_zoom_shows_the_encoder_each_pixel_several_times(encoder: PreTrainedMode
         ({"dtype": torch.bfloat16}, "local_files_only and dtype are for loading an encoder; this one is loaded."),
         ({"head": "mlp", "head_channels": 0}, "head_channels=0 must be at least 1."),
         ({"id2label": {0: "a"}}, "Give either num_labels, the number of classes, or id2label"),
+        ({"num_labels": None, "id2label": {1: "a", 2: "b"}}, "name one or more classes, numbered from 0"),
+        ({"num_labels": None, "id2label": {}}, "name one or more classes, numbered from 0"),
+        ({"num_labels": 0}, "name one or more classes, numbered from 0"),
     ],
 )
 def test_options_that_do_not_fit(vit: ViTModel, options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        EncoderForImageClassification.from_encoder(vit, num_labels=3, **options)
+        EncoderForImageClassification.from_encoder(vit, **{"num_labels": 3, **options})
 
 
 def test_models_that_are_no_bare_vision_transformer() -> None:

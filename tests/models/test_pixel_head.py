@@ -93,8 +93,8 @@ def test_it_comes_back_from_its_files(method: str, reflectance: torch.Tensor, tm
     ("options", "message"),
     [
         ({"pixel_bands": None}, "head='pixel' reads all bands: give pixel_bands"),
-        ({"pixel_std": [0.1] * 5}, "as many pixel_mean and pixel_std above 0"),
-        ({"pixel_std": [0.1] * 5 + [0.0]}, "as many pixel_mean and pixel_std above 0"),
+        ({"pixel_std": [0.1] * 5}, "as many pixel_mean and pixel_std"),
+        ({"pixel_std": [0.1] * 5 + [0.0]}, "deviations above 0"),
         ({"head": "linear"}, "are for head='pixel', not 'linear'"),
         ({"bands": BANDS[::-1]}, "are the bands of pixel_values, like bands="),
     ],

@@ -98,6 +98,10 @@ def test_loss_ignores_pixels_and_stays_finite_without_labels(vit: ViTModel, imag
     labels[:, :20] = -100
     output = model(images, labels=labels)
     torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, labels, torch.tensor([1.0, 2.0, 0.0])))
+    model.config.ignore_index = 255
+    bytes_ = torch.where(labels < 0, 255, labels).to(torch.uint8)
+    assert torch.equal(model(images, labels=bytes_).loss, output.loss)
+    model.config.ignore_index = -100
     loss = model(images, labels=torch.full_like(labels, -100)).loss
     loss.backward()
     assert loss.item() == 0
