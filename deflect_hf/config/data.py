@@ -269,6 +269,13 @@ class DatasetArguments(ReadingArguments, PlaceArguments):
         """The class of each color of a mask, -1 for no label; None where masks hold class values."""
         return None if self.class_colors is None else color_table(self.class_colors, self.classes or ())
 
+    @property
+    def colors(self) -> tuple[tuple[int, int, int], ...]:
+        """Red, green and blue of each class, the first where masks have several; empty where none is given."""
+        table = self.color_table or {}
+        first = {number: color for color, number in reversed(table.items())}
+        return tuple(first[number] for number in range(len(self.classes or ())) if first)
+
     def _check_scenes(self) -> None:
         if not self.scenes:
             raise ConfigError("Data set 'scenes' needs `scenes`: a list of {image: FILE, labels: FILE}, or a table.")

@@ -63,6 +63,7 @@ class Labels:
     ignore_values: tuple[int, ...] = ()  # stored mask values that mean "not labelled"
     ignore_index: int = -100
     unit: str | None = None  # of the value of a regression
+    colors: tuple[tuple[int, int, int], ...] = ()  # red, green and blue of each class, where the masks are painted
 
     def __post_init__(self) -> None:
         known: dict[str, str] = {}

@@ -135,7 +135,7 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
         if not classes:
             raise ConfigError(f"{args.root}: masks need `classes`, the class names in order of their stored values.")
         values = tuple(args.class_values if args.class_values is not None else range(len(classes)))
-        return Labels(task, tuple(classes), values, tuple(args.ignore_values), args.ignore_index)
+        return Labels(task, tuple(classes), values, tuple(args.ignore_values), args.ignore_index, None, args.colors)
     if task == "pixel_regression":
         return Labels(task, (args.target or "value",), ignore_values=tuple(args.ignore_values), unit=args.target_unit)
     if task != "classification" or _has_images(next(iter(bases.values())), args):

@@ -201,6 +201,7 @@ def draw(
             example["labels"].numpy(),
             str(example["name"]),
             unit,
+            images.labels.colors,
         )
 
 

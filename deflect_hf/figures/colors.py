@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
+Colors = Sequence[tuple[int, ...]]
 
 # Source: M. Okabe and K. Ito, "Color Universal Design" (2008), reordered so that the first two differ most.
 OKABE_ITO = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -50,11 +51,16 @@ STRETCH = (2.0, 98.0)  # percentiles of the finite values of a band that become 
 FLATTEST = 0.2  # share of the brightest that black and white are apart at least
 
 
-def class_colors(classes: Sequence[str]) -> Array:
+def class_colors(classes: Sequence[str], given: Colors = ()) -> Array:
     """(K, 3) RGB in [0, 1], no two alike: water blue, forest green, ... by name, Okabe-Ito and FURTHER for the others.
 
     Of more than 22 classes the hues are evenly spaced, whatever their names.
+
+    Args:
+        given: Red, green and blue, 0 to 255, of each class, in place of all that.
     """
+    if given:
+        return np.array(given) / 255
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
 
@@ -107,11 +113,11 @@ def composites_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return found or {f"band {bands[0]}": (bands[0],) * 3}
 
 
-def paint(labels: Array, classes: Sequence[str]) -> Array:
+def paint(labels: Array, classes: Sequence[str], given: Colors = ()) -> Array:
     """(H, W) class numbers -> (H, W, 3) colors; numbers that no class has (ignored pixels) are grey."""
     from matplotlib.colors import to_rgb
 
-    table = np.vstack([class_colors(classes), to_rgb(IGNORED)])
+    table = np.vstack([class_colors(classes, given), to_rgb(IGNORED)])
     inside = (labels >= 0) & (labels < len(classes))
     return table[np.where(inside, labels, len(classes))]
 
@@ -138,11 +144,11 @@ def plain(axis: Axes) -> Axes:
     return axis
 
 
-def class_legend(figure: Figure, classes: Sequence[str], maps: Iterable[Array]) -> None:
+def class_legend(figure: Figure, classes: Sequence[str], maps: Iterable[Array], given: Colors = ()) -> None:
     """Name the classes that maps of class numbers show, and the ignored pixels if there are any, below the figure."""
     from matplotlib.patches import Patch
 
-    colors = class_colors(classes)
+    colors = class_colors(classes, given)
     seen = np.unique(np.concatenate([values.ravel() for values in maps]))
     inside = [int(k) for k in seen if 0 <= k < len(classes)]
     patches = [Patch(facecolor=tuple(colors[k]), edgecolor="black", label=classes[k]) for k in inside]

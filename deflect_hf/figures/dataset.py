@@ -89,7 +89,7 @@ def _sheet(path: Path, images: ImageDataset, title: str, chosen: Sequence[int]) 
             axis.set_title(name if number == 0 else "", fontsize=9)
         row[0].set_ylabel(_caption(example, images), fontsize=8)
     if masks:
-        class_legend(figure, images.classes, masks)
+        class_legend(figure, images.classes, masks, images.labels.colors)
     if scale is not None:
         bar = figure.colorbar(scale, ax=axes, shrink=min(1.0, 2.5 / height), aspect=18, pad=0.01)
         bar.set_label("spectral index", fontsize=8)
@@ -107,7 +107,7 @@ def _pictures(example: Mapping[str, Any], images: ImageDataset) -> dict[str, Arr
     found = {name: composite(pixels.numpy(), bands, shown) for name, shown in composites_of(bands).items()}
     found |= index_maps(pixels, bands, images.processor.unit)
     if _has_mask(example) and TASKS[images.task].output == "class":
-        found["label"] = paint(example["labels"].numpy(), images.classes)
+        found["label"] = paint(example["labels"].numpy(), images.classes, images.labels.colors)
     elif _has_mask(example):
         values = example["labels"].numpy()
         found[f"{images.classes[0]}, dark: low"] = composite(values[None], ["label"], ("label",) * 3)
@@ -202,7 +202,8 @@ def _class_counts(figure: SubFigure, labelled: Array, ignored: int, images: Imag
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axis = plain(figure.add_subplot())
-    counts, names, colors = labelled.tolist(), list(images.classes), [*class_colors(images.classes)]
+    counts, names = labelled.tolist(), list(images.classes)
+    colors: list[Any] = [*class_colors(names, images.labels.colors)]
     if ignored:
         counts, names, colors = [*counts, ignored], [*names, "no label"], [*colors, IGNORED]
     bars = axis.barh(range(len(counts)), counts, height=0.7, color=colors, edgecolor="black", linewidth=0.6)

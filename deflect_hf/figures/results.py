@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.config.tasks import Output
-from deflect_hf.figures.colors import Array, class_legend, composite, composites_of, new_figure, paint, plain, save
+from deflect_hf.figures.colors import (
+    Array,
+    Colors,
+    class_legend,
+    composite,
+    composites_of,
+    new_figure,
+    paint,
+    plain,
+    save,
+)
 
 FIGURES: dict[Output, str] = {"class": "confusion_matrix.png", "labels": "scores.png", "value": "scatter.png"}
 BARS = (("ap", "average precision", "#0072B2"), ("f1", "F1", "#E69F00"))
@@ -29,6 +39,7 @@ def prediction_panel(
     label: Array | None,
     title: str,
     unit: str = "",
+    colors: Colors = (),
 ) -> Path:
     """Write RGB, false color, label and prediction of one image side by side, with the classes' legend.
 
@@ -39,7 +50,7 @@ def prediction_panel(
     maps = {"label": label, "prediction": prediction} if prediction.ndim == 2 else {}
     drawn = {name: values for name, values in maps.items() if values is not None}
     numbers = prediction.dtype.kind == "f"
-    pictures |= {name: values if numbers else paint(values, classes) for name, values in drawn.items()}
+    pictures |= {name: values if numbers else paint(values, classes, colors) for name, values in drawn.items()}
     known = [values[np.isfinite(values)] for values in drawn.values()]
     low, high = np.percentile(np.concatenate(known), (1, 99)) if numbers and sum(map(len, known)) else (0.0, 1.0)
     if not drawn:
@@ -58,7 +69,7 @@ def prediction_panel(
     if drawn and numbers:
         figure.colorbar(shown, ax=axes, shrink=0.7, label=f"{classes[0]} {unit}".strip())
     elif drawn:
-        class_legend(figure, classes, drawn.values())
+        class_legend(figure, classes, drawn.values(), colors)
     figure.suptitle("\n".join(lines), fontsize=9)
     return save(figure, path)
 

@@ -47,6 +47,7 @@ def draw_prediction(folder: Path, encoder: str | None = None) -> Path | None:
     return prediction_panel(
         *(folder / PICTURE, pixel_values.numpy(), bands, predictor.classes, prediction, label, title),
         unit=predictor.unit or "",
+        colors=predictor.colors,
     )
 
 

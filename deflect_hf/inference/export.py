@@ -231,6 +231,7 @@ def card(predictor: Predictor, file: Path, shape: list[int]) -> dict[str, Any]:
             "deflect_hf:task": task.name,
             "deflect_hf:classes": list(predictor.classes),
             "deflect_hf:class_values": predictor.class_values,
+            "deflect_hf:colors": list(predictor.colors),
             "deflect_hf:patch_size": list(predictor.patch_size),
             "deflect_hf:unit": predictor.unit,
             "deflect_hf:temperature": predictor.temperature,

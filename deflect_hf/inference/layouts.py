@@ -31,9 +31,9 @@ def map_layout(predictor: MapModel, arguments: SceneArguments) -> tuple[MapLayou
     if TASKS[predictor.task].output == "value":
         return MapLayout("float32", float("nan"), classes, unit=predictor.unit or ""), _values
     if arguments.output in ("classes", "confidence"):
-        colors = [tuple(round(255 * part) for part in color) for color in class_colors(classes).tolist()]
+        colors = (class_colors(classes, predictor.colors) * 255).round().astype(int).tolist()
         values = predictor.class_values or ()
-        made = MapLayout("uint8", NODATA, ("class",), (1.0,), classes, values, tuple(colors))
+        made = MapLayout("uint8", NODATA, ("class",), (1.0,), classes, values, tuple(map(tuple, colors)))
         if arguments.output == "confidence":
             made = dataclasses.replace(made, descriptions=("class", "confidence"), scales=(1.0, 1 / STEPS))
         if arguments.output == "classes" and arguments.polygons is None:

@@ -177,7 +177,7 @@ def job_of(windows: SceneWindows, arguments: SceneArguments) -> dict[str, Any]:
         **({} if not at else {"addresses": [[address, *stamp_of(address)] for address in at]}),
         **({} if product.layers is None else {"put together as": product.open_name()}),
         "model": predictor.digest(),
-        "classes": [predictor.classes, predictor.class_values],
+        "classes": [predictor.classes, predictor.class_values, *([predictor.colors] if predictor.colors else [])],
         "precision": str(predictor.precision),
         "reading": {
             **scene.processor.to_dict(),

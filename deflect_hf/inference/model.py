@@ -22,6 +22,7 @@ class MapModel:
     classes: tuple[str, ...]  # their names, in the order of the logits
     # what the training masks stored for each class, where that was not its number
     class_values: tuple[int, ...] | None = None
+    colors: tuple[tuple[int, int, int], ...] = ()  # red, green and blue of each class, where the masks were painted
     device = torch.device("cpu")
     precision: torch.dtype | None = None
     window: int | None = None  # images larger than this side are cut, as in evaluation; None: they are taken whole

@@ -243,6 +243,7 @@ class Predictor(MapModel):
             temperature=known_temperature(results, found),
         )
         predictor.config = config
+        predictor.colors = config.dataset.colors if config.dataset is not None else ()
         return predictor
 
     def save(self, folder: str | Path) -> None:

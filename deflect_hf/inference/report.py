@@ -77,7 +77,8 @@ def write_report(
     ground = pixel_areas(mapped)
     pixels, square_metres = measure(prediction, mapped, ground.rows_m2, classes)
     in_pixels = ground.rows_m2 is None
-    rows = _rows(pixels if in_pixels else square_metres / 1e4, classes)
+    colors = class_colors(classes, [color[:3] for color in mapped.colors[: len(classes)]])
+    rows = _rows(pixels if in_pixels else square_metres / 1e4, classes, colors)
     estimated = _add_estimates(rows, confusion)
     title, picture = _quick_look(source, scene, reading, path)
     pages = Environment(loader=PackageLoader("deflect_hf", "inference"), autoescape=True, undefined=StrictUndefined)
@@ -86,7 +87,7 @@ def write_report(
     page = pages.get_template("report.html.j2").render(
         title=Path(source).name,
         picture=picture,
-        overlay=_class_picture(prediction, mapped, classes),
+        overlay=_class_picture(prediction, mapped, colors),
         rows=rows,
         estimated=estimated,
         unit="pixels" if in_pixels else "ha",
@@ -176,14 +177,14 @@ def measure(prediction: Path, info: RasterInfo, rows_m2: Array | None, classes: 
     return pixels, square_metres
 
 
-def _rows(sizes: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(sizes: Array, classes: Sequence[str], colors: Array) -> list[dict[str, Any]]:
     """The table: one row per class and one, without a color, for what has none."""
     from matplotlib.colors import to_hex
 
     mapped = sizes[:-1].sum()
     rows = [
         {"name": name, "color": to_hex(color), "size": float(size), "share": float(size / mapped) if mapped else 0.0}
-        for name, color, size in zip(classes, class_colors(classes), sizes[:-1], strict=True)
+        for name, color, size in zip(classes, colors, sizes[:-1], strict=True)
     ]
     return [*rows, {"name": "no data", "color": None, "size": float(sizes[-1]), "share": sizes[-1] / sizes.sum()}]
 
@@ -266,14 +267,14 @@ def _quick_look(
     return said, _picture(colors, "JPEG", f"{Path(source).name}, {said}", quality=JPEG_QUALITY)
 
 
-def _class_picture(prediction: Path, info: RasterInfo, classes: Sequence[str]) -> dict[str, Any]:
+def _class_picture(prediction: Path, info: RasterInfo, colors: Array) -> dict[str, Any]:
     """The map with a palette, transparent where it has no data."""
     with open_raster(prediction) as opened:
         mask = read_mask(opened, size=overview_size(info, OVERVIEW_SIDE), band=0)
-    numbers = np.where(mask.valid[0], mask.values[0], len(classes)).astype(np.uint8)
-    palette = bytes((class_colors(classes) * 255).round().astype(np.uint8)) + bytes.fromhex(IGNORED[1:])
+    numbers = np.where(mask.valid[0], mask.values[0], len(colors)).astype(np.uint8)
+    palette = bytes((colors * 255).round().astype(np.uint8)) + bytes.fromhex(IGNORED[1:])
     text = f"{prediction.name}, the most frequent class"
-    return _picture(numbers, "PNG", text, palette=palette, transparency=len(classes), optimize=True)
+    return _picture(numbers, "PNG", text, palette=palette, transparency=len(colors), optimize=True)
 
 
 def _picture(values: Array, kind: str, text: str, palette: bytes | None = None, **options: Any) -> dict[str, Any]:

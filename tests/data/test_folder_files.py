@@ -188,6 +188,7 @@ def test_painted_masks_are_classes_by_their_colors(kind: str, tmp_path: Path) ->
     np.testing.assert_array_equal(found[0]["labels"].numpy(), labels)
     turned = load_dataset_splits(folder(tmp_path, classes=["land", "water"], class_colors=COLORS))["train"]
     np.testing.assert_array_equal(turned[0]["labels"].numpy(), np.where(labels < 0, labels, 1 - labels))
+    assert found.labels.colors[0] == turned.labels.colors[1] == (0, 0, 255)  # which pictures and maps paint them in
 
 
 def test_colors_of_no_class_are_named_with_their_pixels(tmp_path: Path) -> None:

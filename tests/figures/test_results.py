@@ -56,6 +56,7 @@ def test_classes_have_colors_of_their_own_and_ignored_pixels_none_of_them() -> N
     painted = paint(np.array([[0, 1, -100, 255]]), ["a", "b"])
     np.testing.assert_allclose(painted[0, :2], class_colors(["a", "b"]))
     np.testing.assert_allclose(painted[0, 2], painted[0, 3])
+    np.testing.assert_allclose(paint(np.array([[1]]), ["a", "b"], [(0, 0, 0), (255, 51, 0)])[0, 0], [1, 0.2, 0])
     assert not any(np.allclose(painted[0, 2], color) for color in class_colors(["a", "b"]))
 
 

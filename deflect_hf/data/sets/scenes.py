@@ -99,7 +99,7 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     values = tuple(args.class_values if args.class_values is not None else range(len(classes)))
     if len(values) != len(classes):
         raise ConfigError(f"class_values has {len(values)} values for the classes {listing(classes)}: one value each.")
-    meaning = Labels("segmentation", classes, values, tuple(args.ignore_values), args.ignore_index)
+    meaning = Labels("segmentation", classes, values, tuple(args.ignore_values), args.ignore_index, None, args.colors)
     labels = [scene_labels(entry, info, args, meaning) for entry, info in zip(entries, infos, strict=True)]
     info = typical(infos)
     gsd_m = args.gsd_m if args.gsd_m is not None else ground_m(info)
