@@ -21,6 +21,7 @@ from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.folder_reader import layout_of
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
+from deflect_hf.files import write_text
 from deflect_hf.inference.blocks import Block, Overhang, SceneWindows
 from deflect_hf.inference.layouts import NODATA, STEPS, map_layout
 from deflect_hf.inference.memory import give_back
@@ -32,6 +33,7 @@ from deflect_hf.raster.access import is_address, stamp_of
 from deflect_hf.raster.header import PathLike, RasterInfo
 from deflect_hf.raster.maps import MapLayout, Square, category_names, job_of_map, sidecar, write_map
 from deflect_hf.raster.products import Product
+from deflect_hf.raster.qgis import is_ours, qgis_style, style_of
 from deflect_hf.raster.read import OpenRaster, open_raster
 from deflect_hf.raster.tiles import in_pieces
 
@@ -146,9 +148,12 @@ def refuse(predictor: MapModel, image: PathLike, target: Path, arguments: SceneA
     if polygons is not None and not (target.exists() and polygons.exists()):
         refuse_polygons(polygons, arguments.overwrite)
     if not target.exists():
-        beside, own = sidecar(target), category_names(predictor.classes)
-        if not arguments.overwrite and beside.exists() and beside.read_bytes() != own.encode():
-            raise ConfigError(f"{sidecar(target)} is there already: move it, or replace it with --overwrite.")
+        ours = {sidecar(target): category_names(predictor.classes)}
+        if arguments.output == "confidence":
+            ours[style_of(target)] = qgis_style(map_layout(predictor, arguments)[0])
+        for beside, own in ours.items():
+            if not arguments.overwrite and beside.exists() and beside.read_bytes() != own.encode():
+                raise ConfigError(f"{beside} is there already: move it, or replace it with --overwrite.")
         return False
     made = job_of_map(target)
     if not arguments.overwrite:
@@ -252,10 +257,22 @@ def _assemble(
             os.replace(sidecar(made), sidecar(target))
         else:
             sidecar(target).unlink(missing_ok=True)
+        _style(layout, target, arguments.polygons)
         os.replace(made, target)
     parts.remove()
     if not seen:
         logger.warning("%s holds nodata alone: no pixel of %s is a measurement", target, info.path)
+
+
+def _style(layout: MapLayout, target: Path, polygons: str | None) -> None:
+    """Say how QGIS is to paint polygons, and a map with a second band, which it would take for red and green."""
+    painted = {style_of(Path(polygons))} if polygons is not None else set()
+    own = style_of(target)
+    painted |= {own} if layout.categories and layout.count > 1 else set()
+    for style in painted:
+        write_text(style, qgis_style(layout))
+    if own not in painted and own.exists() and is_ours(own):  # of a map that is replaced
+        own.unlink()
 
 
 def together(processes: PartialState | None, work: Callable[[], None], main_only: bool = False) -> None:

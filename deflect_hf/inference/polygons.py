@@ -6,7 +6,6 @@ The map is read in rows by GDAL and in squares here; what is held is the polygon
 from __future__ import annotations
 
 import dataclasses
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.errors import ConfigError, listing
-from deflect_hf.files import write_text
 from deflect_hf.raster.georeference import pixel_areas, pixels_of
 from deflect_hf.raster.header import IDENTITY, RasterInfo
 from deflect_hf.raster.maps import MapLayout, Square
+from deflect_hf.raster.qgis import style_of
 from deflect_hf.raster.vector import Shapes, need_vector, write_features
 
 Array = np.ndarray[Any, Any]
@@ -33,11 +32,6 @@ def refuse_polygons(path: Path, overwrite: bool) -> None:
     for taken in (path, style_of(path)):
         if taken.exists() and not overwrite:
             raise ConfigError(f"{taken} is there already: give another name, or replace it with --overwrite.")
-
-
-def style_of(path: Path) -> Path:
-    """The file beside polygons by which QGIS paints them."""
-    return path.with_suffix(".qml")
 
 
 def write_polygons(
@@ -77,7 +71,6 @@ def write_polygons(
     if rows_m2 is not None:
         columns["area_ha"] = square_metres / 1e4
     write_features(path, on_map, columns, system)
-    write_text(style_of(path), qgis_style(layout))
     return len(values)
 
 
@@ -113,19 +106,3 @@ def _measured(shapes: Shapes, squares: Iterable[Square], rows_m2: Array | None) 
             sizes = np.broadcast_to(rows_m2[square.row : square.row + height, None], (height, width))
             square_metres += np.bincount(own, sizes[inside], minlength=count)
     return pixels, square_metres, confidence / np.maximum(pixels, 1)
-
-
-def qgis_style(layout: MapLayout) -> str:
-    """A QML file that paints polygons by their class as the map does."""
-    root = ElementTree.Element("qgis", styleCategories="Symbology")
-    renderer = ElementTree.SubElement(root, "renderer-v2", type="categorizedSymbol", attr="class")
-    categories, symbols = (ElementTree.SubElement(renderer, name) for name in ("categories", "symbols"))
-    for number, (name, color) in enumerate(zip(layout.categories, layout.colours, strict=True)):
-        ElementTree.SubElement(categories, "category", symbol=str(number), value=name, label=name, render="true")
-        symbol = ElementTree.SubElement(symbols, "symbol", type="fill", name=str(number), alpha="1")
-        layer = ElementTree.SubElement(symbol, "layer", {"class": "SimpleFill"}, enabled="1")
-        options = ElementTree.SubElement(layer, "Option", type="Map")
-        for key, value in {"color": ",".join(map(str, (*color, 255))), "outline_color": "0,0,0,120",
-                           "outline_width": "0.1", "style": "solid"}.items():  # fmt: skip
-            ElementTree.SubElement(options, "Option", type="QString", name=key, value=value)
-    return ElementTree.tostring(root, encoding="unicode") + "\n"

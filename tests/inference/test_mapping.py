@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import signal
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,12 @@ def test_confidence_is_the_calibrated_probability_of_the_class(
         assert made.descriptions == ("class", "confidence") and made.scales == (1.0, 0.004) and made.nodata == 255
         found, steps = made.read()
         assert made.colormap(1) == classes.colormap(1) and made.tags(1) == classes.tags(1)
+    painted = ElementTree.parse(tmp_path / "c.qml").getroot().find("pipe/rasterrenderer")  # QGIS: by the first band
+    assert painted is not None and (painted.get("type"), painted.get("band")) == ("paletted", "1")
+    found_in_style = [(one.get("value"), one.get("color"), one.get("label")) for one in painted.iter("paletteEntry")]
+    assert found_in_style == [("0", "#e69f00", "land"), ("1", "#0072b2", "water")]
+    map_of(predictor, scene, tmp_path / "c.tif", overwrite=True)  # probabilities, which are not painted so
+    assert not (tmp_path / "c.qml").exists() and not (tmp_path / "b.qml").exists()
     np.testing.assert_array_equal(found, classes.read(1))
     expected = likely.max(axis=0) / likely.sum(axis=0)
     np.testing.assert_array_equal(steps != 255, np.isfinite(expected))
@@ -121,7 +128,7 @@ def test_a_cloud_optimized_map_has_the_layout_overviews_and_the_same_values(
         if output != "probabilities":
             assert made.colormap(1) == expected.colormap(1) and made.tags(1) == expected.tags(1)
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith("cog")) == (
-        [".tif"] if output == "probabilities" else [".tif", ".xml"]
+        [".tif"] if output == "probabilities" else [".qml", ".tif", ".xml"]
     )
 
 

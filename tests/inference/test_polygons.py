@@ -11,6 +11,7 @@ import rasterio
 import rasterio.features
 
 from deflect_hf.errors import ConfigError
+from deflect_hf.inference.report import write_report
 from tests.inference.scenes_and_models import PerPatch, map_of, predictor_of, small_blocks, stored, write_scene
 
 pyogrio = pytest.importorskip("pyogrio")
@@ -72,13 +73,14 @@ def test_simplified_borders_stay_common_and_areas_those_of_the_map(scene: Path, 
 def test_classes_have_the_colors_of_the_masks_that_painted_them(scene: Path, tmp_path: Path) -> None:
     predictor, path = predictor_of(PerPatch()), tmp_path / "map.gpkg"
     predictor.colors = ((10, 120, 30), (200, 20, 220))
-    mapped = map_of(predictor, scene, tmp_path / "map.tif", output="classes", polygons=str(path), report=True)
+    mapped = map_of(predictor, scene, tmp_path / "map.tif", output="classes", polygons=str(path))
     with rasterio.open(mapped) as source:
         assert [source.colormap(1)[number][:3] for number in (0, 1)] == list(predictor.colors)
     style = ElementTree.parse(path.with_suffix(".qml")).getroot()
     assert [one.get("value") for one in style.iter("Option") if one.get("name") == "color"] == [
         "10,120,30,255", "200,20,220,255"]  # fmt: skip
-    assert "#0a781e" in (page := (tmp_path / "map.html").read_text()) and "#c814dc" in page
+    page = write_report(tmp_path / "map.html", mapped, scene, predictor.classes).read_text()
+    assert "#0a781e" in page and "#c814dc" in page
 
 
 def test_what_cannot_become_polygons_is_refused_before_anything_is_predicted(scene: Path, tmp_path: Path) -> None:
