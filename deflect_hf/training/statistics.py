@@ -26,6 +26,7 @@ from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing
 from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
 from deflect_hf.spectral.selection import select_bands
+from deflect_hf.training.stamps import files_of, stamps_of, warn_of_other_files
 from deflect_hf.tuners.deflect import DeflectConfig
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Statistics:
     quantiles: dict[str, list[float]]  # band -> its values at ``QUANTILES``, empty where nothing was measured
     targets: RunningMoments | None = None  # moments of the labels of a regression, else None
     present: list[list[int]] | None = None  # the classes of each image, for the balanced sampler; None for the other
+    stamps: list[list[int]] | None = None  # size and time of each file; None in a checkpoint of the version before
 
     def state(self) -> dict[str, Any]:
         """Plain numbers, from which :meth:`from_state` makes the same."""
@@ -171,6 +173,7 @@ def look_at(
         quantiles={band: _quantiles(values) for band, values in zip(train.bands, sampled, strict=True)},
         targets=targets,
         present=[everywhere[name] for name in train.names] if balanced else None,
+        stamps=stamps_of(files_of(train)),
     )
 
 
@@ -231,4 +234,7 @@ def statistics_of(
             f"{listing(statistics.bands)} and the indices {listing(statistics.formulas)}. Resume with the "
             "configuration that the run was started with."
         )
+    if statistics.stamps is not None and accelerator.is_main_process:
+        files = files_of(train)
+        warn_of_other_files(files, stamps_of(files), statistics.stamps)
     return statistics

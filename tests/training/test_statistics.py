@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from deflect_hf.raster.write import write_raster
 from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
 from deflect_hf.training import statistics
 from deflect_hf.training.build import check_method, load_splits
+from deflect_hf.training.stamps import warn_of_other_files
 from deflect_hf.training.statistics import QUANTILES, Statistics, look_at, statistics_of, whole_patches
 from tests.training.test_build import configured
 from tests.training.test_run import train as train_run
@@ -119,3 +122,34 @@ def test_statistics_are_those_of_whole_patches() -> None:
     padded = whole_patches(images, (16, 6))
     assert padded.shape == (2, 3, 16, 12) and torch.equal(padded[..., :10, :], images[..., :12])
     assert padded[..., 10:, :].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "now, said",
+    [
+        ([[10, 1], [20, 2], [0, 0]], None),
+        ([[10, 7], [20, 8], [0, 0]], None),  # all were copied
+        ([[10, 7], [21, 8], [0, 0]], "1 of 3 files of the training split are not those .*: b.tif "),
+        ([[10, 1], [20, 9], [0, 0]], "1 of 3 files .*: b.tif "),
+        ([[10, 1], [20, 2]], "0 of 2 files .*: another number of them "),
+    ],
+)
+def test_files_that_a_run_was_not_started_with_are_named(now: Any, said: str | None, caplog: Any) -> None:
+    files = ["x/a.tif", "x/b.tif", "https://c/d.tif"][: len(now)]
+    warn_of_other_files(files, now, [[10, 1], [20, 2], [0, 0]])
+    assert (re.search(said, caplog.text) is not None) if said else not caplog.text
+
+
+def test_a_run_that_goes_on_over_a_changed_image_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "abc":
+        write_raster(tmp_path / f"images/{name}.tif", np.full((3, 8, 8), 0.1, np.float32), descriptions=list("RGB"))
+    (tmp_path / "labels.csv").write_text("name,height\na,1\nb,2\nc,3\n")
+    given = DatasetArguments(name="folder", root=str(tmp_path), task="regression", val_fraction=0.0, test_fraction=0.0)
+    train = load_folder(given)["train"]
+    config = configured("--finetune", "norm", "--method", "{}")
+    stored = statistics_of(config, train, (8, 8), Accelerator(), None).state()
+    statistics_of(config, train, (8, 8), Accelerator(), json.loads(json.dumps(stored)))
+    assert "started with" not in caplog.text
+    write_raster(tmp_path / "images/b.tif", np.zeros((3, 40, 40), np.float32), descriptions=list("RGB"))
+    statistics_of(config, train, (8, 8), Accelerator(), json.loads(json.dumps(stored)))
+    assert "1 of 3 files of the training split are not those that the run was started with: b.tif" in caplog.text
