@@ -26,6 +26,8 @@ SHIFTED = -0.03  # more than half of a channel below it
 FRACTIONS = 0.7  # mean of stored values that are reflectance already; of averaged digital numbers on dark water it is 1
 STANDARDISED = -0.3  # more than 5 % of a channel below it
 _SAMPLE = 65536  # values looked at per channel
+DIMMEST = 0.1  # reflectance that the highest of 8 bits has at least; of pictures under a scale for 16 bits it is 0.03
+COARSEST = 0.5  # scale of whole numbers
 
 GSD_RATIO = 1.25
 
@@ -256,6 +258,32 @@ def refuse_mixed_units(stored: NDArray[Any], scale: NDArray[Any], bands: Sequenc
             f"{where}: the band(s) {listing(odd)} hold fractions, up to {highest[fractions].max():.3g}, and the others "
             f"numbers up to {highest.max():.4g}: `scale` turns only one of both into reflectance. Store all bands in "
             "one unit, or leave `scale` and `offset` out and tag each band with its own in the files."
+        )
+
+
+def refuse_coarse(dtype: np.dtype[Any], scale: float | Sequence[float], where: str) -> None:
+    """Refuse whole numbers that are too few steps of reflectance to be it, whatever their values.
+
+    Args:
+        dtype: of the stored values, which :func:`check_reflectance` has found nothing wrong with.
+
+    Raises:
+        UnitError: 8 bits under a scale for 16, or a scale of 1 or so.
+    """
+    if dtype.kind not in "iu":
+        return
+    scales = np.abs(np.atleast_1d(scale))
+    highest = float(scales.max()) * np.iinfo(dtype).max
+    if dtype.itemsize == 1 and highest < DIMMEST:
+        raise UnitError(
+            f"{where} holds 8 bits, of which scale {scales.max():g} makes a reflectance of {highest:.2g} at most: such "
+            "numbers are no sensor's, most often a picture stretched for the eye. Give the original values; or, "
+            f"for a model of such pictures, scale {1 / np.iinfo(dtype).max:.4f} and offset 0."
+        )
+    if scales.min() >= COARSEST:
+        raise UnitError(
+            f"{where} holds whole numbers, with scale {scales.min():g}: reflectance (1.0 = 100 %) in such steps says "
+            "nothing. If it was rounded when it was stored, store it as float32; else give the scale of these numbers."
         )
 
 

@@ -43,6 +43,7 @@ from deflect_hf.data.splits import (
     keep_share,
     read_split_file,
     refuse_idle_shares,
+    report_unread_lists,
     split_indices,
 )
 from deflect_hf.data.survey import (
@@ -93,7 +94,7 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     refuse_other_bands(infos, info, reader, args)
     if TASKS[task].dense:
         refuse_other_masks(everything, infos, labels, reader.resample, reader.colors is not None)
-    report_grids(str(root), infos, info)
+    report_grids(str(root), infos, info, reader)
     report_bands(str(root), infos, info, reader)
     report_repeated(str(root), splits)
     report_quality(str(root), everything, reader)
@@ -195,7 +196,7 @@ def _rows(base: Path, labels: Labels, args: DatasetArguments, split: str) -> lis
         masks = masks_of(base, args, split, images)
         return [{"name": name, "image": str(path), "mask": str(masks[name])} for name, path in images.items()]
     path = _table_path(args, base)
-    cells = cells_of(read_table(path)[0], {name: file.relative_to(base) for name, file in images.items()}, path)
+    cells = cells_of(read_table(path)[0], {name: file.absolute() for name, file in images.items()}, path)
     return [
         {"name": name, "image": str(image), **_target(row, labels, args, f"{path}, {name}")}
         for (name, image), row in zip(images.items(), cells, strict=True)
@@ -245,6 +246,7 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
         of_training = None if places is None else [places[i] for i in indices["train"]]
         if args.num_folds is None:
             logger.info("%s: no split files, images are drawn at random with seed %d", root, args.seed)
+            report_unread_lists(root)
         if places is not None:
             logger.info("%s: %d images lie in %d places", root, len(places), len(set(places)))
     if "" not in rows or listed:
@@ -269,7 +271,7 @@ def _listed(rows: Sequence[Row], root: Path, args: DatasetArguments) -> dict[str
         why = "split_column" if args.num_folds is None else f"num_folds={args.num_folds} draws its own splits"
         logger.warning("%s is not used: %s", path, why)
     by_name = {row["name"]: row for row in rows}
-    images = {row["name"]: Path(row["image"]).relative_to(root) for row in rows}
+    images = {row["name"]: Path(row["image"]).absolute() for row in rows}
     if args.split_column is not None:
         path = _table_path(args, root)
         ids = splits_of(cells_of(read_table(path)[0], images, path), list(images), args.split_column, path)

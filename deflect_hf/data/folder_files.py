@@ -58,6 +58,12 @@ def images_of(base: Path, args: DatasetArguments, split: str) -> dict[str, Path]
             f"{folder} holds no GeoTIFF, nor another image ({listing(known)}){holding(folder)}"
             f': put the images there, or say where they are, `images: "**/*.tif"`.'
         )
+    deeper = [path for below in _folders(folder) if below not in images.values() for path in _rasters(below)]
+    if deeper:
+        logger.warning(
+            "%s: %d image(s) in folders below, such as %s, are not read: `images: \"images/**/*%s\"` reads them, too",
+            folder, len(deeper), deeper[0].relative_to(folder), deeper[0].suffix,
+        )  # fmt: skip
     return images
 
 
@@ -83,6 +89,13 @@ def masks_of(base: Path, args: DatasetArguments, split: str, images: Mapping[str
             f"{images[bare[0]]} has no mask ({len(bare)} of {len(images)} images have none){found}: add "
             f'{folder / bare[0]}.png, take the image away, or say where the masks are, `masks: "**/*.png"`.'
         )
+    idle = [masks[name] for name in masks if name not in images] if args.images is None else []
+    if idle:
+        logger.warning(
+            "%s: %d of %d masks have no image, such as %s: is an image missing, called otherwise, or of another ending "
+            "than the others?",
+            base, len(idle), len(masks), idle[0].name,
+        )  # fmt: skip
     return {name: masks[name] for name in images}
 
 

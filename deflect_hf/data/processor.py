@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from deflect_hf.data.contract import BandContract, check_reflectance, refuse_mixed_units
+from deflect_hf.data.contract import BandContract, check_reflectance, refuse_coarse, refuse_mixed_units
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.spectral.bands import UNITS, Unit
 from deflect_hf.spectral.selection import match_bands, resolve_bands, select_bands
@@ -250,6 +250,7 @@ class MultispectralImageProcessor(BaseImageProcessor):
         if self.unit_check and self.unit == "reflectance":
             refuse_mixed_units(stored, _column(self.scale), self.bands, where)
             check_reflectance(values, where, self.bands)
+            refuse_coarse(stored.dtype, self.scale, where)
         pixels = torch.from_numpy(values)
         return pixels if self.size is None else resize(pixels, (self.size["height"], self.size["width"]))
 

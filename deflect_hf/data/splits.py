@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -21,6 +22,8 @@ SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
+LIST_FOLDERS = ("splits", "split", "lists", "list", "sets", "imagesets", "partitions", "partition", "folds")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list", ".json")
 SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 
 
@@ -218,12 +221,31 @@ def read_split_file(path: Path, images: Mapping[str, Path]) -> list[str]:
     missing = [line for line, id_ in zip(lines, ids, strict=True) if id_ is None]
     if missing:
         raise DataError(
-            f"{path} lists {len(missing)} id(s) without an image, first {listing(missing[:3])}: "
-            f"add the images or remove these lines."
+            f"{path} lists {len(missing)} id(s) without an image, first {listing(missing[:3])}; the images are called "
+            f"{listing(list(images)[:2])}, ...: write one name or path of an image a line, add the images, or remove "
+            "these lines."
         )
     found = [id_ for id_ in ids if id_ is not None]
     check_unique(found, path)
     return found
+
+
+def report_unread_lists(root: Path) -> None:
+    """Log files that look like the list of a split, but are not called as those that are read."""
+    below = [path for path in root.glob("*") if path.is_dir() and path.name.casefold() in LIST_FOLDERS]
+    files = [path for folder in (root, *below) for path in sorted(folder.glob("*"))]
+    found = [
+        str(path.relative_to(root))
+        for path in files
+        if path.suffix.casefold() in LIST_SUFFIXES and set(re.split(r"[\W_]+", path.stem.casefold())) & set(SPLIT_OF)
+    ]
+    if found:
+        logger.warning(
+            "%s: %s look like lists of splits, and are not read: name them by `train_split`, `val_split` and "
+            "`test_split` (one name a line), or a column of a CSV by `label_table` and `split_column`",
+            root,
+            listing(found[:3]),
+        )
 
 
 def check_unique(ids: Sequence[str], path: Path) -> None:

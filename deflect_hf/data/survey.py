@@ -37,22 +37,35 @@ NUMBERS = (
     "separate the images where these differ)"
 )
 
+NODATA = (
+    "%s: the value that means no measurement is %s in %d of %d images, unlike %s in the others: %s (such a value "
+    "counts as a measurement where the file does not tag it: gdal_edit.py -a_nodata, or `nodata` for all)"
+)
+
 
 def typical(infos: Sequence[RasterInfo]) -> RasterInfo:
     """The first image with the tags, the pixel size and the kind of reference system that most of them have."""
-    kinds = [(info.gsd_m and round(info.gsd_m, 3), projection(info), info.scales, info.offsets) for info in infos]
+    kinds = [
+        (info.gsd_m and round(info.gsd_m, 3), projection(info), info.scales, info.offsets, _fills(info))
+        for info in infos
+    ]
     return infos[kinds.index(Counter(kinds).most_common(1)[0][0])]
 
 
-def report_grids(root: str, infos: Sequence[RasterInfo], info: RasterInfo) -> None:
-    """Log which images have pixels of another size, reference systems or numbers of another kind than ``info``."""
-    usual = {SIZES: info.gsd_m, SYSTEMS: projection(info) or "not known", NUMBERS: _numbers(info)}
+def report_grids(root: str, infos: Sequence[RasterInfo], info: RasterInfo, reader: FolderReader) -> None:
+    """Log which images have other pixel sizes, reference systems, kinds of numbers or nodata values than ``info``."""
+
+    def facts(one: RasterInfo) -> dict[str, str]:
+        fills = _fills(one, reader.nodata)
+        return {SYSTEMS: projection(one) or "not known", NUMBERS: _numbers(one), NODATA: fills or "not tagged"}
+
+    usual = {SIZES: info.gsd_m, **facts(info)}
     others: dict[str, dict[Any, list[str]]] = {message: defaultdict(list) for message in usual}
     for other in infos:
         gsd = other.gsd_m
         if gsd is not None and info.gsd_m is not None and not 1 / GSD_RATIO <= gsd / info.gsd_m <= GSD_RATIO:
             others[SIZES][round(gsd, 3)].append(other.path)
-        for message, found in ((SYSTEMS, projection(other) or "not known"), (NUMBERS, _numbers(other))):
+        for message, found in facts(other).items():
             if found != usual[message]:
                 others[message][found].append(other.path)
     for message, differing in others.items():
@@ -89,6 +102,12 @@ def _numbers(info: RasterInfo) -> str:
     """What kind of numbers a file holds: 8 bits and fractions are seldom of the scale of digital numbers."""
     stored = np.dtype(info.dtype)
     return "fractions" if stored.kind == "f" else "of 8 bits" if stored.itemsize == 1 else "whole numbers"
+
+
+def _fills(info: RasterInfo, known: Sequence[float] = ()) -> str:
+    """The values that mean no measurement in a file, by its tags and by those that are ``known`` of all."""
+    values = {value for value in (*info.nodata, *known) if value is not None and not np.isnan(value)}
+    return ", ".join(f"{value:g}" for value in sorted(values))
 
 
 def refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: FolderReader, args: Any) -> None:

@@ -22,7 +22,8 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.data.collate import refuse_beyond_memory
-from deflect_hf.data.contract import check_reflectance, refuse_mixed_units
+from deflect_hf.data.contract import check_reflectance, refuse_coarse, refuse_mixed_units
+from deflect_hf.data.fills import Fills
 from deflect_hf.data.folder_reader import FolderReader, settle_reader
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError
@@ -159,7 +160,11 @@ class Scene:
             scene.refuse_mixed_units()
             sample = scene.sample()
             check_reflectance(sample, info.path, processor.bands)
+            refuse_coarse(np.dtype(info.dtype), processor.scale, info.path)
             trained.contract.check_values(sample, info.path)
+            fills = Fills(processor.scale, processor.offset)
+            fills.update(sample)
+            fills.report(info.path)
         return scene
 
     def sample(self) -> Tensor:

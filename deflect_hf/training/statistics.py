@@ -22,6 +22,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data import ImageDataset, build_transform
 from deflect_hf.data.contract import QUANTILES, check_reflectance
+from deflect_hf.data.fills import FILLS, Fills
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing
 from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
@@ -32,7 +33,6 @@ from deflect_hf.tuners.deflect import DeflectConfig
 logger = logging.getLogger(__name__)
 
 MOMENTS = ("pixels", "features", "targets")
-FILLS = (-9999.0, -99999.0, -32768.0)  # by which files without a nodata tag often mean that a value is not known
 SAMPLE = 2**18  # pixels that the quantiles are of, spread over all images
 
 
@@ -122,6 +122,7 @@ def look_at(
     labels = torch.zeros(train.num_classes, dtype=torch.int64)
     targets = RunningMoments(1) if TASKS[train.task].output == "value" else None
     fills = torch.zeros(len(FILLS), dtype=torch.int64)
+    unmeasured = Fills(train.processor.scale, train.processor.offset)
     present: dict[str, list[int]] = {}
     balanced = config.sampler == "balanced"
     if balanced and train.draw is not None:
@@ -133,6 +134,8 @@ def look_at(
     ):
         values = batch["pixel_values"]
         pixels.update(values.movedim(1, -1))
+        if train.processor.unit == "reflectance":
+            unmeasured.update(values)
         if targets is not None:
             targets.update(batch["labels"].unsqueeze(-1))
             fills += torch.stack([(batch["labels"] == fill).sum() for fill in FILLS])
@@ -149,11 +152,15 @@ def look_at(
                 check_reflectance(values, "the first batch of pixel_values")
             patches.update(features.raw_statistics(whole_patches(values.to(device), features.patch_size)))
     pixels.reduce(accelerator)
+    unmeasured.counts = accelerator.reduce(unmeasured.counts.to(device), reduction="sum")
+    if accelerator.is_main_process:
+        unmeasured.report("the training split")
+        report_flat(train.bands, pixels)
     if patches is not None:
         patches.reduce(accelerator)
     if targets is not None:
         targets.reduce(accelerator)
-        report_fills(accelerator.reduce(fills.to(device), reduction="sum").tolist(), accelerator)
+        report_label_fills(accelerator.reduce(fills.to(device), reduction="sum").tolist(), accelerator)
     labels = accelerator.reduce(labels.to(device), reduction="sum")
     absent = [name for name, count in zip(train.classes, labels.tolist(), strict=True) if not count]
     if absent and targets is None and accelerator.is_main_process:
@@ -177,7 +184,18 @@ def look_at(
     )
 
 
-def report_fills(counts: Sequence[int], accelerator: Accelerator) -> None:
+def report_flat(bands: Sequence[str], pixels: RunningMoments) -> None:
+    """Log bands that say nothing."""
+    flat = [band for band, deviation in zip(bands, pixels.std.tolist(), strict=True) if deviation == 0]
+    if flat:
+        logger.warning(
+            "the band(s) %s have one value in all of the training images, of which nothing can be learned: are they "
+            "filled? Correct the files, or leave them out (`bands`)",
+            listing(flat),
+        )
+
+
+def report_label_fills(counts: Sequence[int], accelerator: Accelerator) -> None:
     """Log numbers among the labels of a regression that seldom are values."""
     for fill, count in zip(FILLS, counts, strict=True):
         if count and accelerator.is_main_process:

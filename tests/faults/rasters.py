@@ -165,6 +165,11 @@ IMAGES = table(
     ),
     ("another size", image(LATER, stored(digital_numbers(2, side=24))), [LATER, "24 x 24", "16 x 16"]),
     ("already reflectance", image(LATER, stored(REAL)), [LATER, "scale"]),
+    (
+        "reflectance in whole numbers",
+        everywhere(stored(digital_numbers(2) // 2000), scale=1),
+        ["images/a", "whole numbers", "float32"],
+    ),
     ("standardised values", image(LATER, stored((REAL - 0.2) * 50_000)), [LATER]),
     ("values of a million", image(LATER, stored(digital_numbers(2).astype(np.int32) * 1000)), [LATER]),
     ("other scale tags", image(LATER, tagged(scales=(0.5,) * 4), scale=None, unit_check=False), ["a", "scale"]),

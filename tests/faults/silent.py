@@ -110,6 +110,7 @@ def result_entry(name: str, **changes: Any) -> Damage:
     return result(name, entries(**changes))
 
 
+EIGHT_BITS = (digital_numbers(2) // 16).astype(np.uint8)
 ROTATED = NORTH_UP * Affine.rotation(20)
 HTTP = "http://127.0.0.1:9/x.tif"
 SILENT_DATA = table(
@@ -126,6 +127,7 @@ SILENT_DATA = table(
     ("a scale tag in one file", one_image(tagged(scales=(1e-4,) * 4), scale=None), ["scale", "a"]),
     ("an offset tag in one file", one_image(tagged(offsets=(-0.1,) * 4), scale=None), ["offset", "a"]),
     ("a band of fractions", one_image(of_two_units), [LATER, "'N'", "fractions"]),
+    ("a picture of 8 bits", one_image(lambda p: placed(p, EIGHT_BITS)), [LATER, "8 bits", "scale 0.0001", "0.0039"]),
     ("an image of fractions", one_image(lambda p: placed(p, REAL)), [LATER, "scale"]),
     *(
         (f"a {split} split that was not measured", unmeasured(numbers), [f"the {split} split", f"a{numbers[0]}"])
@@ -162,6 +164,7 @@ SILENT_MAPS = table(
         another_image(lambda v: (v * np.array([1, 1, 1, 1e-4])[:, None, None]).astype(np.float32)),
         ["scene.tif", "'N'", "fractions"],
     ),
+    ("a picture of 8 bits", another_image(lambda v: (v // 16).astype(np.uint8)), ["scene.tif", "8 bits"]),
     ("a window of a planet", lambda p: p.predict("--window", "1000000"), ["window"]),
     ("an address where no server is", lambda p: p.predict(scene=HTTP), [HTTP, "check the address"]),
     ("an item where no server is", lambda p: p.predict(scene=f"{HTTP}.json"), [f"{HTTP}.json", "check the address"]),

@@ -49,6 +49,17 @@ def test_bands_are_found_by_name_and_a_missing_one_is_named(tmp_path: Path) -> N
     np.testing.assert_array_equal(read(told), straight)
 
 
+def test_a_fill_that_no_tag_tells_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = stored(64, 64)
+    values[:, 0, :5] = 32767
+    scene = write_scene(tmp_path / "in.tif", values)
+    map_of(predictor_of(Stub()), scene, tmp_path / "out.tif")
+    assert "in.tif: 5 of 4096 pixels hold 32767, by which files often mean" in caplog.text
+    caplog.clear()
+    map_of(predictor_of(Stub()), scene, tmp_path / "none.tif", nodata=[32767])
+    assert "pixels hold" not in caplog.text
+
+
 def test_a_band_that_the_model_can_do_without_may_be_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = stored(64, 64)
     lacking = write_scene(tmp_path / "in.tif", values[:2], descriptions=["R", "G"])

@@ -105,7 +105,7 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     gsd_m = args.gsd_m if args.gsd_m is not None else ground_m(info)
     reader, processor = settle_reader(args.replace(gsd_m=gsd_m), info, trained, height=args.window)
     refuse_other_bands(infos, info, reader, args)
-    report_grids(where, infos, info)
+    report_grids(where, infos, info, reader)
     report_bands(where, infos, info, reader)
     regions, cells = place(entries, infos, labels, args, meaning)
     scenes = SceneReader(
