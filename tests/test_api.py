@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel
 
 import deflect_hf
 from deflect_hf.errors import ConfigError, DataError, UnitError
 from deflect_hf.inference.predictor import Predictor
+from deflect_hf.models import GeoViTConfig, GeoViTModel
 from tests.benchmarks.resume import finish, start
 from tests.inference.folders import encoder_folder
+from tests.tuners.tiny import SIZES
 
 CHANNELS = ["B", "G", "R", "N"]
 READING = {"bands": CHANNELS, "classes": ["land", "water"], "scale": 1e-4}
@@ -166,9 +170,20 @@ def test_a_model_of_any_loop_is_saved_like_a_run(method: str, tmp_path: Path) ->
         again.save(tmp_path / "copy")
 
 
-def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
+def test_positions_of_another_sampling_distance_and_bands_of_the_model_around_come_back(tmp_path: Path) -> None:
+    GeoViTModel(GeoViTConfig(**SIZES, position_embedding="sincos_gsd")).save_pretrained(tmp_path / "encoder")
+    encoder = AutoModel.from_pretrained(tmp_path / "encoder")
+    encoder.config.gsd = 10.0
+    options = {"num_labels": 2, "bands": CHANNELS, "base_mean": [0.1] * 3, "base_std": [0.1] * 3}
+    model = deflect_hf.EncoderForImageClassification.from_encoder(encoder, **options)
+    model = get_peft_model(model, deflect_hf.DeflectConfig(modules_to_save=["head"]))
+    predictor = Predictor(model, deflect_hf.MultispectralImageProcessor(CHANNELS, scale=1e-4))
+    predictor.save(tmp_path / "saved")
+    image = chips(1, side=32)[0]["image"]
+    assert torch.equal(deflect_hf.load_predictor(tmp_path / "saved")(image), predictor(image))
 
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
     processor = deflect_hf.MultispectralImageProcessor(CHANNELS)
 
     def model() -> Any:
@@ -183,6 +198,12 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
     nameless.base_model.model.encoder.name_or_path = ""
     with pytest.raises(ConfigError, match="The encoder has no name"):
         Predictor(nameless, processor).save(tmp_path / "saved")
+    silent = get_peft_model(model(), deflect_hf.DeflectConfig(modules_to_save=["head"]))
+    silent.base_model.model.config.bands = None
+    with pytest.raises(ConfigError, match="does not say which bands it takes"):
+        Predictor(silent, processor).save(tmp_path / "saved")
+    with pytest.raises(ConfigError, match=r"gives the bands .N., .R., .G., .B. .* the model takes 'B', 'G', 'R', 'N'"):
+        Predictor(nameless, deflect_hf.MultispectralImageProcessor(CHANNELS[::-1]))
     foreign = torch.nn.Conv2d(4, 2, 1)
     with pytest.raises(ConfigError, match="A Conv2d cannot be saved as a result folder"):
         Predictor(foreign, processor, task="segmentation", classes=["a", "b"]).save(tmp_path / "saved")

@@ -8,6 +8,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from deflect_hf.artifacts.saved_model import check_bands
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import task_of
 from deflect_hf.data.processor import MultispectralImageProcessor
@@ -32,6 +33,7 @@ def configuration_of(
             f"A {type(inner).__name__} cannot be saved as a result folder: make the model with deflect_hf."
             "EncoderForSemanticSegmentation.from_encoder, or EncoderForImageClassification, and deflect_hf.adapt."
         )
+    check_bands(model, processor, needed=False)
     name, settings = str(inner.encoder.name_or_path or ""), inner.config
     finetune, revision = "full", None
     method: dict[str, Any] = {}
@@ -43,14 +45,15 @@ def configuration_of(
                 "save it once, encoder.save_pretrained(FOLDER), and set encoder.name_or_path = FOLDER."
             )
     adapter = deflect_config(model)
-    means = adapter if adapter is not None else settings
+    means = adapter if adapter is not None and adapter.bands else settings
     encoder: dict[str, Any] = {"name_or_path": name, "revision": revision}
     if not name:
         encoder = {"random": {"model_type": inner.encoder.config.model_type}}
     if means.base_mean is not None and means.base_std is not None:
         encoder |= {"mean": [float(value) for value in means.base_mean], "std": [*map(float, means.base_std)]}
-    base_bands = (adapter.base_bands if adapter is not None else None) or settings.selected_base_bands
-    if base_bands:
+    if getattr(inner.encoder.config, "position_embedding", None) == "sincos_gsd":
+        encoder["gsd"] = inner.encoder.config.gsd
+    if base_bands := means.base_bands or settings.selected_base_bands:
         encoder["base_bands"] = list(base_bands)
     task = task_of(settings.model_type, settings.problem_type)
     data: dict[str, Any] = {"name": "python", "task": task.name, "bands": list(processor.bands)}

@@ -26,11 +26,11 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import MODEL_TYPES, TASKS, task_of
 from deflect_hf.data.entries import check_entries
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import CheckpointError, DeflectError, brief, listing
+from deflect_hf.errors import CheckpointError, ConfigError, DeflectError, brief, listing
 from deflect_hf.files import CONFIG as CONFIG
 from deflect_hf.files import LOG, REPLACED
 from deflect_hf.files import write_json as write_json
-from deflect_hf.methods import deflect_config, needed_bands, task_model, trained_projection
+from deflect_hf.methods import needed_bands, taken_bands, task_model, trained_projection
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation, load_encoder
 from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.models.encoders import chosen_gsd, set_gsd
@@ -204,18 +204,28 @@ def load_processor(folder: Path, model: nn.Module) -> MultispectralImageProcesso
     path = folder / "preprocessor_config.json"
     reading(path, lambda: check_entries(path, json.loads(path.read_text(encoding="utf-8"))))
     processor: MultispectralImageProcessor = reading(path, lambda: MultispectralImageProcessor.from_pretrained(folder))
-    adapter = deflect_config(model)
-    bands = adapter.bands if adapter is not None else task_model(model).config.bands
-    unit = adapter.unit if adapter is not None else processor.unit
-    missing = [band for band in needed_bands(model) if band not in processor.needed_bands]
-    if (processor.bands, processor.unit) != (bands, unit) or missing:
-        raise CheckpointError(
-            f"{folder}: preprocessor_config.json gives the bands {listing(processor.bands)} in {processor.unit}, of "
-            f"which every image must have {listing(processor.needed_bands)}; but the model takes "
-            f"{listing(bands or [])} in {unit} and needs {listing(needed_bands(model))}. Fix: put the file back that "
-            "was saved with it."
-        )
+    try:
+        check_bands(model, processor)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error} Fix: put the file back that was saved with it.") from error
     return processor
+
+
+def check_bands(model: nn.Module, processor: MultispectralImageProcessor, *, needed: bool = True) -> None:
+    """Refuse (ConfigError) a processor that gives a model other bands than it takes, or lets images lack `needed`."""
+    bands, unit = taken_bands(model)
+    unit, needs = unit or processor.unit, needed_bands(model) if needed else []
+    if not bands:
+        raise ConfigError(
+            "The model does not say which bands it takes. Fix: deflect_hf.adapt, model.set_bands([...]), or "
+            "DeflectConfig(bands=[...])."
+        )
+    if (processor.bands, processor.unit) != (bands, unit) or not {*needs} <= {*processor.needed_bands}:
+        raise ConfigError(
+            f"the processor gives the bands {listing(processor.bands)} in {processor.unit}, of which every image must "
+            f"have {listing(processor.needed_bands)}; but the model takes {listing(bands)} in {unit} and needs "
+            f"{listing(needs or bands)}."
+        )
 
 
 def _task(folder: Path) -> str:

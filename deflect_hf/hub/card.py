@@ -6,6 +6,7 @@ PEFT writes a card of headings to fill in; this one takes its place and is compl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ METHODS = {
     "frozen": "a frozen encoder under a trained head",
     "full": "full fine-tuning",
 }
+MARKUP = re.compile(r"([\\`*_<\[])")  # what Markdown would take for more than text
 EXAMPLE_VALUE = {"reflectance": 0.1, "8bit": 0.5}
 
 
@@ -67,8 +69,9 @@ class Metadata:
 
     @property
     def classes(self) -> list[str]:
-        """The classes in label order."""
-        return [self.task["id2label"][key] for key in sorted(self.task["id2label"], key=int)]
+        """The classes in label order, each in one line and without what would end a code span."""
+        names = [self.task["id2label"][key] for key in sorted(self.task["id2label"], key=int)]
+        return [" ".join(name.split()).replace("`", "'") for name in names]
 
     @property
     def kind(self) -> Task:
@@ -272,7 +275,7 @@ def score_rows(scores: dict[str, Any]) -> dict[str, Any]:
         "columns": [COLUMNS[key] for key in columns],
         "per_class": [
             (
-                name,
+                MARKUP.sub(r"\\\1", " ".join(name.split())),
                 *(with_interval(row[key], (intervals.get(key) or {}).get(name)) for key in columns),
                 f"{row['support']:,}",
             )

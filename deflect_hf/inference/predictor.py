@@ -29,7 +29,7 @@ from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.files import atomic_dir
 from deflect_hf.inference.mapping import predict_raster
 from deflect_hf.inference.model import Facts, MapModel, refuse_overflow
-from deflect_hf.methods import task_model
+from deflect_hf.methods import taken_bands, task_model
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.targets import KINDS
 
@@ -56,7 +56,8 @@ class Predictor(MapModel):
         temperature: what logits are divided by for the confidence in a class; None: it is not calibrated.
 
     Raises:
-        ConfigError: neither the model nor an argument says what the task and the classes are.
+        ConfigError: neither the model nor an argument says what the task and the classes are, or the processor gives
+            other bands than the model takes.
 
     Example:
         >>> predictor = Predictor.from_folder("work-dir/RUN")  # or Predictor(model, processor) after any training loop
@@ -94,6 +95,8 @@ class Predictor(MapModel):
                 f"The {type(model).__name__} does not say what it predicts: give task='segmentation' "
                 f"(or {listing(TASKS)}), and classes=[...], their names in the order of the logits."
             )
+        if taken_bands(model)[0]:
+            checkpoints.check_bands(model, processor, needed=False)
         parameter = next(model.parameters(), None)
         found = parameter.device if parameter is not None else torch.device("cpu")
         self.device = torch.device(device) if device is not None else found

@@ -17,6 +17,7 @@ from deflect_hf.methods.inspect import (
     further_bands,
     needed_bands,
     patch_embedding_parameters,
+    taken_bands,
     task_model,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "method_options",
     "needed_bands",
     "patch_embedding_parameters",
+    "taken_bands",
     "task_model",
     "trained_projection",
 ]

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import nn
 
 from deflect_hf.models.quantization import parameter_size
+from deflect_hf.spectral.bands import Unit
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig
 
@@ -29,6 +30,15 @@ def deflect_config(model: nn.Module) -> DeflectConfig | None:
     return config if isinstance(config, DeflectConfig) else None
 
 
+def taken_bands(model: nn.Module) -> tuple[list[str] | None, Unit | None]:
+    """Bands of `pixel_values` that a model takes, in order, and their unit; None where it does not say."""
+    config = deflect_config(model)
+    if config is not None and config.bands:
+        return config.bands, config.unit
+    settings = getattr(task_model(model), "config", None)
+    return getattr(settings, "bands", None) or getattr(settings, "pixel_bands", None), None
+
+
 def needed_bands(model: nn.Module) -> list[str]:
     """Bands without which an adapted model cannot work, by the images' names; the others may be all NaN.
 
@@ -39,7 +49,7 @@ def needed_bands(model: nn.Module) -> list[str]:
     if read_by_head:
         return list(read_by_head)
     config = deflect_config(model)
-    if config is not None:
+    if config is not None and config.bands:
         return _named(config.bands, config.base_bands if config.band_dropout else config.bands)
     settings = task_model(model).config
     return _named(settings.bands, settings.encoder_bands)
@@ -55,9 +65,9 @@ def _named(bands: Sequence[str] | None, chosen: Sequence[str] | None) -> list[st
 def further_bands(model: nn.Module) -> list[str]:
     """Bands that the model looks at besides its base bands."""
     config = deflect_config(model)
-    if config is not None:
+    if config is not None and config.bands:
         base = _named(config.bands, config.base_bands)
-        return [band for band in config.bands or [] if band not in base]
+        return [band for band in config.bands if band not in base]
     return list(task_model(model).config.extra_bands or [])
 
 

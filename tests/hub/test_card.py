@@ -147,6 +147,14 @@ def test_data_that_is_gone_leaves_a_card_without_a_picture(best: Path, caplog: p
     assert "prediction.png" not in write_card(best).read_text()
 
 
+def test_names_of_classes_are_text_and_no_markup(best: Path) -> None:
+    name = "a|b *c* <i>\n`d`"
+    edit(best / "config.json", lambda content: content["id2label"].update({"0": name}))
+    edit(best / "results.json", lambda c: c["test"]["per_class"].update({name: c["test"]["per_class"].popitem()[1]}))
+    text = card_of(best)[1]
+    assert "`a|b *c* <i> 'd'`" in text and r"| a\|b \*c\* \<i> \`d\` | " in text
+
+
 def test_pixels_and_grid_of_the_training_images_are_told_where_they_are_known(best: Path) -> None:
     place = best / "preprocessor_config.json"
     for gsd_m, grid, said in [
