@@ -33,10 +33,36 @@ _REMOTE = re.compile(
 )
 
 
+# first bytes of files that hold rasters, and are not opened as one; and how a layer of theirs is called
+CONTAINERS = {
+    b"GRIB": ("GRIB", "{}"),
+    b"\x89HDF": ("HDF5", "'HDF5:\"{}\"://LAYER'"),
+    b"\x0e\x03\x13\x01": ("HDF4", "LAYER"),
+    b"SQLite format 3": ("a GeoPackage, MBTiles or another SQLite file", "{}"),
+}
+
+
+def what_opens(path: PathLike) -> str:
+    """What to give in place of a file that is no raster of ``DRIVERS``."""
+    head = b""
+    if Path(path).is_file():
+        with Path(path).open("rb") as file:
+            head = file.read(16)
+    for magic, (kind, layer) in CONTAINERS.items():
+        if head.startswith(magic):
+            return (
+                f"it is {kind}, which is not read: gdalinfo {path} lists what is in it; convert that, gdal_translate "
+                f"{layer.format(path)} SCENE.tif (polygons are for `labels`)."
+            )
+    return "it must be a GeoTIFF or PNG file; copy it again."
+
+
 def refuse_remote(path: PathLike) -> None:
     """Refuse what is no file on this machine, and virtual rasters of what is none."""
     text = str(path)
     address = _ADDRESS.match(text)
+    if text.lower().startswith("file:/"):
+        raise DataError(f"{text}: give the path alone, /{text[5:].lstrip('/')}.")
     if (address is not None and address[1].lower() in ("zip", "tar", "gzip", "file")) or text.startswith("/vsi"):
         shown = text if address is None else f"{address[1]}://{text[address.end() :]}"
         raise DataError(f"{shown}: only files on disk are read; unpack the archive and give the file in it.")

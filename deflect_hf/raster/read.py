@@ -25,6 +25,7 @@ from deflect_hf.raster.access import LOCAL, Access, is_address
 from deflect_hf.raster.colors import Color, classes_of
 from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
 from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, is_unnamed, refuse_no_mask
+from deflect_hf.raster.local import what_opens
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import Quality
 from deflect_hf.raster.stack import COMPOSITE
@@ -93,10 +94,9 @@ def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[
         try:
             source = held.enter_context(product.access.opened(name))
         except RasterioError as error:
-            fix = "a GeoTIFF or PNG file; copy it again."
-            if product.address:
-                fix = "a GeoTIFF (COG) or JPEG 2000 file, or a STAC item; check the address."
-            raise DataError(f"{path} cannot be opened as a raster ({brief(error)}): it must be {fix}") from error
+            online = "it must be a GeoTIFF (COG) or JPEG 2000 file, or a STAC item; check the address."
+            fix = online if product.address else what_opens(path)
+            raise DataError(f"{path} cannot be opened as a raster ({brief(error)}): {fix}") from error
         with _reading(path, window):
             yield source
 
@@ -120,7 +120,9 @@ def _reading(path: PathLike | OpenRaster, window: Box | None) -> Iterator[None]:
 
 def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
     if source.count == 0:
-        raise DataError(f"{path} holds no bands: a raster needs at least one (is it a container of subdatasets?).")
+        raise DataError(
+            f"{path} holds no bands, but variables: convert one, gdal_translate 'NETCDF:\"{path}\":NAME' OUT.tif."
+        )
     unreal = [dtype for dtype in source.dtypes if "complex" in dtype]
     if unreal:
         raise DataError(f"{path} holds complex numbers ({unreal[0]}): store reflectance or classes as real numbers.")

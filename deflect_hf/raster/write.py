@@ -41,7 +41,7 @@ def write_raster(
     """Write (C, H, W) values as a GeoTIFF at once, atomically; ``like`` lends its CRS and transform.
 
     Raises:
-        DataError: ``like`` has another size, or the folder cannot be written to.
+        DataError: ``like`` has another size, there are too many descriptions, or the folder cannot be written to.
     """
     count, height, width = values.shape
     if like is None:
@@ -53,6 +53,8 @@ def write_raster(
             f"{path}: values of {height} x {width} pixels cannot take the georeference of {like.path} "
             f"({like.height} x {like.width})."
         )
+    if len(descriptions) > count:
+        raise DataError(f"{path}: {len(descriptions)} descriptions for {count} band(s): give one for each band.")
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tif")
     try:
