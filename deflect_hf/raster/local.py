@@ -44,10 +44,10 @@ CONTAINERS = {
 
 def what_opens(path: PathLike) -> str:
     """What to give in place of a file that is no raster of ``DRIVERS``."""
-    head = b""
-    if Path(path).is_file():
-        with Path(path).open("rb") as file:
-            head = file.read(16)
+    if not Path(path).is_file():
+        return "it must be a GeoTIFF (COG) or JPEG 2000 file, or a STAC item; check the address."
+    with Path(path).open("rb") as file:
+        head = file.read(16)
     for magic, (kind, layer) in CONTAINERS.items():
         if head.startswith(magic):
             return (

@@ -94,8 +94,7 @@ def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[
         try:
             source = held.enter_context(product.access.opened(name))
         except RasterioError as error:
-            online = "it must be a GeoTIFF (COG) or JPEG 2000 file, or a STAC item; check the address."
-            fix = online if product.address else what_opens(path)
+            fix = what_opens(path)
             raise DataError(f"{path} cannot be opened as a raster ({brief(error)}): {fix}") from error
         with _reading(path, window):
             yield source
@@ -120,9 +119,7 @@ def _reading(path: PathLike | OpenRaster, window: Box | None) -> Iterator[None]:
 
 def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
     if source.count == 0:
-        raise DataError(
-            f"{path} holds no bands, but variables: convert one, gdal_translate 'NETCDF:\"{path}\":NAME' OUT.tif."
-        )
+        raise DataError(f"{path} holds variables, not bands: convert one, gdal_translate NETCDF:{path}:NAME OUT.tif.")
     unreal = [dtype for dtype in source.dtypes if "complex" in dtype]
     if unreal:
         raise DataError(f"{path} holds complex numbers ({unreal[0]}): store reflectance or classes as real numbers.")
