@@ -129,6 +129,11 @@ def _layers(config: str | Path | Mapping[str, Any] | RunArguments | None) -> Lay
         return file_layers(RunArguments, {"config": str(config)})
     if isinstance(config, RunArguments):
         return flatten(plain(config), RunArguments, ORIGIN)
+    if not isinstance(config, Mapping):
+        raise ConfigError(
+            f"{ORIGIN}: its first argument, the configuration, is a {type(config).__name__}: give a YAML file or a "
+            "dict of keys, and examples by name, train=, validation=, test=."
+        )
     values = dict(config)
     files = {name: str(values.pop(name)) for name in map("{}_config".format, groups_of(RunArguments)) if name in values}
     if isinstance(values.get("encoder"), (str, Path)):

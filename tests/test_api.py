@@ -113,6 +113,14 @@ def test_predictions_are_of_stored_values_or_of_reflectance_as_is_said(trained: 
         predict(image, offset=-0.1)
 
 
+def vectors(*labels: list[int]) -> list[dict[str, Any]]:
+    return [{"image": chip["image"], "label": label} for chip, label in zip(chips(len(labels)), labels, strict=True)]
+
+
+def adapted(bands: list[str]) -> Any:
+    return deflect_hf.adapt_dataset(chips(2), bands, task="segmentation", classes=["land", "water"], scale=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -138,6 +146,27 @@ def test_predictions_are_of_stored_values_or_of_reflectance_as_is_said(trained: 
         ),
         ({"dataset": READING, "train": {"train": []}}, DataError, "a mapping of splits, choose one of them"),
         ({"dataset": READING, "train": []}, DataError, r"dataset \(list\) has no examples"),
+        ({"dataset": READING, "train": "chips"}, DataError, "dataset is str: give something with a length"),
+        (
+            {"config": chips(2)},
+            ConfigError,
+            "the configuration, is a list: .* examples by name, train=",
+        ),
+        (
+            {"dataset": READING, "train": vectors([1, 0], [0, 1])},
+            DataError,
+            "a single 1 among 2.*task='multi_label",
+        ),
+        (
+            {"dataset": READING, "validation": [{"image": chips(1)[0]["image"], "label": 1}]},
+            DataError,
+            "the task of train and val differ: segmentation, and classification",
+        ),
+        (
+            {"train": adapted(CHANNELS), "validation": adapted([*reversed(CHANNELS)])},
+            DataError,
+            "the bands of train and val differ: 'B', 'G', 'R', 'N', and 'N', 'R', 'G', 'B'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(options: dict, error: type[Exception], message: str, tmp_path: Path) -> None:

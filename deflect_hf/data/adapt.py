@@ -60,7 +60,10 @@ def adapt_dataset(
         UnitError: The trained model expects another unit.
     """
     labels = _labels(task, classes, class_values, ignore_values, ignore_index, target, target_unit)
-    if isinstance(dataset, Mapping) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    indexed = (
+        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, (str, Mapping))
+    )
+    if not indexed:
         kind = "a mapping of splits, choose one of them" if isinstance(dataset, Mapping) else type(dataset).__name__
         raise DataError(f"dataset is {kind}: give something with a length and dataset[index], such as a list of dicts.")
     if len(dataset) == 0:
@@ -108,7 +111,7 @@ class ExampleReader:
                 f"the image of {where} has the shape {image.shape}: it must be (C, H, W), with C = {len(self.bands)} "
                 f"for the bands {listing(self.bands)}.{' The channels are its last axis: move them first.' * last}"
             )
-        target = _numbers(_entry(example, TARGETS, where), f"the label of {where}")
+        target = _numbers(_entry(example, TARGETS, where), f"the label of {where}", "a number, or an array of numbers")
         kind = TASKS[self.labels.task]
         if not kind.dense:
             of_image: dict[Output, Callable[[np.ndarray, str], int | float | list[float]]]
@@ -205,11 +208,11 @@ def _entry(example: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any
     return example[found[0]]
 
 
-def _numbers(value: Any, what: str) -> np.ndarray:
+def _numbers(value: Any, what: str, wanted: str = "an array of numbers") -> np.ndarray:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{what} is a {type(value).__name__}, no array of numbers: {error}") from error
     if array.dtype.kind not in "iufb":
-        raise DataError(f"{what} is a {type(value).__name__} of {array.dtype}: give an array of numbers.")
+        raise DataError(f"{what} is a {type(value).__name__} of {array.dtype}: give {wanted}.")
     return array

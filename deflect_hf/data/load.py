@@ -14,10 +14,11 @@ from deflect_hf.data.adapt import TARGETS, adapt_dataset, for_model
 from deflect_hf.data.dataset import ImageDataset
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import hold_out, keep_share, refuse_idle_shares, split_indices
-from deflect_hf.errors import ConfigError
+from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.spectral.selection import resolve_bands
 from deflect_hf.spectral.sensors import get_sensor
 
+LOOKED_AT = 16  # examples, for what their labels mean
 READING = (
     *("sensor", "source_bands", "scale", "offset", "nodata", "gsd_m"),
     *("classes", "class_values", "ignore_values", "target", "target_unit"),
@@ -59,6 +60,7 @@ def given_splits(
         processor: That of a trained model, as in :func:`load_dataset_splits`.
     """
     splits = {split: adapt(args, dataset, processor) for split, dataset in given.items()}
+    _refuse_unlike(splits)
     refuse_idle_shares(args, [f"{split}_fraction" for split in splits if split != "train"])
     train = splits.get("train")
     if train is None:
@@ -115,6 +117,21 @@ def adapt(args: DatasetArguments, dataset: Any, processor: MultispectralImagePro
     )
 
 
+def _refuse_unlike(splits: Mapping[str, ImageDataset]) -> None:
+    """All splits are for one model: the same task, classes and channels (DataError)."""
+    (first, one), *others = splits.items()
+    for split, images in others:
+        for what, own, found in (
+            ("the task", one.task, images.task),
+            ("the classes", listing(one.labels.classes), listing(images.labels.classes)),
+            ("the bands", listing(one.bands), listing(images.bands)),
+        ):
+            if own != found:
+                raise DataError(
+                    f"By their examples, or by adapt_dataset, {what} of {first} and {split} differ: {own}, and {found}."
+                )
+
+
 def described(args: DatasetArguments, images: ImageDataset) -> DatasetArguments:
     """``args`` with what they leave to the data set."""
     labels, stored = images.labels, images.processor.source_bands or images.bands
@@ -137,12 +154,29 @@ def _classes_of(images: ImageDataset) -> Sequence[Any]:
 
 
 def _task_of(dataset: Any) -> str:
-    """Masks are for segmentation, vectors for several labels; what cannot be looked at, ``adapt_dataset`` refuses."""
-    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
-    example = dataset[0] if indexed and len(dataset) else None
-    targets = [example[key] for key in TARGETS if key in example] if isinstance(example, Mapping) else []
-    shape = np.shape(targets[0]) if targets else ()
-    return "segmentation" if len(shape) > 1 else "multi_label" if shape and shape[0] > 1 else "classification"
+    """Masks are for segmentation, vectors for several labels; what cannot be looked at, ``adapt_dataset`` refuses.
+
+    Raises:
+        DataError: Vectors that may be meant as either task.
+    """
+    if isinstance(dataset, (str, Mapping)) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        return "classification"
+    shape = np.shape(_target(dataset, 0))
+    if len(shape) != 1 or shape[0] < 2:
+        return "segmentation" if len(shape) > 1 else "classification"
+    if all(sorted(np.ravel(_target(dataset, index)))[-2:] == [0, 1] for index in range(min(len(dataset), LOOKED_AT))):
+        raise DataError(
+            f"Each label of the first examples has a single 1 among {shape[0]} numbers. If an image may show several "
+            "classes, give dataset.task='multi_label'; if it shows one, give the number of its class, label.argmax()."
+        )
+    return "multi_label"
+
+
+def _target(dataset: Any, index: int) -> Any:
+    """The label of an example as it is; 0 where there is none."""
+    example = dataset[index] if len(dataset) else None
+    found = [example[key] for key in TARGETS if key in example] if isinstance(example, Mapping) else []
+    return found[0] if found else 0
 
 
 def _class_names(dataset: Any) -> list[str]:

@@ -87,7 +87,7 @@ def test_vectors_and_numbers_of_any_library(task: str) -> None:
     [
         ("multi_label", [0, 2], r"the label of example 0 of list is \[0, 2\]: it must be 3 numbers, 1 for each"),
         ("multi_label", MASKS[0], r"is of shape \(16, 16\): it must be 3 numbers"),
-        ("multi_label", "forest", "is a str of <U6: give an array of numbers"),
+        ("multi_label", "forest", "is a str of <U6: give a number, or an array of numbers"),
         ("regression", [1.0, 2.0], r"has the shape \(2,\): a regression's is one number"),
         ("regression", np.inf, "holds infinity: write NaN where it is not known"),
         ("pixel_regression", 3.0, r"mask of example 0 of list has the shape \(\), but its image is \(16, 16\)"),
