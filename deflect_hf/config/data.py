@@ -180,8 +180,8 @@ class DatasetArguments(ReadingArguments, PlaceArguments):
     )
     label_table: str | None = option(
         None,
-        "multi_label, regression, a class for each image, split_column: CSV below root, first column the image's name. "
-        "null: labels.csv.",
+        "multi_label, regression, a class for each image, split_column: CSV or Parquet below root, first column the "
+        "image's name. null: labels.csv.",
     )
     target: str | None = option(
         None,

@@ -1,4 +1,4 @@
-"""Labels of whole images in a CSV file: several classes of each, or a number."""
+"""Labels of whole images in a CSV or Parquet file: several classes of each, or a number."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from deflect_hf.data.splits import SPLIT_OF, SPLITS, by_any_name
-from deflect_hf.errors import DataError, listing, nearest
+from deflect_hf.errors import DataError, brief, listing, nearest
 from deflect_hf.raster.arrays import SUFFIX as ARRAY
 from deflect_hf.raster.products import LAYER_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 TABLE = "labels.csv"
+PARQUET = (".parquet", ".pq")
 SEPARATOR = ";"
 LIST = "labels"  # the column of a list of classes
 Table = dict[str, dict[str, str]]  # image -> column -> cell
 
 
 def read_table(path: Path) -> tuple[Table, list[str]]:
-    """The rows of a CSV by their first column, an image's name with or without its ending, and the other columns."""
+    """The rows of a table by their first column, an image's name with or without its ending, and the other columns."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+        rows = _from_parquet(path) if path.suffix.lower() in PARQUET else _from_csv(path)
     except FileNotFoundError as error:
         raise DataError(
             f"{path} is not there: write a CSV whose first column is the image's name, or name it by `label_table`."
@@ -57,6 +58,35 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
             raise DataError(f"{path}: {name!r} has two rows, keep one.")
         table[name] = dict(zip(columns, cells[1:], strict=True))
     return table, columns
+
+
+def _from_csv(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+
+
+def _from_parquet(path: Path) -> list[list[str]]:
+    """As a CSV of the same table would be: numbers, 0 and 1 for yes and no, classes of a list with SEPARATOR."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is no Parquet file ({brief(error)}): write it again.") from error
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        if isinstance(value, list):
+            return SEPARATOR.join(map(str, value))
+        whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+        return str(int(value)) if whole else str(value)
+
+    return [
+        table.column_names,
+        *([cell(value) for value in row] for row in zip(*table.to_pydict().values(), strict=True)),
+    ]
 
 
 def cells_of(table: Table, images: Mapping[str, Path], path: Path) -> list[dict[str, str]]:

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -29,6 +31,17 @@ def test_classes_as_columns_and_as_a_list(tmp_path: Path) -> None:
     table, columns = read_table(write(tmp_path / "b.csv", "name,labels", "one,sea; marsh", "two,"))
     assert class_names(table, columns) == ["marsh", "sea"]
     assert [class_labels(row, ["sea", "marsh"], "here") for row in table.values()] == [[1.0, 1.0], [0.0, 0.0]]
+
+
+def test_a_parquet_table_is_read_as_the_same_csv(tmp_path: Path) -> None:
+    columns = {"name": ["one.tif", "two"], "sea": [True, None], "marsh": [0.0, 1.0], "height": [1.5, math.nan],
+               "labels": [["sea", "marsh"], []], "year": [2019, 2020]}  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    lines = ("name,sea,marsh,height,labels,year", "one.tif,1,0,1.5,sea;marsh,2019", "two,,1,,,2020")
+    assert read_table(tmp_path / "a.parquet") == read_table(write(tmp_path / "a.csv", *lines))
+    write(tmp_path / "b.parquet", "name,sea")
+    with pytest.raises(DataError, match=r"b\.parquet is no Parquet file \(.*\): write it again"):
+        read_table(tmp_path / "b.parquet")
 
 
 @pytest.mark.parametrize(
