@@ -47,10 +47,10 @@ class TunerConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType[self.method]
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name, None)
-            if isinstance(value, list):
-                setattr(self, name, set(value))  # as PEFT keeps names
+        kinds = (("target_modules", list, set), ("exclude_modules", list, set))  # as PEFT keeps names
+        for name, given, kept in (*kinds, ("layers_to_transform", tuple | set | range, list)):  # what a file can hold
+            if isinstance(value := getattr(self, name, None), given):
+                setattr(self, name, kept(value))
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:

@@ -214,11 +214,12 @@ def test_late_start_leaves_the_prefix_without_autograd(architecture, reflectance
     assert seen == [False] * (DEPTH - 1) + [True]
 
 
-@pytest.mark.parametrize("layers", [[0], [1], [0, 2], [-1], 1])
-def test_any_choice_of_blocks(layers, reflectance):
+@pytest.mark.parametrize("layers", [[0], [1], [0, 2], [-1], 1, {0, 2}, range(1, 3)])
+def test_any_choice_of_blocks(layers, reflectance, tmp_path):
     model = adapted("vit", layers_to_transform=layers)
     assert run(model, reflectance).shape[-1] == WIDTH
-    assert model.peft_config["default"].layers_to_transform == layers
+    assert model.peft_config["default"].layers_to_transform == (layers if isinstance(layers, int) else list(layers))
+    model.save_pretrained(tmp_path)
     chosen = {int(layer) % DEPTH for layer in ([layers] if isinstance(layers, int) else layers)}
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "deflect_up" in name]
     assert {int(name.split(".deflect_up")[0].rpartition(".")[2]) for name in names} == chosen
@@ -264,6 +265,13 @@ def test_the_default_width_fits_any_number_of_heads(width, heads, expected):
         ({"layers_to_transform": [0, -3]}, ConfigError, "at most once"),
         ({"layers_to_transform": []}, ConfigError, "at least one"),
         ({"target_modules": ["layers.0"]}, ConfigError, "layers_to_transform"),
+        (
+            {"modules_to_save": ["layernorm_before"]},
+            ConfigError,
+            "'layers.0.layernorm_before', at the edge of what DEF",
+        ),
+        ({"modules_to_save": ["layers.1.attention.o_proj"]}, ConfigError, "name what lies deeper in a block"),
+        ({"modules_to_save": ["embeddings"]}, ConfigError, "stands for 'embeddings', at the edge"),
         ({"base_bands": ["N", "R"], "base_mean": None, "base_std": None}, BandError, "takes 3 channels"),
     ],
 )

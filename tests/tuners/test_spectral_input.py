@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from deflect_hf import DeflectConfig
 from deflect_hf.errors import ConfigError
-from tests.tuners.tiny import BANDS, adapted, make_encoder, run
+from tests.tuners.tiny import BANDS, adapted, make_encoder, randomise, run, spectral_config
 
 OTHERS = ["N", "S1", "S2"]  # not seen by the frozen patch embedding
 FORMULAS = {"NDVI": "(N - R) / (N + R)", "high": "1000 * N"}
@@ -102,6 +102,10 @@ def test_an_aliased_base_band_is_never_dropped():
 def test_band_dropout_is_for_training_alone_and_draws_from_torch(reflectance):
     plain, dropping = adapted("vit"), adapted("vit", band_dropout=0.5)
     assert torch.equal(run(dropping, reflectance), run(plain, reflectance))
+    added = adapted("vit")
+    added.add_adapter("dropping", spectral_config(band_dropout=0.5))  # to a model in evaluation
+    added.set_adapter("dropping")
+    assert torch.equal(run(randomise(added), reflectance), run(added, reflectance))
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

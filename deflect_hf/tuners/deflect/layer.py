@@ -99,7 +99,7 @@ class DeflectEmbeddings(DeflectLayer):
 
     def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder) -> None:
         """Add the input of an adapter: its bands, indices and statistics. It has no parameters."""
-        self.deflect_input[adapter_name] = SpectralInput(config, encoder)
+        self.deflect_input[adapter_name] = SpectralInput(config, encoder).train(self.training)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 

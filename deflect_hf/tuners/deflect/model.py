@@ -96,6 +96,7 @@ class DeflectModel(Tuner):
                 f"The patch embedding takes {encoder.num_channels} channels, but base_bands names "
                 f"{len(peft_config.base_bands)}: {peft_config.base_bands}. Fix: name the bands it was pretrained on."
             )
+        self._refuse_saved_parts(peft_config, encoder)
         self._refuse_another_class(peft_config)
         encoder.targeted_blocks(peft_config.layers_to_transform)
         peft_config.target_modules = encoder.target_modules
@@ -106,6 +107,20 @@ class DeflectModel(Tuner):
         if peft_config.base_fingerprint is None or not peft_config.inference_mode:
             peft_config.base_fingerprint = fingerprint
         return peft_config
+
+    def _refuse_saved_parts(self, peft_config: DeflectConfig, encoder: Encoder) -> None:
+        """What PEFT cannot train in full: a wrapped module, what lies right inside one, a name that reaches beyond."""
+        wrapped = (encoder.embeddings, *encoder.blocks, encoder.between or encoder.embeddings)
+        for name in (name.replace(".base_layer", "") for name, _ in self.model.named_modules()):
+            outer = next((one for one in wrapped if f"{name}.".startswith(f"{one}.")), None)
+            inside = name[len(outer) + 1 :] if outer is not None else ""
+            for saved in peft_config.modules_to_save or ():
+                if outer is not None and name.endswith(saved) and ("." not in inside or len(saved) > len(inside)):
+                    raise ConfigError(
+                        f"modules_to_save={saved!r} stands for {name!r}, at the edge of what DEFLECT wraps, where PEFT "
+                        "cannot train it in full. Fix: name what lies deeper in a block (q_proj, fc1, ...) by its last "
+                        "part, or outside of the blocks (the last norm, the head)."
+                    )
 
     def _name_other_sizes(self, peft_config: DeflectConfig, encoder: Encoder) -> None:
         """Refuse an encoder whose weights are of another width than the stored ones, warn of other sizes."""
