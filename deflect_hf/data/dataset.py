@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import unicodedata
@@ -66,16 +67,18 @@ class Labels:
     colors: tuple[tuple[int, int, int], ...] = ()  # red, green and blue of each class, where the masks are painted
 
     def __post_init__(self) -> None:
-        known: dict[str, str] = {}
+        known: dict[str | float, str] = {}
         for name in self.classes:
-            plain = unicodedata.normalize("NFC", name).casefold().strip()
+            plain: str | float = unicodedata.normalize("NFC", name).casefold().strip()
+            with contextlib.suppress(ValueError):
+                plain = float(plain) if name.isascii() else plain
             other = known.setdefault(plain, name)
-            if not plain:
+            if plain == "":
                 raise DataError(f"a class is called {name!r}, among {listing(self.classes)}: give it a name.")
             if other != name:
                 raise DataError(
-                    f"the classes {other!r} and {name!r} differ in case, spaces or in how a letter is encoded alone: "
-                    "write them alike."
+                    f"the classes {other!r} and {name!r} differ in case, spaces or in how a letter or number is "
+                    "written alone: write them alike."
                 )
 
     @property

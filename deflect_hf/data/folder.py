@@ -33,7 +33,17 @@ from deflect_hf.data.folder_files import (
     split_folders,
 )
 from deflect_hf.data.folder_reader import LOOSE, layout_of, settle_reader
-from deflect_hf.data.label_table import TABLE, cells_of, class_labels, class_names, number_of, read_table, splits_of
+from deflect_hf.data.label_table import (
+    TABLE,
+    cells_of,
+    class_labels,
+    class_names,
+    number_of,
+    read_table,
+    report_idle_splits,
+    report_no_names,
+    splits_of,
+)
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import (
     SPLITS,
@@ -85,7 +95,7 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     rows = {split: _rows(base, labels, args, split) for split, base in bases.items()}
     splits = _splits(rows, root, args)
     if labels.task == "classification" and len(labels.classes) < 2:
-        raise DataError(f"{root} has one class folder, {labels.classes[0]!r}: there is nothing to tell it apart from.")
+        raise DataError(f"{root} has one class, {labels.classes[0]!r}: there is nothing to tell it apart from.")
     everything = [row for members in splits.values() for row in members]
     infos = read_headers(everything, layout_of(args))
     info = typical(infos)
@@ -173,7 +183,9 @@ def _table_labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) 
         return Labels(task, tuple(classes))
     column = _column(args, columns, str(path))
     if task == "classification":
-        return Labels(task, tuple(args.classes or sorted({row[column] for row in table.values()} - {""})))
+        classes = args.classes or sorted({row[column] for row in table.values()} - {""})
+        report_no_names(classes if args.classes is None else [], path)
+        return Labels(task, tuple(classes))
     return Labels(task, (column,), unit=args.target_unit)
 
 
@@ -247,6 +259,7 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
         if args.num_folds is None:
             logger.info("%s: no split files, images are drawn at random with seed %d", root, args.seed)
             report_unread_lists(root)
+            report_idle_splits(_table_path(args, root), args.target)
         if places is not None:
             logger.info("%s: %d images lie in %d places", root, len(places), len(set(places)))
     if "" not in rows or listed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import math
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 TABLE = "labels.csv"
 PARQUET = (".parquet", ".pq")
 SEPARATOR = ";"
+EMPTY = ("nan", "na", "n/a", "<na>", "null")  # what programs write for an empty cell
 LIST = "labels"  # the column of a list of classes
 Table = dict[str, dict[str, str]]  # image -> column -> cell
 
@@ -132,15 +134,37 @@ def class_names(table: Table, columns: Sequence[str]) -> list[str]:
     if list(columns) != [LIST]:
         return list(columns)
     found = {name for row in table.values() for name in _listed(row[LIST])}
-    joined = [
-        name for name in sorted(found) if any(part.strip() in found for part in re.split("[,|/]", name) if part != name)
-    ]
-    if joined:
-        raise DataError(
-            f"the column {LIST!r} holds {joined[0]!r}, part of which is a class of its own: separate the classes of an "
-            f"image by {SEPARATOR!r}, or name all of them by `classes`."
-        )
+    several = any(len(_listed(row[LIST])) > 1 for row in table.values())
+    for name in sorted(found):
+        parts = [part.strip() for part in re.split("[,|/]", name) if part != name]
+        if any(part in found for part in parts) or (set(name) & {",", "|"} and not several):
+            raise DataError(
+                f"the column {LIST!r} holds {name!r}, part of which is a class of its own, as it seems: separate the "
+                f"classes of an image by {SEPARATOR!r}, or name all of them by `classes`."
+            )
     return sorted(found)
+
+
+def report_no_names(classes: Sequence[str], path: Path) -> None:
+    """Log classes of a table that are called as programs call an empty cell."""
+    if unknown := [name for name in classes if name.casefold() in EMPTY]:
+        logger.warning(
+            "%s: %s is a class, but tables mostly mean by it that a label is not known: if so, take those images away",
+            path, listing(unknown),
+        )  # fmt: skip
+
+
+def report_idle_splits(path: Path, target: str | None) -> None:
+    """Log a column that says train, val or test of each image, where nobody reads it."""
+    with contextlib.suppress(DataError):
+        table, columns = read_table(path)
+        for column in columns:
+            words = {row[column].casefold() for row in table.values()} - {""}
+            if column != target and words and words <= set(SPLIT_OF):
+                logger.warning(
+                    "%s: the column %r says which split an image is in, and is not read: `split_column: %s` reads it",
+                    path, column, column,
+                )  # fmt: skip
 
 
 def class_labels(cells: dict[str, str], classes: Sequence[str], where: str) -> list[float]:
@@ -169,7 +193,7 @@ def number_of(cell: str, where: str) -> float:
     if cell == "":
         return math.nan
     try:
-        value = float(cell)
+        value = float(cell.replace("_", "?"))  # to Python, 1_3 is 13
     except ValueError as error:
         raise DataError(f"{where} holds {cell!r}, which is no number; leave it empty if it is not known.") from error
     if math.isinf(value):

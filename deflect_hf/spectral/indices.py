@@ -128,7 +128,11 @@ def select_indices(
                 reason = f"the same feature as {list(signatures)[known]}"
         if reason:
             selection.left_out[name] = reason
-    if selection.left_out:
+    asked = {name: reason for name, reason in selection.left_out.items() if name in named}
+    if asked:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in asked.items())
+        logger.warning("spectral indices that were asked for by name are left out: %s", reasons)
+    elif selection.left_out:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in selection.left_out.items())
         logger.info("spectral indices left out: %s", reasons)
     return selection

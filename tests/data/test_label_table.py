@@ -67,6 +67,18 @@ def test_a_parquet_table_is_read_as_the_same_csv(tmp_path: Path) -> None:
             {"task": "multi_label"},
             r"holds 'x,y', part of which is a class",
         ),
+        (
+            ("name,labels", "00,x|y", "01,x|z", "02,y"),
+            {"task": "multi_label"},
+            r"holds 'x\|y', part of which is a class",
+        ),
+        (
+            ("name,labels", "00,sea|reed", "01,sea|marsh", "02,sand"),
+            {"task": "multi_label"},
+            r"holds 'sea\|marsh', part of which .* as it seems: separate .* by ';'",
+        ),
+        (("name,a", "00,1", "01,1.0", "02,2"), {"task": "classification"}, r"classes '1' and '1\.0' differ in case"),
+        (("name,a", "00,1", "01,1_3", "02,2"), {"task": "regression"}, r"01 holds '1_3', which is no number"),
         (("name,a", "00,1", "01,inf", "02,2"), {"task": "regression"}, r"01 holds 'inf': leave it empty"),
     ],
 )
@@ -78,6 +90,26 @@ def test_tables_that_do_not_fit_are_refused(
     write(tmp_path / "labels.csv", *lines)
     with pytest.raises(DeflectError, match=message):
         load_folder(DatasetArguments(**{"name": "folder", "root": str(tmp_path), "task": "multi_label", **options}))
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ("sea,train sea,train land,test land,", "the column 'use' says which split an image is in, and is not read"),
+        ("sea,train sea,north land,test land,", ""),
+        ("sea,1 sea,2 nan,3 nan,4", "'nan' is a class, but tables mostly mean by it that a label is not known"),
+    ],
+)
+def test_what_a_table_seems_to_say_is_told(
+    cells: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        write_raster(tmp_path / f"images/{number}.tif", np.full((3, 8, 8), 0.1, np.float32), descriptions=list("RGB"))
+    write(tmp_path / "labels.csv", "name,class,use", *(f"{k},{row}" for k, row in enumerate(cells.split())))
+    options = {"task": "classification", "target": "class", "val_fraction": 0.4, "test_fraction": 0.0}
+    load_folder(DatasetArguments(name="folder", root=str(tmp_path), **options))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said in "".join(warned) and bool(said) == any("labels.csv" in one for one in warned)
 
 
 def test_masks_of_numbers_keep_their_scale_and_what_is_not_known(

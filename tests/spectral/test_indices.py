@@ -120,6 +120,15 @@ def test_8bit_values_get_no_index_with_additive_constants():
     assert set(selection.left_out.values()) == {"its additive constants have no meaning on 8-bit values"}
 
 
+@pytest.mark.parametrize(
+    ("spec", "told"), [(["NDVI", "NDMI"], True), ("NDMI", True), (["NDVI"], False), ("all", False)]
+)
+def test_an_index_that_was_asked_for_and_cannot_be_had_is_told(spec, told, caplog):
+    select_indices(["B", "G", "R", "N"], spec)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert bool(warned) == told and all("by name are left out: NDMI: needs the band(s) 'S1'" in one for one in warned)
+
+
 def test_selection_by_domain_and_none():
     water = select_indices(SENTINEL2, "water").formulas
     assert {"NDWI", "MNDWI", "AWEIsh"} <= set(water)
