@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,14 +15,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub import ModelCard
+from peft import PeftModel
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.peft_types import PeftType
 from torch import nn
 
-from deflect_hf.errors import ConfigError, nearest
+from deflect_hf.errors import ArchitectureError, ConfigError, nearest
 from deflect_hf.tuners.mixed_batch import mixed_batch
 
+logger = logging.getLogger(__name__)
+
+# whose encoder lies one level deeper than in any model of transformers, so that no name of a weight is the same
+TASK_MODELS = ("EncoderForImageClassification", "EncoderForSemanticSegmentation")
 ADAPTER_OF = "base_model:adapter:"
 HOW_TO_LOAD = """## How to load this {name} adapter
 
@@ -75,6 +81,7 @@ class Tuner(BaseTuner):
         config = self.peft_config[adapter_name]
         if not config.inference_mode:  # PEFT promises to keep the one that a saved adapter is loaded with
             self.peft_config[adapter_name] = copy.copy(config)
+        self._refuse_another_class(config)
         # PEFT's classes of tasks add the names that heads may have; of a saved adapter others say what does not fit
         if config.task_type is None and not config.inference_mode:
             names = [name for name, _ in model.named_modules()]
@@ -86,6 +93,28 @@ class Tuner(BaseTuner):
                     parts = {name.rpartition(".")[2] for name in names}
                     raise ConfigError(f"modules_to_save: the model has no module {saved!r}.{nearest(saved, parts)}")
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _refuse_another_class(self, config: PeftConfig) -> None:
+        """Stored weights will not be found: PEFT names them as they lie in the class that was adapted."""
+        if isinstance(self.model, PeftModel) and config.inference_mode:
+            raise ArchitectureError(
+                "The base is a PeftModel already, within which stored weights have other names and are not found. Fix: "
+                "model.load_adapter(FOLDER, adapter_name=NAME), or model.unload() first, which gives its base."
+            )
+        saved_for = (config.auto_mapping or {}).get("base_model_class")
+        if saved_for in (None, *(one.__name__ for one in type(self.model).__mro__)):
+            return
+        text = (
+            f"the adapter was saved for a {saved_for}, and this is a {type(self.model).__name__}: its weights may have "
+            f"other names here, and are then not loaded. Load it into a {saved_for}, with its head if it has one; "
+            "deflect_hf.load_predictor does that"
+        )
+        if saved_for in TASK_MODELS and config.inference_mode:
+            raise ArchitectureError(
+                f"{text}, and so do AutoModelForImageClassification and AutoModelForSemanticSegmentation of "
+                "transformers where its config.json lies beside it (5.18: with config=AutoConfig.from_pretrained(ID))."
+            )
+        logger.warning(text)
 
     def _put(self, layer: nn.Module, parent: nn.Module, name: str, target: nn.Module, adapter_name: str) -> None:
         """Put a tuner layer in the place of its target, unless it is there already."""

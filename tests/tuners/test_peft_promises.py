@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftMixedModel, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from transformers import AutoModel
 
-from deflect_hf import EncoderForImageClassification
+from deflect_hf import BitFitConfig, EncoderForImageClassification, ScaledLoraConfig
 from deflect_hf.errors import ArchitectureError
 from tests.tuners.tiny import (
     BANDS,
@@ -109,18 +109,26 @@ def test_compiled_model_follows_the_switches(reflectance):
     torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_of_a_task_model_is_for_task_models(tmp_path, caplog):
+@pytest.mark.parametrize("config", [spectral_config, BitFitConfig, ScaledLoraConfig])
+def test_an_adapter_of_a_task_model_is_for_task_models(config, tmp_path, caplog):
     base = saved_encoder(tmp_path)
     task = EncoderForImageClassification.from_encoder(AutoModel.from_pretrained(base), num_labels=2)
-    get_peft_model(task, spectral_config()).save_pretrained(tmp_path / "adapter")
+    get_peft_model(task, config()).save_pretrained(tmp_path / "adapter")
     told = "saved for a EncoderForImageClassification, and this is a ViTModel: its weights may"
     with pytest.raises(ArchitectureError, match=told):
         PeftModel.from_pretrained(AutoModel.from_pretrained(base), tmp_path / "adapter")
-    config = PeftConfig.from_pretrained(tmp_path / "adapter")
-    config.inference_mode = False  # its options are for a new adapter
-    get_peft_model(AutoModel.from_pretrained(base), config)
-    assert told in caplog.text
+    if config is spectral_config:
+        options = PeftConfig.from_pretrained(tmp_path / "adapter")
+        options.inference_mode = False  # they are for a new adapter
+        get_peft_model(AutoModel.from_pretrained(base), options)
+        assert told in caplog.text
     caplog.clear()
     task = EncoderForImageClassification.from_encoder(AutoModel.from_pretrained(base), num_labels=2)
     PeftModel.from_pretrained(task, tmp_path / "adapter")
     assert "saved for" not in caplog.text
+
+
+def test_an_adapter_of_another_encoder_is_warned_about(tmp_path, caplog):
+    get_peft_model(make_encoder("vit"), BitFitConfig()).save_pretrained(tmp_path)
+    PeftModel.from_pretrained(make_encoder("dinov2"), tmp_path)  # whose last norm has the same name
+    assert "saved for a ViTModel, and this is a Dinov2Model: its weights may have other names" in caplog.text

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from peft import PeftModel
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -42,8 +41,6 @@ from deflect_hf.tuners.deflect.spectral_input import OTHER_BASE
 logger = logging.getLogger(__name__)
 
 SAMPLES = 16  # values of each tensor in a fingerprint, evenly spread
-# whose encoder lies one level deeper than in any model of transformers, so that no name of a weight is the same
-TASK_MODELS = ("EncoderForImageClassification", "EncoderForSemanticSegmentation")
 WRAPPER_INFIX = re.compile(r"(?<![^.])_(?:fsdp|checkpoint)_wrapped_module\.")
 
 
@@ -97,7 +94,6 @@ class DeflectModel(Tuner):
                 f"{len(peft_config.base_bands)}: {peft_config.base_bands}. Fix: name the bands it was pretrained on."
             )
         self._refuse_saved_parts(peft_config, encoder)
-        self._refuse_another_class(peft_config)
         encoder.targeted_blocks(peft_config.layers_to_transform)
         peft_config.target_modules = encoder.target_modules
         self._name_other_sizes(peft_config, encoder)
@@ -138,28 +134,6 @@ class DeflectModel(Tuner):
             )
         if not known or not peft_config.inference_mode:
             peft_config.base_sizes = own
-
-    def _refuse_another_class(self, peft_config: DeflectConfig) -> None:
-        """Stored weights will not be found: PEFT names them as they lie in the class that was adapted."""
-        if isinstance(self.model, PeftModel) and peft_config.inference_mode:
-            raise ArchitectureError(
-                "The base is a PeftModel already, within which stored weights have other names and are not found. Fix: "
-                "model.load_adapter(FOLDER, adapter_name=NAME), or model.unload() first, which gives its base."
-            )
-        saved_for = (peft_config.auto_mapping or {}).get("base_model_class")
-        if saved_for in (None, *(one.__name__ for one in type(self.model).__mro__)):
-            return
-        text = (
-            f"the adapter was saved for a {saved_for}, and this is a {type(self.model).__name__}: its weights may have "
-            f"other names here, and are then not loaded. Load it into a {saved_for}, with its head if it has one; "
-            "deflect_hf.load_adapter does that"
-        )
-        if saved_for in TASK_MODELS and peft_config.inference_mode:
-            raise ArchitectureError(
-                f"{text}, and so do AutoModelForImageClassification and AutoModelForSemanticSegmentation of "
-                "transformers where its config.json lies beside it (5.18: with config=AutoConfig.from_pretrained(ID))."
-            )
-        logger.warning(text)
 
     def inject_adapter(
         self,
