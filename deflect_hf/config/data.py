@@ -126,7 +126,9 @@ class PlaceArguments(Arguments):
     )
     window: Side = option(224, "'scenes': side in pixels of the windows that are read from the scenes.")
     windows_per_epoch: Count | None = option(
-        None, "'scenes': training windows of an epoch. null: one for each window of a grid that has a label."
+        None,
+        "'scenes': training windows of an epoch, drawn from wherever there are labels. null: one for each window of a "
+        "grid that has a label.",
     )
     block_km: PositiveFloat | None = option(
         None, "'scenes': side in km of the blocks that are drawn into splits or folds. null: each scene is one."

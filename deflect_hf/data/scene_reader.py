@@ -87,6 +87,7 @@ class SceneReader:
     regions: tuple[Region, ...]  # what is in which split
     classes: tuple[str, ...]
     values: tuple[int, ...]  # stored value of each of the ``classes``
+    cells: tuple[Mapping[str, Any], ...] = ()  # of training: rows for windows of a grid, from which others are drawn
 
     def read(self, row: Mapping[str, Any]) -> Stored:
         """Read the window of a row: only its ``core`` keeps its labels, the rest belongs to other windows."""
@@ -107,7 +108,9 @@ class SceneReader:
         )
 
     def draw(self, row: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """Another window of the same region, that holds one of the labelled pixels of this one, anywhere in it."""
+        """A window that holds one of the labelled pixels of one of the row's cells, anywhere in it, in their region."""
+        first, last = row["cells"]
+        row = {**row, **self.cells[first + int(torch.randint(last - first, (), generator=generator))]}
         core, (top, left, height, width) = tuple(row["core"]), row["region"]
         _, labelled = self.labels[row["scene"]].read(self.infos[row["scene"]], core, row["split"])
         rows, columns = labelled.nonzero()
@@ -117,6 +120,10 @@ class SceneReader:
         high, wide = min(self.window, height), min(self.window, width)
         box = (min(max(row_, top), top + height - high), min(max(column_, left), left + width - wide), high, wide)
         return {**row, "box": box, "core": box}
+
+    def label_counts(self) -> Array:
+        """(K,) labelled pixels of each class in the cells of training, also of those that no epoch has drawn yet."""
+        return np.sum([cell["counts"] for cell in self.cells], axis=0)
 
     def _filled(self, values: Array) -> Array:
         """(..., h, w) -> (..., window, window), zeros on the right and below, which are valid nowhere."""

@@ -24,6 +24,7 @@ from deflect_hf.data import ImageDataset, build_transform
 from deflect_hf.data.contract import QUANTILES, check_reflectance
 from deflect_hf.data.fills import FILLS, Fills
 from deflect_hf.data.order import Rank, evaluation_loader
+from deflect_hf.data.scene_reader import SceneReader
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing
 from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
 from deflect_hf.spectral.selection import select_bands
@@ -162,6 +163,8 @@ def look_at(
         targets.reduce(accelerator)
         report_label_fills(accelerator.reduce(fills.to(device), reduction="sum").tolist(), accelerator)
     labels = accelerator.reduce(labels.to(device), reduction="sum")
+    if isinstance(train.reader, SceneReader) and len(train) < len(train.reader.cells):
+        labels = torch.from_numpy(train.reader.label_counts())  # rows stand for several cells, of which one was read
     absent = [name for name, count in zip(train.classes, labels.tolist(), strict=True) if not count]
     if absent and targets is None and accelerator.is_main_process:
         logger.warning(

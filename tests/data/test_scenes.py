@@ -13,6 +13,7 @@ import pytest
 import rasterio
 import shapely
 import torch
+from accelerate import Accelerator
 
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import DatasetArguments
@@ -26,6 +27,7 @@ from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.vector import read_features
 from deflect_hf.raster.write import write_raster
 from deflect_hf.training.run import run
+from deflect_hf.training.statistics import look_at
 from tests.data.web import serving
 
 SIDE, BANDS, CLASSES = 96, ("B", "G", "R", "N"), ("land", "water")
@@ -116,6 +118,19 @@ def test_training_windows_are_drawn_anew_and_stay_in_their_block(scenes: Callabl
     assert all((example["labels"] >= 0).any() for example in train)
     train.set_epoch(1)
     assert sum(one != other for one, other in zip(first, corners(), strict=True)) > 10
+
+
+def test_few_windows_of_an_epoch_see_all_labels_in_the_end(scenes: Callable[..., dict[str, Any]]) -> None:
+    whole, few = (load(scenes(windows_per_epoch=wanted, test_fraction=0.0))["train"] for wanted in (None, 2))
+    assert len(few) == 2 < len(whole)
+    train, seen = few.with_transform(None, drawn=True), set()
+    for epoch in range(60):
+        train.set_epoch(epoch)
+        seen |= {example["name"] for example in train}
+    assert seen == set(whole.names)
+    counts = [np.bincount(example["labels"][example["labels"] >= 0], minlength=2) for example in whole]
+    assert look_at(parse_arguments(RunArguments, "test", ["--config", str(CONF / "segmentation.yaml")]), train, None,
+                   Accelerator()).labels == np.sum(counts, axis=0).tolist()  # fmt: skip
 
 
 @pytest.mark.parametrize("painted", [False, True])

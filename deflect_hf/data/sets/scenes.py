@@ -108,15 +108,16 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     report_grids(where, infos, info, reader)
     report_bands(where, infos, info, reader)
     regions, cells = place(entries, infos, labels, args, meaning)
-    scenes = SceneReader(
-        reader, tuple(infos), tuple(labels), tuple(products), args.window, tuple(regions), classes, values
-    )
     report_splits(regions, infos, classes, where)
     rows = {split: [cell for cell in cells if cell["split"] == split] for split in SPLITS}
     rows = {split: members for split, members in rows.items() if members}
+    drawn: list[Row] = []
     if "train" in rows:
-        kept = keep_share([None] * len(rows["train"]), args.limited_label, args.seed)
-        rows["train"] = _as_many([rows["train"][k] for k in kept], args.windows_per_epoch)
+        drawn = [rows["train"][k] for k in keep_share([None] * len(rows["train"]), args.limited_label, args.seed)]
+        rows["train"] = _as_many(drawn, args.windows_per_epoch)
+    scenes = SceneReader(
+        reader, tuple(infos), tuple(labels), tuple(products), args.window, tuple(regions), classes, values, tuple(drawn)
+    )
     gsd = processor.effective_gsd_m(args.window)
     datasets = make_datasets(rows, scenes, processor, meaning, gsd, args.seed, where)
     compare_with_training(datasets, trained, where)
@@ -310,16 +311,18 @@ def _labelled(
         if own.size:
             counts += np.bincount(own, minlength=len(counts))
             rows.append({"name": f"{entry.name}/{core[0]}_{core[1]}", "scene": number, "box": list(window),
-                         "core": list(core), "region": list(box)})  # fmt: skip
+                         "core": list(core), "region": list(box),
+                         "counts": np.bincount(own, minlength=len(counts)).tolist()})  # fmt: skip
     return rows, counts
 
 
 def _as_many(rows: list[Row], wanted: int | None) -> list[Row]:
-    """So many rows: spread over all of them, or all of them several times."""
-    if wanted is None:
-        return rows
-    return (
-        [rows[k * len(rows) // wanted] for k in range(wanted)]
-        if wanted < len(rows)
-        else [{**rows[k % len(rows)], "name": f"{rows[k % len(rows)]['name']}+{k // len(rows)}"} for k in range(wanted)]
-    )
+    """So many rows, each of which stands for ``cells``, a slice of ``rows``: several of them in turns, or one again."""
+    count = len(rows) if wanted is None else wanted
+    found = []
+    for number in range(count):
+        first = number * len(rows) // count if count < len(rows) else number % len(rows)
+        last = (number + 1) * len(rows) // count if count < len(rows) else first + 1
+        again = f"+{number // len(rows)}" if number >= len(rows) else ""
+        found.append({**rows[first], "name": rows[first]["name"] + again, "cells": [first, last]})
+    return found
