@@ -100,6 +100,8 @@ class TrainedModelOf:
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, config: Any, **kwargs: Any) -> Any:
         """The trained model of a result folder or repository, adapter included; of another what the class loads."""
+        if config.model_type in MODEL_TYPES:
+            cls._refuse_other(source, config.model_type)
         if not isinstance(config, cls.model_class.config_class):
             trained = cls.beside(source, config=config, **kwargs)
             return cls._refuse_bare(config) if trained is None else trained
@@ -136,12 +138,7 @@ class TrainedModelOf:
         kind = None if stored is None else json.loads(Path(stored).read_text(encoding="utf-8")).get("model_type")
         if kind not in MODEL_TYPES:
             return None
-        own = cls.model_class.config_class.model_type
-        if kind != own:
-            raise ConfigError(
-                f"{trained} holds a model of type {kind!r}, not {own!r}: AutoModelForImageClassification and "
-                "AutoModelForSemanticSegmentation take their own, deflect_hf.load_predictor takes both."
-            )
+        cls._refuse_other(trained, kind)
         folder = Path(trained, subfolder)
         if subfolder and not folder.is_dir():
             raise ConfigError(f"{trained}: a trained model lies at the top of its repository: leave out 'subfolder'.")
@@ -153,6 +150,16 @@ class TrainedModelOf:
         if not isinstance(config, cls.model_class.config_class):
             cls._refuse_bare(config)
         return cls.model_class._from_config(config, **kwargs)
+
+    @classmethod
+    def _refuse_other(cls, trained: Any, kind: str) -> None:
+        """Refuse a model of this package that was trained for another task."""
+        own = cls.model_class.config_class.model_type
+        if kind != own:
+            raise ConfigError(
+                f"{trained} holds a model of type {kind!r}, not {own!r}: AutoModelForImageClassification and "
+                "AutoModelForSemanticSegmentation take their own, deflect_hf.load_predictor takes both."
+            )
 
     @classmethod
     def _refuse_bare(cls, config: Any) -> NoReturn:
@@ -242,7 +249,8 @@ for _auto, _trained in (
 ):
     _own = _trained.model_class.config_class
     AutoConfig.register(_own.model_type, _own, exist_ok=True)
-    _auto.register(_own, _trained, exist_ok=True)
+    for _of_task in (EncoderForImageClassification, EncoderForSemanticSegmentation):  # that of the other is told
+        _auto.register(_of_task.config_class, _trained, exist_ok=True)
     for _kind in (*ENCODERS, *WITH_TEXT):
         stand_before(_auto, _kind, _trained)
 for _config, _model in ((PixelNetConfig, PixelNet), (UNetConfig, UNet)):

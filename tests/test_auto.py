@@ -79,6 +79,9 @@ def test_options_are_heard_or_refused(folders: dict[str, Path]) -> None:
     assert eager.encoder.config._attn_implementation == "eager" != half.encoder.config._attn_implementation
     with pytest.raises(ConfigError, match="loaded as it was trained: leave out 'ignore_index'"):
         kind.from_pretrained(folder, ignore_index=3)
+    for name in ("segmentation", "frozen"):
+        with pytest.raises(ConfigError, match=r"of type 'deflect_semantic_segmentation', not .*_predictor takes both"):
+            AutoModelForImageClassification.from_pretrained(folders[name])
     with pytest.raises(ConfigError, match="leave out 'quantization_config'"):
         kind.from_pretrained(folder, quantization_config={"quant_method": "x"})
 

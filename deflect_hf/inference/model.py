@@ -9,9 +9,23 @@ import torch
 from torch import Tensor
 
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import DataError
+from deflect_hf.errors import ConfigError, DataError, listing
 
 Facts = Sequence[tuple[str, str]]
+
+
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    """Where to predict; None: the accelerator if there is one, else the CPU (ConfigError: torch has no such device)."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        chosen = torch.device(device if device is not None else accelerator or "cpu")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways to say so
+        there = listing(["cpu", *([] if accelerator is None else [str(accelerator)])])
+        raise ConfigError(
+            f"device={str(device)!r}: torch cannot compute there; on this machine it is {there}."
+        ) from error
+    return chosen
 
 
 class MapModel:

@@ -33,7 +33,8 @@ from deflect_hf.errors import (
     nearest,
 )
 from deflect_hf.inference.activations import cache_frozen, caching
-from deflect_hf.inference.predictor import Predictor, default_device
+from deflect_hf.inference.model import chosen_device
+from deflect_hf.inference.predictor import Predictor
 from deflect_hf.methods import task_model
 from deflect_hf.models import load_encoder
 from deflect_hf.models.quantization import as_numbers
@@ -78,7 +79,7 @@ class MultiAdapterPredictor:
     def __init__(self, encoder: PreTrainedModel, *, device: str | torch.device | None = None) -> None:
         if any(isinstance(module, BaseTunerLayer) for module in encoder.modules()):
             raise ArchitectureError(f"The {type(encoder).__name__} is adapted already: give the bare encoder.")
-        self.device = torch.device(device) if device is not None else default_device()
+        self.device = chosen_device(device)
         self.encoder = encoder.to(self.device)
         self._sources: set[Source] = set()  # of encoders known to be this one
         self._given = True  # by the user, who vouches for it where a run's own encoder is out of reach

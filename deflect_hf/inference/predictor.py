@@ -28,7 +28,7 @@ from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.files import atomic_dir
 from deflect_hf.inference.mapping import predict_raster
-from deflect_hf.inference.model import Facts, MapModel, refuse_overflow
+from deflect_hf.inference.model import Facts, MapModel, chosen_device, refuse_overflow
 from deflect_hf.methods import taken_bands, task_model
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.targets import KINDS
@@ -99,7 +99,7 @@ class Predictor(MapModel):
             checkpoints.check_bands(model, processor, needed=False)
         parameter = next(model.parameters(), None)
         found = parameter.device if parameter is not None else torch.device("cpu")
-        self.device = torch.device(device) if device is not None else found
+        self.device = chosen_device(device if device is not None else found)
         self.model = model.to(self.device).eval()
         self.processor = processor
         self.task = task
@@ -229,7 +229,7 @@ class Predictor(MapModel):
         """As :meth:`from_folder`, for a result folder whose configuration is read already."""
         model = checkpoints.load_model(found, config, encoder)
         settings = task_model(model).config
-        place = torch.device(device) if device is not None else default_device()
+        place = chosen_device(device)
         precision = torch.bfloat16 if config.bf16 else None  # as in training
         if config.fp16 and place.type != "cpu":  # which computes in float32 instead
             precision = torch.float16
@@ -342,9 +342,3 @@ def _scored(results: Mapping[str, Any]) -> tuple[str, Any] | None:
     """The split that a model was tested on, else validated on, and its confusion matrix."""
     known = (split for split in ("test", "val") if "confusion_matrix" in (results.get(split) or {}))
     return next(((split, results[split]["confusion_matrix"]) for split in known), None)
-
-
-def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")

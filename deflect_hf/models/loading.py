@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from deflect_hf.config.tasks import MODEL_TYPES
 from deflect_hf.errors import ArchitectureError, CheckpointError, DeflectError, brief
 from deflect_hf.models.geovit.sources import conversion_hint
 from deflect_hf.models.quantization import as_numbers, quantization_config
@@ -80,6 +81,11 @@ def load_encoder_config(
     with _readable(source):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             source, revision=revision, local_files_only=local_files_only
+        )
+    if config.model_type in MODEL_TYPES:
+        raise ArchitectureError(
+            f"{str(source)!r} is a trained model with its head. Give the bare encoder that it was trained on: its "
+            "config.yaml names it, encoder.name_or_path, or a random one lies in its run's folder, encoder/."
         )
     return getattr(config, "vision_config", config)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from deflect_hf.errors import BandError, DataError, UnitError
+from deflect_hf import MultiAdapterPredictor, load_predictor
+from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataError, UnitError
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.inference.predictor import Predictor
 from tests.inference.folders import ALL_BANDS, SIDE, encoder_folder, images, result_folder
@@ -68,6 +69,17 @@ def test_values_on_which_the_model_overflows_do_not_pass_for_pixels_without_a_me
         predictor(pixels)
     pixels[1, :, 5, 5] = torch.nan
     assert int(predictor(pixels).isnan().sum()) == len(predictor.classes)
+
+
+def test_devices_and_encoders_that_are_none_are_told(encoder: Path, tmp_path: Path) -> None:
+    folder = result_folder(tmp_path / "run", encoder)
+    for load in (load_predictor, Predictor.from_folder):
+        with pytest.raises(ConfigError, match="device='gpu': torch cannot compute there; on this machine it is 'cpu'"):
+            load(folder, device="gpu")
+        with pytest.raises(ArchitectureError, match=r"is a trained model with its head\. Give the bare enc"):
+            load(folder, encoder=folder)
+    with pytest.raises(ConfigError, match="device='gpu'"):
+        MultiAdapterPredictor.from_folders({"water": folder}, device="gpu")
 
 
 def test_images_that_do_not_fit_are_refused(encoder: Path, tmp_path: Path) -> None:

@@ -205,6 +205,16 @@ def test_a_stored_adapter_is_not_put_into_an_adapted_model(tmp_path):
         PeftModel.from_pretrained(PeftModel.from_pretrained(make_encoder(), tmp_path), tmp_path)
 
 
+@pytest.mark.parametrize("part", ["deflect_down", "deflect_spectral", "deflect_up"])
+def test_a_file_with_weights_that_are_no_numbers_is_refused(part, tmp_path):
+    adapted("vit").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors[next(name for name in tensors if part in name)].flatten()[0] = torch.nan
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{part}\..* holds NaN or infinity: copy the adapter's file"):
+        PeftModel.from_pretrained(make_encoder("vit"), tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_file_cast_to_halves_is_loaded(dtype, tmp_path, reflectance):
     """As tools do that make checkpoints smaller: also what the weights assume of their input, text in bytes."""

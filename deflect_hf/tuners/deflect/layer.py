@@ -14,7 +14,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from deflect_hf.errors import UnsupportedOperationError, listing
+from deflect_hf.errors import CheckpointError, UnsupportedOperationError, listing
 from deflect_hf.tuners.deflect.attention import Deflection, install, uninstall
 from deflect_hf.tuners.deflect.spectral_input import SpectralInput
 
@@ -70,6 +70,12 @@ class DeflectLayer(nn.Module, BaseTunerLayer):
                 "its own bands, so they cannot be combined. Fix: model.set_adapter(name) with one name."
             )
         return names[0] if names and names[0] in self._all_available_adapter_names() else None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key, value in state_dict.items():
+            if key.startswith(f"{prefix}deflect_") and not bool(torch.as_tensor(value).isfinite().all()):
+                raise CheckpointError(f"{key!r} holds NaN or infinity: copy the adapter's file again, or train again.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused (UnsupportedOperationError): see the message."""
