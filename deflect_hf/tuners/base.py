@@ -57,6 +57,8 @@ class TunerConfig(PeftConfig):
         for name, given, kept in (*kinds, ("layers_to_transform", tuple | set | range, list)):  # what a file can hold
             if isinstance(value := getattr(self, name, None), given):
                 setattr(self, name, kept(value))
+        if type(start := getattr(self, "init_weights", True)) is not bool:
+            raise ConfigError(f"init_weights must be True or False, not {start!r:.80}.")
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:

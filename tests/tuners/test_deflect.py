@@ -295,6 +295,7 @@ def test_config_that_does_not_fit_leaves_the_model_untouched(fields, error, mess
             UnitError,
             "mean . scale . offset",
         ),
+        ({"init_weights": "gaussian"}, ConfigError, "init_weights must be True or False"),
         ({"bands": BANDS, "feature_mean": [math.nan] * 12, "indices": None}, ConfigError, "finite"),
     ],
 )

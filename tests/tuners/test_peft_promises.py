@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_submodules
 from huggingface_hub import ModelCard
-from peft import PeftConfig, PeftMixedModel, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftMixedModel, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from transformers import AutoModel
 
 from deflect_hf import BitFitConfig, EncoderForImageClassification, ScaledLoraConfig
-from deflect_hf.errors import ArchitectureError
+from deflect_hf.errors import ArchitectureError, UnsupportedOperationError
 from tests.tuners.tiny import (
     BANDS,
     adapted,
     base_pixels,
     make_encoder,
+    native_adapters,
     randomise,
     run,
     spectral_config,
@@ -132,3 +135,28 @@ def test_an_adapter_of_another_encoder_is_warned_about(tmp_path, caplog):
     get_peft_model(make_encoder("vit"), BitFitConfig()).save_pretrained(tmp_path)
     PeftModel.from_pretrained(make_encoder("dinov2"), tmp_path)  # whose last norm has the same name
     assert "saved for a ViTModel, and this is a Dinov2Model: its weights may have other names" in caplog.text
+
+
+@native_adapters
+def test_lora_and_deflect_on_one_model(reflectance):
+    """LoRA first: PEFT puts no adapter on what lies inside another one's layers."""
+    encoder = make_encoder()
+    encoder.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), adapter_name="lora")
+    expected = run(encoder.eval(), base_pixels(reflectance))
+    encoder.add_adapter(spectral_config(), adapter_name="deflect")
+    encoder.set_adapter(["lora", "deflect"])
+    assert torch.equal(run(encoder, reflectance), expected)
+    assert not torch.equal(run(randomise(encoder), reflectance), expected)
+    encoder.add_adapter(spectral_config(), adapter_name="other")
+    encoder.set_adapter(["lora", "deflect", "other"])
+    with pytest.raises(UnsupportedOperationError, match="The DEFLECT adapters 'deflect', 'other' are active at once"):
+        run(encoder, reflectance)
+
+
+def test_weights_that_accelerate_offloads_come_back(reflectance):
+    model = adapted()
+    expected = run(model, reflectance)
+    cpu_offload(model, execution_device="cpu")
+    assert torch.equal(run(model, reflectance), expected)
+    remove_hook_from_submodules(model)
+    assert torch.equal(run(model, reflectance), expected)

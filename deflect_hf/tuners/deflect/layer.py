@@ -52,7 +52,7 @@ class DeflectLayer(nn.Module, BaseTunerLayer):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "base_layer":
+            if name == "base_layer" or name.startswith("_"):  # what a library notes down belongs to one module
                 raise
             return getattr(self.base_layer, name)
 
@@ -63,13 +63,14 @@ class DeflectLayer(nn.Module, BaseTunerLayer):
     @property
     def adapter(self) -> str | None:
         """Name of the one active adapter, `None` when there is none (UnsupportedOperationError)."""
-        names = self.active_adapters
+        available = self._all_available_adapter_names()
+        names = [name for name in self.active_adapters if name in available]  # others may be of LoRA, on layers inside
         if len(names) > 1:
             raise UnsupportedOperationError(
                 f"The DEFLECT adapters {listing(names)} are active at once, but each bends the same displacement with "
                 "its own bands, so they cannot be combined. Fix: model.set_adapter(name) with one name."
             )
-        return names[0] if names and names[0] in self._all_available_adapter_names() else None
+        return names[0] if names else None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for key, value in state_dict.items():
