@@ -7,6 +7,7 @@ transformers, which catches ``ValueError``, keeps working. The command line prin
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 USER_ERROR = 2  # exit status
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_REASON = 200  # characters
 LONGEST_MESSAGE = 2000
 KILLED_READER = (
@@ -108,6 +110,8 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
         # what the file system refuses: rights, names that are too long, links in a circle, a read-only disk
         if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
             text = f"{bounded(str(error.filename))}: {error.strerror}. Correct the path, or its rights."
+        elif isinstance(error, OSError) and error.errno in NO_ROOM:
+            text = f"{error.strerror}: what was being written is not whole. Make room, or choose another place for it."
         elif isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
             text = KILLED_READER
         if "--debug" in argv or not text:

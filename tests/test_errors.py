@@ -21,6 +21,13 @@ def test_what_a_worker_process_raised_is_said_without_its_traceback() -> None:
     assert str(DataError(said)) == "a.tif is cut off."
 
 
+def test_a_full_disk_that_names_no_file_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), user_errors([]), open("/dev/full", "w") as file:
+        file.write("x")
+        file.flush()
+    assert "No space left on device: what was being written is not whole. Make room" in capsys.readouterr().err
+
+
 def test_a_path_that_is_too_long_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), user_errors([]):
         raise OSError(36, "File name too long", "x" * 5_000_000)

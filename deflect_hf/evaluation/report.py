@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ def report(
     output = Path(arguments.output_dir) if arguments.output_dir is not None else folder
     scored = output / f"results_{arguments.split}.json"
     if write:
+        there = next(place for place in (output, *output.parents) if place.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):  # before all is scored
+            raise ConfigError(f"nothing can be written to {output}: give another folder, --output_dir.")
         refuse_foreign(scored, *(output / name for name in FIGURES.values()), *output.glob("predictions_??.png"))
 
     def load(found: Path) -> tuple[RunArguments, nn.Module, MultispectralImageProcessor]:

@@ -11,6 +11,7 @@ trained model by more than 1e-5 is not written. ONNX needs the extra: pip instal
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -142,7 +143,9 @@ def write_pt2(program: Any, images: Tensor, path: Path) -> Run:
     """Write a program of torch.export, and read it again."""
     import torch
 
-    torch.export.save(program, path)
+    stored = io.BytesIO()  # of a file that it cannot write, torch ends the process
+    torch.export.save(program, stored)
+    path.write_bytes(stored.getbuffer())
     return open_pt2(path)
 
 

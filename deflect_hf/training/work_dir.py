@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from deflect_hf.artifacts.saved_model import DESCRIPTION, RESULTS
 from deflect_hf.config.run import RunArguments
-from deflect_hf.errors import CheckpointError, ConfigError, listing
+from deflect_hf.errors import NO_ROOM, CheckpointError, ConfigError, listing
 from deflect_hf.files import CONFIG, LOG, write_json
 from deflect_hf.training import checkpoint, prefix, trackers
 from deflect_hf.training.build import ENCODER
@@ -180,7 +180,7 @@ def full_disk_explained(work_dir: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         named = re.search(r"os error (\d+)", str(error))  # as safetensors says it
         number = int(named[1]) if named else getattr(error, "errno", None)
-        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if number not in NO_ROOM:
             raise
         raise CheckpointError(
             f"{work_dir}: no space is left on the disk. Fix: free some, then go on with --resume_from last."

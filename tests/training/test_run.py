@@ -183,6 +183,18 @@ def test_evaluation_refuses_outputs_that_are_no_numbers(
     assert not (tmp_path / "out").exists()
 
 
+def test_evaluation_says_before_it_reads_an_image_that_it_cannot_write(
+    deflect_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("deflect_hf.evaluation.report.load_dataset_splits", None)
+    with pytest.raises(ConfigError, match=r"nothing can be written to .*file/out: give another folder, --output_dir"):
+        report(EvaluateArguments(eval_dir=str(deflect_run[0]), output_dir=str(tmp_path / "file" / "out")))
+    monkeypatch.setattr("os.access", lambda *arguments: False)  # of a disk that is read only
+    with pytest.raises(ConfigError, match="nothing can be written to"):
+        report(EvaluateArguments(eval_dir=str(deflect_run[0])))
+
+
 def test_evaluation_refuses_a_size_and_leaves_out_the_random_crops_of_training(tmp_path: Path) -> None:
     folder = EvaluateArguments(eval_dir="x", dataset={"name": "folder", "root": "x", "image_size": [8, 8]})
     config = parse_arguments(RunArguments, "test", ["--config", str(CONF / "segmentation.yaml")])
