@@ -288,7 +288,10 @@ class DatasetArguments(ReadingArguments, PlaceArguments):
                 if getattr(self, key) is not None:
                     raise ConfigError(f"split_column says which polygon is in which split: remove `{key}`.")
         if self.background is not None and self.background not in (self.classes or ()):
-            raise ConfigError(f"background={self.background!r} is none of `classes`, {listing(self.classes or ())}.")
+            raise ConfigError(
+                f"background={self.background!r} is none of `classes`, {listing(self.classes or ())}: list all classes "
+                "there, with it among them."
+            )
 
     @property
     def size(self) -> list[int] | None:

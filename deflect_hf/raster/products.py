@@ -282,6 +282,8 @@ def _by_name(folder: Folder) -> list[Layer]:
         if is_quality_layer(band) or (_is_band(band) and (len(band) > 1 or not begin)):
             begins.add(begin)
             layers[band] = _layer(folder, band, name)
+    if folder.path.suffix.upper() == ".SAFE":
+        raise DataError(f"{folder.path} holds no MTD_MSIL1C.xml or MTD_MSIL2A.xml: copy all of it.")
     if len(layers) < 2 or len(begins) != 1 or all(layer.classes for layer in layers.values()):
         raise DataError(
             f"{folder.path} is {'an archive' if folder.prefix else 'a folder'}, not a raster{_holding(folder)}: give "

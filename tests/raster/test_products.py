@@ -126,6 +126,9 @@ def test_what_a_safe_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / NAME / "MTD_MSIL2A.xml").write_text("<half")
     with pytest.raises(DataError, match=r"MTD_MSIL2A.xml is damaged"):
         raster_info(tmp_path / NAME)
+    (tmp_path / NAME / "MTD_MSIL2A.xml").unlink()
+    with pytest.raises(DataError, match=r"SAFE holds no MTD_MSIL1C.xml or MTD_MSIL2A.xml: copy all of it"):
+        raster_info(tmp_path / NAME)
 
 
 def test_one_file_per_band_by_pattern_by_mapping_and_by_name(tmp_path: Path) -> None:
