@@ -184,7 +184,8 @@ _FIXES: dict[Problem, str] = {
     "dark": "this looks like a scale applied twice: values that are reflectance already need scale 1, offset 0 "
     "(predictor(images, scale=1.0)).",
     "shifted": "this looks like an offset that the images do not have: Sentinel-2 before processing baseline 04.00 and "
-    "'harmonized' collections need offset 0 (sensor 'sentinel2_l2a_harmonized' or 'sentinel2_l1c_harmonized').",
+    "'harmonized' collections need offset 0 (sensor 'sentinel2_l2a_harmonized' or 'sentinel2_l1c_harmonized'); zeros "
+    "where nothing was measured need `nodata: [0]`; 8 bits of old Landsat files their folder with its _MTL.txt.",
     "standardised": "these look standardised (mean and standard deviation taken off): spectral indices need the "
     "reflectance itself, so give the images before normalisation.",
 }
