@@ -13,6 +13,7 @@ from deflect_hf.config.tasks import TASKS, Output
 from deflect_hf.data.dataset import ImageDataset, Labels, Stored
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.raster.validity import unmasked
 
 IMAGES = ("pixel_values", "image")
 TARGETS = ("labels", "mask", "label")
@@ -104,25 +105,27 @@ class ExampleReader:
             raise DataError(
                 f"{where} is a {type(example).__name__}: it must be a dict with 'image' and 'mask' or 'label'."
             )
-        image = _numbers(_entry(example, IMAGES, where), f"the image of {where}")
+        given, labelled = _entry(example, IMAGES, where), _entry(example, TARGETS, where)
+        image = _numbers(given, f"the image of {where}")
         if image.ndim != 3 or image.shape[0] != len(self.bands):
             last = image.ndim == 3 and image.shape[-1] == len(self.bands)
             raise DataError(
                 f"the image of {where} has the shape {image.shape}: it must be (C, H, W), with C = {len(self.bands)} "
                 f"for the bands {listing(self.bands)}.{' The channels are its last axis: move them first.' * last}"
             )
-        target = _numbers(_entry(example, TARGETS, where), f"the label of {where}", "a number, or an array of numbers")
+        target = _numbers(labelled, f"the label of {where}", "a number, or an array of numbers")
+        valid, known = unmasked(given), unmasked(labelled)
         kind = TASKS[self.labels.task]
         if not kind.dense:
             of_image: dict[Output, Callable[[np.ndarray, str], int | float | list[float]]]
             of_image = {"class": self._class_id, "labels": self._of_each_class, "value": self._value}
-            return Stored(image, self.bands, of_image[kind.output](target, where), where)
+            return Stored(image, self.bands, of_image[kind.output](target, where), where, valid)
         if target.ndim == 3 and target.shape[0] == 1:
-            target = target[0]
+            target, known = target[0], None if known is None else known[0]
         if target.shape != image.shape[1:]:
             raise DataError(f"the mask of {where} has the shape {target.shape}, but its image is {image.shape[1:]}.")
         target = _whole(target, where) if kind.output == "class" else _finite(target, where)
-        return Stored(image, self.bands, target, where, target_where=f"the mask of {where}")
+        return Stored(image, self.bands, target, where, valid, known, f"the mask of {where}")
 
     def _class_id(self, target: np.ndarray, where: str) -> int:
         target = _whole(target, where)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from deflect_hf.data.contract import BandContract, check_reflectance, refuse_coarse, refuse_mixed_units
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
+from deflect_hf.raster.validity import unmasked
 from deflect_hf.spectral.bands import UNITS, Unit
 from deflect_hf.spectral.selection import match_bands, resolve_bands, select_bands
 from deflect_hf.spectral.sensors import get_sensor
@@ -229,6 +230,7 @@ class MultispectralImageProcessor(BaseImageProcessor):
 
         As :meth:`__call__`, for one image that errors call ``where``.
         """
+        valid = unmasked(image, valid)
         if isinstance(image, torch.Tensor):
             image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
         stored = np.asarray(image)

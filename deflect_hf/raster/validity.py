@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,14 @@ def measured(band: np.ndarray, fills: set[float | None]) -> np.ndarray:
         else:
             valid &= band != float(fill)
     return valid
+
+
+def unmasked(values: Any, valid: Any = None) -> Any:
+    """``valid``, and where a masked array, as ``rasterio.read(masked=True)`` gives it, is a measurement as well."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return valid
+    own = ~np.ma.getmaskarray(values)
+    return own if valid is None else own & np.asarray(valid, dtype=bool)
 
 
 def medians(values: np.ndarray, valid: np.ndarray, groups: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -128,6 +128,16 @@ def load(args, processor=None):
 """
 
 
+def test_masked_arrays_are_images_and_masks_with_what_is_not_known() -> None:
+    image, mask = np.ma.array(np.full((3, 4, 4), 0.2, np.float32)), np.ma.array(np.ones((1, 4, 4), np.uint8))
+    image[:, 0], image[1, 1], mask[0, 3] = (np.ma.masked,) * 3
+    example = adapt_dataset([{"image": image, "mask": mask}], ["R", "G", "B"], task="segmentation", classes=["a", "b"])[
+        0
+    ]
+    assert example["pixel_values"].isnan().sum((1, 2)).tolist() == [4, 8, 4]
+    assert example["labels"][:, 0].tolist() == [-100, 1, 1, -100]
+
+
 def test_an_adapted_data_set_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "geo.py").write_text(SETS_FILE, encoding="utf-8")

@@ -62,6 +62,17 @@ def test_validity_masks_per_image_and_per_band(processor: MultispectralImageProc
         processor([STORED, STORED], valid=[plane])
 
 
+def test_masked_arrays_bring_their_validity(processor: MultispectralImageProcessor) -> None:
+    plane = np.ones((6, 8), dtype=bool)
+    plane[0] = False
+    masked = np.ma.array(STORED, mask=np.stack([~plane, plane & False, plane & False]))
+    expected = processor(STORED, valid=np.stack([plane, plane | True, plane | True]))["pixel_values"]
+    for array in (masked, [masked], masked[None]):
+        np.testing.assert_array_equal(processor(array)["pixel_values"], expected)
+    both = processor(masked, valid=plane)["pixel_values"]
+    assert both[0, :, 0].isnan().all() and both[0, :, 1:].isfinite().all()
+
+
 def test_numbers_and_bands_of_numpy_are_numbers_and_bands():
     processor = MultispectralImageProcessor(np.array(["R", "G"]), scale=np.float32(0.5), gsd_m=np.int64(10))
     assert (processor.bands, processor.scale, processor.gsd_m) == (["R", "G"], 0.5, 10.0)
