@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.readers import DatasetSpec, dataset_spec
@@ -70,7 +71,8 @@ class Metadata:
     @property
     def classes(self) -> list[str]:
         """The classes in label order, each in one line and without what would end a code span."""
-        names = [self.task["id2label"][key] for key in sorted(self.task["id2label"], key=int)]
+        found = self.task.get("id2label") or PreTrainedConfig().id2label  # its default is not written
+        names = [found[key] for key in sorted(found, key=int)]
         return [" ".join(name.split()).replace("`", "'") for name in names]
 
     @property

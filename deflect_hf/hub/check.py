@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,8 @@ def check_task(path: Path) -> int:
     classes, channels = entries.get("id2label"), entries.get("head_channels")
     if classes is not None and not (isinstance(classes, dict) and 0 < len(classes) <= MAX_CLASSES):
         raise CheckpointError(f"{path}: id2label must name 1 to {MAX_CLASSES} classes.")
+    if not {*(classes or ())} <= {str(number) for number in range(len(classes or ()))}:
+        raise CheckpointError(f"{path}: id2label must number its classes from 0.")
     if channels is not None and not (type(channels) is int and 0 < channels <= LARGEST["hidden_size"]):
         raise CheckpointError(f"{path}: head_channels is {channels!r:.80}; up to {LARGEST['hidden_size']} are meant.")
     return int(encoder["hidden_size"])
@@ -267,9 +269,7 @@ def check_weights(folder: Path, config: RunArguments) -> None:
     encoder = folder / ENCODER
     if (encoder / "config.json").is_file():
         check_encoder_weights(encoder)
-    task = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = model_class(task_of(task.model_type, None).name)(task)
+    model = _without_weights(folder, lambda task: model_class(task_of(task.model_type, None).name)(task))
     if config.finetune == "full":
         _check_count(folder, model, _model_files(folder))
         return
@@ -279,12 +279,16 @@ def check_weights(folder: Path, config: RunArguments) -> None:
 
 def check_encoder_weights(folder: Path) -> None:
     """The same for an encoder's folder."""
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
+    model = _without_weights(folder, AutoModel.from_config)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # no head reads it, and many checkpoints lack it
     _check_count(folder, model, _model_files(folder))
+
+
+def _without_weights(folder: Path, build: Callable[[Any], Any]) -> Any:
+    """The model that ``config.json`` describes (CheckpointError: it cannot be built)."""
+    with torch.device("meta"):
+        return checkpoints.reading(folder / "config.json", lambda: build(AutoConfig.from_pretrained(folder)))
 
 
 def _model_files(folder: Path) -> list[Path]:

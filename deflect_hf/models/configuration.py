@@ -189,7 +189,7 @@ class EncoderWithHeadConfig(PreTrainedConfig):
                 f"head={self.head!r} is unknown; choose from {listing(self.head_choices)}."
                 + nearest(self.head, self.head_choices)
             )
-        if not self.id2label or sorted(self.id2label) != list(range(self.num_labels)):
+        if not self.num_labels or not all(isinstance(self.id2label.get(k), str) for k in range(self.num_labels)):
             raise ConfigError(f"id2label={self.id2label}: name one or more classes, numbered from 0.")
         if self.hidden_channels < 1:
             raise ConfigError(f"head_channels={self.head_channels} must be at least 1.")

@@ -147,6 +147,11 @@ def test_data_that_is_gone_leaves_a_card_without_a_picture(best: Path, caplog: p
     assert "prediction.png" not in write_card(best).read_text()
 
 
+def test_classes_without_names_are_those_of_transformers(best: Path) -> None:
+    edit(best / "config.json", lambda content: content.pop("id2label"))  # as it is saved for two of them
+    assert "(`LABEL_0`, `LABEL_1`)" in card_of(best)[1]
+
+
 def test_names_of_classes_are_text_and_no_markup(best: Path) -> None:
     name = "a|b *c* <i>\n`d`"
     edit(best / "config.json", lambda content: content["id2label"].update({"0": name}))

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from deflect_hf.errors import DeflectError
+from deflect_hf.errors import CheckpointError, DeflectError
 from deflect_hf.hub import check
 from deflect_hf.hub.check import check_folder
 from deflect_hf.hub.safety import MAX_CONFIG_BYTES
@@ -44,7 +44,7 @@ def refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The sentence that a published folder is refused with; nothing may be built for it."""
 
     def built(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("something was built of a hostile configuration")
+        pytest.fail("something was built of a hostile configuration")
 
     monkeypatch.setattr(check, "model_class", built)
     with pytest.raises(DeflectError) as caught:
@@ -133,6 +133,9 @@ def test_hostile_adapter_configs(
         (TASK, {"launch": 1}, "unknown entry 'launch' for a task model"),
         (TASK, {"head_channels": 10**9}, "head_channels is 1000000000; up to 16384 are meant"),
         (TASK, {"id2label": {str(k): "x" for k in range(20_000)}}, "id2label must name 1 to 10000 classes"),
+        (TASK, {"id2label": {"x": "land", "1": "water"}}, "id2label must number its classes from 0"),
+        (TASK, {"id2label": {"0": ["land"], "1": "water"}}, "config.json: cannot be loaded: id2label="),
+        (TASK, {"encoder_config.patch_size": 0}, "config.json: cannot be loaded: "),
         (TASK, {"encoder_config": None}, "encoder_config must describe the encoder"),
         (TASK, {"encoder_config.model_type": "timm_wrapper"}, "encoder_config.model_type is 'timm_wrapper', which is"),
         (TASK, {"encoder_config.auto_map": {"AutoModel": "x"}}, "'encoder_config.auto_map' asks for code"),
@@ -162,6 +165,13 @@ def test_hostile_configurations(
 ) -> None:
     change(published / file, changes)
     assert message in refused(published, monkeypatch)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_attention_heads", 0), ("hidden_act", "os.system")])
+def test_encoders_that_cannot_be_built_are_refused(key: str, value: Any, published: Path) -> None:
+    change(published / TASK, {f"encoder_config.{key}": value})
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be loaded: "):
+        check_folder(published, published=True)
 
 
 BOMB = "a: &a [x, x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nseed: 0\n"
