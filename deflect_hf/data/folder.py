@@ -235,7 +235,8 @@ def _column(args: DatasetArguments, columns: Sequence[str], where: str) -> str:
     """The column of a table with the class or the value of each image."""
     known = [column for column in columns if column != args.split_column]
     if (args.target is None and len(known) != 1) or (args.target is not None and args.target not in known):
-        raise ConfigError(f"{where} has the columns {listing(known)}: name the one to predict by `target`.")
+        near = "" if args.target is None else f", not {args.target!r}.{nearest(args.target, known)}"
+        raise ConfigError(f"{where} has the columns {listing(known)}: name the one to predict by `target`{near or '.'}")
     return args.target or known[0]
 
 

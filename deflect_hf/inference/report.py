@@ -210,7 +210,7 @@ def _add_estimates(rows: list[dict[str, Any]], confusion: tuple[str, Any] | None
         f"Estimated areas are corrected by the confusion of the {split} split ({int(np.sum(matrix))} pixels), with "
         "95 % confidence intervals (stratified estimator, Olofsson et al. 2014, equations 9 to 11). They hold for "
         "scenes like those of the split and for pixels drawn at random; labels from few polygons make the true "
-        "intervals wider. Without an interval: classes that are confused with no other there."
+        "intervals wider. Without an interval: classes that the split does not hold, or that it confuses with no other."
     )
 
 
