@@ -25,12 +25,19 @@ def check(model: PeftModel, pixel_values: torch.Tensor | None = None) -> None:
         pixel_values: (B, C, H, W) reflectance. None: one random image.
 
     Raises:
-        ConfigError: the model has no adapter.
+        ConfigError: the model has no adapter, or trains nothing.
         ArchitectureError: names the first block that differs, or the tensors that get no gradient.
     """
     if not isinstance(model, PeftModel):
         raise ConfigError("check(model) is for adapted models: get_peft_model(model, config) or deflect_hf.adapt.")
     encoder, training = find_encoder(model), model.training
+    # an auxiliary head takes part in the loss alone
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and "auxiliary" not in n}
+    if not trained:
+        raise ConfigError(
+            "Nothing of the model is trained. Fix: load the adapter with is_trainable=True, and enable it "
+            "(model.base_model.enable_adapter_layers())."
+        )
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
         torch.manual_seed(0)
         images = _random_image(model, encoder) if pixel_values is None else pixel_values
@@ -38,7 +45,7 @@ def check(model: PeftModel, pixel_values: torch.Tensor | None = None) -> None:
         try:
             model.eval()
             _check_start(model, encoder, images)
-            _check_gradients(model, images)
+            _check_gradients(model, images, trained)
         finally:
             model.train(training)
 
@@ -80,9 +87,7 @@ def _check_start(model: PeftModel, encoder: Encoder, images: torch.Tensor) -> No
             )
 
 
-def _check_gradients(model: PeftModel, images: torch.Tensor) -> None:
-    # an auxiliary head takes part in the loss alone
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and "auxiliary" not in n}
+def _check_gradients(model: PeftModel, images: torch.Tensor, trained: dict[str, torch.nn.Parameter]) -> None:
     kept = {name: (parameter.detach().clone(), parameter.grad) for name, parameter in trained.items()}
     try:
         for parameter in trained.values():

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -63,11 +64,18 @@ def fit_statistics(
     moments = RunningMoments(features.num_features)
     for number, batch in enumerate(loader):
         pixel_values = batch.get("pixel_values") if isinstance(batch, Mapping) else batch
+        if isinstance(pixel_values, np.ndarray):
+            pixel_values = torch.from_numpy(pixel_values)
         if not isinstance(pixel_values, torch.Tensor):
             found = f"keys {listing(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
             raise DataError(
                 f"Batch {number} is neither a tensor of pixel_values nor a dictionary that has one under "
                 f"'pixel_values', but {found}. Fix: name it so in the data set or the collate_fn."
+            )
+        if pixel_values.ndim != 4:
+            raise DataError(
+                f"The pixel_values of batch {number} have the shape {tuple(pixel_values.shape)}, not (B, C, H, W): "
+                "give a DataLoader, not the images one by one."
             )
         if number == 0 and unit_check and config.unit == "reflectance":
             check_reflectance(pixel_values, "the first batch of pixel_values")

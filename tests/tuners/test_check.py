@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import deflect_hf
@@ -44,3 +44,12 @@ def test_a_tensor_without_gradient_is_named():
 def test_a_model_without_adapter_is_refused():
     with pytest.raises(ConfigError, match="for adapted models"):
         deflect_hf.check(make_encoder())
+
+
+def test_a_model_that_trains_nothing_is_refused(tmp_path):
+    model = adapted(trained=False)
+    model.save_pretrained(tmp_path)
+    model.base_model.disable_adapter_layers()
+    for one in (model, PeftModel.from_pretrained(make_encoder(), tmp_path)):
+        with pytest.raises(ConfigError, match="Nothing of the model is trained"):
+            deflect_hf.check(one)

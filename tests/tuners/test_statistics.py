@@ -65,6 +65,8 @@ def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(DataError, match=r"No valid pixel was seen for 'mean N', 'mean NDVI', 'std N', 'std NDVI'"):
         fit_statistics(model, [pixels])
     assert model.peft_config["default"].feature_mean is None
+    with pytest.raises(DataError, match=r"batch 0 have the shape \(6, 32, 32\), not \(B, C, H, W\): give a DataLoader"):
+        fit_statistics(model, images())
     with pytest.raises(ConfigError, match="The model has no DEFLECT adapter"):
         fit_statistics(make_encoder(), [pixels])
     with pytest.raises(ConfigError, match="No DEFLECT adapter 'other' here; there are 'default'"):
