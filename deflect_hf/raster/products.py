@@ -30,6 +30,7 @@ from deflect_hf.spectral.selection import resolve_bands
 
 LAYER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")
 ARCHIVES = {".zip": "/vsizip/", ".tar": "/vsitar/"}
+ZARR = {"zarr.json", ".zgroup", ".zarray"}  # in the folder of a store
 DEEPEST = 6  # folders below that of a product; a SAFE has five
 
 
@@ -284,6 +285,8 @@ def _by_name(folder: Folder) -> list[Layer]:
             layers[band] = _layer(folder, band, name)
     if folder.path.suffix.upper() == ".SAFE":
         raise DataError(f"{folder.path} holds no MTD_MSIL1C.xml or MTD_MSIL2A.xml: copy all of it.")
+    if ZARR & set(folder.names):
+        raise DataError(f"{folder.path} is a Zarr store, which is not opened: write it as a GeoTIFF (rioxarray).")
     if len(layers) < 2 or len(begins) != 1 or all(layer.classes for layer in layers.values()):
         raise DataError(
             f"{folder.path} is {'an archive' if folder.prefix else 'a folder'}, not a raster{_holding(folder)}: give "

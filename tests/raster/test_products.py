@@ -131,6 +131,13 @@ def test_what_a_safe_lacks_is_named(tmp_path: Path) -> None:
         raster_info(tmp_path / NAME)
 
 
+@pytest.mark.parametrize("name", ["zarr.json", ".zgroup"])
+def test_a_zarr_store_is_called_so(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=r"is a Zarr store, which is not opened: write it as a GeoTIFF"):
+        raster_info(tmp_path)
+
+
 def test_one_file_per_band_by_pattern_by_mapping_and_by_name(tmp_path: Path) -> None:
     values = {band: np.full((6, 8), number, np.int16) for number, band in enumerate(("B02", "B04", "B08", "SCL"), 1)}
     for band, layer in values.items():
