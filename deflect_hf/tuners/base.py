@@ -78,6 +78,8 @@ class TunerConfig(PeftConfig):
 class Tuner(BaseTuner):
     """A tuner that applies the active adapters to a batch, or to each sample the one named for it (`adapter_names`)."""
 
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT does, with a copy of the configuration: what is filled in for this model stays out of the next."""
         config = self.peft_config[adapter_name]

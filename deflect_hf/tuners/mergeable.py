@@ -6,7 +6,7 @@ import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig
@@ -103,7 +103,6 @@ class MergeableModel(Tuner):
     """Puts a `MergeableLayer` around each targeted module."""
 
     tuner_layer_cls: type[MergeableLayer]
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _create_and_replace(
         self,

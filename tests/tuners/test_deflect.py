@@ -236,6 +236,10 @@ def test_rectangular_images(reflectance):
 def test_wrong_band_count_names_both_counts_and_the_bands(reflectance):
     with pytest.raises(BandError, match=r"has 5 channels, but the adapter takes 6: 'B', 'G', 'R', 'N', 'S1', 'S2'"):
         run(adapted("vit"), reflectance[:, :5])
+    with pytest.raises(
+        BandError, match=r"has the shape \(6, 32, 32\), but the adapter takes 6: .*Fix: give \(B, C, H, W\)"
+    ):
+        run(adapted("vit"), reflectance[0])
 
 
 def test_image_that_is_no_multiple_of_the_patch_size(reflectance):

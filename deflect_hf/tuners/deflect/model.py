@@ -70,7 +70,6 @@ class DeflectModel(Tuner):
 
     prefix: str = "deflect_"
     tuner_layer_cls = DeflectLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - as BaseTuner declares it
 
     def _prepare_adapter_config(self, peft_config: DeflectConfig, model_config: dict) -> DeflectConfig:
         """Find the encoder and refuse what does not fit it, before anything in the model is touched."""

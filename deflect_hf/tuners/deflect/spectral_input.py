@@ -121,10 +121,11 @@ class SpectralInput(nn.Module):
     def base_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) reflectance -> (B, C_base, H, W) as the frozen patch embedding was trained on (equation 1)."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            given = pixel_values.shape[1] if pixel_values.ndim == 4 else f"shape {tuple(pixel_values.shape)}"
+            shape = tuple(pixel_values.shape)
+            given = f"{shape[1]} channels" if len(shape) == 4 else f"the shape {shape}"
             bands = f": {listing(self.bands)}, in this order" if self.bands else ""
             raise BandError(
-                f"pixel_values has {given} channels, but the adapter takes {self.num_channels}{bands}. "
+                f"pixel_values has {given}, but the adapter takes {self.num_channels}{bands}. "
                 "Fix: give (B, C, H, W) with exactly those bands; select them by name with deflect_hf.select_bands."
             )
         if self.base_positions is None:
