@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SAMPLED_IMAGES = 32  # of each split, compared with the images of a trained model
 Example = dict[str, Any]
 Transform = Callable[[Example, torch.Generator], Example]
 
@@ -301,6 +302,19 @@ def make_datasets(
         split: ImageDataset(Table.from_list([*rows]), reader, processor, labels, gsd_m, seed)
         for split, rows in rows_by_split.items()
     }
+
+
+def compare_with_training(
+    datasets: dict[str, ImageDataset], trained: MultispectralImageProcessor | None, where: str
+) -> None:
+    """Refuse splits whose values are shifted or scaled against those that a model was trained on."""
+    for split, images in datasets.items():
+        if trained is not None and images.processor.unit_check:
+            chosen = range(0, len(images), max(1, len(images) // SAMPLED_IMAGES))
+            stored = [images.reader.read(images.table[index]) for index in chosen]
+            converted = [images.processor.convert(one.values, one.bands, one.valid, one.where) for one in stored]
+            pixels = [values.flatten(1) for values in converted]
+            trained.contract.check_values(torch.cat(pixels, dim=1), f"{where}, {split} split")
 
 
 def resize_labels(labels: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -18,11 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.tasks import TASKS
-from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
+from deflect_hf.data.dataset import ImageDataset, Labels, compare_with_training, make_datasets
 from deflect_hf.data.folder_files import (
     by_file_name,
     class_folders,
@@ -73,7 +71,6 @@ from deflect_hf.raster.read import raster_info
 
 logger = logging.getLogger(__name__)
 
-SAMPLED_IMAGES = 32  # of each split, compared with the images of a trained model
 Row = dict[str, Any]
 
 
@@ -112,19 +109,6 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     datasets = make_datasets(splits, reader, processor, labels, gsd_m, args.seed, str(root))
     compare_with_training(datasets, trained, str(root))
     return datasets
-
-
-def compare_with_training(
-    datasets: dict[str, ImageDataset], trained: MultispectralImageProcessor | None, where: str
-) -> None:
-    """Refuse splits whose values are shifted or scaled against those that a model was trained on."""
-    for split, images in datasets.items():
-        if trained is not None and images.processor.unit_check:
-            chosen = range(0, len(images), max(1, len(images) // SAMPLED_IMAGES))
-            stored = [images.reader.read(images.table[index]) for index in chosen]
-            converted = [images.processor.convert(one.values, one.bands, one.valid, one.where) for one in stored]
-            pixels = [values.flatten(1) for values in converted]
-            trained.contract.check_values(torch.cat(pixels, dim=1), f"{where}, {split} split")
 
 
 def read_headers(rows: Sequence[Row], layout: Product) -> list[RasterInfo]:

@@ -81,7 +81,11 @@ def report_bands(root: str, infos: Sequence[RasterInfo], info: RasterInfo, reade
         found = enumerate(
             zip(file_bands(one, reader.source_bands, reader.sensor, quality), one.descriptions, strict=True)
         )
-        return frozenset((text or name) if is_unnamed(name) else name for k, (name, text) in found if k != one.alpha)
+        return frozenset(
+            (text or name) if is_unnamed(name) else name
+            for k, (name, text) in found
+            if k != one.alpha or not is_unnamed(name)
+        )
 
     usual = names(info)
     others: dict[frozenset[str], list[str]] = defaultdict(list)

@@ -17,6 +17,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.config.unused import refuse_unused
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.dataset import compare_with_training
 from deflect_hf.data.load import described
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
@@ -210,6 +211,9 @@ def build(
     where = config.dataset.root or config.dataset.name
     statistics = statistics_of(config, train, token_size, accelerator, stored)
     train.processor.quantiles = statistics.quantiles
+    if stored is None:
+        held_out = {split: images for split, images in splits.items() if split != "train"}
+        compare_with_training(held_out, train.processor, str(where))
     mean, std = base_statistics(config, statistics, where)
     extra_mean, extra_std = extra_statistics(config, statistics, where)
     weights = config.segmentor.loss.class_weights

@@ -57,6 +57,14 @@ def test_what_a_folder_leaves_out_is_told(
     assert said in caplog.text and bool(said) == any(record.levelname == "WARNING" for record in caplog.records)
 
 
+def test_a_fourth_band_of_8_bits_that_has_a_name_is_no_mask(
+    segmentation_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_raster(segmentation_folder / "images/a3.tif", stored_image(3).astype(np.uint8), descriptions=BANDS)
+    load_dataset_splits(segments(segmentation_folder))
+    assert "of 8 bits in 1 of 10 images" in caplog.text and "lack 'N'" not in caplog.text
+
+
 def test_a_nodata_value_of_the_configuration_is_one_of_all_images(
     segmentation_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

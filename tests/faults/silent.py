@@ -110,6 +110,18 @@ def result_entry(name: str, **changes: Any) -> Damage:
     return result(name, entries(**changes))
 
 
+def shifted(split: str, *numbers: int) -> tuple[str, Damage, list[str]]:
+    """Images of a split from after the offset of Sentinel-2's baseline 04.00."""
+
+    def damage(place: Place) -> Words:
+        georeferenced(place)
+        for number in numbers:
+            placed(place.data / "images" / f"a{number}.tif", digital_numbers(number) + np.int16(1000))
+        return place.train()
+
+    return f"a {split} split of another offset", damage, [f"{split} split", "plus 0.1", "offset"]
+
+
 EIGHT_BITS = (digital_numbers(2) // 16).astype(np.uint8)
 ROTATED = NORTH_UP * Affine.rotation(20)
 HTTP = "http://127.0.0.1:9/x.tif"
@@ -128,6 +140,8 @@ SILENT_DATA = table(
     ("an offset tag in one file", one_image(tagged(offsets=(-0.1,) * 4), scale=None), ["offset", "a"]),
     ("a band of fractions", one_image(of_two_units), [LATER, "'N'", "fractions"]),
     ("a picture of 8 bits", one_image(lambda p: placed(p, EIGHT_BITS)), [LATER, "8 bits", "scale 0.0001", "0.0039"]),
+    shifted("val", 4, 5),
+    shifted("test", 6, 7),
     ("an image of fractions", one_image(lambda p: placed(p, REAL)), [LATER, "scale"]),
     *(
         (f"a {split} split that was not measured", unmeasured(numbers), [f"the {split} split", f"a{numbers[0]}"])

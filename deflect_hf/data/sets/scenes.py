@@ -19,8 +19,7 @@ import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import DatasetSpec
-from deflect_hf.data.dataset import ImageDataset, Labels, make_datasets
-from deflect_hf.data.folder import compare_with_training
+from deflect_hf.data.dataset import ImageDataset, Labels, compare_with_training, make_datasets
 from deflect_hf.data.folder_reader import at_root, layout_of, settle_reader
 from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
 from deflect_hf.data.processor import MultispectralImageProcessor
