@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deflect_hf.config.tasks import PROBLEM_TYPES, Output
+from deflect_hf.errors import DataError, listing
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,21 @@ class OneClass(Target):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, K, ...) logits, (B, ...) labels -> scalar: torch's mean cross-entropy."""
         labels = labels if labels.is_floating_point() else labels.long()  # masks of 8 bits, say
-        total = F.cross_entropy(
-            logits.float(),
-            labels,
-            self._class_weights(labels),
-            ignore_index=self.ignore_index,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
+        try:
+            total = F.cross_entropy(
+                logits.float(),
+                labels,
+                self._class_weights(labels),
+                ignore_index=self.ignore_index,
+                reduction="sum",
+                label_smoothing=self.label_smoothing,
+            )
+        except IndexError:
+            outside = labels[self.known(labels) & ((labels < 0) | (labels >= logits.shape[1]))].unique().tolist()
+            raise DataError(
+                f"labels hold {listing(map(str, outside[:4]))}, but the model has the classes 0 to "
+                f"{logits.shape[1] - 1}, and unknown is {self.ignore_index} (ignore_index of its configuration)."
+            ) from None
         return total / self.weight(labels).clamp(min=torch.finfo(torch.float32).tiny)
 
     def weight(self, labels: Tensor) -> Tensor:

@@ -102,6 +102,10 @@ def test_loss_ignores_pixels_and_stays_finite_without_labels(vit: ViTModel, imag
     bytes_ = torch.where(labels < 0, 255, labels).to(torch.uint8)
     assert torch.equal(model(images, labels=bytes_).loss, output.loss)
     model.config.ignore_index = -100
+    with pytest.raises(
+        DataError, match=r"labels hold '255', but the model has the classes 0 to 2, and unknown is -100"
+    ):
+        model(images, labels=bytes_)
     loss = model(images, labels=torch.full_like(labels, -100)).loss
     loss.backward()
     assert loss.item() == 0
