@@ -234,6 +234,8 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gives the bands .N., .R., .G., .B. .* the model takes 'B', 'G', 'R', 'N'"):
         Predictor(nameless, deflect_hf.MultispectralImageProcessor(CHANNELS[::-1]))
     foreign = torch.nn.Conv2d(4, 2, 1)
+    with pytest.raises(ConfigError, match=r"Predictor takes a model and .*, not Conv2d and NoneType; of"):
+        Predictor(foreign, None, task="segmentation", classes=["a", "b"])
     with pytest.raises(ConfigError, match="A Conv2d cannot be saved as a result folder"):
         Predictor(foreign, processor, task="segmentation", classes=["a", "b"]).save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()

@@ -150,6 +150,6 @@ def test_of_other_adapters_no_weights_go_missing_in_transformers_class(
     encoder = folders["frozen"].parent / "encoder"
     result_folder(tmp_path / "id", encoder, method, bands=["R", "G", "B"], task="classification")
     (tmp_path / "id" / "config.json").unlink()
-    refused = r"not found in the base model|no bias to train in ViTFor"
+    refused = r"not found in the base model|saved for a EncoderForImage.* a ViTFor"
     with pytest.raises((ValueError, ArchitectureError), match=refused):
         AutoModelForImageClassification.from_pretrained(tmp_path / "id")

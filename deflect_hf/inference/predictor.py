@@ -83,6 +83,11 @@ class Predictor(MapModel):
         confusion: tuple[str, Any] | None = None,
         temperature: float | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module) or not isinstance(processor, MultispectralImageProcessor):
+            raise ConfigError(
+                f"Predictor takes a model and its MultispectralImageProcessor, not {type(model).__name__} and "
+                f"{type(processor).__name__}; of a folder or a name on the Hub: deflect_hf.load_predictor(NAME)."
+            )
         settings = getattr(task_model(model), "config", None)
         if task is None and getattr(settings, "model_type", None) in MODEL_TYPES:
             task = task_of(settings.model_type, settings.problem_type).name  # type: ignore[union-attr]

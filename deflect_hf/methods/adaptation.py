@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.config import PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import ConfigDict, PrivateAttr, TypeAdapter, ValidationError
@@ -16,7 +16,7 @@ from torch import nn
 
 from deflect_hf.config.methods import PREFIX, Method, options_of
 from deflect_hf.config.schema import option
-from deflect_hf.errors import ConfigError, DeflectError, listing, nearest
+from deflect_hf.errors import ArchitectureError, ConfigError, DeflectError, listing, nearest
 from deflect_hf.methods.bands import Bands, EncoderMethod
 from deflect_hf.methods.layers import Target, linear_layers
 from deflect_hf.spectral.bands import Unit
@@ -140,9 +140,15 @@ def adapt(
         options: fields of the method's options, see `METHODS`.
 
     Raises:
+        ArchitectureError: `model` is adapted already, or no encoder with a head.
         ConfigError: the method or an option is unknown, or does not fit the encoder.
         BandError: a base band is missing from `bands`.
     """
+    if isinstance(model, PeftModel) or not hasattr(model, "encoder"):
+        raise ArchitectureError(
+            f"adapt takes an encoder with its head, as EncoderForSemanticSegmentation.from_encoder gives it, not a "
+            f"{type(model).__name__}. Any other model that PEFT takes is for get_peft_model, with a DeflectConfig."
+        )
     chosen = method_options(method, options)
     images = Bands(bands, base_bands, base_mean, base_std, extra_mean, extra_std, unit)
     adapted: nn.Module = model

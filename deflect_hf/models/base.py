@@ -147,6 +147,8 @@ class EncoderWithHead(PreTrainedModel):
         """
         if (num_labels is None) == (id2label is None):
             raise ConfigError("Give either num_labels, the number of classes, or id2label, their names.")
+        if id2label is not None and not isinstance(id2label, Mapping):
+            raise ConfigError(f"id2label is a {type(id2label).__name__}: give a dict, the names by number, {{0: ...}}.")
         known = {field.name for field in dataclasses.fields(cls.config_class)}
         for name in options:
             if name not in known:

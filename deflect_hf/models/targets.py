@@ -66,7 +66,9 @@ class OneClass(Target):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, K, ...) logits, (B, ...) labels -> scalar: torch's mean cross-entropy."""
-        labels = labels if labels.is_floating_point() else labels.long()  # masks of 8 bits, say
+        if labels.is_floating_point():
+            raise DataError(f"labels are {labels.dtype}: of classes they are whole numbers, labels.long().")
+        labels = labels.long()  # masks of 8 bits, say
         try:
             total = F.cross_entropy(
                 logits.float(),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from deflect_hf.errors import BandError
+from deflect_hf.errors import ArchitectureError, BandError
 from deflect_hf.methods import adapt, deflect_config, encoder_parameters, further_bands, needed_bands
 from deflect_hf.methods.layers import norms
 from deflect_hf.models import EncoderForImageClassification
@@ -164,6 +164,12 @@ def test_the_adapter_names_its_base_and_revision():
 def test_encoder_parameters_leave_the_head_out():
     model = adapted("frozen")
     assert encoder_parameters(model) == (0, sum(p.numel() for p in model.encoder.parameters()))
+
+
+def test_only_an_encoder_with_a_head_is_adapted_and_only_once():
+    for model in (make_encoder("learned"), adapted("lora"), adapted("deflect")):
+        with pytest.raises(ArchitectureError, match=f"takes an encoder with its head, .* not a {type(model).__name__}"):
+            adapt(model, "deflect", bands=BANDS, **BASE)
 
 
 def test_a_missing_base_band():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTModel
 
-from deflect_hf.errors import DataError
+from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.models import EncoderForImageClassification
 from deflect_hf.models.checkpointing import enable_checkpointing
 
@@ -48,10 +48,29 @@ def test_multi_label_counts_known_labels_only(vit: ViTModel, images: torch.Tenso
     torch.testing.assert_close(output.loss, F.binary_cross_entropy_with_logits(logits, torch.tensor([1.0, 0.0, 1.0])))
 
 
-def test_labels_of_another_shape_are_refused(vit: ViTModel, images: torch.Tensor) -> None:
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(2, 1, dtype=torch.long), r"^labels have the shape \(2, 1\) instead of \(2,\)\.$"),
+        (torch.zeros(2), r"^labels are torch\.float32: of classes they are whole numbers, labels\.long\(\)"),
+        (
+            torch.tensor([0, 3]),
+            r"a class that there is not \(Target 3 is out .*: they are 0 to 2, and -100 where it is",
+        ),
+        (torch.tensor([-1, 0]), "labels hold '-1', but"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(
+    labels: torch.Tensor, message: str, vit: ViTModel, images: torch.Tensor
+) -> None:
     model = EncoderForImageClassification.from_encoder(vit, num_labels=3)
-    with pytest.raises(DataError, match=r"^labels have the shape \(2, 1\) instead of \(2,\)\.$"):
-        model(images, labels=torch.zeros(2, 1, dtype=torch.long))
+    with pytest.raises(DataError, match=message):
+        model(images, labels=labels)
+
+
+def test_names_of_classes_are_a_dict(vit: ViTModel) -> None:
+    with pytest.raises(ConfigError, match="id2label is a list: give a dict, the names by n"):
+        EncoderForImageClassification.from_encoder(vit, id2label=["corn", "rye"])
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(encoder: PreTrainedModel, images: torch.Tensor) -> None:
