@@ -33,16 +33,13 @@ Table = dict[str, dict[str, str]]  # image -> column -> cell
 def read_table(path: Path) -> tuple[Table, list[str]]:
     """The rows of a table by their first column, an image's name with or without its ending, and the other columns."""
     try:
-        rows = _from_parquet(path) if path.suffix.lower() in PARQUET else _from_csv(path)
+        rows = _from_parquet(path) if path.suffix.lower() in PARQUET else csv_rows(path)
     except FileNotFoundError as error:
         raise DataError(
             f"{path} is not there: write a CSV whose first column is the image's name, or name it by `label_table`."
         ) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
         raise DataError(f"{path} is no CSV in UTF-8: {error}.") from error
-    other = next((mark for mark in (";", "\t", "|") if rows and mark in rows[0][0]), None)
-    if other and len(rows[0]) < 2:
-        raise DataError(f"{path} has {other!r} between its cells: save it with commas, and numbers with points.")
     if len(rows) < 2 or len(rows[0]) < 2:
         raise DataError(f"{path} has no labels: write a line of column names, then one line per image: name, labels.")
     columns = [cell.strip() for cell in rows[0][1:]]
@@ -62,9 +59,17 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
     return table, columns
 
 
-def _from_csv(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+def csv_rows(path: Path) -> list[list[str]]:
+    """The lines of a CSV file that are not empty, the names of the columns first."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV in UTF-8: {error}.") from error
+    other = next((mark for mark in (";", "\t", "|") if rows and mark in rows[0][0]), None)
+    if other and len(rows[0]) < 2:
+        raise DataError(f"{path} has {other!r} between its cells: save it with commas, and numbers with points.")
+    return rows
 
 
 def _from_parquet(path: Path) -> list[list[str]]:

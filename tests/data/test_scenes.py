@@ -212,6 +212,23 @@ def test_each_split_gets_its_share_of_each_class() -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"image;labels\none.tif;one.geojson\n", "list.csv has ';' between its cells: save it with commas"),
+        ("image,labels\nf\xfcr.tif,one.geojson\n".encode("latin-1"), r"list\.csv is no CSV in UTF-8"),
+        (b"image,labels\none.tif\n", r"list\.csv: the line \['one\.tif'\] has 1 cells instead of 2"),
+        (b"image,labels\n", "list.csv lists no scenes"),
+    ],
+)
+def test_a_list_that_is_no_table_is_told(
+    content: bytes, message: str, scenes: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load(scenes(scenes="list.csv"))
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"attribute": None}, "give `attribute`"),

@@ -6,7 +6,6 @@ validation and test go through the grid, where each labelled pixel counts once.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import DatasetSpec
 from deflect_hf.data.dataset import ImageDataset, Labels, compare_with_training, make_datasets
 from deflect_hf.data.folder_reader import at_root, layout_of, settle_reader
+from deflect_hf.data.label_table import csv_rows
 from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.scene_reader import RasterLabels, SceneLabels, SceneReader, ShapeLabels
@@ -171,11 +171,13 @@ def _table(path: Path) -> list[Row]:
         return [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
     if not path.is_file():
         raise DataError(f"{path} is not there: `scenes` is a list, or a CSV or vector file with a row for each scene.")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [{str(key): value for key, value in row.items()} for row in csv.DictReader(file)]
-    if not rows:
+    rows = csv_rows(path)
+    if len(rows) < 2:
         raise DataError(f"{path} lists no scenes: give a header ({', '.join(ENTRY_KEYS)}) and a line for each scene.")
-    return rows
+    wrong = next((row for row in rows if len(row) != len(rows[0])), None)
+    if wrong is not None:
+        raise DataError(f"{path}: the line {wrong} has {len(wrong)} cells instead of {len(rows[0])}.")
+    return [dict(zip(map(str.strip, rows[0]), map(str.strip, row), strict=True)) for row in rows[1:]]
 
 
 def _attribute(entry: Entry, args: DatasetArguments) -> str:
