@@ -135,11 +135,11 @@ class SchedulerArguments(Arguments):
 class SegmentorArguments(Arguments):
     """The task head and how it is trained (also for classification; the name is the official code's)."""
 
-    head: Literal["linear", "mlp", "conv", "upernet", "pixel"] = option(
-        "linear", "the head on the encoder's tokens; conv, upernet and pixel are for segmentation"
+    head: Literal["linear", "mlp", "conv", "upernet", "pixel", "unet"] = option(
+        "linear", "the head on the encoder's tokens; conv, upernet, pixel and unet are for segmentation"
     )
     output_layers: list[int] | None = option(None, "blocks the head reads; null: the last one, four for upernet")
-    channels: Width | None = option(None, "hidden width; null: 256, 512 for upernet, 64 for pixel")
+    channels: Width | None = option(None, "hidden width; null: 256, 512 for upernet, 64 for pixel, 16 for unet")
     dropout: Probability | None = option(None, "before the classifier; null: 0, 0.1 for upernet")
     zoom: Annotated[int, Field(ge=1)] = option(
         1, "how many times the encoder is shown images enlarged: a token is 1/zoom of a patch, at zoom^2 of the time"

@@ -61,7 +61,7 @@ RULES = (
     _of_tasks(lambda task: task.output == "value" or task.name == "classification", "dataset.target"),
     _of_tasks(lambda task: task.dense, "dataset.ignore_values", "dataset.masks"),
     _of_tasks(lambda task: task.name == "segmentation", "dataset.class_colors"),
-    _of_head(("mlp", "conv", "upernet", "pixel"), "segmentor.channels"),
+    _of_head(("mlp", "conv", "upernet", "pixel", "unet"), "segmentor.channels"),
     _of_head(("upernet", "pixel"), "segmentor.auxiliary_loss"),
     Rule(
         ("segmentor.loss.label_smoothing", "segmentor.auxiliary_loss"),

@@ -87,7 +87,7 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: set `root` to the folder that holds images/ and masks/ or classes.")
     bases = split_folders(root, args)
-    task = args.task or _usual_task(args, next(iter(bases.values())))
+    task = args.task or ("segmentation" if _has_images(next(iter(bases.values())), args) else "classification")
     labels = _labels(args, task, bases)
     rows = {split: _rows(base, labels, args, split) for split, base in bases.items()}
     splits = _splits(rows, root, args)
@@ -122,19 +122,6 @@ def read_headers(rows: Sequence[Row], layout: Product) -> list[RasterInfo]:
             "remove them."
         )
     return [raster_info(product) for product in products]
-
-
-def _usual_task(args: DatasetArguments, base: Path) -> str:
-    """Segmentation where there are images beside masks, classification where there are folders of classes."""
-    if not _has_images(base, args):
-        return "classification"
-    table = _table_path(args, base)
-    if args.masks is None and not (base / "masks").is_dir() and table.is_file():
-        raise ConfigError(
-            f"{args.root} has no masks/, and a table, {table}: say by `task` what it holds, 'classification' (one "
-            "class for each image), 'multi_label' or 'regression'."
-        )
-    return "segmentation"
 
 
 def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Labels:

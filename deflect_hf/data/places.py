@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
-from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.errors import ConfigError, DataError, MissingPackageError
 from deflect_hf.raster.georeference import in_degrees, pixels_of, unit_m
 from deflect_hf.raster.header import IDENTITY, RasterInfo
-from deflect_hf.raster.vector import write_features
+from deflect_hf.raster.vector import need_vector, write_features
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +189,13 @@ def write_regions(path: Path, regions: Sequence[Region], infos: Sequence[RasterI
     """Write where each split lies as a GeoPackage.
 
     In the reference system of the scenes, in longitude and latitude where they have several, or in pixels where they
-    lie nowhere.
+    lie nowhere. Without the extra ``vector``, which scenes with masks do not need, it only says that it does not.
     """
+    try:
+        need_vector()
+    except MissingPackageError as error:
+        logger.warning("%s is not written: %s", path.name, error)
+        return
     import shapely
 
     systems = {info.crs for info in infos}

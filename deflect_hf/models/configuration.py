@@ -17,6 +17,7 @@ from deflect_hf.errors import ArchitectureError, ConfigError, listing, nearest
 DEFAULT_BASE_BANDS = ("R", "G", "B")
 UPERNET_LEVELS = 4
 AUXILIARY = ("upernet", "pixel")  # heads with a second loss in training
+OF_BANDS = ("pixel", "unet")  # heads that read the bands of each pixel beside the tokens
 # transformers before 5.20 leaves it to a configuration to make the nested ones of what it is given
 SubConfigSpec: Any = getattr(configuration_utils, "SubConfigSpec", None)
 
@@ -161,9 +162,8 @@ class EncoderWithHeadConfig(PreTrainedConfig):
     @property
     def hidden_channels(self) -> int:
         """Hidden width of the head."""
-        if self.head_channels is not None:
-            return self.head_channels
-        return {"upernet": 512, "pixel": 64}.get(self.head, 256)
+        usual = {"upernet": 512, "pixel": 64, "unet": 16}.get(self.head, 256)
+        return usual if self.head_channels is None else self.head_channels
 
     @property
     def dropout(self) -> float:
@@ -311,13 +311,13 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
         auxiliary_loss_weight: weight of a second loss in training: of an auxiliary FCN head on the third output layer
             (``upernet``; 0: no such head), or of what the ``pixel`` head says without tokens (more than 0: the logits
             are then the mean of both).
-        pixel_bands, pixel_mean, pixel_std: of the ``pixel`` head: codes of all channels of ``pixel_values``, in order,
-            and what is subtracted from and divides each of them, in reflectance.
+        pixel_bands, pixel_mean, pixel_std: of the heads ``pixel`` and ``unet``: codes of all channels of
+            ``pixel_values``, in order, and what is subtracted from and divides each of them, in reflectance.
         problem_type: ``single_label_classification`` (default) or ``regression`` (one value per pixel, num_labels=1).
     """
 
     model_type = "deflect_semantic_segmentation"
-    head_choices: ClassVar[tuple[str, ...]] = ("linear", "mlp", "conv", "upernet", "pixel")
+    head_choices: ClassVar[tuple[str, ...]] = ("linear", "mlp", "conv", "upernet", "pixel", "unet")
     problem_types: ClassVar[tuple[str, ...]] = ("single_label_classification", "regression")
 
     auxiliary_loss_weight: float | int = 0.0
@@ -337,12 +337,12 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
     def _check_pixel_bands(self) -> None:
         fields = [self.pixel_bands, self.pixel_mean, self.pixel_std]
         sizes = {len(values or ()) for values in fields}
-        if self.head != "pixel":
+        if self.head not in OF_BANDS:
             if any(values is not None for values in fields):
-                raise ConfigError(f"pixel_bands, pixel_mean and pixel_std are for head='pixel', not {self.head!r}.")
+                raise ConfigError(f"pixel_bands, pixel_mean, pixel_std are of {listing(OF_BANDS)}, not {self.head!r}.")
         elif len(sizes) > 1 or not self.pixel_bands:
             raise ConfigError(
-                f"head='pixel' reads all bands: give pixel_bands, and as many pixel_mean and pixel_std, not "
+                f"head={self.head!r} reads all bands: give pixel_bands, and as many pixel_mean and pixel_std, not "
                 f"{self.pixel_bands}, {self.pixel_mean}, {self.pixel_std}."
             )
         elif self.bands is not None and self.bands != self.pixel_bands:

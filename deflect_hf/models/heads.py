@@ -10,18 +10,19 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from deflect_hf.errors import BandError, ConfigError, DataError, listing
 from deflect_hf.models.configuration import EncoderForSemanticSegmentationConfig, EncoderWithHeadConfig
+from deflect_hf.models.rivals import double_conv, down_and_up, resized
 
 AUXILIARY_LEVEL = 2
 AUXILIARY_CHANNELS = 256
 MAX_UPSAMPLING_STAGES = 2
 TOKEN_CHANNELS = 48
+UNET_LEVELS = 4
 
 
 class SegmentationLogits(NamedTuple):
@@ -168,13 +169,11 @@ class UperNetSegmentationHead(nn.Module):
         return SegmentationLogits(self.classifier(self.decode(pyramid)), auxiliary)
 
 
-class PixelSegmentationHead(nn.Module):
-    """``pixel``: upsampled tokens, the standardised bands and which of them were measured, in an MLP of each pixel.
+class BandsHead(nn.Module):
+    """What ``pixel`` and ``unet`` share: they read the tokens and, standardised, the bands of each pixel.
 
-    A patch token says what is around a pixel, and its own spectrum what it is: detail below the patch size at a tenth
-    of the parameters of ``conv``. The statistics of the bands are in the configuration, and saved with it. With an
-    auxiliary loss the MLP is also trained without tokens, and its answer is the mean of both, so that what the pixel
-    itself says is not overlooked where few labels do not ask for it.
+    A patch token says what is around a pixel, and its own spectrum what it is. The statistics of the bands are in the
+    configuration, and saved with it.
     """
 
     def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
@@ -182,6 +181,38 @@ class PixelSegmentationHead(nn.Module):
         self.bands, self.mean, self.std = config.pixel_bands or [], config.pixel_mean or [], config.pixel_std or []
         self.layers = ConcatenatedLayers(config)
         self.reduce = nn.Linear(self.layers.out_features, TOKEN_CHANNELS)
+
+    def read(self, features: list[Tensor], pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """[(B, h, w, D)] * L, (B, C, H, W) reflectance, NaN where not measured -> (B, T, h, w), (B, 2C, H, W)
+
+        The second are the standardised bands, 0 where not measured, and which of them were.
+
+        Raises:
+            BandError: the images have other channels than the bands of the training.
+        """
+        if pixel_values.shape[1] != len(self.bands):
+            raise BandError(
+                f"pixel_values has {pixel_values.shape[1]} channels, but the head reads {len(self.bands)} bands: "
+                f"{listing(self.bands)}."
+            )
+        tokens = self.reduce(self.layers(features)).permute(0, 3, 1, 2)
+        # channel by channel with plain numbers: no copy of a list to the device at each step
+        planes = [(pixel_values[:, k].float() - self.mean[k]) / self.std[k] for k in range(len(self.bands))]
+        values = torch.stack(planes, dim=1)
+        valid = values.isfinite()
+        return tokens, torch.cat([torch.where(valid, values, 0.0), valid.float()], dim=1).to(tokens.dtype)
+
+
+class PixelSegmentationHead(BandsHead):
+    """``pixel``: upsampled tokens, the standardised bands and which of them were measured, in an MLP of each pixel.
+
+    Detail below the patch size at a tenth of the parameters of ``conv``. With an auxiliary loss the MLP is also trained
+    without tokens, and its answer is the mean of both, so that what the pixel itself says is not overlooked where few
+    labels do not ask for it.
+    """
+
+    def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
+        super().__init__(config)
         self.auxiliary = config.auxiliary_loss_weight > 0
         width = config.hidden_channels
         self.mlp = nn.Sequential(
@@ -197,22 +228,9 @@ class PixelSegmentationHead(nn.Module):
         """[(B, h, w, D)] * L, (B, C, H, W) reflectance, NaN where not measured -> (B, K, H, W)
 
         With an auxiliary loss, in training: these, and what the pixels say without tokens.
-
-        Raises:
-            BandError: the images have other channels than the bands of the training.
         """
-        if pixel_values.shape[1] != len(self.bands):
-            raise BandError(
-                f"pixel_values has {pixel_values.shape[1]} channels, but the pixel head reads {len(self.bands)} bands: "
-                f"{listing(self.bands)}."
-            )
-        tokens = self.reduce(self.layers(features)).permute(0, 3, 1, 2)
-        tokens = F.interpolate(tokens, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
-        # channel by channel with plain numbers: no copy of a list to the device at each step
-        planes = [(pixel_values[:, k].float() - self.mean[k]) / self.std[k] for k in range(len(self.bands))]
-        values = torch.stack(planes, dim=1)
-        valid = values.isfinite()
-        pixels = torch.cat([torch.where(valid, values, 0.0), valid.float()], dim=1).to(tokens.dtype)
+        tokens, pixels = self.read(features, pixel_values)
+        tokens = resized(tokens, pixels)
         logits = self.mlp(torch.cat([tokens, pixels], dim=1))
         if not self.auxiliary:
             return SegmentationLogits(logits)
@@ -220,7 +238,47 @@ class PixelSegmentationHead(nn.Module):
         return SegmentationLogits(logits, alone) if self.training else SegmentationLogits((logits + alone) / 2)
 
 
+class UNetSegmentationHead(BandsHead):
+    """``unet``: a small U-Net on the standardised bands; the tokens join its lowest level and enter the classifier.
+
+    For classes that the shapes between pixel and patch tell. The first of its four levels has ``hidden_channels``, each
+    further one twice as many.
+    """
+
+    def __init__(self, config: EncoderForSemanticSegmentationConfig) -> None:
+        super().__init__(config)
+        widths = [config.hidden_channels * 2**level for level in range(UNET_LEVELS)]
+        entering = [2 * len(self.bands), *widths[:-1]]
+        entering[-1] += TOKEN_CHANNELS
+        self.down = nn.ModuleList(double_conv(before, after) for before, after in zip(entering, widths, strict=True))
+        self.up = nn.ModuleList(double_conv(3 * width, width) for width in widths[:-1])
+        self.norm = nn.LayerNorm(widths[0] + TOKEN_CHANNELS)
+        self.classifier = nn.Sequential(
+            nn.Dropout(config.dropout), nn.Linear(widths[0] + TOKEN_CHANNELS, config.num_labels)
+        )
+
+    def forward(self, features: list[Tensor], pixel_values: Tensor) -> SegmentationLogits:
+        """[(B, h, w, D)] * L, (B, C, H, W) reflectance, NaN where not measured -> (B, K, H, W)
+
+        Raises:
+            DataError: training on one image that is a single position at the lowest level, without a variance.
+        """
+        tokens, pixels = self.read(features, pixel_values)
+        if self.training and len(pixels) == 1 and max(pixels.shape[-2:]) <= 2 ** (UNET_LEVELS - 1):
+            raise DataError(
+                "The unet head's BatchNorm cannot train on a batch of one image of "
+                f"{pixels.shape[-2]} x {pixels.shape[-1]} pixels: use batches of 2 or more, or larger images."
+            )
+        maps = torch.cat([down_and_up(self.down, self.up, pixels, tokens), resized(tokens, pixels)], dim=1)
+        return SegmentationLogits(self.classifier(self.norm(maps.permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
+
+
 def segmentation_head(config: EncoderForSemanticSegmentationConfig) -> nn.Module:
-    """The head that ``config`` names: [(B, h, w, D)] * L, for ``pixel`` the images too -> ``SegmentationLogits``."""
-    classes = {"conv": ConvSegmentationHead, "upernet": UperNetSegmentationHead, "pixel": PixelSegmentationHead}
+    """The head of ``config``: [(B, h, w, D)] * L, for ``pixel`` and ``unet`` also images -> ``SegmentationLogits``."""
+    classes: dict[str, type[nn.Module]] = {
+        "conv": ConvSegmentationHead,
+        "upernet": UperNetSegmentationHead,
+        "pixel": PixelSegmentationHead,
+        "unet": UNetSegmentationHead,
+    }
     return classes.get(config.head, TokenSegmentationHead)(config)

@@ -97,27 +97,39 @@ class UNet(_PixelTokens):
         super().__init__(config)
         widths = [config.hidden_size * 2**level for level in range(config.levels)]
         self.down = nn.ModuleList(
-            _double_conv(before, after)
+            double_conv(before, after)
             for before, after in zip([config.num_channels + 1, *widths], widths, strict=False)
         )
-        self.up = nn.ModuleList(_double_conv(3 * width, width) for width in widths[:-1])
+        self.up = nn.ModuleList(double_conv(3 * width, width) for width in widths[:-1])
         self.post_init()
 
     def features(self, inputs: Tensor) -> Tensor:
         """(B, C + 1, H, W) -> (B, D, H, W), of any size"""
-        maps, skipped = inputs, []
-        for level, conv in enumerate(self.down):
-            if level:
-                maps = F.max_pool2d(maps, 2, ceil_mode=True)
-            maps = conv(maps)
-            skipped.append(maps)
-        for conv, skip in zip(reversed(self.up), reversed(skipped[:-1]), strict=True):
-            maps = F.interpolate(maps, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-            maps = conv(torch.cat([skip, maps], dim=1))
-        return maps
+        return down_and_up(self.down, self.up, inputs)
 
 
-def _double_conv(before: int, after: int) -> nn.Sequential:
+def down_and_up(down: nn.ModuleList, up: nn.ModuleList, inputs: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """(B, C, H, W), (B, T, h, w) that join the lowest level -> (B, D, H, W), of any size"""
+    maps, skipped = inputs, []
+    for level, conv in enumerate(down):
+        if level:
+            maps = F.max_pool2d(maps, 2, ceil_mode=True)
+        if tokens is not None and level == len(down) - 1:
+            maps = torch.cat([maps, resized(tokens, maps)], dim=1)
+        maps = conv(maps)
+        skipped.append(maps)
+    for conv, skip in zip(reversed(up), reversed(skipped[:-1]), strict=True):
+        maps = conv(torch.cat([skip, resized(maps, skip)], dim=1))
+    return maps
+
+
+def resized(maps: Tensor, like: Tensor) -> Tensor:
+    """(B, D, h, w), (..., H, W) -> (B, D, H, W)"""
+    return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def double_conv(before: int, after: int) -> nn.Sequential:
+    """Two convolutions 3 x 3 with BatchNorm and ReLU: (B, before, H, W) -> (B, after, H, W)"""
     layers: list[nn.Module] = []
     for width in (before, after):
         layers += [nn.Conv2d(width, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]

@@ -12,7 +12,11 @@ from transformers.utils.generic import can_return_tuple
 
 from deflect_hf.errors import ArchitectureError
 from deflect_hf.models.base import EncoderFeatures, EncoderWithHead
-from deflect_hf.models.configuration import EncoderForImageClassificationConfig, EncoderForSemanticSegmentationConfig
+from deflect_hf.models.configuration import (
+    OF_BANDS,
+    EncoderForImageClassificationConfig,
+    EncoderForSemanticSegmentationConfig,
+)
 from deflect_hf.models.heads import TokenHead, segmentation_head
 
 
@@ -61,7 +65,7 @@ class EncoderForImageClassification(EncoderWithHead):
 
 
 class EncoderForSemanticSegmentation(EncoderWithHead):
-    """A vision transformer with a ``linear``, ``mlp``, ``conv``, ``upernet`` or ``pixel`` head."""
+    """A vision transformer with a ``linear``, ``mlp``, ``conv``, ``upernet``, ``pixel`` or ``unet`` head."""
 
     config_class = EncoderForSemanticSegmentationConfig
     config: EncoderForSemanticSegmentationConfig
@@ -86,7 +90,7 @@ class EncoderForSemanticSegmentation(EncoderWithHead):
         """
         size = pixel_values.shape[-2:]
         features = self.encode(pixel_values, **kwargs)
-        seen = (pixel_values,) if self.config.head == "pixel" else ()
+        seen = (pixel_values,) if self.config.head in OF_BANDS else ()
         coarse = self.head(features.patch_maps(), *seen)
         logits = F.interpolate(self.in_units(coarse.logits), size=size, mode="bilinear", align_corners=False)
         loss = None

@@ -26,7 +26,7 @@ from deflect_hf.evaluation.losses import balanced_weights
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options, task_model
 from deflect_hf.models import load_encoder
 from deflect_hf.models.checkpointing import enable_checkpointing
-from deflect_hf.models.configuration import as_pair, zoomed
+from deflect_hf.models.configuration import OF_BANDS, as_pair, zoomed
 from deflect_hf.models.encoders import (
     chosen_gsd,
     random_encoder,
@@ -145,7 +145,7 @@ def head_options(config: RunArguments, train: ImageDataset, statistics: Statisti
     options |= target_options(train, statistics, where)
     if TASKS[train.task].dense:
         options["auxiliary_loss_weight"] = segmentor.auxiliary_loss
-        if segmentor.head == "pixel":
+        if segmentor.head in OF_BANDS:
             mean, std = statistics.of_bands(statistics.bands, where, "leave them out (dataset.bands)")
             options |= {"pixel_bands": statistics.bands, "pixel_mean": mean, "pixel_std": std}
     elif segmentor.pooling is not None:

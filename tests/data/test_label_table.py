@@ -60,7 +60,6 @@ def test_a_parquet_table_is_read_as_the_same_csv(tmp_path: Path) -> None:
         (("name,a,b", "00,1,0", "00.tif,1,0"), {}, r"'00' has two rows"),
         (("name,labels", "00,sea", "01,see", "02,"), {"classes": ["sea", "land"]}, r"'see' is none of .*'sea'\?"),
         (("name,a", "00,1", "01,0", "02,0"), {}, r"the classes 'a': at least two are needed"),
-        (("name,a,b", "00,1,0"), {"task": None}, r"has no masks/, and a table, .*labels\.csv: say by `task` what"),
         (("name,a,b", "00,1,0"), {"label_table": "other.csv"}, r"other\.csv is not there: write a CSV"),
         (("name,a,b", "00,1,2", "01,1,2", "02,1,2"), {"task": "regression"}, r"columns 'a', 'b': name the one to"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.data import ImageDataset
-from deflect_hf.data.places import balanced, blocks_of, cells_of
+from deflect_hf.data.places import balanced, blocks_of, cells_of, write_regions
 from deflect_hf.data.sets.scenes import load as load_scenes
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.figures.dataset import splits_figure
@@ -255,7 +256,12 @@ def test_what_does_not_fit_is_refused_by_name(
     assert said in str(error.value)
 
 
-def test_a_run_says_where_its_splits_lie(scenes: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_a_run_says_where_its_splits_lie(
+    scenes: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     (tmp_path / "data.yaml").write_text(json.dumps(scenes(block_km=0.16, val_fraction=0.3)), encoding="utf-8")
     words = ["--encoder_config", str(CONF / "tiny_vit.yaml"), "--dataset_config", str(tmp_path / "data.yaml")]
     words += ["--epochs", "1", "--batch_size", "4", "--num_workers", "0", "--work_dir", str(tmp_path / "run")]
@@ -272,6 +278,10 @@ def test_a_run_says_where_its_splits_lie(scenes: Callable[..., dict[str, Any]], 
         assert scene.bounds.bottom <= south < north <= scene.bounds.top
     reader = load(scenes())["train"].reader
     assert splits_figure(tmp_path / "splits.png", reader).stat().st_size > 10_000
+    # scenes with masks need no vector files
+    monkeypatch.setitem(sys.modules, "pyogrio", None)
+    write_regions(tmp_path / "no.gpkg", reader.regions, reader.infos, reader.classes)
+    assert "no.gpkg is not written" in caplog.text and not (tmp_path / "no.gpkg").exists()
 
 
 def test_a_scene_of_the_list_has_dates_of_its_own(scenes: Callable[..., dict[str, Any]]) -> None:

@@ -35,7 +35,6 @@ from deflect_hf.raster.vector import (
     Features,
     class_values_of,
     is_vector,
-    need_vector,
     on_grid,
     read_features,
     without_class,
@@ -80,7 +79,6 @@ ENTRY_KEYS = tuple(field.name for field in dataclasses.fields(Entry))
 
 def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
     """Build the splits of scenes; bands, unit and size of a ``trained`` model's processor stand."""
-    need_vector()  # to write where the splits lie, whatever the labels are
     where = str(args.root or args.name)
     entries = read_entries(args)
     layout = layout_of(args)
