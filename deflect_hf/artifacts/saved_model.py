@@ -139,7 +139,12 @@ def read_config(folder: Path) -> RunArguments:
 def read_results(folder: Path) -> dict[str, Any]:
     """What is known of a result folder's scores: nothing where it holds none."""
     path = folder / RESULTS
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON ({brief(error)}): copy it again, or remove it.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no scores: copy it again, or remove it.")
     return found
 
 

@@ -143,6 +143,7 @@ RESULTS = table(
     (f"{TASK}: classes as a list", result(TASK, entries(id2label=["a", "b"])), [TASK]),
     (f"{TASK}: a layer that is not there", result(TASK, entries(output_layers=[12])), ["output_layers", "12"]),
     *((f"{PROCESSOR}: {name}", result(PROCESSOR, bytes_(data)), [PROCESSOR]) for name, data in JSONS),
+    *((f"results.json: {name}", result("results.json", bytes_(data)), ["results.json"]) for name, data in JSONS),
     (f"{PROCESSOR} missing", result(PROCESSOR, os.unlink), [PROCESSOR]),
     (
         f"{PROCESSOR}: another kind",
