@@ -7,9 +7,10 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, get_peft_model
 from peft.config import PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ConfigDict, PrivateAttr, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from torch import nn
@@ -143,11 +144,13 @@ def adapt(
         ArchitectureError: `model` is adapted already, or no encoder with a head.
         ConfigError: the method or an option is unknown, or does not fit the encoder.
         BandError: a base band is missing from `bands`.
+        UnitError: `base_mean` is of digital numbers.
     """
-    if isinstance(model, PeftModel) or not hasattr(model, "encoder"):
+    if not hasattr(model, "set_bands") or any(isinstance(part, BaseTunerLayer) for part in model.modules()):
         raise ArchitectureError(
             f"adapt takes an encoder with its head, as EncoderForSemanticSegmentation.from_encoder gives it, not a "
-            f"{type(model).__name__}. Any other model that PEFT takes is for get_peft_model, with a DeflectConfig."
+            f"{type(model).__name__} that is another model or has an adapter. Any other model that PEFT takes is for "
+            "get_peft_model, with a DeflectConfig."
         )
     chosen = method_options(method, options)
     images = Bands(bands, base_bands, base_mean, base_std, extra_mean, extra_std, unit)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from deflect_hf.config.methods import Method
 from deflect_hf.config.schema import option
-from deflect_hf.errors import ConfigError, listing
+from deflect_hf.errors import BandError, ConfigError, listing
 from deflect_hf.methods.inspect import HEAD, task_model
 from deflect_hf.models.patch_embedding import Projection, patch_projection
 from deflect_hf.spectral.bands import Unit
 from deflect_hf.spectral.selection import resolve_bands, select_bands
+from deflect_hf.tuners.deflect.config import refuse_digital_mean
 
 if TYPE_CHECKING:
     from deflect_hf.models.base import EncoderWithHead
@@ -35,6 +36,12 @@ class Bands:
     extra_mean: Sequence[float] | None
     extra_std: Sequence[float] | None
     unit: Unit
+
+    def __post_init__(self) -> None:
+        for names in (self.bands, self.base_bands):
+            if isinstance(names, str):
+                raise BandError(f"The bands must be a list of names, not the single string {names!r:.80}.")
+        refuse_digital_mean(self.base_mean, self.unit)
 
     def base_fields(self) -> dict[str, Any]:
         """The lists of bands and numbers as plain lists, as configurations want them."""

@@ -32,6 +32,7 @@ class Deflect(Method):
 
     def configure(self, model: EncoderWithHead, bands: Bands) -> PeftConfig:
         bands.refuse_extra_statistics()
+        model.set_bands(None)  # the adapter takes them all
         return DeflectConfig(**bands.base_fields(), unit=bands.unit, **self.model_dump(), modules_to_save=[HEAD])
 
 

@@ -205,7 +205,7 @@ class EncoderWithHead(PreTrainedModel):
 
     def set_bands(
         self,
-        bands: Sequence[str],
+        bands: Sequence[str] | None,
         base_bands: Sequence[str] | None = None,
         base_mean: Sequence[float] | None = None,
         base_std: Sequence[float] | None = None,
@@ -214,6 +214,8 @@ class EncoderWithHead(PreTrainedModel):
         extra_std: Sequence[float] | None = None,
     ) -> None:
         """Take (B, C, H, W) reflectance in the order of `bands`, and hand the encoder the base bands, normalised.
+
+        None: hand it all channels, untouched.
 
         `extra_bands` widen the encoder's patch embedding for good: it takes them behind the base bands, and they have
         no influence until their kernel is set or trained.
@@ -226,7 +228,8 @@ class EncoderWithHead(PreTrainedModel):
         values |= {"extra_bands": extra_bands, "extra_mean": extra_mean, "extra_std": extra_std}
         config = copy.copy(self.config)  # shallow: the encoder keeps sharing its configuration
         for name, value in values.items():
-            setattr(config, name, None if value is None else list(value))
+            plain = float if name.endswith(("mean", "std")) else str  # of numpy's numbers, too, as files hold them
+            setattr(config, name, None if value is None else [plain(item) for item in value])
         config.check_bands()
         select_bands(config.bands or [], config.encoder_bands)
         self.config = config

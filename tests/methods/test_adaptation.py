@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from deflect_hf.errors import ArchitectureError, BandError
+from deflect_hf.errors import ArchitectureError, BandError, ConfigError, UnitError
 from deflect_hf.methods import adapt, deflect_config, encoder_parameters, further_bands, needed_bands
 from deflect_hf.methods.layers import norms
 from deflect_hf.models import EncoderForImageClassification
@@ -175,3 +176,27 @@ def test_only_an_encoder_with_a_head_is_adapted_and_only_once():
 def test_a_missing_base_band():
     with pytest.raises(BandError, match="'B'"):
         adapt(task_model(), "bitfit", bands=["R", "G", "N"], **BASE)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "error", "message"),
+    [
+        (lambda: adapted("lora").get_base_model(), {}, ArchitectureError, "another model or has an adapter"),
+        (task_model, {"bands": "RGB"}, BandError, "not the single string 'RGB'"),
+        (task_model, {"base_mean": [900.0] * 3, "base_std": [300.0] * 3}, UnitError, r"mean \* scale \+ offset"),
+    ],
+)
+@pytest.mark.parametrize("method", ["deflect", "lora", "full"])
+def test_what_cannot_be_adapted_is_refused(method, model, fields, error, message):
+    with pytest.raises(error, match=message):
+        adapt(model(), method, **{"bands": BANDS, **BASE, **fields})
+
+
+def test_deflect_follows_a_method_that_failed_and_numbers_of_numpy_are_saved(reflectance, tmp_path):
+    model = task_model()
+    statistics = {name: np.array(values, dtype=np.float32) for name, values in BASE.items()}
+    with pytest.raises(ConfigError, match="PEFT cannot adapt this encoder"):
+        adapt(model, "peft:LoraConfig", bands=BANDS, target_modules=["nothing"], **statistics)
+    model.config.save_pretrained(tmp_path)
+    expected = task_model()(base_pixels(reflectance)).logits
+    assert torch.equal(adapt(model, "deflect", bands=BANDS, **BASE).eval()(reflectance).logits, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -135,12 +136,8 @@ class DeflectConfig(TunerConfig):
             raise ConfigError("base_mean and base_std come together: give both, or neither.")
         if self.base_std is not None and min(self.base_std) <= 0:
             raise ConfigError(f"base_std must be positive, got {self.base_std}.")
-        digital = self.unit == "reflectance" and max(self.base_mean or [0.0]) > LARGEST_MEAN
-        if digital and not self.inference_mode:
-            raise UnitError(
-                f"base_mean and base_std are of reflectance (1.0 = 100 %), as pixel_values are, got {self.base_mean}. "
-                "Fix: of digital numbers, mean * scale + offset and std * scale."
-            )
+        if not self.inference_mode:
+            refuse_digital_mean(self.base_mean, self.unit)
         if self.band_dropout and len(self.bands) == len(self.base_bands):
             raise ConfigError(f"band_dropout={self.band_dropout} has no band to drop: all are base bands.")
         self._freeze_indices(self.bands)
@@ -176,6 +173,15 @@ class DeflectConfig(TunerConfig):
                 f"index_bounds must lie above 0 and be at most {LARGEST_BOUND:g}, got {self.index_bounds}."
             )
         self.index_bounds = dict(sorted(zip(self.index_bounds, values, strict=True)))
+
+
+def refuse_digital_mean(base_mean: Sequence[float] | None, unit: Unit) -> None:
+    """Refuse (UnitError) the mean of digital numbers where reflectance is meant."""
+    if unit == "reflectance" and base_mean is not None and max(base_mean, default=0.0) > LARGEST_MEAN:
+        raise UnitError(
+            f"base_mean and base_std are of reflectance (1.0 = 100 %), as pixel_values are, got {list(base_mean)}. "
+            "Fix: of digital numbers, mean * scale + offset and std * scale."
+        )
 
 
 def _finite_floats(name: str, values: Any, length: int, of: str) -> list[float] | None:
