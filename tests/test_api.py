@@ -199,6 +199,12 @@ def test_a_model_of_any_loop_is_saved_like_a_run(method: str, tmp_path: Path) ->
         again.save(tmp_path / "copy")
 
 
+def test_a_model_on_a_random_encoder_is_saved_elsewhere(trained: deflect_hf.Run, tmp_path: Path) -> None:
+    trained.predictor.save(tmp_path / "copy")
+    image = chips(1)[0]["image"]
+    assert torch.equal(deflect_hf.load_predictor(tmp_path / "copy")(image), trained.predictor(image))
+
+
 def test_positions_of_another_sampling_distance_and_bands_of_the_model_around_come_back(tmp_path: Path) -> None:
     GeoViTModel(GeoViTConfig(**SIZES, position_embedding="sincos_gsd")).save_pretrained(tmp_path / "encoder")
     encoder = AutoModel.from_pretrained(tmp_path / "encoder")

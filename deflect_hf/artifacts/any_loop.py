@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -74,6 +75,14 @@ def configuration_of(
         },
         {},
     )
+
+
+def in_another_folder(config: RunArguments | None, model: nn.Module) -> RunArguments | None:
+    """The configuration of a run for a copy of its model elsewhere: it names the random encoder in the run's folder."""
+    name = str(getattr(getattr(task_model(model), "encoder", None), "name_or_path", None) or "")
+    if config is None or config.encoder.random is None or config.finetune == "full" or not name:
+        return config
+    return config.replace(encoder=config.encoder.replace(name_or_path=str(Path(name).resolve()), random=None))
 
 
 def _adapter_of(model: PeftModel) -> tuple[str, dict[str, Any], str | None]:

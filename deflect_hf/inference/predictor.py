@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deflect_hf.artifacts import saved_model as checkpoints
-from deflect_hf.artifacts.any_loop import configuration_of
+from deflect_hf.artifacts.any_loop import configuration_of, in_another_folder
 from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import MODEL_TYPES, TASKS, task_of
@@ -268,7 +268,7 @@ class Predictor(MapModel):
         foreign = [name for name in there if path.is_file() or name not in checkpoints.SAVED]
         if foreign:
             raise ConfigError(f"{path} holds {listing(foreign[:4])}, which no save wrote: give another folder.")
-        config = self.config or configuration_of(
+        config = in_another_folder(self.config, self.model) or configuration_of(
             self.model,
             self.processor,
             window=self.window,

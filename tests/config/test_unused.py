@@ -49,7 +49,7 @@ def parse(*words: str, task: str = "classification") -> RunArguments:
         (
             "segmentation",
             ("--segmentor.head", "linear"),
-            "segmentor.channels is for segmentor.head mlp, conv, upernet, pixel, but that is linear",
+            "segmentor.channels is for segmentor.head mlp, conv, upernet, pixel, unet, but that is linear",
         ),
         (
             "segmentation",
