@@ -265,7 +265,9 @@ class ImageDataset(torch.utils.data.Dataset):
             labels[unseen] = self.labels.unknown
             example["labels"] = labels
         elif stored.target is not None:
-            example["labels"] = torch.tensor(stored.target, dtype=self.labels.dtype)
+            labels = torch.tensor(stored.target, dtype=self.labels.dtype)
+            seen = np.isfinite(pixels.numpy()).any()  # of an image without a measurement nothing can be said
+            example["labels"] = labels if seen else torch.full_like(labels, self.labels.unknown)
         if self.transform is not None:
             example = self.transform(example, generator)
             if self.ignore_index != IGNORED and "labels" in example:  # which labels of classes alone have

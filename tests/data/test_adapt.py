@@ -58,6 +58,19 @@ def test_masks_of_any_library(source: Any) -> None:
     assert images.select([4, 1]).names == ["000004", "000001"] and images.is_labelled()
 
 
+@pytest.mark.parametrize(
+    ("task", "label", "unknown"),
+    [("classification", 1, -100), ("multi_label", [0, 1], [np.nan, np.nan]), ("regression", 0.5, np.nan)],
+)
+def test_an_image_without_a_measurement_has_no_label(task: str, label: Any, unknown: Any) -> None:
+    examples = [{"image": np.full((4, 16, 16), value, np.float32), "label": label} for value in (1000, np.nan)]
+    images = adapt_dataset(
+        examples, BANDS, task=task, classes=None if task == "regression" else ["land", "water"], **OWN
+    )
+    np.testing.assert_array_equal(images[0]["labels"], np.float32(label))
+    np.testing.assert_array_equal(images[1]["labels"], np.float32(unknown))
+
+
 NUMBERS = np.where(MASKS == 2, np.nan, MASKS * 1.5)
 VECTORS = [[1.0, 0.0, np.nan], [0.0, 1.0, 1.0]] * 3
 TASKS = {
