@@ -61,10 +61,7 @@ def adapt_dataset(
         UnitError: The trained model expects another unit.
     """
     labels = _labels(task, classes, class_values, ignore_values, ignore_index, target, target_unit)
-    indexed = (
-        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, (str, Mapping))
-    )
-    if not indexed:
+    if not is_indexed(dataset):
         kind = "a mapping of splits, choose one of them" if isinstance(dataset, Mapping) else type(dataset).__name__
         raise DataError(f"dataset is {kind}: give something with a length and dataset[index], such as a list of dicts.")
     if len(dataset) == 0:
@@ -87,6 +84,11 @@ def for_model(
     """The processor of the images that ``own`` is for, with what a trained model takes of them."""
     meaning = {key: getattr(own, key) for key in ("scale", "offset", "nodata", "unit", "unit_check", "gsd_m")}
     return MultispectralImageProcessor.for_images(where, own.source_bands or own.bands, trained, **meaning)
+
+
+def is_indexed(dataset: Any) -> bool:
+    """Whether it has a length and numbered examples, as a list or a ``torch.utils.data.Dataset`` has."""
+    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, (str, Mapping))
 
 
 @dataclass(frozen=True)

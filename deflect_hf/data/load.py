@@ -10,7 +10,7 @@ import numpy as np
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import dataset_module
 from deflect_hf.config.tasks import TASKS
-from deflect_hf.data.adapt import TARGETS, adapt_dataset, for_model
+from deflect_hf.data.adapt import TARGETS, adapt_dataset, for_model, is_indexed
 from deflect_hf.data.dataset import ImageDataset
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import hold_out, keep_share, refuse_idle_shares, split_indices
@@ -159,7 +159,7 @@ def _task_of(dataset: Any) -> str:
     Raises:
         DataError: Vectors that may be meant as either task.
     """
-    if isinstance(dataset, (str, Mapping)) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+    if not is_indexed(dataset):
         return "classification"
     shape = np.shape(_target(dataset, 0))
     if len(shape) != 1 or shape[0] < 2:

@@ -308,10 +308,11 @@ def _labelled(
         encoded = meaning.encode(values, labelled, labels.path).numpy()
         own = encoded[encoded >= 0]
         if own.size:
-            counts += np.bincount(own, minlength=len(counts))
+            of_cell = np.bincount(own, minlength=len(counts))
+            counts += of_cell
             rows.append({"name": f"{entry.name}/{core[0]}_{core[1]}", "scene": number, "box": list(window),
                          "core": list(core), "region": list(box),
-                         "counts": np.bincount(own, minlength=len(counts)).tolist()})  # fmt: skip
+                         "counts": of_cell.tolist()})  # fmt: skip
     return rows, counts
 
 
