@@ -298,7 +298,7 @@ def _load_adapter(model: nn.Module, folder: Path) -> PeftModel:
         try:
             return PeftModel.from_pretrained(model, str(folder), config=settings)
         except CheckpointError as error:
-            raise CheckpointError(f"{folder / WEIGHTS} does not fit {ADAPTER}: {error}") from error
+            raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
         except DeflectError as error:
             raise CheckpointError(f"{folder / ADAPTER}: does not fit the model: {error}") from error
 

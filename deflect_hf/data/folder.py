@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from deflect_hf.data.label_table import (
     class_names,
     number_of,
     read_table,
+    report_idle_rows,
     report_idle_splits,
     report_no_names,
     splits_of,
@@ -91,6 +93,7 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     labels = _labels(args, task, bases)
     rows = {split: _rows(base, labels, args, split) for split, base in bases.items()}
     splits = _splits(rows, root, args)
+    _report_idle_rows(rows, bases, task, args)
     if labels.task == "classification" and len(labels.classes) < 2:
         raise DataError(f"{root} has one class, {labels.classes[0]!r}: there is nothing to tell it apart from.")
     everything = [row for members in splits.values() for row in members]
@@ -197,6 +200,19 @@ def _rows(base: Path, labels: Labels, args: DatasetArguments, split: str) -> lis
         {"name": name, "image": str(image), **_target(row, labels, args, f"{path}, {name}")}
         for (name, image), row in zip(images.items(), cells, strict=True)
     ]
+
+
+def _report_idle_rows(
+    rows: Mapping[str, Sequence[Row]], bases: Mapping[str, Path], task: str, args: DatasetArguments
+) -> None:
+    """Log rows without an image of the tables that say labels or splits."""
+    folders: dict[Path, list[dict[str, Path]]] = defaultdict(list)
+    for split, base in bases.items():
+        if args.split_column is not None or (_has_images(base, args) and not TASKS[task].dense):
+            images = {row["name"]: Path(row["image"]).absolute() for row in rows[split]}
+            folders[_table_path(args, base)].append(images)
+    for path, images_of_each in folders.items():
+        report_idle_rows(path, images_of_each)
 
 
 def _has_images(base: Path, args: DatasetArguments) -> bool:

@@ -98,12 +98,7 @@ def _from_parquet(path: Path) -> list[list[str]]:
 
 def cells_of(table: Table, images: Mapping[str, Path], path: Path) -> list[dict[str, str]]:
     """The row of each image, called by its name or its file; images without one are refused, rows without are not."""
-    names = by_any_name(images)
-    rows: dict[str, str] = {}
-    for called in table:
-        name = names.get(called, names.get(posixpath.normpath(called.replace("\\", "/"))))
-        if name is not None and rows.setdefault(name, called) != called:
-            raise DataError(f"{path}: {called!r} and {rows[name]!r} are the same image, {images[name]}: keep one row.")
+    rows = _called(table, images, path)
     missing = [name for name in images if name not in rows]
     if missing:
         raise DataError(
@@ -112,6 +107,29 @@ def cells_of(table: Table, images: Mapping[str, Path], path: Path) -> list[dict[
             "no label."
         )
     return [table[rows[name]] for name in images]
+
+
+def _called(table: Table, images: Mapping[str, Path], path: Path) -> dict[str, str]:
+    """What the table calls the images that it has."""
+    names = by_any_name(images)
+    rows: dict[str, str] = {}
+    for called in table:
+        name = names.get(called, names.get(posixpath.normpath(called.replace("\\", "/"))))
+        if name is not None and rows.setdefault(name, called) != called:
+            raise DataError(f"{path}: {called!r} and {rows[name]!r} are the same image, {images[name]}: keep one row.")
+    return rows
+
+
+def report_idle_rows(path: Path, folders: Sequence[Mapping[str, Path]]) -> None:
+    """Log rows of a table that are of no image in any of the folders."""
+    table, _ = read_table(path)
+    found = {called for images in folders for called in _called(table, images, path).values()}
+    idle = [called for called in table if called not in found]
+    if idle:
+        logger.warning(
+            "%s: %d of %d rows have no image, such as %s: is an image missing, or called otherwise?",
+            path, len(idle), len(table), listing(idle[:3]),
+        )  # fmt: skip
 
 
 def splits_of(

@@ -136,7 +136,7 @@ def balanced(counts: Sequence[Sequence[int]], shares: Mapping[str, float], seed:
 
 
 def report_splits(regions: Sequence[Region], infos: Sequence[RasterInfo], classes: Sequence[str], where: str) -> None:
-    """Log the labels of each class in each split, and which splits touch on the ground."""
+    """Log the labels of each class in each split, and which splits overlap or touch on the ground."""
     for split in sorted({region.split for region in regions}):
         members = [region for region in regions if region.split == split]
         totals = np.sum([region.counts for region in members], axis=0)
@@ -147,8 +147,8 @@ def report_splits(regions: Sequence[Region], infos: Sequence[RasterInfo], classe
             logger.warning("%s: no pixel of %s is in the %s split", where, ", ".join(absent), split)
     for (one, other), pairs in touching(regions, infos).items():
         logger.warning(
-            "%s: the splits %s and %s touch on the ground at %d place(s), where neighbours look alike: scores are too "
-            "good there (buffer_km keeps blocks apart; scenes of one place belong to one split)",
+            "%s: the splits %s and %s overlap or touch on the ground at %d place(s), where they look alike: scores are "
+            "too good there (buffer_km keeps blocks apart; scenes of one place belong to one split)",
             where, one, other, pairs,
         )  # fmt: skip
 

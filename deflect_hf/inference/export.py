@@ -16,6 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import ExportArguments
 from deflect_hf.errors import CheckpointError, ConfigError, named_extras, show_log, user_errors
 from deflect_hf.files import temp_dir, write_json
-from deflect_hf.inference.exported import Run, card_of, checksum, open_onnx, open_pt2
+from deflect_hf.inference.exported import Run, card_of, checksum, is_exported, open_onnx, open_pt2
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,6 +87,10 @@ def export(
     taken = [path for path in (target, card_of(target)) if path.exists()]
     if taken and not overwrite:
         raise ConfigError(f"{taken[0]} is there already: give another name, or replace it with --overwrite.")
+    if taken and not is_exported(target):
+        raise ConfigError(
+            f"{taken[0]} is no model that deflect-export wrote, with its card: move it away, or give another name."
+        )
     size = predictor.processor.size
     if size is not None and window is not None:
         raise ConfigError(f"--window {window}: the model resizes its images to {size['height']} x {size['width']}.")
@@ -99,7 +104,8 @@ def export(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what torch's own exporter calls
             program = torch.export.export(model, (images,), dynamic_shapes={"pixel_values": batch})
-            write = write_onnx if target.suffix == ".onnx" else write_pt2
+            name = output_name(predictor.task)
+            write = partial(write_onnx, name=name) if target.suffix == ".onnx" else write_pt2
             run = write(program, images, made)
         batches = [images] if batch_size is not None else [images[:1], images]
         difference = max(compare(run, model, pixel_values, target) for pixel_values in batches)
@@ -107,6 +113,13 @@ def export(
         os.replace(made, target)
         os.replace(card_of(made), card_of(target))
     return difference
+
+
+def output_name(task: str) -> str:
+    """What the output of a file is called."""
+    from deflect_hf.config.tasks import TASKS
+
+    return "values" if TASKS[task].output == "value" else "probabilities"
 
 
 def with_probabilities(predictor: Predictor) -> nn.Module:
@@ -149,14 +162,14 @@ def write_pt2(program: Any, images: Tensor, path: Path) -> Run:
     return open_pt2(path)
 
 
-def write_onnx(program: Any, images: Tensor, path: Path) -> Run:
-    """Write a program as ONNX, all in one file, and read it again."""
+def write_onnx(program: Any, images: Tensor, path: Path, name: str) -> Run:
+    """Write a program, the output of which has a name, as ONNX, all in one file, and read it again."""
     import torch
 
     # onnxscript's optimizer makes 0 of some deviations of indices over partly measured patches; onnxruntime has its own
     made = torch.onnx.export(
         program, (images,), dynamo=True, optimize=False, verbose=False,
-        input_names=["pixel_values"], output_names=["probabilities"],
+        input_names=["pixel_values"], output_names=[name],
     )  # fmt: skip
     assert made is not None  # as it is without a file
     made.save(path, external_data=False)
@@ -224,7 +237,7 @@ def card(predictor: Predictor, file: Path, shape: list[int]) -> dict[str, Any]:
             ],
             "mlm:output": [
                 {
-                    "name": "probabilities" if task.output != "value" else "values",
+                    "name": output_name(task.name),
                     "tasks": kind,
                     "result": {"shape": result, "dim_order": order[: len(result)], "data_type": "float32"},
                     "classification:classes": classes if task.output != "value" else [],

@@ -32,6 +32,16 @@ def checksum(file: Path) -> str:
         return f"1220{hashlib.file_digest(content, 'sha256').hexdigest()}"
 
 
+def is_exported(target: Path) -> bool:
+    """Whether the file, if it is there, and its card are as deflect-export wrote them."""
+    try:
+        item = json.loads(card_of(target).read_bytes())
+        written = item["assets"]["model"]["file:checksum"]
+        return "deflect_hf:task" in item["properties"] and (not target.exists() or checksum(target) == written)
+    except (OSError, ValueError, TypeError, LookupError):
+        return False
+
+
 def open_pt2(path: Path) -> Run:
     """A program of torch.export: (B, C, H, W) reflectance -> probabilities or values."""
     module = torch.export.load(path).module()

@@ -278,7 +278,8 @@ def refuse_misplaced(label: RasterInfo, image: RasterInfo) -> Placement:
     pixels = math.hypot(*placement.shift)
     metres = _metres(image, placement.shift)
     ground = "" if metres is None else f" ({metres:.4g} m)"
-    found = [f"it lies {pixels:.4g} pixels{ground} off the image"] if math.isfinite(pixels) else ["it lies elsewhere"]
+    off = f"it lies {pixels:.4g} pixels{ground} off the image" if math.isfinite(pixels) else "it lies elsewhere"
+    found = [] if pixels <= TOLERATED_SHIFT else [off]
     if (label.height, label.width) != (image.height, image.width):
         found.append(f"it has {label.height} x {label.width} pixels, the image {image.height} x {image.width}")
     if label.gsd_m is not None and image.gsd_m is not None and not math.isclose(label.gsd_m, image.gsd_m, rel_tol=1e-3):

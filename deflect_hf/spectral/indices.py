@@ -129,13 +129,16 @@ def select_indices(
         if reason:
             selection.left_out[name] = reason
     asked = {name: reason for name, reason in selection.left_out.items() if name in named}
-    if asked:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in asked.items())
-        logger.warning("spectral indices that were asked for by name are left out: %s", reasons)
-    elif selection.left_out:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in selection.left_out.items())
-        logger.info("spectral indices left out: %s", reasons)
+    _log_left_out(bool(asked), "; ".join(f"{name}: {reason}" for name, reason in (asked or selection.left_out).items()))
     return selection
+
+
+@functools.cache  # once per process: a run chooses for its statistics and for its adapter
+def _log_left_out(asked: bool, reasons: str) -> None:
+    if asked:
+        logger.warning("spectral indices that were asked for by name are left out: %s", reasons)
+    elif reasons:
+        logger.info("spectral indices left out: %s", reasons)
 
 
 def _expand(spec: str | Sequence[str] | None) -> list[str]:

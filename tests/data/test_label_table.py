@@ -97,6 +97,7 @@ def test_tables_that_do_not_fit_are_refused(
     [
         ("sea,train sea,train land,test land,", "the column 'use' says which split an image is in, and is not read"),
         ("sea,train sea,north land,test land,", ""),
+        ("sea,1 sea,2 land,3 land,4 land,5", "1 of 5 rows have no image, such as '4'"),
         ("sea,1 sea,2 nan,3 nan,4", "'nan' is a class, but tables mostly mean by it that a label is not known"),
     ],
 )

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.faults.fault import Damage, Fault, changed, table
 from tests.faults.files import (
     ADAPTER,
@@ -37,6 +39,10 @@ def trained(run: str, name: str, change: Change) -> Damage:
     return changed(
         lambda place: place.copy(run) / "best" / name, change, lambda place: place.evaluate(run=place.copy(run))
     )
+
+
+def all_nan(values: dict[str, torch.Tensor]) -> None:
+    values |= {name: value * NAN for name, value in values.items() if value.is_floating_point()}
 
 
 def edit(old: str, new: str) -> Change:
@@ -105,6 +111,7 @@ RESULTS = table(
         (f"{WEIGHTS}: {name}", result(WEIGHTS, change), [WEIGHTS])
         for name, change in [*TENSORS, ("a tensor more", tensors(too_many))]
     ),
+    (f"{WEIGHTS}: NaN", result(WEIGHTS, tensors(all_nan)), [f"{WEIGHTS}: '", "holds NaN"]),
     (f"{WEIGHTS} missing", result(WEIGHTS, os.unlink), [WEIGHTS]),
     (f"{WEIGHTS} truncated", result(WEIGHTS, lambda p: cut(p, 0.9)), [WEIGHTS]),
     *((f"{ADAPTER}: {name}", result(ADAPTER, bytes_(data)), [ADAPTER]) for name, data in JSONS),

@@ -223,6 +223,11 @@ def test_encoders_and_tasks_are_exported_as_they_are(family: str, suffix: str, t
     card = json.loads(card_of(file).read_text())["properties"]
     assert (card["deflect_hf:task"], card["deflect_hf:unit"]) == (task, options.get("target_unit"))
     assert card["mlm:output"][0]["result"]["shape"] == list(found.shape)
+    if suffix == "onnx":
+        import onnxruntime
+
+        (output,) = onnxruntime.InferenceSession(file).get_outputs()
+        assert output.name == ("values" if options.get("problem_type") == "regression" else "probabilities")
 
 
 def test_what_is_there_stays_and_what_differs_is_not_written(
@@ -230,9 +235,12 @@ def test_what_is_there_stays_and_what_differs_is_not_written(
 ) -> None:
     file = tmp_path / "model.pt2"
     file.write_text("before")
-    with pytest.raises(SystemExit):
-        main([str(run), str(file)])
-    assert f"{file} is there already" in capsys.readouterr().err
+    for words, said in (([], "is there already"), (["--overwrite", "true"], "is no model that deflect-export wrote")):
+        with pytest.raises(SystemExit):
+            main([str(run), str(file), *words])
+        assert f"{file} {said}" in capsys.readouterr().err
+    item = {"properties": {"deflect_hf:task": ""}, "assets": {"model": {"file:checksum": checksum(file)}}}
+    card_of(file).write_text(json.dumps(item))
 
     predictor = Predictor.from_folder(run, device="cpu")
     monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)  # takes seconds, and was seen above
@@ -241,7 +249,7 @@ def test_what_is_there_stays_and_what_differs_is_not_written(
         main([str(run), str(file), "--overwrite", "true"])
     assert "is not written: it would differ from the trained model by 1.0e-04" in capsys.readouterr().err
     assert file.read_text() == "before"
-    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt2", "model.pt2.json"]
 
 
 def test_another_ending_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
