@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import unicodedata
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.collate import IGNORED
 from deflect_hf.data.processor import MultispectralImageProcessor
@@ -81,6 +83,16 @@ class Labels:
                     f"the classes {other!r} and {name!r} differ in case, spaces or in how a letter or number is "
                     "written alone: write them alike."
                 )
+
+    @classmethod
+    def of(cls, args: DatasetArguments, task: str, classes: Sequence[str]) -> Labels:
+        """What ``args`` say of labels with these classes, or of the value of that name."""
+        if TASKS[task].output == "value":
+            return cls(task, tuple(classes), ignore_values=tuple(args.ignore_values), unit=args.target_unit)
+        if not TASKS[task].dense:
+            return cls(task, tuple(classes), ignore_index=args.ignore_index)
+        values = tuple(range(len(classes)) if args.class_values is None else args.class_values)
+        return cls(task, tuple(classes), values, tuple(args.ignore_values), args.ignore_index, None, args.colors)
 
     @property
     def unknown(self) -> float:
@@ -150,7 +162,6 @@ class ImageDataset(torch.utils.data.Dataset):
         processor: Turns stored values into reflectance.
         labels: What the labels mean.
         gsd_m: Pixel size on the ground of the examples, in metres, before any transform.
-        drawn: Let a reader of scenes draw which window a row stands for: ``reader.draw(row, generator)``.
     """
 
     def __init__(
@@ -161,9 +172,6 @@ class ImageDataset(torch.utils.data.Dataset):
         labels: Labels,
         gsd_m: float | None = None,
         seed: int = 0,
-        transform: Transform | None = None,
-        resize_labels: bool = True,
-        drawn: bool = False,
     ) -> None:
         self.table = table
         self.reader = reader
@@ -171,9 +179,9 @@ class ImageDataset(torch.utils.data.Dataset):
         self.labels = labels
         self.gsd_m = gsd_m
         self.seed = seed
-        self.transform = transform
-        self.resize_labels = resize_labels
-        self.draw = getattr(reader, "draw", None) if drawn else None
+        self.transform: Transform | None = None
+        self.resize_labels = True
+        self.draw: Callable[[Any, torch.Generator], Any] | None = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
 
     @property
@@ -212,9 +220,10 @@ class ImageDataset(torch.utils.data.Dataset):
         """The same examples, passed through ``transform(example, generator)``.
 
         Without ``resize_labels``, masks keep their stored size where ``image_size`` resizes the images: for scores.
-        With ``drawn``, a reader of scenes draws its windows anew in each epoch.
+        With ``drawn``, a reader of scenes draws its windows anew in each epoch: ``reader.draw(row, generator)``.
         """
-        return self._changed(transform=transform, resize_labels=resize_labels, drawn=drawn)
+        draw = getattr(self.reader, "draw", None) if drawn else None
+        return self._changed(transform=transform, resize_labels=resize_labels, draw=draw)
 
     def select(self, indices: Sequence[int]) -> ImageDataset:
         """The examples at ``indices``, in that order."""
@@ -225,9 +234,9 @@ class ImageDataset(torch.utils.data.Dataset):
         return self._changed(processor=processor)
 
     def _changed(self, **changes: Any) -> ImageDataset:
-        names = ("table", "reader", "processor", "labels", "gsd_m", "seed", "transform", "resize_labels")
-        kept = {name: getattr(self, name) for name in names} | {"drawn": self.draw is not None}
-        return ImageDataset(**{**kept, **changes})
+        changed = copy.copy(self)
+        vars(changed).update(changes, _epoch=torch.zeros_like(self._epoch).share_memory_())
+        return changed
 
     def set_epoch(self, epoch: int) -> None:
         """Make the random transforms draw anew for this epoch, in the workers of a running loader as well."""
@@ -255,7 +264,8 @@ class ImageDataset(torch.utils.data.Dataset):
         pixels = self.processor.convert(stored.values, stored.bands, stored.valid, stored.where)
         example: Example = {"pixel_values": pixels, "name": row["name"]}
         if isinstance(stored.target, np.ndarray):
-            labels = self._encoded(stored)
+            where = stored.target_where or stored.where
+            labels = self.labels.encode(stored.target, stored.target_valid, where, stored.target_nodata)
             # numpy is twenty times as fast as torch
             unseen = torch.from_numpy(~np.isfinite(pixels.numpy()).any(axis=0))
             if labels.shape != unseen.shape and self.resize_labels:
@@ -273,10 +283,6 @@ class ImageDataset(torch.utils.data.Dataset):
             if self.ignore_index != IGNORED and "labels" in example:  # which labels of classes alone have
                 example["labels"][example["labels"] == IGNORED] = self.ignore_index
         return example
-
-    def _encoded(self, stored: Stored) -> torch.Tensor:
-        where = stored.target_where or stored.where
-        return self.labels.encode(np.asarray(stored.target), stored.target_valid, where, stored.target_nodata)
 
 
 def make_datasets(

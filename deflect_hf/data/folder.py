@@ -132,10 +132,9 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
     if task == "segmentation":
         if not classes:
             raise ConfigError(f"{args.root}: masks need `classes`, the class names in order of their stored values.")
-        values = tuple(args.class_values if args.class_values is not None else range(len(classes)))
-        return Labels(task, tuple(classes), values, tuple(args.ignore_values), args.ignore_index, None, args.colors)
+        return Labels.of(args, task, classes)
     if task == "pixel_regression":
-        return Labels(task, (args.target or "value",), ignore_values=tuple(args.ignore_values), unit=args.target_unit)
+        return Labels.of(args, task, [args.target or "value"])
     if task != "classification" or _has_images(next(iter(bases.values())), args):
         return _table_labels(args, task, bases)
     of_files = args.files is not None
@@ -157,7 +156,7 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
             f"{args.root} has class folder(s) {listing(unknown)} that `classes` does not name: known are "
             f"{listing(classes)}.{nearest(unknown[0], classes)} Rename the folder or extend `classes`."
         )
-    return Labels(task, tuple(classes or folders), ignore_index=args.ignore_index)
+    return Labels.of(args, task, classes or folders)
 
 
 def _table_labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Labels:
@@ -167,13 +166,13 @@ def _table_labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) 
         classes = args.classes or class_names(table, [column for column in columns if column != args.split_column])
         if len(classes) < 2:
             raise DataError(f"{path} has the classes {listing(classes)}: at least two are needed.")
-        return Labels(task, tuple(classes))
+        return Labels.of(args, task, classes)
     column = _column(args, columns, str(path))
-    if task == "classification":
-        classes = args.classes or sorted({row[column] for row in table.values()} - {""})
-        report_no_names(classes if args.classes is None else [], path)
-        return Labels(task, tuple(classes))
-    return Labels(task, (column,), unit=args.target_unit)
+    if task == "regression":
+        return Labels.of(args, task, [column])
+    classes = args.classes or sorted({row[column] for row in table.values()} - {""})
+    report_no_names(classes if args.classes is None else [], path)
+    return Labels.of(args, task, classes)
 
 
 def _table_path(args: DatasetArguments, base: Path) -> Path:

@@ -92,11 +92,10 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
         raise ConfigError(f"a composite is of several dates, but there is one of {listing(single)}: give its `dates`.")
     infos = [raster_info(product) for product in products]
     read_once.cache_clear()
-    classes = tuple(args.classes or _classes_found(entries, args))
-    values = tuple(args.class_values if args.class_values is not None else range(len(classes)))
+    meaning = Labels.of(args, "segmentation", args.classes or _classes_found(entries, args))
+    classes, values = meaning.classes, meaning.values
     if len(values) != len(classes):
         raise ConfigError(f"class_values has {len(values)} values for the classes {listing(classes)}: one value each.")
-    meaning = Labels("segmentation", classes, values, tuple(args.ignore_values), args.ignore_index, None, args.colors)
     labels = [scene_labels(entry, info, args, meaning) for entry, info in zip(entries, infos, strict=True)]
     info = typical(infos)
     gsd_m = args.gsd_m if args.gsd_m is not None else ground_m(info)
