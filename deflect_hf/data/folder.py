@@ -17,7 +17,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.tasks import TASKS
@@ -47,10 +46,11 @@ from deflect_hf.data.label_table import (
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.splits import (
     SPLITS,
+    Row,
     called,
     check_disjoint,
     hold_out,
-    keep_share,
+    limited,
     read_split_file,
     refuse_idle_shares,
     report_unread_lists,
@@ -72,8 +72,6 @@ from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import raster_info
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | None = None) -> dict[str, ImageDataset]:
@@ -244,36 +242,33 @@ def _splits(rows: Mapping[str, list[Row]], root: Path, args: DatasetArguments) -
     for key in ("num_folds", "split_column", *(f"{split}_split" for split in SPLITS)):
         if "" not in rows and getattr(args, key) is not None:
             raise ConfigError(f"{root} is split into {listing(rows)} already: remove `{key}`, or merge the folders.")
-    listed = _listed(rows.get("", []), root, args)
-    of_training: list[int] | None = None  # the places of its images
-    if "" not in rows:
-        splits = {split: list(members) for split, members in rows.items()}
-    elif listed:
-        splits = listed
-    else:
-        everything = rows[""]
-        places = None if args.place_km is None else places_of(read_headers(everything, layout_of(args)), args.place_km)
-        indices = split_indices([row.get("label") for row in everything], args, places)
-        splits = {split: [everything[i] for i in members] for split, members in indices.items()}
-        of_training = None if places is None else [places[i] for i in indices["train"]]
-        if args.num_folds is None:
-            logger.info("%s: no split files, images are drawn at random with seed %d", root, args.seed)
-            report_unread_lists(root)
-            report_idle_splits(_table_path(args, root), args.target)
-        if places is not None:
-            logger.info("%s: %d images lie in %d places", root, len(places), len(set(places)))
-    if "" not in rows or listed:
+    own = _listed(rows[""], root, args) if "" in rows else dict(rows)
+    splits = own or _drawn(rows[""], root, args)
+    if own:
         if args.place_km is not None:
             raise ConfigError(f"place_km draws splits, but {root} has its own: remove it, or those files.")
         refuse_idle_shares(args, ["val_fraction", "test_fraction"] if "val" in splits else ["test_fraction"])
-    if "val" not in splits and splits.get("train") and args.val_fraction > 0:
-        kept, held = hold_out([row.get("label") for row in splits["train"]], args.val_fraction, args.seed)
-        splits = {"train": [splits["train"][i] for i in kept], "val": [splits["train"][i] for i in held], **{
-            split: members for split, members in splits.items() if split != "train"}}  # fmt: skip
-    if "train" in splits:
-        keep = keep_share([row.get("label") for row in splits["train"]], args.limited_label, args.seed, of_training)
-        splits["train"] = [splits["train"][i] for i in keep]
+    train = splits.get("train", [])
+    if "val" not in splits and train and args.val_fraction > 0:
+        kept, held = hold_out([row.get("label") for row in train], args.val_fraction, args.seed)
+        train, splits["val"] = ([train[i] for i in part] for part in (kept, held))
+    splits["train"] = limited(train, args)
     return {split: splits[split] for split in SPLITS if splits.get(split)}
+
+
+def _drawn(rows: list[Row], root: Path, args: DatasetArguments) -> dict[str, list[Row]]:
+    """Splits or folds drawn at random, by ``place_km`` of whole places."""
+    places = None if args.place_km is None else places_of(read_headers(rows, layout_of(args)), args.place_km)
+    if places is not None:
+        rows = [{**row, "place": place} for row, place in zip(rows, places, strict=True)]
+    indices = split_indices([row.get("label") for row in rows], args, places)
+    if args.num_folds is None:
+        logger.info("%s: no split files, images are drawn at random with seed %d", root, args.seed)
+        report_unread_lists(root)
+        report_idle_splits(_table_path(args, root), args.target)
+    if places is not None:
+        logger.info("%s: %d images lie in %d places", root, len(places), len(set(places)))
+    return {split: [rows[i] for i in members] for split, members in indices.items()}
 
 
 def _listed(rows: Sequence[Row], root: Path, args: DatasetArguments) -> dict[str, list[Row]]:
@@ -302,7 +297,7 @@ def _split_files(root: Path, args: DatasetArguments) -> dict[str, Path]:
     for split in SPLITS:
         key = f"{split}_split"
         given = getattr(args, key)
-        path = root / given if given is not None else called(root, split, _is_list, ".txt")
+        path = called(root, split, lambda file: not file.is_dir(), ".txt") if given is None else root / given
         if path is None:
             continue
         if given is not None and args.num_folds is not None:
@@ -314,7 +309,3 @@ def _split_files(root: Path, args: DatasetArguments) -> dict[str, Path]:
         if path.is_file():
             files[split] = path
     return files
-
-
-def _is_list(path: Path) -> bool:
-    return path.is_file() or path.is_symlink()

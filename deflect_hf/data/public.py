@@ -13,7 +13,7 @@ from deflect_hf.config.readers import DatasetSpec
 from deflect_hf.data.dataset import ImageDataset, Labels, Reader, Stored, make_datasets
 from deflect_hf.data.folder_reader import FolderReader
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.data.splits import SPLITS, keep_share
+from deflect_hf.data.splits import SPLITS, Row, limited
 from deflect_hf.errors import BandError, DataError, listing
 from deflect_hf.raster.georeference import projection
 from deflect_hf.raster.read import raster_info
@@ -21,8 +21,6 @@ from deflect_hf.spectral.bands import Sensor
 from deflect_hf.spectral.selection import match_bands, resolve_bands
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +111,7 @@ def build_splits(
                 dataset.title, len(rows), split, published,
             )  # fmt: skip
     if "train" in splits:
-        keep = keep_share([row.get("label") for row in splits["train"]], args.limited_label, args.seed)
-        splits["train"] = [splits["train"][i] for i in keep]
+        splits["train"] = limited(splits["train"], args)
     first = next(iter(splits.values()))[0]
     scene = str(first.get("image") or first["mask"])  # one of several files has its mask on the same grid
     sensor = dataset.sensor

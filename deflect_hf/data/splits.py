@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,9 @@ from deflect_hf.errors import ConfigError, DataError, listing
 
 logger = logging.getLogger(__name__)
 
+Row = dict[str, Any]  # of the table of a split: name, image, and mask, label or target
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-
-
 LIST_FOLDERS = ("splits", "split", "lists", "list", "sets", "imagesets", "partitions", "partition", "folds")
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list", ".json")
 SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
@@ -138,6 +138,12 @@ def keep_share(
         return sorted(i for place in _take(drawn, groups, fraction * len(places), left=0) for i in groups[place])
     shuffled = _shuffled(strata, seed).values()
     return sorted(member for members in shuffled for member in members[: max(1, round(len(members) * fraction))])
+
+
+def limited(rows: Sequence[Row], args: DatasetArguments) -> list[Row]:
+    """What ``limited_label`` keeps of the rows for training, by their ``label``, or ``place``; see `keep_share`."""
+    places = [row["place"] for row in rows] if rows and "place" in rows[0] else None
+    return [rows[i] for i in keep_share([row.get("label") for row in rows], args.limited_label, args.seed, places)]
 
 
 def refuse_idle_shares(args: DatasetArguments, keys: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from deflect_hf.data.label_table import csv_rows
 from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.scene_reader import RasterLabels, SceneLabels, SceneReader, ShapeLabels
-from deflect_hf.data.splits import SPLIT_OF, SPLITS, keep_share
+from deflect_hf.data.splits import SPLIT_OF, SPLITS, Row, limited
 from deflect_hf.data.survey import refuse_other_bands, report_bands, report_grids, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import ground_m, refuse_misplaced
@@ -58,7 +58,6 @@ DATASET = DatasetSpec(
     ),
 )
 
-Row = dict[str, Any]
 read_once = cache(read_features)  # one file often labels many scenes
 
 
@@ -109,7 +108,7 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     rows = {split: members for split, members in rows.items() if members}
     drawn: list[Row] = []
     if "train" in rows:
-        drawn = [rows["train"][k] for k in keep_share([None] * len(rows["train"]), args.limited_label, args.seed)]
+        drawn = limited(rows["train"], args)
         rows["train"] = _as_many(drawn, args.windows_per_epoch)
     scenes = SceneReader(
         reader, tuple(infos), tuple(labels), tuple(products), args.window, tuple(regions), classes, values, tuple(drawn)

@@ -26,7 +26,7 @@ from deflect_hf.config.readers import DatasetSpec
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.dataset import ImageDataset, Labels, Stored, make_datasets
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.data.splits import keep_share, split_indices
+from deflect_hf.data.splits import limited, split_indices
 from deflect_hf.errors import BandError, ConfigError, listing
 from deflect_hf.spectral.selection import resolve_bands
 
@@ -162,9 +162,8 @@ def load(args: DatasetArguments, processor: MultispectralImageProcessor | None =
     if task == "classification":
         rows = [{**row, "label": row["index"] % len(CLASSES)} for row in rows]
     splits = split_indices([row.get("label") for row in rows], args)
-    keep = keep_share([rows[i].get("label") for i in splits["train"]], args.limited_label, args.seed)
-    splits["train"] = [splits["train"][i] for i in keep]
     labels = Labels(task, tuple(CLASSES), tuple(range(len(CLASSES))), ignore_index=args.ignore_index)
     chosen = {split: [rows[i] for i in members] for split, members in splits.items()}
+    chosen["train"] = limited(chosen["train"], args)
     gsd_m = processor.effective_gsd_m(size[0])
     return make_datasets(chosen, reader, processor, labels, gsd_m, args.seed, "synthetic")
