@@ -56,15 +56,7 @@ from deflect_hf.data.splits import (
     report_unread_lists,
     split_indices,
 )
-from deflect_hf.data.survey import (
-    refuse_other_bands,
-    refuse_other_masks,
-    report_bands,
-    report_grids,
-    report_quality,
-    report_repeated,
-    typical,
-)
+from deflect_hf.data.survey import refuse_other_masks, report_quality, report_repeated, survey, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import places_of
 from deflect_hf.raster.header import RasterInfo
@@ -99,11 +91,9 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
     info = typical(infos)
     reader, processor = settle_reader(args, info, trained)
     reader = dataclasses.replace(reader, numbers=task == "pixel_regression")
-    refuse_other_bands(infos, info, reader, args)
+    survey(str(root), infos, info, reader, args)
     if TASKS[task].dense:
         refuse_other_masks(everything, infos, labels, reader.resample, reader.colors is not None)
-    report_grids(str(root), infos, info, reader)
-    report_bands(str(root), infos, info, reader)
     report_repeated(str(root), splits)
     report_quality(str(root), everything, reader)
     gsd_m = processor.effective_gsd_m(info.height)

@@ -52,6 +52,10 @@ class FolderReader:
         """A scene, put together as the others."""
         return dataclasses.replace(self.layout, path=path)
 
+    def names(self, info: RasterInfo) -> list[str]:
+        """What the bands of a file are called, see :func:`~deflect_hf.raster.header.file_bands`."""
+        return file_bands(info, self.source_bands, self.sensor, None if self.quality is None else self.quality.band)
+
     def raster(self, file: PathLike | OpenRaster, window: Box | None = None) -> Raster:
         """Read the bands of a file, whole or a window of it."""
         return read_raster(

@@ -16,7 +16,7 @@ from deflect_hf.data.dataset import Labels
 from deflect_hf.data.folder_reader import FolderReader
 from deflect_hf.errors import DataError, listing
 from deflect_hf.raster.georeference import projection, refuse_misplaced
-from deflect_hf.raster.header import RasterInfo, file_bands, is_unnamed, refuse_no_mask
+from deflect_hf.raster.header import RasterInfo, is_unnamed, refuse_no_mask
 from deflect_hf.raster.read import raster_info, read_quality
 from deflect_hf.spectral.selection import match_bands
 
@@ -24,23 +24,13 @@ logger = logging.getLogger(__name__)
 
 NAMED = 5  # files that a message names one by one
 TAGS = ("scale", "offset")
-SIZES = (
-    "%s: pixels of %g m in %d of %d images, unlike the %g m that the model is told of all: %s (bring them to one pixel "
-    "size: gdalwarp -tr)"
-)
-SYSTEMS = (
-    "%s: the coordinate reference system is %s in %d of %d images, unlike %s in the others: %s (bring them to one: "
-    "gdalwarp -t_srs)"
-)
-NUMBERS = (
-    "%s: the values are %s in %d of %d images, unlike %s in the others: %s (all are read by one scale and offset: "
-    "separate the images where these differ)"
-)
-
-NODATA = (
-    "%s: the value that means no measurement is %s in %d of %d images, unlike %s in the others: %s (such a value "
-    "counts as a measurement where the file does not tag it: gdal_edit.py -a_nodata, or `nodata` for all)"
-)
+TOLD = {  # what may differ from file to file, and what to do about it
+    "pixels of": "the model is told one size of all: bring them to one, gdalwarp -tr",
+    "the coordinate reference system is": "bring them to one: gdalwarp -t_srs",
+    "the values are": "all are read by one scale and offset: separate the images where these differ",
+    "the value that means no measurement is": "such a value counts as a measurement where the file does not tag it: "
+    "gdal_edit.py -a_nodata, or `nodata` for all",
+}
 
 
 def typical(infos: Sequence[RasterInfo]) -> RasterInfo:
@@ -52,54 +42,47 @@ def typical(infos: Sequence[RasterInfo]) -> RasterInfo:
     return infos[kinds.index(Counter(kinds).most_common(1)[0][0])]
 
 
-def report_grids(root: str, infos: Sequence[RasterInfo], info: RasterInfo, reader: FolderReader) -> None:
-    """Log which images have other pixel sizes, reference systems, kinds of numbers or nodata values than ``info``."""
+def survey(root: str, infos: Sequence[RasterInfo], info: RasterInfo, reader: FolderReader, args: Any) -> None:
+    """Refuse images that cannot be read as ``info``, and log which differ from it in what they are or hold."""
+    _refuse_other_bands(infos, info, reader, args)
 
-    def facts(one: RasterInfo) -> dict[str, str]:
-        fills = _fills(one, reader.nodata)
-        return {SYSTEMS: projection(one) or "not known", NUMBERS: _numbers(one), NODATA: fills or "not tagged"}
+    def facts(one: RasterInfo) -> list[Any]:
+        gsd, usual = one.gsd_m, info.gsd_m
+        alike = gsd is None or usual is None or 1 / GSD_RATIO <= gsd / usual <= GSD_RATIO
+        size = (usual if alike else gsd) or 0.0
+        fills = _fills(one, reader.nodata) or "not tagged"
+        return [f"{round(size, 3):g} m", projection(one) or "not known", _numbers(one), fills, _bands(one, reader)]
 
-    usual = {SIZES: info.gsd_m, **facts(info)}
-    others: dict[str, dict[Any, list[str]]] = {message: defaultdict(list) for message in usual}
+    usual = facts(info)
+    others: list[dict[Any, list[str]]] = [defaultdict(list) for _ in usual]
     for other in infos:
-        gsd = other.gsd_m
-        if gsd is not None and info.gsd_m is not None and not 1 / GSD_RATIO <= gsd / info.gsd_m <= GSD_RATIO:
-            others[SIZES][round(gsd, 3)].append(other.path)
-        for message, found in facts(other).items():
-            if found != usual[message]:
-                others[message][found].append(other.path)
-    for message, differing in others.items():
+        for expected, found, differing in zip(usual, facts(other), others, strict=True):
+            if found != expected:
+                differing[found].append(other.path)
+    for (what, fix), expected, differing in zip(TOLD.items(), usual, others, strict=False):
         for found, paths in differing.items():
-            logger.warning(message, root, found, len(paths), len(infos), usual[message], _named(paths))
-
-
-def report_bands(root: str, infos: Sequence[RasterInfo], info: RasterInfo, reader: FolderReader) -> None:
-    """Log which images have other bands than ``info``: more, which are left out, or fewer."""
-
-    def names(one: RasterInfo) -> frozenset[str]:
-        quality = None if reader.quality is None else reader.quality.band
-        found = enumerate(
-            zip(file_bands(one, reader.source_bands, reader.sensor, quality), one.descriptions, strict=True)
-        )
-        return frozenset(
-            (text or name) if is_unnamed(name) else name
-            for k, (name, text) in found
-            if k != one.alpha or not is_unnamed(name)
-        )
-
-    usual = names(info)
-    others: dict[frozenset[str], list[str]] = defaultdict(list)
-    for other in infos:
-        if (found := names(other)) != usual:
-            others[found].append(other.path)
-    for found, paths in others.items():
-        more = [f"{what} {listing(sorted(bands))}" for what, bands in (("have", found - usual), ("lack", usual - found))
-                if bands]  # fmt: skip
+            logger.warning(
+                "%s: %s %s in %d of %d images, unlike %s in the others: %s (%s)",
+                root, what, found, len(paths), len(infos), expected, _named(paths), fix,
+            )  # fmt: skip
+    for found, paths in others[-1].items():
+        differences = (("have", found - usual[-1]), ("lack", usual[-1] - found))
+        more = [f"{what} {listing(sorted(bands))}" for what, bands in differences if bands]
         logger.warning(
             "%s: %d of %d images %s, unlike the others: %s (the model gets %s of all; images of several products or "
             "sensors may differ in more than that)",
             root, len(paths), len(infos), " and ".join(more), _named(paths), listing(reader.bands),
         )  # fmt: skip
+
+
+def _bands(info: RasterInfo, reader: FolderReader) -> frozenset[str]:
+    """What the bands of a file are called; those without a name by what the file says of them."""
+    found = enumerate(zip(reader.names(info), info.descriptions, strict=True))
+    return frozenset(
+        (text or name) if is_unnamed(name) else name
+        for k, (name, text) in found
+        if k != info.alpha or not is_unnamed(name)
+    )
 
 
 def _numbers(info: RasterInfo) -> str:
@@ -114,7 +97,7 @@ def _fills(info: RasterInfo, known: Sequence[float] = ()) -> str:
     return ", ".join(f"{value:g}" for value in sorted(values))
 
 
-def refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: FolderReader, args: Any) -> None:
+def _refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: FolderReader, args: Any) -> None:
     """Refuse images that lack a needed band, or whose scale or offset tags are not those of ``info``."""
     expected = _tags(info, reader)
     problems = []
@@ -131,9 +114,7 @@ def refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: Fo
 
 
 def _tags(info: RasterInfo, reader: FolderReader) -> dict[str, tuple[float, float]]:
-    quality = None if reader.quality is None else reader.quality.band
-    names = file_bands(info, reader.source_bands, reader.sensor, quality)
-    positions = match_bands(names, reader.bands, reader.needed_bands, info.path)
+    positions = match_bands(reader.names(info), reader.bands, reader.needed_bands, info.path)
     return {
         band: (info.scales[position], info.offsets[position])
         for band, position in zip(reader.bands, positions, strict=True)

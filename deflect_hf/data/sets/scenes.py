@@ -25,7 +25,7 @@ from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, s
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.scene_reader import RasterLabels, SceneLabels, SceneReader, ShapeLabels
 from deflect_hf.data.splits import SPLIT_OF, SPLITS, Row, limited
-from deflect_hf.data.survey import refuse_other_bands, report_bands, report_grids, typical
+from deflect_hf.data.survey import survey, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import ground_m, refuse_misplaced
 from deflect_hf.raster.header import RasterInfo, refuse_no_mask
@@ -99,9 +99,7 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     info = typical(infos)
     gsd_m = args.gsd_m if args.gsd_m is not None else ground_m(info)
     reader, processor = settle_reader(args.replace(gsd_m=gsd_m), info, trained, height=args.window)
-    refuse_other_bands(infos, info, reader, args)
-    report_grids(where, infos, info, reader)
-    report_bands(where, infos, info, reader)
+    survey(where, infos, info, reader, args)
     regions, cells = place(entries, infos, labels, args, meaning)
     report_splits(regions, infos, classes, where)
     rows = {split: [cell for cell in cells if cell["split"] == split] for split in SPLITS}
