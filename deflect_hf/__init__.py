@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from deflect_hf.lazy import lazy_names
 
 try:
-    import deflect_hf.auto  # noqa: F401  (registration)
+    import deflect_hf.auto
     from deflect_hf.tuners.bitfit import BitFitConfig, BitFitModel
     from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
     from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel

@@ -158,6 +158,8 @@ def brief(error: BaseException) -> str:
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON].rstrip()} ..."
 
 
-def listing(choices: Iterable[str]) -> str:
-    """Join choices for an error message: ``'a', 'b', 'c'``."""
-    return ", ".join(repr(choice) for choice in choices) or "(none)"
+def listing(choices: Iterable[str], most: int | None = None) -> str:
+    """Join choices for an error message: ``'a', 'b', 'c'``, with ``most`` 2 of them ``'a', 'b' and 1 more``."""
+    names = [repr(choice) for choice in choices]
+    more = f" and {len(names) - most} more" if most is not None and len(names) > most else ""
+    return ", ".join(names[:most]) + more or "(none)"

@@ -16,10 +16,11 @@ import gc
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel, ViTConfig, ViTModel
 
 from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_cut_patches, refuse_less, report
 from deflect_hf.benchmark.meters import (
@@ -40,9 +41,6 @@ from deflect_hf.methods import encoder_parameters, task_model
 from deflect_hf.models import EncoderForImageClassification
 from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.training.prefix import with_stored_prefix
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 BANDS = ("A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "WV", "S1", "S2")
 # width, blocks, heads of ViT models
@@ -227,8 +225,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def make_vit(size: str, image_size: tuple[int, int], patch_size: int) -> PreTrainedModel:
     """A vision transformer of one of the SIZES with random weights, for RGB images of (height, width) pixels."""
-    from transformers import ViTConfig, ViTModel
-
     width, depth, heads = SIZES[size]
     config = ViTConfig(
         hidden_size=width,

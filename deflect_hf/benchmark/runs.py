@@ -11,10 +11,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
+from torch import nn
 
 from deflect_hf import __version__
 from deflect_hf.artifacts.saved_model import CONFIG, result_folder
@@ -25,12 +26,8 @@ from deflect_hf.data import load_dataset_splits
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.files import LOG, write_json
 from deflect_hf.methods import adapt, extra_bands, method_options
+from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.models.encoders import with_encoder_size
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from deflect_hf.models.base import EncoderWithHead
 
 # name of the row -> type of the model, and its options with the fields that they set
 RIVALS: Mapping[str, tuple[str, Mapping[str, str]]] = {

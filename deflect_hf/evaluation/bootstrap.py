@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from deflect_hf.evaluation.metrics import Convention, class_scores
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 REPLICATES = 1000
 LEVEL = 0.95

@@ -6,18 +6,16 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from deflect_hf.errors import DataError
 from deflect_hf.evaluation.task_metrics import METRICS, Protocol
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 WINDOW_BATCH = 8
 NAMED_IMAGES = 16

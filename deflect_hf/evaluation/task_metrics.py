@@ -9,25 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS, Output, Task
+from deflect_hf.data import ImageDataset
 from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.bootstrap import Bootstrap, by_name, interval, mean_intervals, replicate_weights
 from deflect_hf.evaluation.calibration import Calibration
 from deflect_hf.evaluation.metrics import Confusion, Convention, scores
 from deflect_hf.methods import task_model
 from deflect_hf.models.targets import Target, target_of
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from deflect_hf.data import ImageDataset
 
 BINS = 40  # of predictions and of labels
 SPAN = 3.0  # deviations of the training labels from their mean that the bins cover; what is beyond is in the last ones

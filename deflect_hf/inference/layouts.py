@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +13,7 @@ from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.figures import class_colors
 from deflect_hf.inference.model import MapModel
-from deflect_hf.raster.maps import MapLayout
-
-Array = np.ndarray[Any, Any]
+from deflect_hf.raster.maps import Array, MapLayout
 
 NODATA = 255  # of uint8 maps
 STEPS = 250  # probability 1.0 in uint8: steps of 0.004

@@ -31,7 +31,7 @@ from deflect_hf.inference.polygons import refuse_polygons, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, cut_tokens, files_of
 from deflect_hf.raster.access import is_address, stamp_of
 from deflect_hf.raster.header import PathLike, RasterInfo
-from deflect_hf.raster.maps import MapLayout, Square, category_names, job_of_map, sidecar, write_map
+from deflect_hf.raster.maps import Array, MapLayout, Square, category_names, job_of_map, sidecar, write_map
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.qgis import is_ours, qgis_style, style_of
 from deflect_hf.raster.read import OpenRaster, open_raster
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
-
-Array = np.ndarray[Any, Any]
 
 
 def predict_raster(

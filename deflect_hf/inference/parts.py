@@ -23,11 +23,9 @@ from filelock import FileLock, Timeout
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.files import write_text
 from deflect_hf.inference.blocks import Block
-from deflect_hf.raster.maps import SQUARE, Square
+from deflect_hf.raster.maps import SQUARE, Array, Square
 
 logger = logging.getLogger(__name__)
-
-Array = np.ndarray[Any, Any]
 
 JOB = "job.json"
 LOCK = "lock"

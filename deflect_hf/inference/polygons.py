@@ -8,18 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.raster.georeference import pixel_areas, pixels_of
 from deflect_hf.raster.header import IDENTITY, RasterInfo
-from deflect_hf.raster.maps import MapLayout, Square
+from deflect_hf.raster.maps import Array, MapLayout, Square
 from deflect_hf.raster.qgis import style_of
 from deflect_hf.raster.vector import Shapes, need_vector, write_features
-
-Array = np.ndarray[Any, Any]
 
 SUFFIXES = (".gpkg", ".geojson", ".fgb")
 

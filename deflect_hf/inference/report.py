@@ -29,7 +29,7 @@ from deflect_hf.config.inference import SceneArguments
 from deflect_hf.data.folder_reader import layout_of, names_in_training
 from deflect_hf.errors import DataError
 from deflect_hf.evaluation.metrics import scores
-from deflect_hf.figures.colors import IGNORED, class_colors, composite, composites_of
+from deflect_hf.figures.colors import IGNORED, Array, class_colors, composite, composites_of
 from deflect_hf.files import write_text
 from deflect_hf.inference.model import Facts, MapModel
 from deflect_hf.raster.georeference import crs_name, pixel_areas
@@ -37,8 +37,6 @@ from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, overview_
 from deflect_hf.raster.maps import SQUARE
 from deflect_hf.raster.read import open_raster, raster_info, read_mask, read_raster
 from deflect_hf.raster.tiles import in_pieces
-
-Array = np.ndarray[Any, Any]
 
 OVERVIEW_SIDE = 1024  # longest side of the pictures in pixels
 JPEG_QUALITY = 88

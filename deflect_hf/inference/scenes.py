@@ -11,7 +11,6 @@ import shlex
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +29,11 @@ from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.inference.model import MapModel
 from deflect_hf.raster.georeference import ground_m
 from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.maps import Array
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import OpenRaster, open_raster, raster_info
 
 logger = logging.getLogger(__name__)
-
-Array = np.ndarray[Any, Any]
 
 SAMPLE_SIDE = 128  # pixels
 SAMPLES = 4  # per axis

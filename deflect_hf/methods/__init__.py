@@ -20,21 +20,3 @@ from deflect_hf.methods.inspect import (
     taken_bands,
     task_model,
 )
-
-__all__ = [
-    "HEAD",
-    "METHODS",
-    "Bands",
-    "adapt",
-    "as_values",
-    "deflect_config",
-    "encoder_parameters",
-    "extra_bands",
-    "further_bands",
-    "method_options",
-    "needed_bands",
-    "patch_embedding_parameters",
-    "taken_bands",
-    "task_model",
-    "trained_projection",
-]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft import PeftConfig, get_peft_model
 from peft.config import PromptLearningConfig
@@ -19,11 +19,9 @@ from deflect_hf.config.methods import PREFIX, Method, options_of
 from deflect_hf.config.schema import option
 from deflect_hf.errors import ArchitectureError, ConfigError, DeflectError, listing, nearest
 from deflect_hf.methods.bands import Bands, EncoderMethod
-from deflect_hf.methods.layers import Target, linear_layers
+from deflect_hf.methods.inspect import Target, linear_layers
+from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.spectral.bands import Unit
-
-if TYPE_CHECKING:
-    from deflect_hf.models.base import EncoderWithHead
 
 # Fields that say where an adapter comes from, or are set by us.
 MANAGED = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft.utils.other import ModulesToSaveWrapper
@@ -14,13 +14,11 @@ from deflect_hf.config.methods import Method
 from deflect_hf.config.schema import option
 from deflect_hf.errors import BandError, ConfigError, listing
 from deflect_hf.methods.inspect import HEAD, task_model
+from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.models.patch_embedding import Projection, patch_projection
 from deflect_hf.spectral.bands import Unit
 from deflect_hf.spectral.selection import resolve_bands, select_bands
 from deflect_hf.tuners.deflect.config import refuse_digital_mean
-
-if TYPE_CHECKING:
-    from deflect_hf.models.base import EncoderWithHead
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from peft import LNTuningConfig, LoraConfig, PeftConfig
 from pydantic import PositiveFloat
@@ -10,15 +10,12 @@ from pydantic import PositiveFloat
 from deflect_hf.config.methods import Method, Probability, Rank
 from deflect_hf.config.schema import option
 from deflect_hf.methods.bands import Bands, EncoderMethod
-from deflect_hf.methods.inspect import HEAD
-from deflect_hf.methods.layers import Target, linear_layers, norms
+from deflect_hf.methods.inspect import HEAD, Target, linear_layers, norms
+from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.tuners.bitfit import BitFitConfig
 from deflect_hf.tuners.deflect import DeflectConfig
 from deflect_hf.tuners.mergeable import pattern
 from deflect_hf.tuners.scaled_lora import ScaledLoraConfig
-
-if TYPE_CHECKING:
-    from deflect_hf.models.base import EncoderWithHead
 
 
 class Deflect(Method):

@@ -1,22 +1,29 @@
-"""What can be asked of an adapted model: its bands, its adapter, its parameters."""
+"""What can be asked of a model: its layers, its bands, its adapter, its parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Literal, cast
 
 from peft import PeftModel
 from torch import nn
 
+from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.models.quantization import parameter_size
 from deflect_hf.spectral.bands import Unit
 from deflect_hf.spectral.selection import select_bands
 from deflect_hf.tuners.deflect import DeflectConfig
-
-if TYPE_CHECKING:
-    from deflect_hf.models.base import EncoderWithHead
+from deflect_hf.tuners.deflect.architectures import block_layers, find_encoder, outermost_modules
+from deflect_hf.tuners.mergeable import pattern
 
 HEAD = "head"
+Target = Literal["qv", "qkvo", "all-linear"]
+ENDINGS = {
+    "qv": ("q_proj", "v_proj"),
+    "qkvo": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
+    # queries and the first layer, or both first layers, of the MLPs that the known architectures have
+    "query+mlp": ("q_proj", "fc1", "up_proj", "gate_proj", "weights_in"),
+}
 
 
 def task_model(model: nn.Module) -> EncoderWithHead:
@@ -81,3 +88,21 @@ def patch_embedding_parameters(model: nn.Module) -> int:
     """How many of the trainable parameters of the encoder side belong to the patch embedding."""
     embedding = task_model(model).get_input_embeddings()
     return sum(parameter.numel() for parameter in embedding.parameters() if parameter.requires_grad)
+
+
+def linear_layers(model: nn.Module, target: str) -> str:
+    """A pattern of the linear layers that a target such as "qv" names in the blocks of the encoder.
+
+    Raises:
+        ArchitectureError: the model holds no encoder that is known.
+    """
+    names: Sequence[str] = block_layers(model, find_encoder(model), nn.Linear)
+    if target in ENDINGS:
+        names = [name for name in names if name.rpartition(".")[2] in ENDINGS[target]]
+    return pattern(names)
+
+
+def norms(model: EncoderWithHead) -> list[str]:
+    """Names of the encoder's layer norms, the final one included."""
+    modules = outermost_modules(model.encoder)
+    return [f"encoder.{name}" for name, module in modules.items() if isinstance(module, nn.LayerNorm)]

@@ -4,14 +4,3 @@ from deflect_hf.models.configuration import EncoderForImageClassificationConfig,
 from deflect_hf.models.geovit import GeoViTBackbone, GeoViTConfig, GeoViTModel
 from deflect_hf.models.loading import load_encoder
 from deflect_hf.models.task_models import EncoderForImageClassification, EncoderForSemanticSegmentation
-
-__all__ = [
-    "EncoderForImageClassification",
-    "EncoderForImageClassificationConfig",
-    "EncoderForSemanticSegmentation",
-    "EncoderForSemanticSegmentationConfig",
-    "GeoViTBackbone",
-    "GeoViTConfig",
-    "GeoViTModel",
-    "load_encoder",
-]

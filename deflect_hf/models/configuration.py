@@ -207,7 +207,12 @@ class EncoderWithHeadConfig(PreTrainedConfig):
 
     def check_bands(self) -> None:
         """Refuse band fields that do not fit each other or the encoder (ConfigError)."""
-        names = ("base_bands", "base_mean", "base_std", "extra_bands", "extra_mean", "extra_std")
+        for of in ("base", "extra", "pixel"):
+            mean, std = getattr(self, f"{of}_mean", None) or [], getattr(self, f"{of}_std", None) or []
+            # what they make infinite or NaN would be taken for pixels that were not measured
+            if not all(map(math.isfinite, [*mean, *std])) or min(std, default=1) <= 0:
+                raise ConfigError(f"{of}_mean={mean}, {of}_std={std}: give finite numbers, and deviations above 0.")
+        names = [f"{of}_{what}" for of in ("base", "extra") for what in ("bands", "mean", "std")]
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.bands is None:
             if given:
@@ -218,32 +223,19 @@ class EncoderWithHeadConfig(PreTrainedConfig):
             return
         if (self.base_mean is None) != (self.base_std is None):
             raise ConfigError("base_mean and base_std go together: give both, or neither for no normalisation.")
-        self._check_statistics("base")
+        of_extra = [name for name in given if name.startswith("extra")]
+        if of_extra and of_extra != ["extra_bands"] + ["extra_mean", "extra_std"] * (self.base_mean is not None):
+            raise ConfigError(
+                f"{listing(of_extra)} given, but extra_bands come with extra_mean and extra_std if base_mean and "
+                "base_std are given, and without them otherwise: all bands are normalised, or none is."
+            )
         channels, extra = self.encoder_config.num_channels, len(self.extra_bands or [])
         count = channels - extra if channels == len(self.encoder_bands) else channels  # widened already, or not yet
         for name, value in {"base_bands": self.selected_base_bands, **given}.items():
-            if not name.startswith("extra") and len(value) != count:
+            if name in of_extra and not 0 < len(value) == extra:
+                raise ConfigError(f"{name}={value} must have one entry for each of one or more bands.")
+            if name not in of_extra and len(value) != count:
                 raise ConfigError(f"{name}={value} has {len(value)} entries, but the encoder takes {count} channels.")
-        self._check_extra_bands()
-
-    def _check_extra_bands(self) -> None:
-        given = [name for name in ("extra_bands", "extra_mean", "extra_std") if getattr(self, name) is not None]
-        expected = ["extra_bands"] + ["extra_mean", "extra_std"] * (self.base_mean is not None)
-        if given and given != expected:
-            raise ConfigError(
-                f"{listing(given)} given, but extra_bands come with extra_mean and extra_std if base_mean and base_std "
-                "are given, and without them otherwise: all bands are normalised, or none is."
-            )
-        for name in given:
-            if len(getattr(self, name)) != len(self.extra_bands or []) or not self.extra_bands:
-                raise ConfigError(f"{name}={getattr(self, name)} must have one entry for each of one or more bands.")
-        self._check_statistics("extra")
-
-    def _check_statistics(self, of: str) -> None:
-        mean, std = getattr(self, f"{of}_mean") or [], getattr(self, f"{of}_std") or []
-        # what they make infinite or NaN would be taken for pixels that were not measured
-        if not all(map(math.isfinite, [*mean, *std])) or min(std, default=1) <= 0:
-            raise ConfigError(f"{of}_mean={mean}, {of}_std={std}: give finite numbers, and deviations above 0.")
 
     def _check_loss(self) -> None:
         if self.problem_type not in (None, *self.problem_types):
@@ -347,4 +339,3 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
             )
         elif self.bands is not None and self.bands != self.pixel_bands:
             raise ConfigError(f"pixel_bands={self.pixel_bands} are the bands of pixel_values, like bands={self.bands}.")
-        self._check_statistics("pixel")

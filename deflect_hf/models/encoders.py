@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from deflect_hf.config.data import ENCODER_SIZE
 from deflect_hf.config.run import EncoderArguments, RunArguments
@@ -17,9 +18,6 @@ from deflect_hf.errors import ConfigError, brief, nearest
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.loading import adopt_encoder, load_encoder_config
 from deflect_hf.spectral.selection import resolve_bands, select_bands
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
 
 NORMALISATION = "normalisation.json"
 # of a random encoder; the largest published vision transformer has 48 blocks of width 6144
@@ -29,8 +27,6 @@ LARGEST_SIZE = 65_536
 
 def random_config(arguments: EncoderArguments) -> PreTrainedConfig:
     """The configuration that ``encoder.random`` describes (ConfigError)."""
-    from transformers import CONFIG_MAPPING
-
     fields = dict(arguments.random or {})
     kind = fields.pop("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -67,8 +63,6 @@ def _buildable(kind: str) -> Iterator[None]:
 
 def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
     """A randomly initialised encoder, the same for the same seed (ConfigError)."""
-    from transformers import AutoModel
-
     config = random_config(arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.random_seed)

@@ -12,7 +12,7 @@ import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from deflect_hf.config.tasks import MODEL_TYPES
-from deflect_hf.errors import ArchitectureError, CheckpointError, DeflectError, brief
+from deflect_hf.errors import ArchitectureError, CheckpointError, DeflectError, brief, listing
 from deflect_hf.models.geovit.sources import conversion_hint
 from deflect_hf.models.quantization import as_numbers, quantization_config
 
@@ -41,11 +41,9 @@ def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
 def refuse_new_weights(missing: Collection[str], source: str) -> None:
     """Refuse a checkpoint that lacks weights (CheckpointError)."""
     if missing:
-        named = sorted(missing)[:MOST_NAMED]
-        more = f" and {len(missing) - len(named)} more" if len(missing) > len(named) else ""
         raise CheckpointError(
             f"{source} lacks {len(missing)} tensors, which would be filled with random numbers: "
-            f"{', '.join(named)}{more}. Give a checkpoint that holds them all."
+            f"{listing(sorted(missing), MOST_NAMED)}. Give a checkpoint that holds them all."
         )
 
 

@@ -20,31 +20,31 @@ from transformers.modeling_outputs import BaseModelOutput
 
 
 @strict
-class PixelNetConfig(PreTrainedConfig):
-    """``PixelNet``: hidden layers of ``hidden_size`` channels on the bands of each pixel alone."""
-
-    model_type = "deflect_pixel_mlp"
+class PixelConfig(PreTrainedConfig):
+    """An encoder whose patches are pixels, with one block whose output a head may read."""
 
     num_channels: int = 3
     hidden_size: int = 64
-    num_hidden_layers: int = 1  # blocks whose output a head may read
-    hidden_layers: int = 2
+    num_hidden_layers: int = 1
     patch_size: int = 1
     image_size: int | None = None
 
 
 @strict
-class UNetConfig(PreTrainedConfig):
+class PixelNetConfig(PixelConfig):
+    """``PixelNet``: hidden layers of ``hidden_size`` channels on the bands of each pixel alone."""
+
+    model_type = "deflect_pixel_mlp"
+    hidden_layers: int = 2
+
+
+@strict
+class UNetConfig(PixelConfig):
     """``UNet``: ``levels`` resolutions, the first of ``hidden_size`` channels, each further one of twice as many."""
 
     model_type = "deflect_unet"
-
-    num_channels: int = 3
     hidden_size: int = 24
-    num_hidden_layers: int = 1
     levels: int = 4
-    patch_size: int = 1
-    image_size: int | None = None
 
 
 class _PixelTokens(PreTrainedModel):
@@ -52,14 +52,11 @@ class _PixelTokens(PreTrainedModel):
 
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
+    features: Any
 
     def get_input_embeddings(self) -> nn.Module:
         """The first layer."""
         return next(module for module in self.modules() if isinstance(module, nn.Conv2d))
-
-    def features(self, inputs: Tensor) -> Tensor:
-        """(B, C + 1, H, W) -> (B, D, H, W)"""
-        raise NotImplementedError
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
         """(B, C, H, W) standardised, 0 where not measured -> last_hidden_state (B, H * W, D)"""

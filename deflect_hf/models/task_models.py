@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput, SemanticSegmenterOutput
@@ -18,6 +17,7 @@ from deflect_hf.models.configuration import (
     EncoderForSemanticSegmentationConfig,
 )
 from deflect_hf.models.heads import TokenHead, segmentation_head
+from deflect_hf.models.rivals import resized
 
 
 class EncoderForImageClassification(EncoderWithHead):
@@ -88,18 +88,15 @@ class EncoderForSemanticSegmentation(EncoderWithHead):
             DataError: image size or label shape do not fit, or the upernet head trains on a batch of one image.
             BandError: the number of channels is not that of ``config.bands``.
         """
-        size = pixel_values.shape[-2:]
         features = self.encode(pixel_values, **kwargs)
         seen = (pixel_values,) if self.config.head in OF_BANDS else ()
         coarse = self.head(features.patch_maps(), *seen)
-        logits = F.interpolate(self.in_units(coarse.logits), size=size, mode="bilinear", align_corners=False)
+        logits = resized(self.in_units(coarse.logits), pixel_values)
         loss = None
         if labels is not None:
             loss = self.label_loss(logits, labels)
             if coarse.auxiliary is not None:
-                auxiliary = F.interpolate(
-                    self.in_units(coarse.auxiliary), size=size, mode="bilinear", align_corners=False
-                )
+                auxiliary = resized(self.in_units(coarse.auxiliary), pixel_values)
                 loss = loss + self.config.auxiliary_loss_weight * self.label_loss(auxiliary, labels)
         return SemanticSegmenterOutput(
             loss=loss,

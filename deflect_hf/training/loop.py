@@ -28,8 +28,8 @@ from deflect_hf.files import atomic_dir, temp_dir, write_json
 from deflect_hf.training import prefix
 from deflect_hf.training.build import Experiment
 from deflect_hf.training.checkpoint import BEST, FOLDER, Checkpoints, Progress, kept_best, list_checkpoints
+from deflect_hf.training.distributed_exit import Preemption
 from deflect_hf.training.optimization import build_optimizer, build_scheduler
-from deflect_hf.training.preemption import Preemption
 from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded, whole_weights
 from deflect_hf.training.trackers import RunLog
 

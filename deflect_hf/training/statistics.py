@@ -7,9 +7,11 @@ of each band. Checkpoints keep what was found, so that a run that goes on looks 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,13 +30,14 @@ from deflect_hf.data.scene_reader import SceneReader
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing
 from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
 from deflect_hf.spectral.selection import select_bands
-from deflect_hf.training.stamps import files_of, stamps_of, warn_of_other_files
 from deflect_hf.tuners.deflect import DeflectConfig
 
 logger = logging.getLogger(__name__)
 
 MOMENTS = ("pixels", "features", "targets")
 SAMPLE = 2**18  # pixels that the quantiles are of, spread over all images
+COLUMNS = ("image", "mask")  # of tables whose rows name files
+NAMED = 5  # files that a message names one by one
 
 
 @dataclass(frozen=True)
@@ -259,3 +262,40 @@ def statistics_of(
         files = files_of(train)
         warn_of_other_files(files, stamps_of(files), statistics.stamps)
     return statistics
+
+
+def files_of(train: ImageDataset) -> list[str]:
+    """The files of a split, as far as its rows or scenes name them."""
+    if isinstance(train.reader, SceneReader):
+        layers = [product.layers or () for product in train.reader.products]
+        found = {label.path for label in train.reader.labels} | {info.path for info in train.reader.infos}
+        return sorted(found | {layer.file for some in layers for layer in some})
+    columns = [train.table[name] for name in COLUMNS if name in getattr(train.table, "column_names", ())]
+    return sorted({str(path) for column in columns for path in column})
+
+
+def stamps_of(files: Sequence[str]) -> list[list[int]]:
+    """(n, 2) size in bytes and time of change in seconds of each file; zeros for folders and what is not on disk."""
+    found = []
+    for file in files:
+        known = os.stat(file) if Path(file).is_file() else None
+        found.append([0, 0] if known is None else [known.st_size, int(known.st_mtime)])
+    return found
+
+
+def warn_of_other_files(files: Sequence[str], now: Sequence[Sequence[int]], then: Sequence[Sequence[int]]) -> None:
+    """Name the files that are not those of the run before: of another size, or of another time where others are not.
+
+    A copy of all files has other times, and tells nothing.
+    """
+    pairs = list(zip(files, now, then, strict=False))
+    later = [file for file, new, old in pairs if new[1] != old[1]]
+    copied = len(later) == sum(any(new) for _, new, _ in pairs)
+    other = [file for file, new, old in pairs if new[0] != old[0] or (new[1] != old[1] and not copied)]
+    if not other and len(now) == len(then):
+        return
+    logger.warning(
+        "%d of %d files of the training split are not those that the run was started with: %s (normalisation and class "
+        "weights stay those of the files before; start anew for others)",
+        *(len(other), len(now), listing((Path(f).name for f in other), NAMED) if other else "another number of them"),
+    )

@@ -7,16 +7,14 @@ import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.files import LOG, write_text
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 FOLDERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # in that of the run; trackio has one place for all runs
 PROJECT = "deflect_hf"

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 
 from deflect_hf.errors import ArchitectureError, BandError, ConfigError, UnitError
 from deflect_hf.methods import adapt, deflect_config, encoder_parameters, further_bands, needed_bands
-from deflect_hf.methods.layers import norms
+from deflect_hf.methods.inspect import norms
 from deflect_hf.models import EncoderForImageClassification
 from tests.methods.models import BASE, EVERY, WIDE, adapted, task_model, trainable
 from tests.models.geovit.conftest import make_encoder

@@ -230,7 +230,7 @@ def test_checkpoint_that_lacks_encoder_weights_is_refused(tmp_path: Path, encode
     assert len(lost) == 4
     message = (
         f"The encoder checkpoint '{tmp_path}' lacks 4 tensors, which would be filled with random numbers: "
-        f"{', '.join(lost)}. Give a checkpoint that holds them all."
+        f"{', '.join(map(repr, lost))}. Give a checkpoint that holds them all."
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
         EncoderForSemanticSegmentation.from_encoder(tmp_path, num_labels=3)

@@ -22,8 +22,14 @@ from deflect_hf.raster.write import write_raster
 from deflect_hf.spectral.features import RunningMoments, SpectralFeatures
 from deflect_hf.training import statistics
 from deflect_hf.training.build import check_method, load_splits
-from deflect_hf.training.stamps import warn_of_other_files
-from deflect_hf.training.statistics import QUANTILES, Statistics, look_at, statistics_of, whole_patches
+from deflect_hf.training.statistics import (
+    QUANTILES,
+    Statistics,
+    look_at,
+    statistics_of,
+    warn_of_other_files,
+    whole_patches,
+)
 from tests.training.test_build import configured
 from tests.training.test_run import train as train_run
 
@@ -129,8 +135,8 @@ def test_statistics_are_those_of_whole_patches() -> None:
     [
         ([[10, 1], [20, 2], [0, 0]], None),
         ([[10, 7], [20, 8], [0, 0]], None),  # all were copied
-        ([[10, 7], [21, 8], [0, 0]], "1 of 3 files of the training split are not those .*: b.tif "),
-        ([[10, 1], [20, 9], [0, 0]], "1 of 3 files .*: b.tif "),
+        ([[10, 7], [21, 8], [0, 0]], "1 of 3 files of the training split are not those .*: 'b.tif' "),
+        ([[10, 1], [20, 9], [0, 0]], "1 of 3 files .*: 'b.tif' "),
         ([[10, 1], [20, 2]], "0 of 2 files .*: another number of them "),
     ],
 )
@@ -152,4 +158,4 @@ def test_a_run_that_goes_on_over_a_changed_image_says_so(tmp_path: Path, caplog:
     assert "started with" not in caplog.text
     write_raster(tmp_path / "images/b.tif", np.zeros((3, 40, 40), np.float32), descriptions=list("RGB"))
     statistics_of(config, train, (8, 8), Accelerator(), json.loads(json.dumps(stored)))
-    assert "1 of 3 files of the training split are not those that the run was started with: b.tif" in caplog.text
+    assert "1 of 3 files of the training split are not those that the run was started with: 'b.tif'" in caplog.text

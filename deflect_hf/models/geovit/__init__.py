@@ -11,5 +11,3 @@ from deflect_hf.models.geovit.modeling import GeoViTBackbone, GeoViTModel
 AutoConfig.register(GeoViTConfig.model_type, GeoViTConfig, exist_ok=True)
 AutoModel.register(GeoViTConfig, GeoViTModel, exist_ok=True)
 AutoBackbone.register(GeoViTConfig, GeoViTBackbone, exist_ok=True)
-
-__all__ = ["GeoViTBackbone", "GeoViTConfig", "GeoViTModel"]

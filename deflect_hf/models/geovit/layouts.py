@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ PARTS = {
 FUSED = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 # Half precision tables still pass, another order of channels does not.
 TABLE_TOLERANCE = 2e-3
+MOST_NAMED = 12  # tensors in a message
 
 
 class Layout(NamedTuple):
@@ -67,7 +68,7 @@ def convert_tensors(
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
         raise CheckpointError(
-            f"the checkpoint holds NaN or infinity in {_shown(origins[name].name for name in broken)}."
+            f"the checkpoint holds NaN or infinity in {listing((origins[name].name for name in broken), MOST_NAMED)}."
         )
     return state, sorted(set(tensors) - {origin.name for origin in origins.values()})
 
@@ -78,7 +79,7 @@ def find_layout(tensors: Mapping[str, Tensor], source: Source) -> tuple[str, Lay
     if len(prefixes) != 1:
         raise CheckpointError(
             f"the checkpoint has {len(prefixes)} tensors '...{PATCHES}', one is needed. Is it that of {source.title}? "
-            f"It has {_shown(tensors)}."
+            f"It has {listing(tensors, MOST_NAMED)}."
         )
     prefix = prefixes[0]
     if any(name.startswith(f"{prefix}encoder.encoders.") for name in tensors):
@@ -90,7 +91,7 @@ def find_layout(tensors: Mapping[str, Tensor], source: Source) -> tuple[str, Lay
     for layout in LAYOUTS:
         if f"{prefix}{layout.blocks}.0.norm1.weight" in tensors:
             return prefix, layout
-    raise CheckpointError(f"the checkpoint names its blocks in no known way; it has {_shown(tensors)}.")
+    raise CheckpointError(f"the checkpoint names its blocks in no known way; it has {listing(tensors, MOST_NAMED)}.")
 
 
 def _origin(target: str, prefix: str, layout: Layout) -> Origin:
@@ -109,28 +110,27 @@ def _origin(target: str, prefix: str, layout: Layout) -> Origin:
 
 
 def _check_names(tensors: Mapping[str, Tensor], source: Source, needed: set[str], prefix: str, layout: Layout) -> None:
-    missing = sorted(needed - set(tensors))
-    if missing:
-        raise CheckpointError(f"the checkpoint of {source.title} lacks {len(missing)} tensors: {_shown(missing)}.")
-    foreign = sorted(name for name in tensors if name.removeprefix(prefix).startswith(source.foreign))
-    if foreign:
-        raise CheckpointError(
-            f"the checkpoint has {_shown(foreign)}, which that of {source.title} has not: it is another encoder of the "
-            "same shapes. Choose its own --source."
-        )
-    lacking = [start for start in source.own if not any(name.startswith(prefix + start) for name in tensors)]
-    if lacking:
-        raise CheckpointError(
-            f"the checkpoint has no {_shown(lacking)}, which that of {source.title} has: it is another encoder of the "
-            "same shapes. Choose its own --source."
-        )
     own = tuple(prefix + part for part in (f"{layout.blocks}.", f"{layout.norm}.", "patch_embed.", "cls_token"))
-    unknown = sorted(name for name in set(tensors) - needed if name.startswith(own))
-    if unknown:
-        raise CheckpointError(
-            f"the checkpoint has {len(unknown)} encoder tensors that {source.title} has not: {_shown(unknown)}. It is "
-            "another or a larger encoder, and without them it would not be itself. Choose its own --source."
-        )
+    another = "it is another encoder of the same shapes. Choose its own --source."
+    for names, told in (
+        (needed - set(tensors), "the checkpoint of {title} lacks {count} tensors: {names}."),
+        (
+            {name for name in tensors if name.removeprefix(prefix).startswith(source.foreign)},
+            f"the checkpoint has {{names}}, which that of {{title}} has not: {another}",
+        ),
+        (
+            {start for start in source.own if not any(name.startswith(prefix + start) for name in tensors)},
+            f"the checkpoint has no {{names}}, which that of {{title}} has: {another}",
+        ),
+        (
+            {name for name in set(tensors) - needed if name.startswith(own)},
+            "the checkpoint has {count} encoder tensors that {title} has not: {names}. It is another or a larger "
+            "encoder, and without them it would not be itself. Choose its own --source.",
+        ),
+    ):
+        if names:
+            named = listing(sorted(names), MOST_NAMED)
+            raise CheckpointError(told.format(title=source.title, count=len(names), names=named))
 
 
 def _check_shapes(
@@ -171,8 +171,3 @@ def _take(tensor: Tensor, third: int | None) -> Tensor:
     part = tensor if third is None else tensor.chunk(3)[third]
     # A copy of its own: parts of one storage cannot be saved apart.
     return part.detach().to(torch.float32, copy=True).contiguous()
-
-
-def _shown(names: Iterable[str], most: int = 12) -> str:
-    names = list(names)
-    return listing(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -165,7 +165,7 @@ def test_another_encoder_of_the_same_shapes_is_refused(source, change, message, 
 def test_a_prithvi_without_dates_and_places_is_not_taken_for_one_with_them(tmp_path):
     published = PUBLISHED["prithvi-eo-2-600m-tl"]
     tensors = {name: value for name, value in published.tensors().items() if "_embed_enc" not in name}
-    assert "has no 'temporal_embed_enc.', 'location_embed_enc.'" in refusal(published, tmp_path, tensors)
+    assert "has no 'location_embed_enc.', 'temporal_embed_enc.'" in refusal(published, tmp_path, tensors)
 
 
 def test_numbers_of_numpy_are_read_under_both_of_their_names(tmp_path):
