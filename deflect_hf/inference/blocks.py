@@ -75,7 +75,7 @@ class SceneWindows:
     batch_size: int
     # height and width in pixels of the scene of a token, which is then a pixel of the map; None: maps of classes and
     # values, on the pixels of the scene
-    token: tuple[int, int] | None = None
+    token: tuple[int, int] | None
 
     @property
     def channels(self) -> int:

@@ -20,15 +20,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import ExportArguments
-from deflect_hf.errors import CheckpointError, ConfigError, named_extras, show_log, user_errors
+from deflect_hf.config.tasks import TASKS
+from deflect_hf.errors import CheckpointError, ConfigError, show_log, user_errors
 from deflect_hf.files import temp_dir, write_json
 from deflect_hf.inference.exported import Run, card_of, checksum, is_exported, open_onnx, open_pt2
+from deflect_hf.inference.model import measured_only
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from deflect_hf.inference.predictor import Predictor
 
 TOLERANCE = 1e-5
@@ -39,7 +42,7 @@ EXTENSIONS = ("mlm/v1.5.0", "file/v2.1.0")
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, print."""
     words = sys.argv[1:] if argv is None else list(argv)
-    with user_errors(words), named_extras():
+    with user_errors(words):
         if len(words) > 1 and not words[0].startswith("-") and not words[1].startswith("-"):
             words = ["--run", words[0], "--output", words[1], *words[2:]]
         arguments = parse_arguments(ExportArguments, __doc__ or "", words)
@@ -80,8 +83,6 @@ def export(
         CheckpointError: the file computes something else than the model.
         MissingPackageError: of ``.onnx``, without the extra ``onnx``.
     """
-    import torch
-
     from deflect_hf.inference.scenes import window_size
 
     taken = [path for path in (target, card_of(target)) if path.exists()]
@@ -97,7 +98,7 @@ def export(
     height, width = (size["height"], size["width"]) if size is not None else window_size(predictor, window)
     # of any number of images, three stand for it: of one, torch would make a constant
     images = samples(batch_size or 3, len(predictor.processor.bands), height, width)
-    model = with_probabilities(predictor)
+    model = Probabilities(predictor).eval()
     batch = None if batch_size is not None else {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}
     with temp_dir(target.with_name(f"{target.name}.partial")) as folder, torch.no_grad():
         made = folder / target.name
@@ -117,35 +118,24 @@ def export(
 
 def output_name(task: str) -> str:
     """What the output of a file is called."""
-    from deflect_hf.config.tasks import TASKS
-
     return "values" if TASKS[task].output == "value" else "probabilities"
 
 
-def with_probabilities(predictor: Predictor) -> nn.Module:
+class Probabilities(nn.Module):
     """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) probabilities or values, NaN where no band was measured."""
-    import torch
-    from torch import nn
 
-    class Probabilities(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = predictor.model
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.predictor, self.model = predictor, predictor.model
 
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            predicted = predictor.target.predict(predictor._outputs(pixel_values).logits.float())
-            measured = torch.isfinite(pixel_values).any(dim=1, keepdim=True)
-            if predicted.ndim == 2:
-                measured = measured.flatten(1).any(dim=1, keepdim=True)
-            return torch.where(measured, predicted, torch.nan)
-
-    return Probabilities().eval()
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """See above."""
+        logits = self.predictor._outputs(pixel_values).logits.float()
+        return measured_only(self.predictor.target.predict(logits), pixel_values)
 
 
 def samples(count: int, channels: int, height: int, width: int) -> Tensor:
     """(count, C, H, W) reflectance: parts of the first image, and of a band of the last, were not measured."""
-    import torch
-
     images = torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(0)) * 0.4
     images[0, :, : height // 3, : width // 3] = torch.nan
     images[-1, -1, height // 2 :] = torch.nan
@@ -154,8 +144,6 @@ def samples(count: int, channels: int, height: int, width: int) -> Tensor:
 
 def write_pt2(program: Any, images: Tensor, path: Path) -> Run:
     """Write a program of torch.export, and read it again."""
-    import torch
-
     stored = io.BytesIO()  # of a file that it cannot write, torch ends the process
     torch.export.save(program, stored)
     path.write_bytes(stored.getbuffer())
@@ -164,8 +152,6 @@ def write_pt2(program: Any, images: Tensor, path: Path) -> Run:
 
 def write_onnx(program: Any, images: Tensor, path: Path, name: str) -> Run:
     """Write a program, the output of which has a name, as ONNX, all in one file, and read it again."""
-    import torch
-
     # onnxscript's optimizer makes 0 of some deviations of indices over partly measured patches; onnxruntime has its own
     made = torch.onnx.export(
         program, (images,), dynamo=True, optimize=False, verbose=False,
@@ -195,9 +181,6 @@ def card(predictor: Predictor, file: Path, shape: list[int]) -> dict[str, Any]:
 
     Sources: github.com/stac-extensions/mlm, version 1.5.0; github.com/stac-extensions/file, version 2.1.0.
     """
-    import torch
-
-    from deflect_hf.config.tasks import TASKS
     from deflect_hf.methods import task_model
 
     task, model, processor = TASKS[predictor.task], task_model(predictor.model), predictor.processor

@@ -28,7 +28,7 @@ from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.model import MapModel
 from deflect_hf.inference.parts import Parts
 from deflect_hf.inference.polygons import refuse_polygons, write_polygons
-from deflect_hf.inference.scenes import Scene, cut, cut_tokens, files_of
+from deflect_hf.inference.scenes import Scene, cut, files_of
 from deflect_hf.raster.access import is_address, stamp_of
 from deflect_hf.raster.header import PathLike, RasterInfo
 from deflect_hf.raster.maps import Array, MapLayout, Square, category_names, job_of_map, sidecar, write_map
@@ -98,11 +98,8 @@ def _opened(held: ExitStack, source: Product, target: Path, processes: PartialSt
 def windows_of(file: OpenRaster, predictor: MapModel, arguments: SceneArguments) -> SceneWindows:
     """The windows of an open image."""
     scene = Scene.of(file, predictor.processor, arguments)
-    if arguments.output == "embeddings":
-        rows, columns, token = cut_tokens(predictor, scene.info, arguments)
-        return SceneWindows(scene, predictor, rows, columns, arguments.batch_size, token)
-    rows, columns = cut(predictor, scene.info, arguments)
-    return SceneWindows(scene, predictor, rows, columns, arguments.batch_size)
+    rows, columns, token = cut(predictor, scene.info, arguments)
+    return SceneWindows(scene, predictor, rows, columns, arguments.batch_size, token)
 
 
 def grid_of(windows: SceneWindows) -> RasterInfo:

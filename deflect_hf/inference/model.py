@@ -81,3 +81,11 @@ def refuse_overflow(logits: Tensor, pixel_values: Tensor, where: str, fix: str) 
         f"{where}: the model's computation overflows on values from {known.min():.9g} to {known.max():.9g} (after "
         f"scale and offset): {fix}"  # 9 digits are a whole float32, to be given as a fill value
     )
+
+
+def measured_only(predicted: Tensor, pixel_values: Tensor) -> Tensor:
+    """(B, K) or (B, K, H, W) predictions -> the same, NaN where (B, C, H, W) reflectance was measured in no band."""
+    measured = torch.isfinite(pixel_values).any(dim=1, keepdim=True)
+    if predicted.ndim == 2:
+        measured = measured.flatten(1).any(dim=1, keepdim=True)
+    return torch.where(measured.to(predicted.device), predicted, torch.nan)

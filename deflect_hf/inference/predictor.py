@@ -28,7 +28,7 @@ from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.files import atomic_dir
 from deflect_hf.inference.mapping import predict_raster
-from deflect_hf.inference.model import Facts, MapModel, chosen_device, refuse_overflow
+from deflect_hf.inference.model import Facts, MapModel, chosen_device, measured_only, refuse_overflow
 from deflect_hf.methods import taken_bands, task_model
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.targets import KINDS
@@ -318,11 +318,7 @@ class Predictor(MapModel):
         A pixel, or an image, none of whose bands holds a measurement has no probabilities. A regression gives values
         in their unit, K = 1; of several labels per image each has a probability of its own.
         """
-        probabilities = self.target.predict(self.logits(pixel_values)).cpu()
-        measured = torch.isfinite(pixel_values).any(dim=1, keepdim=True).cpu()
-        if probabilities.ndim == 2:
-            measured = measured.flatten(1).any(dim=1, keepdim=True)
-        return probabilities.masked_fill(~measured, torch.nan)
+        return measured_only(self.target.predict(self.logits(pixel_values)).cpu(), pixel_values)
 
     def predict_raster(self, source: str | Path, target: str | Path, **options: Any) -> None:
         """Write the map of a georeferenced image of any size, window by window.

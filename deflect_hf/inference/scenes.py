@@ -232,28 +232,23 @@ def window_size(predictor: MapModel, side: int | None) -> tuple[int, int]:
         raise ConfigError(
             f"--window {side}: the exported file takes images of {fixed[0]} x {fixed[1]} pixels alone: leave it out."
         )
-    if fixed is not None:
-        height, width = fixed
-    elif side is not None:
-        height, width = side, side
-    elif predictor.window is not None and processor.size is None:
-        height, width = predictor.window, predictor.window
-    elif processor.trained_size is not None:
-        height, width = processor.trained_size
-    elif predictor.pretrained_size is not None and processor.size is None:
-        height, width = predictor.pretrained_size
+    plain = processor.size is None
+    of_evaluation, pretrained = (predictor.window, predictor.pretrained_size) if plain else (None, None)
+    known = [size for size in (fixed, side, of_evaluation, processor.trained_size, pretrained) if size is not None]
+    if not known:
+        raise ConfigError("give --window, the side of the training images in pixels: the trained folder does not say.")
+    height, width = (known[0], known[0]) if isinstance(known[0], int) else known[0]
+    if known == [pretrained]:
         logger.warning(
             "windows of %d x %d pixels, the size of the encoder's pretraining, as the trained folder does not say how "
             "large its images were: --window is best their side",
             height,
             width,
         )
-    else:
-        raise ConfigError("give --window, the side of the training images in pixels: the trained folder does not say.")
     patch = predictor.patch_size
-    if side is None and processor.size is None:  # images of training were filled up to whole patches
+    if side is None and plain:  # images of training were filled up to whole patches
         height, width = (-(-length // step) * step for length, step in zip((height, width), patch, strict=True))
-    if processor.size is None and (height % patch[0] or width % patch[1]):
+    if plain and (height % patch[0] or width % patch[1]):
         near = max(1, round(height / patch[0])) * patch[0]
         raise ConfigError(
             f"--window {height}: no multiple of the model's patches, {patch[0]} x {patch[1]} pixels; give {near}."
@@ -261,42 +256,30 @@ def window_size(predictor: MapModel, side: int | None) -> tuple[int, int]:
     return height, width
 
 
-def cut(predictor: MapModel, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis]:
-    """The windows along rows and columns. A scene smaller than a window is one, filled up to whole patches."""
+def cut(predictor: MapModel, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis, tuple[int, int] | None]:
+    """The windows along rows and columns. A scene smaller than a window is one, filled up to whole patches.
 
-    def axis(length: int, size: int, patch: int) -> Axis:
-        if predictor.processor.size is None:
-            return Axis.cover(length, min(size, -(-length // patch) * patch), arguments.overlap, patch)
-        # the window is resized, and the image keeps its scale only if the window keeps its size
-        return Axis.cover(length, size, arguments.overlap, 1)
-
-    sizes = window_size(predictor, arguments.window)
-    refuse_beyond_memory("--window", 1, [len(predictor.processor.bands), *sizes])
-    return (
-        axis(info.height, sizes[0], predictor.patch_size[0]),
-        axis(info.width, sizes[1], predictor.patch_size[1]),
-    )
-
-
-def cut_tokens(predictor: MapModel, info: RasterInfo, arguments: SceneArguments) -> tuple[Axis, Axis, tuple[int, int]]:
-    """As :func:`cut`, counted in tokens, so that those of all windows lie on one grid; pixels that a token covers.
-
-    The last tokens may reach beyond the scene.
+    Those of embeddings are counted in tokens, so that all lie on one grid, whose last tokens may reach beyond the
+    scene; the third is then the height and width of a token in pixels, else None.
     """
-    sizes = window_size(predictor, arguments.window)
+    sizes, resized = window_size(predictor, arguments.window), predictor.processor.size
     refuse_beyond_memory("--window", 1, [len(predictor.processor.bands), *sizes])
-    resized = predictor.processor.size
     inputs = sizes if resized is None else (resized["height"], resized["width"])
+    sides = zip((info.height, info.width), sizes, inputs, predictor.patch_size, predictor.token_size, strict=True)
     axes, token = [], []
-    for length, size, given, patch in zip((info.height, info.width), sizes, inputs, predictor.token_size, strict=True):
-        count = given // patch
-        if size % count:
-            raise ConfigError(
-                f"windows of {size} pixels hold {count} tokens a side, which do not lie on whole pixels: give "
-                f"--window {max(1, round(size / count)) * count} for embeddings."
-            )
-        pixels = size // count
-        tokens = -(-length // pixels)
-        axes.append(Axis.cover(tokens, count if resized else min(count, tokens), arguments.overlap, 1))
-        token.append(pixels)
-    return axes[0], axes[1], (token[0], token[1])
+    for length, size, given, patch, of_token in sides:
+        step, shortest = patch, -(-length // patch) * patch
+        if arguments.output == "embeddings":
+            count = given // of_token
+            if size % count:
+                raise ConfigError(
+                    f"windows of {size} pixels hold {count} tokens a side, which do not lie on whole pixels: give "
+                    f"--window {max(1, round(size / count)) * count} for embeddings."
+                )
+            token.append(size // count)
+            length = shortest = -(-length // token[-1])
+            size, step = count, 1
+        # a window that is resized keeps its size, without which the image would not keep its scale
+        size, step = (min(size, shortest), step) if resized is None else (size, 1)
+        axes.append(Axis.cover(length, size, arguments.overlap, step))
+    return axes[0], axes[1], (token[0], token[1]) if token else None
