@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # correction leaves water down to about -0.02.
 TOO_BRIGHT = 3.0  # more than 10 % of a channel above it
 TOO_DARK = 2e-4  # the whole image below it: 0.5 with a scale of 1e-4 applied twice is 5e-5
+DARKEST = 0.01  # 99 % of all images in each band below it: clear sea is brighter in blue, and images are not all of it
 SHIFTED = -0.03  # more than half of a channel below it
 FRACTIONS = 0.7  # mean of stored values that are reflectance already; of averaged digital numbers on dark water it is 1
 STANDARDISED = -0.3  # more than 5 % of a channel below it
@@ -229,6 +230,21 @@ def check_reflectance(values: NDArray[Any] | Tensor, where: str, bands: Sequence
             )
     if 0 < brightest < TOO_DARK:
         raise UnitError(f"{where}: no value is above {brightest:.3g}, but 1.0 is 100 % reflectance; {_FIXES['dark']}")
+
+
+def refuse_dark(quantiles: Mapping[str, Sequence[float]], where: str) -> None:
+    """Refuse images that are all darker than the darkest sea: band -> its values at ``QUANTILES``.
+
+    Raises:
+        UnitError: the scale makes too little of the numbers.
+    """
+    brightest = max((values[-1] for values in quantiles.values() if values), default=DARKEST)
+    if brightest < DARKEST:
+        raise UnitError(
+            f"{where}: in every band, 99 % of the values are below {brightest:.2g}, but 1.0 is 100 % reflectance: "
+            "correct `scale` or the scale tags of the files (Sentinel-2: 1e-4; Landsat C2 L2: 2.75e-5); if all of the "
+            "images are so dark, set `unit_check` to false."
+        )
 
 
 def refuse_mixed_units(stored: NDArray[Any], scale: NDArray[Any], bands: Sequence[str], where: str) -> None:

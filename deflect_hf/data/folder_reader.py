@@ -18,7 +18,17 @@ from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.raster.access import is_address
 from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import projection
-from deflect_hf.raster.header import SKIPPED, PathLike, RasterInfo, file_bands, is_no_band, is_unnamed, names_bands
+from deflect_hf.raster.header import (
+    SKIPPED,
+    PathLike,
+    RasterInfo,
+    file_bands,
+    is_no_band,
+    is_unnamed,
+    names_bands,
+    off_wavelength,
+    only_counts,
+)
 from deflect_hf.raster.products import Product, is_known_product
 from deflect_hf.raster.quality import Quality, is_quality_layer, quality_layer
 from deflect_hf.raster.read import Box, OpenRaster, Raster, read_mask, read_raster
@@ -154,6 +164,7 @@ def settle_reader(
     names = file_bands(info, source_bands, sensor, None if quality is None else quality.band)
     named = [name for name in names if not is_unnamed(name)]
     unknown = _unknown(info, names, source_bands, quality)
+    _report_names(info, names, sensor, source_bands)
     gsd_m = args.gsd_m if args.gsd_m is not None else info.gsd_m
     grid = projection(info)
     if trained is None:
@@ -221,6 +232,25 @@ def settle_reader(
         tuple(bands), tuple(needed), listed, sensor, quality, resample, False, layout, fills, args.color_table
     )
     return reader, processor
+
+
+def _report_names(
+    info: RasterInfo, names: Sequence[str], sensor: Sensor | None, source_bands: Sequence[str] | None
+) -> None:
+    """Log names of bands that a file may not mean, or that it contradicts."""
+    if sensor is not None and source_bands is None and only_counts(info.descriptions, names):
+        logger.warning(
+            "%s calls its bands %s, which are %s of sensor %r: if these names only count the bands, say which they "
+            "are by `source_bands` (of four bands mostly B, G, R, N or R, G, B, N)",
+            info.path, listing(info.descriptions), listing(names), sensor.name,
+        )  # fmt: skip
+    problems = off_wavelength(names, info.wavelengths_nm or (None,) * len(names))
+    if problems:
+        logger.warning(
+            "%s: by the wavelengths in its metadata, bands have a wrong name: %s. Correct `source_bands`, the "
+            "descriptions or the wavelengths, whichever is wrong",
+            info.path, "; ".join(problems),
+        )  # fmt: skip
 
 
 def names_in_training(

@@ -7,17 +7,19 @@ import functools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deflect_hf.errors import BandError, DataError, listing
-from deflect_hf.spectral.bands import Sensor, fold, is_band_number, split_date
+from deflect_hf.spectral.bands import SPECTRUM, Sensor, fold, is_band_number, split_date
 from deflect_hf.spectral.selection import resolve_bands
 
 PathLike = str | os.PathLike[str]
 SKIPPED = "_"  # in `source_bands`: a layer that is no band of the model
 REFLECTANCE = "reflectance"  # the unit of bands that hold it, 1.0 = 100 %
 BAND = "{band}"  # in the names of the files of a scene, where a band has a file of its own
+LONGEST_UM = 100.0  # numbers above it are nanometres
+FAR_OFF = 1.15  # how far off its range the wavelength of a band is that is called wrongly
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the geotransform of files that have none
 
 # Presets that name the bands of both HLS products, whose numbers contradict each other: B05 of S30 is a red edge, B11
@@ -43,6 +45,7 @@ class RasterInfo:
         colors: Color of each value of a band with a palette.
         units: Unit of each band, ``""`` where the file has none.
         composite: Bands without a date are the medians of those with one.
+        wavelengths_nm: Of each band, None where the file does not say it.
     """
 
     path: str
@@ -62,6 +65,7 @@ class RasterInfo:
     colors: tuple[tuple[int, ...], ...] = ()
     units: tuple[str, ...] = ()
     composite: bool = False
+    wavelengths_nm: tuple[float | None, ...] = ()
 
     @property
     def georeferenced(self) -> bool:
@@ -146,6 +150,8 @@ def file_bands(
         return [found[position] for position in range(info.count)]
     unnamed = [f"band {number} {text}".strip() for number, text in enumerate(info.descriptions, start=1)]
     own = _described(info.descriptions, sensor)
+    if source_bands is not None and only_counts(info.descriptions, own):
+        own = (None,) * info.count
     given: list[str | None] | None = None
     if source_bands is not None:
         try:
@@ -181,6 +187,39 @@ def file_bands(
                 f"file, but `source_bands` calls it {stated!r}: remove `source_bands` to trust the file, or correct it."
             )
     return [stated or name for stated, name in zip(given, unnamed, strict=True)]
+
+
+def only_counts(descriptions: Sequence[str], codes: Sequence[str | None]) -> bool:
+    """Whether names such as B1, B2, B3, B4 may count the bands, and not be numbers of a sensor, as ``codes`` say.
+
+    Of that sensor they would be an odd choice: nothing but the first bands, and neither near infrared nor, of three,
+    red. Of a file of four bands they mostly are B, G, R, N or R, G, B, N.
+    """
+    counted = len(codes) > 2 and all(fold(text) == f"b{k}" for k, text in enumerate(descriptions, 1))
+    return counted and not {"N", "N2"} & {*codes} and (len(codes) > 3 or "R" not in codes)
+
+
+def stated_wavelengths(tags: Sequence[Mapping[str, str]]) -> tuple[float | None, ...]:
+    """The wavelength of each band in nm by the tags of GDAL (``CENTRAL_WAVELENGTH_UM``) or ENVI, None without."""
+    found: list[float | None] = []
+    for one in tags:
+        text = one.get("CENTRAL_WAVELENGTH_UM") or one.get("wavelength") or ""
+        number = float(text) if re.fullmatch(r"\d+\.?\d*", text) else 0.0
+        found.append((number if number > LONGEST_UM else number * 1000) or None)
+    return tuple(found)
+
+
+def off_wavelength(codes: Sequence[str], wavelengths_nm: Sequence[float | None]) -> list[str]:
+    """What the names of bands say that their wavelengths contradict."""
+    ranges = {code: (low, high) for code, _, low, high, _ in SPECTRUM if code in codes}
+    problems = []
+    for code, stated in zip(codes, wavelengths_nm, strict=True):
+        if code not in ranges or stated is None or ranges[code][0] <= stated <= ranges[code][1]:
+            continue
+        others = [other for other, (low, high) in ranges.items() if low <= stated <= high]
+        if others or not ranges[code][0] / FAR_OFF <= stated <= ranges[code][1] * FAR_OFF:
+            problems.append(f"{code!r} is at {stated:g} nm" + "".join(f", as {one!r} should be" for one in others[:1]))
+    return problems
 
 
 def is_no_band(name: str, quality: str | None) -> bool:

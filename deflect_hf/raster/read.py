@@ -24,7 +24,7 @@ from deflect_hf.errors import DataError, brief
 from deflect_hf.raster.access import LOCAL, Access, is_address
 from deflect_hf.raster.colors import Color, classes_of
 from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
-from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, is_unnamed, refuse_no_mask
+from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, is_unnamed, refuse_no_mask, stated_wavelengths
 from deflect_hf.raster.local import what_opens
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import Quality
@@ -146,6 +146,7 @@ def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
         colors=tuple(source.colormap(1).values()) if kinds[0] == ColorInterp.palette else (),
         units=tuple(text or "" for text in source.units),
         composite=bool(source.tags(**COMPOSITE)),
+        wavelengths_nm=stated_wavelengths([source.tags(k) | source.tags(k, ns="IMAGERY") for k in source.indexes]),
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data import ImageDataset, build_transform
-from deflect_hf.data.contract import QUANTILES, check_reflectance
+from deflect_hf.data.contract import QUANTILES, check_reflectance, refuse_dark
 from deflect_hf.data.fills import FILLS, Fills
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.data.scene_reader import SceneReader
@@ -176,6 +176,9 @@ def look_at(
             listing(absent),
         )
     sampled = torch.cat(gather_object(sample), dim=1)
+    quantiles = {band: _quantiles(values) for band, values in zip(train.bands, sampled, strict=True)}
+    if config.dataset.unit_check and train.processor.unit == "reflectance":
+        refuse_dark(quantiles, "the training split")
     everywhere = dict(pair for part in gather_object([present]) for pair in part.items()) if balanced else {}
     return Statistics(
         bands=train.bands,
@@ -183,7 +186,7 @@ def look_at(
         pixels=pixels,
         features=patches,
         labels=labels.tolist(),
-        quantiles={band: _quantiles(values) for band, values in zip(train.bands, sampled, strict=True)},
+        quantiles=quantiles,
         targets=targets,
         present=[everywhere[name] for name in train.names] if balanced else None,
         stamps=stamps_of(files_of(train)),

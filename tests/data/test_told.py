@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from accelerate import Accelerator
 
 from deflect_hf.data import load_dataset_splits
+from deflect_hf.errors import UnitError
 from deflect_hf.raster.write import write_raster
 from deflect_hf.training.statistics import look_at
 from tests.data.conftest import BANDS, stored_image
@@ -65,6 +68,42 @@ def test_a_fourth_band_of_8_bits_that_has_a_name_is_no_mask(
     assert "of 8 bits in 1 of 10 images" in caplog.text and "lack 'N'" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("names", "sensor", "tags", "said"),
+    [
+        (["B1", "B2", "B3", "B4"], "sentinel2_l2a", (), "'A', 'B', 'G', 'R' of sensor 'sentinel2_l2a': if these names"),
+        (["B1", "B2", "B3", "B4"], "landsat_tm_c2l2", (), ""),
+        (["B2", "B3", "B4", "B8"], "sentinel2_l2a", (0.49, 0.56, 0.665, 0.842), ""),
+        (["B", "G", "R", "N"], None, (0.665, 0.56, 0.49, 0.842), "'B' is at 665 nm, as 'R' should be; 'R' is at 490"),
+        (["B", "G", "R", "N"], None, (490, 560, 665, 1610), "'N' is at 1610 nm."),
+        (["B", "G", "R", "N"], None, (500, 590, 700, 910), ""),  # a little off the ranges of the catalogue
+        (["B", "G", "R", "N"], None, (), ""),
+    ],
+)
+def test_names_that_a_file_may_not_mean_are_told(
+    names: list[str],
+    sensor: str | None,
+    tags: tuple[float, ...],
+    said: str,
+    segmentation_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for path in (segmentation_folder / "images").iterdir():
+        with rasterio.open(path, "r+") as sink:
+            sink.descriptions = names
+            for band, value in enumerate(tags, start=1):
+                key = {"ns": "IMAGERY", "CENTRAL_WAVELENGTH_UM": value} if value < 10 else {"wavelength": value}
+                sink.update_tags(band, **key)
+    load_dataset_splits(segments(segmentation_folder, sensor=sensor, scale=1e-4, offset=0.0))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said in "".join(warned) and bool(said) == bool(warned)
+    if "of sensor" in said:  # and what it asks for is followed
+        given = segments(
+            segmentation_folder, sensor=sensor, scale=1e-4, offset=0.0, source_bands=["B2", "B3", "B4", "N"]
+        )
+        assert load_dataset_splits(given)["train"].bands == ["B", "G", "R", "N"]
+
+
 def test_a_nodata_value_of_the_configuration_is_one_of_all_images(
     segmentation_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,6 +138,16 @@ def test_values_that_are_seldom_measured_are_told(
     unmeasured = load_dataset_splits(segments(segmentation_folder, **options, nodata=[value, 0]))["train"]
     look_at(configured(), unmeasured, None, Accelerator())
     assert "pixels hold" not in caplog.text
+
+
+@pytest.mark.parametrize(("scale", "refused"), [(1e-6, True), (2e-6, True), (2e-5, False)])
+def test_images_that_a_scale_makes_too_dark_are_refused(scale: float, refused: bool, segmentation_folder: Path) -> None:
+    splits = [
+        load_dataset_splits(segments(segmentation_folder, scale=scale, unit_check=check)) for check in (True, False)
+    ]
+    look_at(configured("--dataset.unit_check", "false"), splits[1]["train"], None, Accelerator())
+    with pytest.raises(UnitError, match=r"99 % of the values are below 0\.00") if refused else nullcontext():
+        look_at(configured(), splits[0]["train"], None, Accelerator())
 
 
 @pytest.mark.parametrize("scale", [1e-4, [1e-4, 2e-4]])
