@@ -83,7 +83,7 @@ class ExportedModel(MapModel):
             self.classes, values = tuple(described["deflect_hf:classes"]), described["deflect_hf:class_values"]
             self.class_values = None if values is None else tuple(values)
             self.colors = tuple(map(tuple, described.get("deflect_hf:colors", ())))  # of which former cards say nothing
-            self.patch_size = tuple(described["deflect_hf:patch_size"])
+            self.patch_size = self.token_size = tuple(described["deflect_hf:patch_size"])
             self.temperature = described["deflect_hf:temperature"]
             self.batch_size, _, self.height, self.width = described["mlm:input"][0]["input"]["shape"]
         except (ValueError, TypeError, LookupError) as error:
