@@ -94,8 +94,7 @@ def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[
         try:
             source = held.enter_context(product.access.opened(name))
         except RasterioError as error:
-            fix = what_opens(path)
-            raise DataError(f"{path} cannot be opened as a raster ({brief(error)}): {fix}") from error
+            raise DataError(f"{path} cannot be opened as a raster ({brief(error)}): {what_opens(path)}") from error
         with _reading(path, window):
             yield source
 
@@ -110,11 +109,10 @@ def _reading(path: PathLike | OpenRaster, window: Box | None) -> Iterator[None]:
         yield
     except (RasterioError, MemoryError, UnicodeDecodeError) as error:  # the last: tags that are no text
         where = "" if window is None else " in the window (row {}, column {}, {} x {})".format(*window)
-        reason = brief(error.__cause__ or error)
         fix = "copy it again or remove it"
         if is_address(str(path)):
             fix = "check its server; the same command of a prediction goes on where it stopped"
-        raise DataError(f"{path} is truncated or damaged{where} ({reason}): {fix}.") from error
+        raise DataError(f"{path} is truncated or damaged{where} ({brief(error.__cause__ or error)}): {fix}.") from error
 
 
 def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
@@ -260,10 +258,12 @@ def _read(
     valid = np.stack([measured(band, {info.nodata[k], *nodata}) for band, k in zip(bands, positions, strict=True)])
     flags = source.mask_flag_enums  # asks GDAL for every band each time
     mask_of = functools.partial(source.read_masks, window=area, resampling=Resampling.nearest, **shrunk)
-    shared = {position for position in positions if MaskFlags.per_dataset in flags[position]}
-    # an alpha band that is a band itself says nothing about the others
-    if shared and not (MaskFlags.alpha in flags[min(shared)] and (info.alpha is None or info.alpha in positions)):
-        valid &= mask_of(min(shared) + 1) > 0
+    shared = [k for k in positions if MaskFlags.per_dataset in flags[k] and MaskFlags.alpha not in flags[k]]
+    if shared:
+        valid &= mask_of(shared[0] + 1) > 0
+    # to GDAL a mask of one or three bands alone; one that is a band itself says nothing about the others
+    if info.alpha is not None and info.alpha not in positions:
+        valid &= read(info.alpha + 1, resampling=Resampling.nearest, **shrunk) > 0
     for band, position in enumerate(positions):
         if not flags[position]:  # a mask of its own, in a virtual raster
             valid[band] &= mask_of(position + 1) > 0

@@ -11,6 +11,7 @@ import pytest
 import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rasterio.enums import ColorInterp
 
 from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster.header import overview_size
@@ -117,6 +118,23 @@ def test_an_internal_mask_makes_pixels_invalid(image: Path) -> None:
         sink.write_mask(mask)
     valid = read_raster(image, ["R", "N"], window=(0, 0, 2, 4)).valid
     assert valid.tolist() == [[[False, False, False, True], [True] * 4]] * 2
+
+
+@pytest.mark.parametrize("size", [None, (3, 4)])
+@pytest.mark.parametrize("named", ["in the file", "by source_bands"])
+def test_an_alpha_band_beside_any_number_of_bands_is_a_mask(
+    tmp_path: Path, named: str, size: tuple[int, int] | None
+) -> None:
+    values = np.full((5, 6, 8), 900, dtype=np.uint16)
+    values[4, :2] = 0
+    path, own = tmp_path / "mosaic.tif", named == "in the file"
+    write_raster(path, values, descriptions=(*BANDS, "") if own else ("",) * 5)
+    with rasterio.open(path, "r+") as sink:
+        sink.colorinterp = [ColorInterp.gray, *[ColorInterp.undefined] * 3, ColorInterp.alpha]
+    raster = read_raster(path, ["R", "N"], source_bands=None if own else BANDS, size=size)
+    height = 6 if size is None else 3
+    assert raster.valid.all(axis=(0, 2)).tolist() == raster.valid.any(axis=(0, 2)).tolist()
+    assert raster.valid[0, :, 0].tolist() == [False] * (height // 3) + [True] * (height - height // 3)
 
 
 @pytest.mark.parametrize("named", ["in the file", "by source_bands"])
