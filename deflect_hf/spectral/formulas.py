@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import math
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,13 +39,9 @@ MAX_NUMBER = 1e6
 
 KEEP_STEPS = 6  # how long a shared value is kept for a later formula
 
-_OPERATORS: dict[type[ast.operator], str] = {
-    ast.Add: "add",
-    ast.Sub: "sub",
-    ast.Mult: "mul",
-    ast.Div: "div",
-    ast.Pow: "pow",
-}
+# by their names in the module `operator`
+_OPERATORS: dict[type, str] = dict(zip((ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow),
+                                       ("add", "sub", "mul", "truediv", "pow"), strict=True))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,26 +115,17 @@ def _number(value: float, formula: str) -> Node:
 def _operation(op: str, left: Node, right: Node, formula: str) -> Node:
     if op == "pow" and (right.op != "number" or not abs(right.number) <= MAX_EXPONENT):
         raise IndexFormulaError(f"formula {formula!r:.80}: an exponent must be a number of at most {MAX_EXPONENT:g}.")
-    if op == "div" and right.op == "number" and abs(right.number) < SMALLEST_DENOMINATOR:
+    if op == "truediv" and right.op == "number" and abs(right.number) < SMALLEST_DENOMINATOR:
         raise IndexFormulaError(f"formula {formula!r:.80} divides by {right.number:g}.")
     if left.op == right.op == "number":
         try:
-            value = _FOLD[op](left.number, right.number)
+            value = getattr(operator, op)(left.number, right.number)
         except (ZeroDivisionError, OverflowError):
             value = math.nan
         if isinstance(value, complex) or not math.isfinite(value):
             raise IndexFormulaError(f"formula {formula!r:.80}: a part made of numbers only has no value.")
         return _number(value, formula)
     return Node(op, (left, right))
-
-
-_FOLD: dict[str, Callable[[float, float], float]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "pow": lambda a, b: a**b,
-}
 
 
 def bands_of(node: Node) -> frozenset[str]:
@@ -211,11 +199,8 @@ def _integer_power(base: Tensor, exponent: float) -> Tensor:
 
 
 _EXECUTE: dict[str, Callable[..., Tensor]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
+    **{op: getattr(operator, op) for op in ("add", "sub", "mul", "truediv")},
     "safe": _safe,
-    "divide": lambda a, b: a / b,
     "quotient": _quotient,
     "root": _root,
     "power": _integer_power,
@@ -266,15 +251,15 @@ class _Builder:
         if node.op == "pow":
             return self.power(self.add(node.args[0]), node.args[1].number, outermost)
         left, right = (self.add(arg) for arg in node.args)
-        if node.op == "div":
+        if node.op == "truediv":
             return self.divide(left, right, outermost)
         return self.emit(node.op, left, right)
 
     def divide(self, left: int | float, right: int | float, outermost: bool) -> int:
         if isinstance(right, float):
-            return self.emit("divide", left, right)
+            return self.emit("truediv", left, right)
         # the outermost quotient is limited to the formula's own bound
-        return self.emit("divide" if outermost else "quotient", left, self.emit("safe", right))
+        return self.emit("truediv" if outermost else "quotient", left, self.emit("safe", right))
 
     def power(self, base: int | float, exponent: float, outermost: bool) -> int:
         if exponent < 0:

@@ -121,13 +121,12 @@ def select_indices(
             formula, reason = "", str(error)
         if not reason:
             mark = signature(formula)
-            known = same_feature(list(signatures.values()), mark)
+            known = next((other for other, own in signatures.items() if same_feature(own, mark)), None)
             if known is None:
                 selection.formulas[name], signatures[name] = formula, mark
-            else:
-                reason = f"the same feature as {list(signatures)[known]}"
-        if reason:
-            selection.left_out[name] = reason
+                continue
+            reason = f"the same feature as {known}"
+        selection.left_out[name] = reason
     asked = {name: reason for name, reason in selection.left_out.items() if name in named}
     _log_left_out(bool(asked), "; ".join(f"{name}: {reason}" for name, reason in (asked or selection.left_out).items()))
     return selection

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -75,9 +74,6 @@ def signature(formula: str) -> Tensor:
     return shifted / shifted[0]
 
 
-def same_feature(signatures: Sequence[Tensor], candidate: Tensor) -> int | None:
-    """Return the position in ``signatures`` that is the same feature as ``candidate``, or None."""
-    for position, known in enumerate(signatures):
-        if torch.allclose(known, candidate, rtol=_TOLERANCE, atol=_TOLERANCE):
-            return position
-    return None
+def same_feature(one: Tensor, other: Tensor) -> bool:
+    """Whether two signatures are of one feature."""
+    return torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE)

@@ -16,6 +16,12 @@ from typing import Any
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.spectral.bands import BAND_CODES, SPECTRUM, Band, Sensor, Unit, fold, is_band_number, standard_band
 
+
+def _bands(gsd_m: float, *rows: tuple[str, float, *tuple[str, ...]]) -> tuple[Band, ...]:
+    """Bands of one pixel size: code, centre in nm, names of the sensor's own."""
+    return tuple(standard_band(code, wavelength_nm, gsd_m, *names) for code, wavelength_nm, *names in rows)
+
+
 # code, centre nm, ground sampling distance m, band number
 _SENTINEL2 = {
     number: standard_band(code, wavelength_nm, gsd_m, number)
@@ -43,51 +49,46 @@ def _sentinel2(numbers: str) -> tuple[Band, ...]:
     return tuple(_SENTINEL2[number] for number in numbers.split())
 
 
-_LANDSAT = tuple(
-    standard_band(code, wavelength_nm, 30.0, number, f"SR_{number}")
-    for code, wavelength_nm, number in (
-        ("A", 443.0, "B1"),
-        ("B", 482.0, "B2"),
-        ("G", 561.4, "B3"),
-        ("R", 654.6, "B4"),
-        ("N", 864.7, "B5"),
-        ("S1", 1608.9, "B6"),
-        ("S2", 2200.7, "B7"),
-    )
+_LANDSAT = _bands(
+    30.0,
+    ("A", 443.0, "B1", "SR_B1"),
+    ("B", 482.0, "B2", "SR_B2"),
+    ("G", 561.4, "B3", "SR_B3"),
+    ("R", 654.6, "B4", "SR_B4"),
+    ("N", 864.7, "B5", "SR_B5"),
+    ("S1", 1608.9, "B6", "SR_B6"),
+    ("S2", 2200.7, "B7", "SR_B7"),
 )
-_LANDSAT_TM = tuple(
-    standard_band(code, wavelength_nm, 30.0, number, f"SR_{number}")
-    for code, wavelength_nm, number in (
-        ("B", 485.0, "B1"),
-        ("G", 560.0, "B2"),
-        ("R", 660.0, "B3"),
-        ("N", 830.0, "B4"),
-        ("S1", 1650.0, "B5"),
-        ("S2", 2215.0, "B7"),
-    )
+_LANDSAT_TM = _bands(
+    30.0,
+    ("B", 485.0, "B1", "SR_B1"),
+    ("G", 560.0, "B2", "SR_B2"),
+    ("R", 660.0, "B3", "SR_B3"),
+    ("N", 830.0, "B4", "SR_B4"),
+    ("S1", 1650.0, "B5", "SR_B5"),
+    ("S2", 2215.0, "B7", "SR_B7"),
 )
 # The six bands that both HLS products share. Prithvi's configuration calls them B02..B07 (Landsat numbers) whichever
 # satellite took the image; with six bands both numberings are free of contradiction.
-_HLS_COMMON = (
-    standard_band("B", 490.0, 30.0, "B2"),
-    standard_band("G", 560.0, 30.0, "B3"),
-    standard_band("R", 660.0, 30.0, "B4"),
-    standard_band("N", 865.0, 30.0, "B8A", "B5"),
-    standard_band("S1", 1610.0, 30.0, "B11", "B6"),
-    standard_band("S2", 2200.0, 30.0, "B12", "B7"),
+_HLS_COMMON = _bands(
+    30.0,
+    ("B", 490.0, "B2"),
+    ("G", 560.0, "B3"),
+    ("R", 660.0, "B4"),
+    ("N", 865.0, "B8A", "B5"),
+    ("S1", 1610.0, "B11", "B6"),
+    ("S2", 2200.0, "B12", "B7"),
 )
-_SUPERDOVE = tuple(
-    standard_band(code, wavelength_nm, 3.0, number)
-    for code, wavelength_nm, number in (
-        ("A", 443.0, "B1"),
-        ("B", 490.0, "B2"),
-        ("G1", 531.0, "B3"),
-        ("G", 565.0, "B4"),
-        ("Y", 610.0, "B5"),
-        ("R", 665.0, "B6"),
-        ("RE1", 705.0, "B7"),
-        ("N", 865.0, "B8"),
-    )
+_SUPERDOVE = _bands(
+    3.0,
+    ("A", 443.0, "B1"),
+    ("B", 490.0, "B2"),
+    ("G1", 531.0, "B3"),
+    ("G", 565.0, "B4"),
+    ("Y", 610.0, "B5"),
+    ("R", 665.0, "B6"),
+    ("RE1", 705.0, "B7"),
+    ("N", 865.0, "B8"),
 )
 _RGB = (standard_band("R", 660.0), standard_band("G", 560.0), standard_band("B", 480.0))
 
