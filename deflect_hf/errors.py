@@ -100,6 +100,15 @@ def named_extras() -> Iterator[None]:
 
 
 @contextmanager
+def data_errors(problem: str, fix: str, *kinds: type[BaseException]) -> Iterator[None]:
+    """Say ``problem (reason): fix`` (DataError) where a library complains in the block by an error of these kinds."""
+    try:
+        yield
+    except kinds as error:
+        raise DataError(f"{problem} ({brief(error.__cause__ or error)}): {fix}") from error
+
+
+@contextmanager
 def user_errors(argv: Sequence[str]) -> Iterator[None]:
     """Print what a user can fix on stderr and exit with status 2; ``--debug`` shows the traceback instead."""
     try:

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from deflect_hf.errors import DataError, brief
+from deflect_hf.errors import DataError, data_errors
 from deflect_hf.raster.header import PathLike
 from deflect_hf.raster.local import DRIVERS, OFFLINE
 
@@ -48,8 +48,7 @@ class Access:
         """Open a file, or a virtual raster as XML that this package made."""
         drivers = ["VRT"] if name.startswith("<") else list(self.drivers)
         with rasterio.Env(**self.options):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips without a georeference are common
+            with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning):  # chips often have none
                 source = rasterio.io.DatasetReader(name, driver=drivers)
             with source:
                 yield source
@@ -87,14 +86,12 @@ def access_to(addresses: Sequence[str]) -> Access:
 
 def fetch_item(address: str) -> tuple[str, bytes]:
     """The text of a STAC item, and the address that it came from in the end."""
-    try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:  # http and https alone get here
-            text = answer.read(LARGEST_ITEM + 1)
-            final = answer.geturl()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{address} cannot be fetched ({brief(error)}): check the address; it must be that of a STAC item."
-        ) from error
+    fix = "check the address; it must be that of a STAC item."
+    with (
+        data_errors(f"{address} cannot be fetched", fix, OSError, ValueError),
+        urllib.request.urlopen(address, timeout=TIMEOUT) as answer,  # http and https alone get here
+    ):
+        text, final = answer.read(LARGEST_ITEM + 1), answer.geturl()
     if len(text) > LARGEST_ITEM:
         raise DataError(f"{address} is larger than {LARGEST_ITEM / 1e6:g} MB, and no STAC item: check the address.")
     return final, text

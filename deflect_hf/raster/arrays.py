@@ -7,7 +7,7 @@ from pathlib import Path
 
 from numpy.lib import format as npy
 
-from deflect_hf.errors import DataError, brief
+from deflect_hf.errors import DataError, data_errors
 
 SUFFIX = ".npy"
 TYPES = {"b1": "Byte", "u1": "Byte", "i1": "Int8", "u2": "UInt16", "i2": "Int16", "u4": "UInt32", "i4": "Int32",
@@ -21,14 +21,12 @@ def array_xml(path: str) -> str:
         DataError: It is no such file, or it holds something else; what was pickled is never loaded.
     """
     file = Path(path)
-    try:
-        with file.open("rb") as opened:
-            version = npy.read_magic(opened)
-            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, turned, dtype = header(opened)
-            start, held = opened.tell(), file.stat().st_size
-    except ValueError as error:
-        raise DataError(f"{path} is no array that numpy saved ({brief(error)}): np.save makes one.") from error
+    none = data_errors(f"{path} is no array that numpy saved", "np.save makes one.", ValueError)
+    with none, file.open("rb") as opened:
+        version = npy.read_magic(opened)
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, turned, dtype = header(opened)
+        start, held = opened.tell(), file.stat().st_size
     if dtype.str[1:] not in TYPES or turned or len(shape) not in (2, 3) or min(shape) < 1:
         order = ", in Fortran's order" if turned else ""
         raise DataError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from deflect_hf.errors import DataError, brief
+from deflect_hf.errors import DataError, brief, data_errors
 from deflect_hf.raster.header import PathLike
 
 # Formats that hold pixels, and virtual ones whose sources are looked at here. GDAL has many more that are addresses.
@@ -85,10 +85,9 @@ def _refuse_remote_sources(path: Path, seen: set[Path]) -> None:
         raise DataError(f"{path} describes a raster that is elsewhere: only files on disk are read; download it.")
     if b"<VRTDataset" not in head:
         return  # GDAL says that it is no raster
-    try:
+    kinds = (ElementTree.ParseError, ValueError, LookupError)
+    with data_errors(f"{path} is no valid virtual raster", "make it again.", *kinds):
         root = ElementTree.fromstring(path.read_bytes())
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path} is no valid virtual raster ({brief(error)}): make it again.") from error
     for element in root.iter():
         text = (element.text or "").strip()
         if not text or not re.search(r"(filename|dataset|file|url)$", element.tag, re.IGNORECASE):

@@ -11,7 +11,6 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import rasterio
 import rasterio.shutil
-from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from deflect_hf.errors import DataError
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.read import CACHE_BYTES
-from deflect_hf.raster.write import geotiff_profile
+from deflect_hf.raster.write import geotiff_profile, writing
 
 Array = np.ndarray[Any, Any]
 Colour = tuple[int, int, int]
@@ -92,7 +89,7 @@ def write_map(
     """
     plain = path.with_name(f"{path.name}.plain.tif") if cog else path
     try:
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _writing(final):
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), writing(final):
             checksums = _write_plain(plain, layout, like, squares)
             if cog:
                 rasterio.shutil.copy(
@@ -123,10 +120,9 @@ def write_map(
 def job_of_map(path: Path) -> str | None:
     """The ``job`` of a map that was written here; None for any other file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as source:
-                tags = source.tags()
+        ignored = warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning)
+        with ignored, rasterio.open(path) as source:
+            tags = source.tags()
     except RasterioError:
         return None
     return tags.get(JOB_TAG, "") if MADE_BY.items() <= tags.items() else None
@@ -135,19 +131,6 @@ def job_of_map(path: Path) -> str | None:
 def sidecar(path: Path) -> Path:
     """The file beside a map that holds the names of its classes."""
     return path.with_name(path.name + SIDECAR)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            yield
-    # GDAL's own errors, which rasterio lets through when it copies, are no RasterioErrors
-    except (OSError, RasterioError, CPLE_BaseError) as error:
-        raise DataError(
-            f"{path} cannot be written ({error.__cause__ or error}): make room on the disk, or choose another folder."
-        ) from error
 
 
 def _write_plain(

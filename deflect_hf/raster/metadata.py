@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
+import tarfile
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from deflect_hf.errors import BandError, DataError, UnitError, brief, listing
+from deflect_hf.errors import BandError, DataError, UnitError, data_errors, listing
 from deflect_hf.raster.access import beside_item, fetch_item
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.raster.stack import Layer
@@ -35,20 +38,59 @@ SOLAR: Mapping[str, tuple[float, ...]] = {
     "LANDSAT_5": (1983, 1796, 1536, 1031, 220.0, 83.44),
     "LANDSAT_7": (1997, 1812, 1533, 1039, 230.8, 84.90),
 }
+ARCHIVES = {".zip": "/vsizip/", ".tar": "/vsitar/"}
+DEEPEST = 6  # folders below that of a product; a SAFE has five
 FILL_OF = {"SCL": 0.0, "QA_PIXEL": 1.0, "Fmask": 255.0}
 
 
-class Files(Protocol):
-    """The files of a product."""
+class Folder:
+    """The files of a product, in a folder or in an archive."""
 
-    path: Path
-    names: list[str]
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        archive = path.suffix.lower() if path.is_file() else ""
+        kinds = (OSError, zipfile.BadZipFile, tarfile.TarError)
+        with data_errors(f"{path} is a damaged archive", "copy it again.", *kinds):
+            if archive == ".zip":
+                with zipfile.ZipFile(path) as opened:
+                    names = opened.namelist()
+            elif archive == ".tar":
+                with tarfile.open(path, "r:") as tar:
+                    names = [member.name for member in tar if member.isfile()]
+            else:
+                names = _names_below(path)
+        self.names = sorted(name.removeprefix("./") for name in names if not name.endswith("/"))
+        self.prefix = ARCHIVES.get(archive, "")
 
     def gdal(self, name: str) -> str:
-        """What GDAL opens for one of them."""
+        """What GDAL opens for one of its files."""
+        return f"{self.prefix}{self.path.absolute() if self.prefix else self.path}/{name}"
 
     def text(self, name: str) -> str:
-        """One of them."""
+        """A metadata file."""
+        if self.prefix == "/vsizip/":
+            with zipfile.ZipFile(self.path) as opened:
+                return opened.read(name).decode("utf-8", "replace")
+        if self.prefix == "/vsitar/":
+            with tarfile.open(self.path, "r:") as tar:
+                member = tar.extractfile(next(m for m in tar if m.name.removeprefix("./") == name))
+                return "" if member is None else member.read().decode("utf-8", "replace")
+        return (self.path / name).read_text(encoding="utf-8", errors="replace")
+
+
+def _names_below(path: Path) -> list[str]:
+    """The files of a folder; of its sub-folders where it is, or holds, a SAFE."""
+    here = sorted(path.iterdir())
+    safe = any(entry.suffix.upper() == ".SAFE" or SAFE.search(entry.name) for entry in here)
+    if not safe:
+        return [entry.name for entry in here if entry.is_file()]
+    found = []
+    for folder, folders, files in os.walk(path):
+        below = Path(folder).relative_to(path)
+        if len(below.parts) >= DEEPEST:
+            folders.clear()
+        found += [(below / file).as_posix() for file in files]
+    return found
 
 
 def _sensor_band(sensor: Sensor, number: str) -> str | None:
@@ -58,13 +100,13 @@ def _sensor_band(sensor: Sensor, number: str) -> str | None:
         return None
 
 
-def _one(folder: Files, names: list[str], what: str) -> str | None:
+def _one(folder: Folder, names: list[str], what: str) -> str | None:
     if len(names) > 1:
         raise DataError(f"{folder.path} holds {len(names)} {what} ({listing(names[:3])}): give one of them.")
     return names[0] if names else None
 
 
-def safe_layers(folder: Files) -> list[Layer] | None:
+def safe_layers(folder: Folder) -> list[Layer] | None:
     """A Sentinel-2 SAFE, L1C or L2A: of each band the finest file; scene classes and cloud probability.
 
     reflectance = (stored + BOA_ADD_OFFSET or RADIO_ADD_OFFSET of the band) / quantification value; 0 is no measurement.
@@ -73,10 +115,8 @@ def safe_layers(folder: Files) -> list[Layer] | None:
     if name is None:
         return None
     where = f"{folder.path}/{name}"
-    try:
+    with data_errors(f"{where} is damaged", "copy the product again.", ElementTree.ParseError, ValueError):
         root = ElementTree.fromstring(folder.text(name))
-    except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{where} is damaged ({brief(error)}): copy the product again.") from error
     level = SAFE.search(name)[1]  # type: ignore[index]
     key = "BOA_QUANTIFICATION_VALUE" if level == "2A" else "QUANTIFICATION_VALUE"
     quantification = _number(next((one.text for one in root.iter(key)), None), where, key)
@@ -120,7 +160,7 @@ def _number(text: Any, where: str, key: str) -> float:
         raise DataError(f"{where}: {key} is {text!r}, not a number: copy the product again.") from None
 
 
-def landsat_layers(folder: Files) -> list[Layer] | None:
+def landsat_layers(folder: Folder) -> list[Layer] | None:
     """A Landsat scene with its ``_MTL.txt``.
 
     Level 2: surface reflectance = stored * REFLECTANCE_MULT + REFLECTANCE_ADD. Level 1: reflectance at the top of the
@@ -189,7 +229,7 @@ def _rescaling(fields: Mapping[str, str], top: bool, craft: str, digit: str, whe
     return field(f"RADIANCE_MULT_BAND_{digit}") * factor, field(f"RADIANCE_ADD_BAND_{digit}") * factor
 
 
-def hls_layers(folder: Files) -> list[Layer] | None:
+def hls_layers(folder: Folder) -> list[Layer] | None:
     """A scene of HLS, by its names: reflectance is stored times 10,000, -9999 is no measurement."""
     found = [(match, name) for name in folder.names if (match := HLS.search(name))]
     if not found:
@@ -214,11 +254,9 @@ def stac_layers(path: str, fetch: bool) -> list[Layer]:
         fetch: It is at an address, and its assets are on its server; else they are files below it.
     """
     base, text = fetch_item(path) if fetch else (path, Path(path).read_bytes())
-    try:
+    with data_errors(f"{path} is no STAC item", "an item is JSON with `assets`.", ValueError, KeyError, TypeError):
         item = json.loads(text)
         assets = dict(item["assets"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no STAC item ({brief(error)}): an item is JSON with `assets`.") from error
     properties = item.get("properties") or {}
     sensor = _stac_sensor(properties)
     # of Earth Search: where it has taken the offset off, the offset that it still states is not to be taken off again

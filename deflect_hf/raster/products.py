@@ -10,8 +10,6 @@ import functools
 import glob
 import os
 import re
-import tarfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,15 +21,14 @@ from deflect_hf.raster.access import LOCAL, Access, access_to, gdal_name, is_add
 from deflect_hf.raster.arrays import SUFFIX, array_xml
 from deflect_hf.raster.header import BAND, PathLike
 from deflect_hf.raster.local import refuse_remote
+from deflect_hf.raster.metadata import ARCHIVES, Folder
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.raster.stack import Layer, layers_of, stack
 from deflect_hf.spectral.bands import is_band_number, split_date
 from deflect_hf.spectral.selection import resolve_bands
 
 LAYER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")
-ARCHIVES = {".zip": "/vsizip/", ".tar": "/vsitar/"}
 ZARR = {"zarr.json", ".zgroup", ".zarray"}  # in the folder of a store
-DEEPEST = 6  # folders below that of a product; a SAFE has five
 
 
 @dataclass(frozen=True)
@@ -136,57 +133,6 @@ def _stack(layers: Sequence[Layer], where: str, grid: str | float | None, resamp
         if not layer.remote and not layer.file.startswith(tuple(ARCHIVES.values())):
             refuse_remote(layer.file)
     return stack(layers, where, grid, resampling, composite)
-
-
-class Folder:
-    """The files of a product, in a folder or in an archive."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        archive = path.suffix.lower() if path.is_file() else ""
-        try:
-            if archive == ".zip":
-                with zipfile.ZipFile(path) as opened:
-                    names = opened.namelist()
-            elif archive == ".tar":
-                with tarfile.open(path, "r:") as tar:
-                    names = [member.name for member in tar if member.isfile()]
-            else:
-                names = _names_below(path)
-        except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-            raise DataError(f"{path} is a damaged archive ({error}): copy it again.") from error
-        self.names = sorted(name.removeprefix("./") for name in names if not name.endswith("/"))
-        self.prefix = ARCHIVES.get(archive, "")
-
-    def gdal(self, name: str) -> str:
-        """What GDAL opens for one of its files."""
-        return f"{self.prefix}{self.path.absolute() if self.prefix else self.path}/{name}"
-
-    def text(self, name: str) -> str:
-        """A metadata file."""
-        if self.prefix == "/vsizip/":
-            with zipfile.ZipFile(self.path) as opened:
-                return opened.read(name).decode("utf-8", "replace")
-        if self.prefix == "/vsitar/":
-            with tarfile.open(self.path, "r:") as tar:
-                member = tar.extractfile(next(m for m in tar if m.name.removeprefix("./") == name))
-                return "" if member is None else member.read().decode("utf-8", "replace")
-        return (self.path / name).read_text(encoding="utf-8", errors="replace")
-
-
-def _names_below(path: Path) -> list[str]:
-    """The files of a folder; of its sub-folders where it is, or holds, a SAFE."""
-    here = sorted(path.iterdir())
-    safe = any(entry.suffix.upper() == ".SAFE" or metadata.SAFE.search(entry.name) for entry in here)
-    if not safe:
-        return [entry.name for entry in here if entry.is_file()]
-    found = []
-    for folder, folders, files in os.walk(path):
-        below = Path(folder).relative_to(path)
-        if len(below.parts) >= DEEPEST:
-            folders.clear()
-        found += [(below / file).as_posix() for file in files]
-    return found
 
 
 def find_layers(product: Product) -> list[Layer] | None:

@@ -6,7 +6,8 @@ import logging
 import math
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
-from deflect_hf.errors import ConfigError, DataError, brief, listing
+from deflect_hf.errors import ConfigError, DataError, data_errors, listing
 from deflect_hf.raster.access import LOCAL, SERVERS
 from deflect_hf.raster.header import REFLECTANCE
 from deflect_hf.raster.quality import is_quality_layer
@@ -129,36 +130,36 @@ def unnamed(number: int) -> str:
 
 def layers_of(file: str, where: str, remote: bool = False) -> list[Layer]:
     """The bands of a raster as layers, by their descriptions; ``remote``: at an address."""
-    try:
-        with (SERVERS if remote else LOCAL).opened(file) as source:
-            named = [text or unnamed(number) for number, text in enumerate(source.descriptions, start=1)]
-            return [
-                Layer(name, file, classes=is_quality_layer(name), band=number, remote=remote)
-                for number, (name, kind) in enumerate(zip(named, source.colorinterp, strict=True), start=1)
-                if kind != ColorInterp.alpha
-            ]
-    except RasterioError as error:
-        raise DataError(f"{where}: {file} cannot be opened ({brief(error)}): copy it again.") from error
+    with _opened(file, remote, f"{where}: {file}") as source:
+        named = [text or unnamed(number) for number, text in enumerate(source.descriptions, start=1)]
+        return [
+            Layer(name, file, classes=is_quality_layer(name), band=number, remote=remote)
+            for number, (name, kind) in enumerate(zip(named, source.colorinterp, strict=True), start=1)
+            if kind != ColorInterp.alpha
+        ]
+
+
+@contextmanager
+def _opened(file: str, remote: bool, what: str) -> Iterator[Any]:
+    refused = data_errors(f"{what} cannot be opened", "copy it again.", RasterioError)
+    with refused, (SERVERS if remote else LOCAL).opened(file) as source:
+        yield source
 
 
 def _header(layer: Layer, where: str) -> _Header:
     band = (layer.band or 1) - 1
-    try:
-        with (SERVERS if layer.remote else LOCAL).opened(layer.file) as source:
-            if source.count != 1 and layer.band is None:
-                raise DataError(
-                    f"{where}: {layer.file}, band {layer.name}, holds {source.count} bands: only files of one band are "
-                    "put together; give a file with all bands by itself."
-                )
-            flags = source.mask_flag_enums[band]
-            masked, tagged = MaskFlags.all_valid not in flags, MaskFlags.nodata in flags
-            placed = _Grid(source.crs, source.transform, source.width, source.height)
-            return _Header(layer, placed, source.dtypes[band], source.block_shapes[band], source.nodatavals[band],
-                           masked, tagged, source.scales[band], source.offsets[band])  # fmt: skip
-    except RasterioError as error:
-        raise DataError(
-            f"{where}: {layer.file}, band {layer.name}, cannot be opened ({brief(error)}): copy it again."
-        ) from error
+    what = f"{where}: {layer.file}, band {layer.name},"
+    with _opened(layer.file, layer.remote, what) as source:
+        if source.count != 1 and layer.band is None:
+            raise DataError(
+                f"{what} holds {source.count} bands: only files of one band are put together; give a file with all "
+                "bands by itself."
+            )
+        flags = source.mask_flag_enums[band]
+        masked, tagged = MaskFlags.all_valid not in flags, MaskFlags.nodata in flags
+        placed = _Grid(source.crs, source.transform, source.width, source.height)
+        return _Header(layer, placed, source.dtypes[band], source.block_shapes[band], source.nodatavals[band],
+                       masked, tagged, source.scales[band], source.offsets[band])  # fmt: skip
 
 
 def _target(headers: Sequence[_Header], where: str, grid: str | float | None) -> _Grid:
@@ -309,17 +310,15 @@ def _warped(name: str, target: _Grid, resampling: Resampling, fill: float, where
     """A virtual raster of one on another grid, as XML."""
     nodata = {"nodata": fill, "src_nodata": fill} if math.isnan(fill) else {"nodata": fill}
     grid = {"crs": target.crs, "transform": target.transform, "width": target.width, "height": target.height}
-    try:
-        with (
-            (SERVERS if remote else LOCAL).opened(name) as source,
-            WarpedVRT(source, resampling=resampling, tolerance=0.01, **grid, **nodata) as warped,
-            tempfile.TemporaryDirectory() as folder,
-        ):
-            file = Path(folder) / "warped.vrt"
-            rasterio.shutil.copy(warped, file, driver="VRT")
-            return file.read_text(encoding="utf-8")
-    except RasterioError as error:
-        raise DataError(f"{where}: its files cannot be brought to one grid ({brief(error)}).") from error
+    with (
+        data_errors(f"{where}: its files cannot be brought to one grid", "choose another `grid`.", RasterioError),
+        (SERVERS if remote else LOCAL).opened(name) as source,
+        WarpedVRT(source, resampling=resampling, tolerance=0.01, **grid, **nodata) as warped,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        file = Path(folder) / "warped.vrt"
+        rasterio.shutil.copy(warped, file, driver="VRT")
+        return file.read_text(encoding="utf-8")
 
 
 def sources_of(xml: str) -> list[str]:

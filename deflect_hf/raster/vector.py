@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deflect_hf.errors import DataError, brief, listing, named_extras, nearest
+from deflect_hf.errors import DataError, data_errors, listing, named_extras, nearest
 from deflect_hf.raster.georeference import is_geographic, to_pixels
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.local import OFFLINE, refuse_remote
@@ -89,7 +89,8 @@ def _from_gdal(path: str | Path, layer: str | None) -> tuple[str | None, Array, 
     import pyogrio
     from pyproj import CRS
 
-    try:
+    kinds = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeError)
+    with data_errors(f"{path} cannot be read as a vector file", "copy it again.", *kinds):
         layers = [str(name) for name, _ in pyogrio.list_layers(path)]
         if layer is None and len(layers) > 1:
             raise DataError(f"{path} has the layers {listing(layers)}: say which one, `layer`.")
@@ -99,8 +100,6 @@ def _from_gdal(path: str | Path, layer: str | None) -> tuple[str | None, Array, 
         if driver not in DRIVERS:
             raise DataError(f"{path} is {driver}: give {listing(DRIVERS)} or GeoParquet.")
         found, _, wkb, values = pyogrio.raw.read(path, layer=layer)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeError) as error:
-        raise DataError(f"{path} cannot be read as a vector file ({brief(error)}): copy it again.") from error
     crs = CRS.from_user_input(found["crs"]).to_wkt() if found["crs"] else None
     return crs, wkb, {str(name): _as_text(column) for name, column in zip(found["fields"], values, strict=True)}
 
@@ -121,15 +120,14 @@ def _from_parquet(path: str | Path) -> tuple[str | None, Array, dict[str, Array]
     import pyarrow.parquet
     from pyproj import CRS
 
-    try:
+    kinds = (pyarrow.ArrowInvalid, KeyError, ValueError)
+    with data_errors(f"{path} is no GeoParquet file", "copy it again.", *kinds):
         table = pyarrow.parquet.read_table(path)
         described = json.loads((table.schema.metadata or {})[b"geo"])
         name = described["primary_column"]
         column = described["columns"][name]
         crs = CRS.from_user_input(column.get("crs", "OGC:CRS84"))  # which it is where nothing is said
         wkb = table[name].to_numpy()
-    except (pyarrow.ArrowInvalid, KeyError, ValueError) as error:
-        raise DataError(f"{path} is no GeoParquet file ({brief(error)}): copy it again.") from error
     columns = {one: _as_text(table[one].to_numpy()) for one in table.column_names if one != name}
     return crs.to_wkt(), wkb, columns
 
@@ -144,13 +142,13 @@ def write_features(path: Path, geometries: Array, columns: Mapping[str, Array], 
     import shapely
 
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    kinds = (OSError, RuntimeError, pyogrio.errors.DataSourceError)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pyogrio.raw.write(partial, shapely.to_wkb(geometries), list(columns.values()), list(columns),
-                          geometry_type="Polygon", crs=crs, layer=path.stem)  # fmt: skip
-        os.replace(partial, path)
-    except (OSError, RuntimeError, pyogrio.errors.DataSourceError) as error:
-        raise DataError(f"{path} cannot be written ({brief(error)}): make room, or choose another folder.") from error
+        with data_errors(f"{path} cannot be written", "make room, or choose another folder.", *kinds):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pyogrio.raw.write(partial, shapely.to_wkb(geometries), list(columns.values()), list(columns),
+                              geometry_type="Polygon", crs=crs, layer=path.stem)  # fmt: skip
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from deflect_hf.errors import DataError
+from deflect_hf.errors import DataError, data_errors
 from deflect_hf.raster.header import IDENTITY, PathLike, RasterInfo
 
 BLOCK = 256  # side of the tiles
@@ -57,17 +59,25 @@ def write_raster(
         raise DataError(f"{path}: {len(descriptions)} descriptions for {count} band(s): give one for each band.")
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tif")
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                with rasterio.open(temporary, "w", **geotiff_profile(count, str(values.dtype), like, nodata)) as sink:
-                    for index, text in enumerate(descriptions, start=1):
-                        sink.set_band_description(index, text)
-                    sink.write(values)
+            with rasterio.open(temporary, "w", **geotiff_profile(count, str(values.dtype), like, nodata)) as sink:
+                for index, text in enumerate(descriptions, start=1):
+                    sink.set_band_description(index, text)
+                sink.write(values)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, RasterioError) as error:
-        raise DataError(f"{target} cannot be written ({error}): choose a folder that is writable.") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """For a block that writes ``path``: a DataError names it and what to do where GDAL or the disk refuses."""
+    # GDAL's own errors, which rasterio lets through when it copies, are no RasterioErrors
+    kinds = (OSError, RasterioError, CPLE_BaseError)
+    with (
+        data_errors(f"{path} cannot be written", "make room on the disk, or choose another folder.", *kinds),
+        warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+    ):
+        yield
