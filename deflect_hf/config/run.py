@@ -58,10 +58,9 @@ class EncoderArguments(Arguments):
             )
         if self.random is not None and "model_type" not in self.random:
             raise ConfigError("encoder.random needs 'model_type', for instance {model_type: vit, hidden_size: 64}")
-        if self.revision is not None and self.name_or_path is None:
-            raise ConfigError("encoder.revision goes with encoder.name_or_path, not with encoder.random")
-        if self.quantization is not None and self.name_or_path is None:
-            raise ConfigError("encoder.quantization goes with encoder.name_or_path, not with encoder.random")
+        for name in ("revision", "quantization"):
+            if getattr(self, name) is not None and self.name_or_path is None:
+                raise ConfigError(f"encoder.{name} goes with encoder.name_or_path, not with encoder.random")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("encoder: give both 'mean' and 'std', or neither to have them read or fitted")
         for name in ("mean", "std"):

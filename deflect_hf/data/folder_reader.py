@@ -13,7 +13,7 @@ import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import Stored
-from deflect_hf.data.processor import MultispectralImageProcessor
+from deflect_hf.data.processor import READING, MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.raster.access import is_address
 from deflect_hf.raster.colors import Color
@@ -159,7 +159,7 @@ def settle_reader(
     """
     given = get_sensor(args.sensor) if args.sensor is not None else None
     sensor, source_bands = names_in_training(args.sensor, args.source_bands, info, trained)
-    quality = quality_layer(args.qa, args.qa_classes, args.qa_band, args.qa_values, args.qa_bits, args.qa_above)
+    quality = quality_layer(args)
     quality = _quality_in_training(info, source_bands, trained) if quality is None and trained is not None else quality
     names = file_bands(info, source_bands, sensor, None if quality is None else quality.band)
     named = [name for name in names if not is_unnamed(name)]
@@ -201,15 +201,7 @@ def settle_reader(
     scale, offset = _calibration(args, info, sources, given, trained)
     # reflectance has no stored value that means nodata
     known = [] if info.calibrated else given.nodata if given is not None else trained.nodata if trained else []
-    reading = {
-        "sensor": args.sensor,
-        "source_bands": args.source_bands,
-        "quality": _entry(quality),
-        "files": args.files,
-        "grid": args.grid,
-        "band_resampling": args.band_resampling,
-        "composite": args.composite,
-    }
+    reading = {key: getattr(args, key, None) for key in READING} | {"quality": _entry(quality)}
     processor = MultispectralImageProcessor(
         bands=bands,
         needed_bands=needed,

@@ -39,7 +39,7 @@ except ModuleNotFoundError as error:  # where exported models make maps
 
 Image = np.ndarray | torch.Tensor
 Size = int | Sequence[int] | Mapping[str, int]
-READING = {"sensor", "source_bands", "quality", "files", "grid", "band_resampling", "composite"}
+READING = ("sensor", "source_bands", "quality", "files", "grid", "band_resampling", "composite")
 
 
 class MultispectralImageProcessor(BaseImageProcessor):
@@ -123,7 +123,7 @@ class MultispectralImageProcessor(BaseImageProcessor):
         self.projection = projection
         self.trained_size = None if trained_size is None else list(trained_size)
         self.quantiles = {band: _numbers("quantiles", values) for band, values in (quantiles or {}).items()}
-        if reading is not None and (not isinstance(reading, Mapping) or not set(reading) <= READING):
+        if reading is not None and (not isinstance(reading, Mapping) or not set(reading) <= {*READING}):
             raise ConfigError(f"reading={reading!r:.80}: a dictionary with some of {listing(sorted(READING))}.")
         self.reading = dict(reading or {})
 
@@ -131,12 +131,9 @@ class MultispectralImageProcessor(BaseImageProcessor):
     def from_sensor(cls, sensor: str | Mapping[str, Any], bands: Sequence[str] | None = None, **options: Any) -> Self:
         """A processor with the scale, offset, nodata values and unit of a sensor preset; ``options`` override them."""
         preset = get_sensor(sensor)
-        options.setdefault("source_bands", list(preset.codes))
-        options.setdefault("scale", preset.scale)
-        options.setdefault("offset", preset.offset)
-        options.setdefault("nodata", preset.nodata)
-        options.setdefault("unit", preset.unit)
-        return cls(bands=preset.codes if bands is None else resolve_bands(bands, preset), **options)
+        own = {key: getattr(preset, key) for key in ("scale", "offset", "nodata", "unit")}
+        chosen = preset.codes if bands is None else resolve_bands(bands, preset)
+        return cls(chosen, **{"source_bands": preset.codes, **own, **options})
 
     @classmethod
     def for_images(

@@ -31,9 +31,19 @@ from deflect_hf.inference.polygons import refuse_polygons, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, files_of
 from deflect_hf.raster.access import is_address, stamp_of
 from deflect_hf.raster.header import PathLike, RasterInfo
-from deflect_hf.raster.maps import Array, MapLayout, Square, category_names, job_of_map, sidecar, write_map
+from deflect_hf.raster.maps import (
+    Array,
+    MapLayout,
+    Square,
+    category_names,
+    is_ours,
+    job_of_map,
+    qgis_style,
+    sidecar,
+    style_of,
+    write_map,
+)
 from deflect_hf.raster.products import Product
-from deflect_hf.raster.qgis import is_ours, qgis_style, style_of
 from deflect_hf.raster.read import OpenRaster, open_raster
 from deflect_hf.raster.tiles import in_pieces
 

@@ -14,8 +14,7 @@ import numpy as np
 from deflect_hf.errors import ConfigError, listing
 from deflect_hf.raster.georeference import pixel_areas, pixels_of
 from deflect_hf.raster.header import IDENTITY, RasterInfo
-from deflect_hf.raster.maps import Array, MapLayout, Square
-from deflect_hf.raster.qgis import style_of
+from deflect_hf.raster.maps import Array, MapLayout, Square, style_of
 from deflect_hf.raster.vector import Shapes, need_vector, write_features
 
 SUFFIXES = (".gpkg", ".geojson", ".fgb")

@@ -25,14 +25,14 @@ def classes_of(painted: Array, valid: Array, info: RasterInfo, colors: Mapping[C
     if len(painted) == 1:
         painted = np.array(info.colors)[:, :3].T[:, painted[0]]
     codes = _code(*painted.astype(np.int64))
-    known = np.array(sorted(_code(*color) for color in colors))
-    classes = np.array([number for _, number in sorted((_code(*color), number) for color, number in colors.items())])
+    known, classes = np.array(sorted((_code(*color), number) for color, number in colors.items())).T
     at = np.searchsorted(known, codes).clip(max=len(known) - 1)
     wrong = codes[(known[at] != codes) & some]
     if wrong.size:
         found, counts = np.unique(wrong, return_counts=True)
         order = np.argsort(-counts, kind="stable")
-        named = ", ".join(f"{_color(int(found[k]))} in {counts[k]:,} pixel(s)" for k in order[:NAMED])
+        red_green_blue = [[code >> 16, code >> 8 & 255, code & 255] for code in found[order[:NAMED]].tolist()]
+        named = ", ".join(f"{color} in {counts[k]:,} pixel(s)" for color, k in zip(red_green_blue, order, strict=False))
         more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
         raise DataError(
             f"{info.path} has colors of no class: {named}{more}; known are {', '.join(map(str, map(list, colors)))}: "
@@ -44,7 +44,3 @@ def classes_of(painted: Array, valid: Array, info: RasterInfo, colors: Mapping[C
 
 def _code(red: Any, green: Any, blue: Any) -> Any:
     return (red * 256 + green) * 256 + blue
-
-
-def _color(code: int) -> list[int]:
-    return [code >> 16, code >> 8 & 255, code & 255]

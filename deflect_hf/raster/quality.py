@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from deflect_hf.config.reading import QualityClass, QualityPreset
+from deflect_hf.config.reading import QualityClass, QualityPreset, ReadingArguments
 from deflect_hf.errors import DataError
 from deflect_hf.spectral.bands import fold
 
@@ -17,20 +17,8 @@ DEFAULT_CLASSES: tuple[QualityClass, ...] = ("cloud", "cirrus", "shadow")
 
 
 # Layers of classes, bits and probabilities by the names of Sen2Cor, Sentinel Hub, Landsat, HLS and Planet
-_LAYERS = {
-    "scl",
-    "cld",
-    "clp",
-    "clm",
-    "snw",
-    "cldprb",
-    "qapixel",
-    "qaradsat",
-    "qaaerosol",
-    "srqaaerosol",
-    "fmask",
-    "udm2",
-}
+_LAYERS = {*("scl", "cld", "clp", "clm", "snw", "cldprb", "qapixel", "qaradsat"),
+           *("qaaerosol", "srqaaerosol", "fmask", "udm2")}  # fmt: skip
 
 
 def is_quality_layer(name: str) -> bool:
@@ -94,27 +82,16 @@ PRESETS: Mapping[QualityPreset, _Preset] = MappingProxyType(
 )
 
 
-def quality_layer(
-    preset: QualityPreset | None,
-    classes: Sequence[QualityClass] | None,
-    band: str | None,
-    values: Sequence[int],
-    bits: Sequence[int],
-    above: float | None = None,
-) -> Quality | None:
-    """The layer that is described by a preset, by values, bits or a limit of a band, or by both; None without either.
-
-    Args:
-        classes: Those of the preset that count as not measured, besides pixels without data; None: DEFAULT_CLASSES.
-        band: Its description in the file; None: as the preset's product calls it.
-    """
-    if preset is None:
-        return None if band is None else Quality(band, tuple(values), tuple(bits), above)
-    known = PRESETS[preset]
+def quality_layer(args: ReadingArguments) -> Quality | None:
+    """The layer that a preset describes, values, bits or a limit of a band, or both; None without either."""
+    if args.qa is None:
+        own = (tuple(args.qa_values), tuple(args.qa_bits), args.qa_above)
+        return None if args.qa_band is None else Quality(args.qa_band, *own)
+    known, classes = PRESETS[args.qa], args.qa_classes
     chosen = [number for name in (DEFAULT_CLASSES if classes is None else classes) for number in known.classes[name]]
     return Quality(
-        band or known.band,
-        (*known.nothing.invalid, *values, *([] if known.fields else chosen)),
-        (*known.nothing.bits, *bits, *(chosen if known.fields else [])),
-        above,
+        args.qa_band or known.band,
+        (*known.nothing.invalid, *args.qa_values, *([] if known.fields else chosen)),
+        (*known.nothing.bits, *args.qa_bits, *(chosen if known.fields else [])),
+        args.qa_above,
     )

@@ -30,38 +30,17 @@ logger = logging.getLogger(__name__)
 # Narrow-range indices were preferred: they keep their meaning under other light and other sensors, and standardise
 # well. No two are the same feature. Many names share one formula up to sign: NDWI is -GNDVI, NDBI is -NDMI, MNDWI is
 # NDSI, NBR is -UI, NDTI is -NGRDI.
-_DEFAULT_REASONS = {
-    # vegetation
-    "NDVI": "green biomass, the reference of all others",
-    "EVI": "dense canopies, where NDVI saturates; blue corrects haze",
-    "SAVI": "sparse canopies over bright soil",
-    "NIRv": "photosynthesis: greenness weighted by near-infrared scattering",
-    "PSRI": "senescence: carotenoids against chlorophyll",
-    # red edge
-    "NDREI": "canopy chlorophyll from the foot of the red edge",
-    "NDVI705": "leaf chlorophyll along the red edge; crop stress",
-    "NDCI": "chlorophyll and algae in turbid water",
-    # water
-    "NDWI": "open water against vegetation",
-    "MNDWI": "open water against built-up land; also the snow index NDSI",
-    "AWEInsh": "open water where shadows are few",
-    "AWEIsh": "open water against shadow and dark roofs",
-    "NDTI": "suspended sediment: red against green",
-    # burn
-    "NBR": "burnt area and severity; built-up land with the sign turned",
-    "NBR2": "fire effects on litter and soil; tillage residue",
-    "BAIS2": "char, from the red edge and SWIR of Sentinel-2",
-    # urban
-    "NDBI": "built-up land; canopy water with the sign turned",
-    "BLFEI": "built-up land against bare soil",
-    # soil
-    "BI": "bare soil: SWIR1 and red against near infrared and blue",
-    "NDSoI": "mineral soil: SWIR2 against green",
-    # snow
-    "S3": "snow, also under vegetation",
-    "SWI": "snow against water and cloud",
-}
-DEFAULT_INDICES: tuple[str, ...] = tuple(_DEFAULT_REASONS)
+DEFAULT_INDICES: tuple[str, ...] = (
+    *("NDVI", "EVI", "SAVI"),  # vegetation: the reference of all others, of dense canopies and haze, of bright soil
+    *("NIRv", "PSRI"),  # photosynthesis; senescence, carotenoids against chlorophyll
+    *("NDREI", "NDVI705", "NDCI"),  # chlorophyll by the red edge: of canopies, of leaves, of algae in turbid water
+    *("NDWI", "MNDWI"),  # open water against vegetation, and against built-up land, which is also snow (NDSI)
+    *("AWEInsh", "AWEIsh", "NDTI"),  # water with few shadows, with shadow and dark roofs; suspended sediment
+    *("NBR", "NBR2", "BAIS2"),  # burnt area and severity, litter and tillage, char
+    *("NDBI", "BLFEI"),  # built-up land, which with the sign turned is canopy water; against bare soil
+    *("BI", "NDSoI"),  # bare soil: SWIR1 and red against near infrared and blue; mineral soil: SWIR2 against green
+    *("S3", "SWI"),  # snow, also under vegetation, and against water and cloud
+)
 
 
 @dataclass(frozen=True)

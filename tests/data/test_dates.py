@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.data import load_dataset_splits
 from deflect_hf.data.folder_reader import layout_of
 from deflect_hf.data.processor import MultispectralImageProcessor
@@ -54,7 +55,7 @@ def test_each_date_has_its_clouds_and_the_median_is_of_what_is_left(described: b
     others = (str(tmp_path / "1" / "*.tif"), str(tmp_path / "2" / "*.tif"))
     scene = Product.of(tmp_path / "0" / "a.tif", dates=others, composite=True)
     naming: dict[str, Any] = {} if described else {"source_bands": BANDS}
-    clouds = quality_layer("sentinel2_scl", None, None, [], [])
+    clouds = quality_layer(ReadingArguments(qa="sentinel2_scl"))
     raster = read_raster(scene, ["N", "N@0", "R@2", "G"], quality=clouds, **naming)
     expected = np.stack([stored[:, 2], stored[:, 0]]) * clear
     with pytest.warns(RuntimeWarning, match="All-NaN"):

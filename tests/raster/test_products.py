@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.errors import ConfigError, DataError, UnitError
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import quality_layer
@@ -58,7 +59,7 @@ def test_a_safe_is_the_reflectance_that_its_metadata_say(tmp_path: Path) -> None
     with open_raster(safe) as file:  # windows are parts of the whole
         window = read_raster(file, list(CODES), window=(13, 7, 31, 22)).values
     np.testing.assert_array_equal(window, raster.values[:, 13:44, 7:29])
-    clouds = quality_layer("sentinel2_scl", None, None, [], [])
+    clouds = quality_layer(ReadingArguments(qa="sentinel2_scl"))
     flagged = ~read_raster(safe, ["N"], quality=clouds).valid[0] & raster.valid[7]
     np.testing.assert_array_equal(flagged, np.kron(stored["SCL"] == 9, np.ones((2, 2), dtype=bool)) & raster.valid[7])
 
@@ -174,7 +175,7 @@ def test_files_without_a_unit_keep_their_values_also_on_another_grid(tmp_path: P
     sensor = get_sensor("sentinel2_l2a_harmonized")
     raster = read_raster(tmp_path, ["R", "S1"], sensor=sensor, nodata=[0])
     assert raster.values[:, 4, 4].tolist() == [700, 900] and set(raster.values[1][raster.valid[1]]) == {900}
-    clouds = quality_layer(None, None, "CLP", [], [], above=100)
+    clouds = quality_layer(ReadingArguments(qa_band="CLP", qa_above=100.0))
     assert (~read_raster(tmp_path, ["R"], sensor=sensor, quality=clouds).valid[0]).any(axis=1).tolist() == [
         *[False] * 4,
         *[True] * 4,

@@ -92,7 +92,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(image: Path) -> None:
 
 def test_an_unwritable_target_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(DataError, match=r"out\.tif cannot be written .*: make room on the disk, or choose another folder\."):
+    with pytest.raises(DataError, match=r"out\.tif cannot be written .*: make room on the disk"):
         write_raster(tmp_path / "file" / "out.tif", VALUES)
 
 
