@@ -25,9 +25,8 @@ from deflect_hf.errors import UnsupportedOperationError
 
 if TYPE_CHECKING:
     from deflect_hf.tuners.deflect.architectures import Architecture
+    from deflect_hf.tuners.deflect.deflection import DeflectionUp
 
-# The displacement keeps its length unless displacement and deflection cancel to less than this share of it.
-CANCELLATION = 1e-6
 # The fused kernel known to take values of any width, and the multiple of channels that it is fast with.
 WIDENED = "sdpa"
 LANES = 8
@@ -40,62 +39,7 @@ class Deflection(NamedTuple):
 
     stream: torch.Tensor
     down: nn.Linear
-    up: nn.Linear
-
-
-def deflect_displacement(displacement: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
-    """(B, N, D) displacement, (B, N, D) push u -> (B, N, D): bent by u, of unchanged length per token (equation 4).
-
-    u is in lengths of the displacement, so that the angle by which it bends one does not depend on how long that is.
-
-    Norms are taken in float32. With u = 0 the result equals the displacement bit for bit.
-    """
-    bent: torch.Tensor = _Bent.apply(displacement, push)
-    return bent
-
-
-class _Bent(torch.autograd.Function):
-    """[`deflect_displacement`], which keeps its two inputs for the backward pass, as they are, and nothing else.
-
-    Autograd would keep three tensors in float32. The backward pass can itself be differentiated.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(displacement: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) and (B, N, D) -> (B, N, D)."""
-        length, bent, bent_length, floor = _lengths(displacement.float(), push.float())
-        return (bent * (length / torch.maximum(bent_length, floor))).to(displacement.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
-        """Keep both; apart from `forward`, so that torch.func and vmap take it, too."""
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, N, D) -> (B, N, D), (B, N, D)."""
-        displacement, push = ctx.saved_tensors
-        step, gradient = displacement.float(), gradients[0].float()
-        length, bent, bent_length, floor = _lengths(step, push.float())
-        divisor = torch.maximum(bent_length, floor)
-        ratio = length / divisor
-        # of the ratio, which is constant where the floor stands for the length
-        slope = torch.where(bent_length > floor, (gradient * bent).sum(-1, keepdim=True) / divisor, 0.0)
-        of_bent = torch.addcmul(gradient * ratio, bent, slope * ratio / divisor, value=-1)
-        of_length = slope + (of_bent * push.float()).sum(-1, keepdim=True)
-        of_step = torch.addcmul(of_bent, step, torch.where(length > 0, of_length / length, 0.0))
-        return of_step.to(displacement.dtype), (of_bent * length).to(push.dtype)
-
-
-def _lengths(step: torch.Tensor, push: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, N, D) twice -> (B, N, 1) length, (B, N, D) the sum, (B, N, 1) its length and the least that counts."""
-    length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
-    bent = torch.addcmul(step, length, push)
-    bent_length = torch.linalg.vector_norm(bent, dim=-1, keepdim=True)
-    # Where u cancels the displacement there is no direction to keep; the floor keeps the quotient finite there.
-    return length, bent, bent_length, (CANCELLATION * length).clamp_min(torch.finfo(torch.float32).tiny)
+    up: DeflectionUp
 
 
 def deflected_attention(
@@ -162,7 +106,7 @@ def _deflected(
     output = getattr(attention, architecture.output)
     displacement = output(mixed.reshape(*deflect.stream.shape[:-1], -1).contiguous())
     radiometry = radiometry.reshape(deflect.stream.shape)
-    return deflect_displacement(displacement, _push(deflect, radiometry)), weights
+    return deflect.up(displacement, _inner(deflect, radiometry)), weights
 
 
 def _mixed_stream(
@@ -248,12 +192,12 @@ class _WithGradientOf(torch.autograd.Function):
         return None, gradients[0]
 
 
-def _push(deflect: Deflection, radiometry: torch.Tensor) -> torch.Tensor:
-    """(B, N, d) own and (B, N, d) gathered radiometry -> (B, N, D): u = U gelu(G [norm(a) ; norm(m)]) (equation 4)."""
+def _inner(deflect: Deflection, radiometry: torch.Tensor) -> torch.Tensor:
+    """(B, N, d) own and (B, N, d) gathered radiometry -> (B, N, r): gelu(G [norm(a) ; norm(m)]) (equation 4)."""
     width = (deflect.stream.shape[-1],)
     pair = [F.layer_norm(part.float(), width) for part in (deflect.stream, radiometry)]
     inner = torch.cat(pair, dim=-1).to(deflect.down.weight.dtype)
-    return deflect.up(F.gelu(deflect.down(inner)))
+    return F.gelu(deflect.down(inner))
 
 
 def deflected_block(

@@ -16,6 +16,7 @@ from torch import nn
 
 from deflect_hf.errors import CheckpointError, UnsupportedOperationError, listing
 from deflect_hf.tuners.deflect.attention import Deflection, install, uninstall
+from deflect_hf.tuners.deflect.deflection import DeflectionUp
 from deflect_hf.tuners.deflect.spectral_input import SpectralInput
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class DeflectBlock(DeflectLayer):
             self.deflect_spectral[adapter_name] = nn.Linear(feature_count(config, encoder), aux_dim)
         if role.deflects:
             self.deflect_down[adapter_name] = nn.Linear(2 * aux_dim, config.rank)
-            self.deflect_up[adapter_name] = nn.Linear(config.rank, encoder.hidden_size)
+            self.deflect_up[adapter_name] = DeflectionUp(config.rank, encoder.hidden_size)
             if config.init_weights:  # U of zeros: the adapted model then equals the frozen one exactly
                 for parameter in self.deflect_up[adapter_name].parameters():
                     nn.init.zeros_(parameter)
@@ -242,7 +243,7 @@ class DeflectBlock(DeflectLayer):
             spectral = cast(nn.Linear, self.deflect_spectral[name])
             stream = spectral(stream.to(spectral.weight.dtype))
         if role.deflects:
-            down, up = cast(nn.Linear, self.deflect_down[name]), cast(nn.Linear, self.deflect_up[name])
+            down, up = cast(nn.Linear, self.deflect_down[name]), cast(DeflectionUp, self.deflect_up[name])
             kwargs["deflect"] = Deflection(stream, down, up)
         # Not `self.base_layer(...)`: its class may checkpoint in `__call__`, and `deflected_block` does that itself.
         tokens = nn.Module.__call__(self.base_layer, tokens, *args, **kwargs)
