@@ -22,6 +22,8 @@ Width = Annotated[int, Field(ge=1, le=2**16)]
 Workers = Annotated[int, Field(ge=0, le=1024)] | Literal["auto"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 TRACKERS = get_args(Tracker)
+# a run whose length nobody gave, as measured on four small sets (docs/results.md)
+MAX_STEPS, EVAL_STEPS, PATIENCE = 1000, 50, 8
 
 
 class EncoderArguments(Arguments):
@@ -174,8 +176,8 @@ class RunArguments(Arguments):
     sampler: Literal["shuffle", "balanced"] = option(
         "shuffle", "balanced: training images drawn with replacement, those with rare classes more often"
     )
-    epochs: Count | None = option(None, "passes over the training split; null: 80, unless max_steps is given")
-    max_steps: PositiveInt | None = option(None, "instead of epochs: optimizer steps in all")
+    epochs: Count | None = option(None, "passes over the training split, instead of max_steps")
+    max_steps: PositiveInt | None = option(None, f"optimizer steps in all; null: {MAX_STEPS}, unless epochs is given")
     cache_prefix: bool = option(
         False, "deflect with a late start: keep on disk what enters the first deflected block, per image"
     )
@@ -186,15 +188,21 @@ class RunArguments(Arguments):
     bf16: bool = option(False, "mixed precision in bfloat16")
     ckpt_interval: PositiveInt = option(1, "epochs between checkpoints to resume from")
     ckpt_steps: PositiveInt | None = option(
-        None, "optimizer steps between further checkpoints within an epoch; null: none"
+        None,
+        f"optimizer steps between further checkpoints within an epoch; null: {EVAL_STEPS}, and none where epochs or "
+        "max_steps is given",
     )
     ckpt_keep: PositiveInt = option(2, "how many of the newest checkpoints are kept")
     eval_interval: PositiveInt | None = option(
-        None, "epochs between evaluations on the val split; null: 5, unless eval_steps is given"
+        None, "epochs between evaluations on the val split, instead of eval_steps; null: 5 where epochs is given"
     )
-    eval_steps: PositiveInt | None = option(None, "instead of eval_interval: optimizer steps between evaluations")
+    eval_steps: PositiveInt | None = option(
+        None, f"optimizer steps between evaluations; null: {EVAL_STEPS}, unless epochs or eval_interval is given"
+    )
     patience: PositiveInt | None = option(
-        None, "evaluations in a row without a better score that end the run; null: none do"
+        None,
+        f"evaluations in a row without a better score that end the run; null: {PATIENCE}, and none where epochs or "
+        "max_steps is given",
     )
     log_interval: PositiveInt = option(10, "optimizer steps between lines of log.jsonl")
     tracker: list[Tracker] = option([], f"where the log goes besides log.jsonl, any of: {', '.join(TRACKERS)}")
@@ -220,14 +228,17 @@ class RunArguments(Arguments):
     def _check(self) -> Self:
         if self.fp16 and self.bf16:
             raise ConfigError("fp16 and bf16 exclude each other: give one of them")
-        for by_epochs, by_steps, default in (("epochs", "max_steps", 80), ("eval_interval", "eval_steps", 5)):
-            if getattr(self, by_steps) is None:
-                setattr(self, by_epochs, getattr(self, by_epochs) or default)
-            elif getattr(self, by_epochs) is not None:
+        for by_epochs, by_steps in (("epochs", "max_steps"), ("eval_interval", "eval_steps")):
+            if getattr(self, by_steps) is not None and getattr(self, by_epochs) is not None:
                 raise ConfigError(
                     f"{by_epochs} and {by_steps} exclude each other: give one of them, and --{by_epochs} null where a "
                     f"file gives {by_epochs}"
                 )
+        if self.epochs is None and self.max_steps is None:
+            self.max_steps = MAX_STEPS
+            self.patience, self.ckpt_steps = self.patience or PATIENCE, self.ckpt_steps or EVAL_STEPS
+        if self.eval_interval is None and self.eval_steps is None:
+            self.eval_interval, self.eval_steps = (5, None) if self.epochs else (None, EVAL_STEPS)
         hub = [key for key in type(self).model_fields if key.startswith("hub_")]
         given = [key for key in hub if getattr(self, key) != type(self).model_fields[key].default]
         if given and not self.push_to_hub:

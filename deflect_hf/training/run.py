@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -115,7 +114,7 @@ def run(
                 rates_figure(work_dir / RATES, **vars(rate_test))
             if isinstance(reader := experiment.train.reader, SceneReader):
                 write_regions(work_dir / PLACES, reader.regions, reader.infos, reader.classes)
-            log_start(config, accelerator, parameter_counts(experiment.model))
+            log_start(config, loop, parameter_counts(experiment.model))
         accelerator.wait_for_everyone()
 
         # Train
@@ -192,14 +191,21 @@ def warn_of_changes(config: RunArguments, work_dir: Path) -> None:
         logger.warning("%s goes on with other settings: %s", work_dir, named)
 
 
-def log_start(config: RunArguments, accelerator: Accelerator, counts: Mapping[str, Any]) -> None:
-    """Log what is trained, and where."""
+def log_start(config: RunArguments, loop: TrainingLoop, counts: Mapping[str, Any]) -> None:
+    """Log what is trained, where and for how long; a warning where that is not even one pass over the images."""
     options = ", ".join(f"{name} {value}" for name, value in config.method.items())
     logger.info(
         "%s (%s) on %s: %d of %d encoder parameters are trained (%.2f %%), %d of them in the patch embedding, and %d "
         "of the head",
-        *(config.finetune, options, accelerator.device),
+        *(config.finetune, options, loop.accelerator.device),
         *counts.values(),
+    )
+    passes = loop.total_steps / loop.epoch_steps
+    logger.log(
+        logging.INFO if passes >= 1 else logging.WARNING,
+        "%d optimizer steps are %.3g passes over the training split (max_steps, epochs); evaluated every %d steps%s",
+        *(loop.total_steps, passes, loop.eval_steps),
+        f", at most {config.patience} times in a row without a better score" if config.patience else "",
     )
 
 

@@ -118,6 +118,28 @@ def test_the_official_command_line_works(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (config.ckpt_interval, config.log_interval, config.fp16) == (7, 5, True)
 
 
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ("", (None, 1000, None, 50, 8, 50)),
+        ("--patience 3 --eval_steps 20", (None, 1000, None, 20, 3, 50)),
+        ("--eval_interval 2 --ckpt_steps 9", (None, 1000, 2, None, 8, 9)),
+        ("--max_steps 300", (None, 300, None, 50, None, None)),
+        ("--epochs 20", (20, None, 5, None, None, None)),
+        ("--epochs 20 --eval_steps 30", (20, None, None, 30, None, None)),
+        ("--config configs/run/default.yaml", (80, None, 5, None, None, None)),  # the published protocol
+    ],
+)
+def test_a_run_has_a_length_in_steps_unless_it_is_given(
+    given: str, length: tuple[int | None, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    config = parse("--encoder.name_or_path", "x", *given.split())
+    keys = ("epochs", "max_steps", "eval_interval", "eval_steps", "patience", "ckpt_steps")
+    assert tuple(getattr(config, key) for key in keys) == length
+    assert config.replace(seed=1) == parse("--encoder.name_or_path", "x", *given.split(), "--seed", "1")
+
+
 def test_official_names_in_files(write) -> None:
     run = write("run.yaml", "limited_label: 0.5\nuse_wandb: true\n")
     config = parse("--config", run, "--encoder.name_or_path", "x")
