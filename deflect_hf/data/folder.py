@@ -142,7 +142,8 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
     if classes is not None and unknown:
         raise DataError(
             f"{args.root} has class folder(s) {listing(unknown)} that `classes` does not name: known are "
-            f"{listing(classes)}.{nearest(unknown[0], classes)} Rename the folder or extend `classes`."
+            f"{listing(classes)}.{nearest(unknown[0], classes)} Rename the folder or extend `classes`; or, "
+            'if these are no classes, say where images and masks are, `images: "images/*.tif"` and `masks`.'
         )
     return Labels.of(args, task, classes or folders)
 

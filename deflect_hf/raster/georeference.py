@@ -42,10 +42,18 @@ def _system(wkt: str) -> Any:
 def _between(source: str, target: str | None) -> Any:
     """From one system to another, or to longitude and latitude in degrees; None where they are the same."""
     from pyproj import Transformer
+    from pyproj.exceptions import ProjError
 
     if target is not None and (source == target or _system(source) == _system(target)):
         return None
-    return Transformer.from_crs(_system(source), _system(target) if target else "EPSG:4326", always_xy=True)
+    try:
+        return Transformer.from_crs(_system(source), _system(target) if target else "EPSG:4326", always_xy=True)
+    except ProjError as error:
+        names = _system(source).name, _system(target).name if target else "longitude and latitude"
+        raise DataError(
+            f"nothing leads from the reference system {names[0]!r} to {names[1]!r}: one of them is local, and does not "
+            "say where on the Earth it is; give the files one system (gdal_edit.py -a_srs, ogr2ogr -a_srs)."
+        ) from error
 
 
 def crs_name(info: RasterInfo) -> str:
@@ -133,9 +141,7 @@ def places_of(infos: Sequence[RasterInfo], km: float) -> list[int]:
     for info in infos:
         if info.crs is None or not info.georeferenced:
             raise DataError(f"{info.path} does not say where it lies: leave place_km out, or give it a georeference.")
-        x, y = _affine(info) @ (info.width / 2, info.height / 2)
-        transformer = _between(info.crs, None)
-        degrees.append(transformer.transform(x, y))
+        degrees.append(pixels_of(info, None, info.width / 2, info.height / 2))
     longitude, latitude = np.radians(np.array(degrees)).T
     ball = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], 1)
     chord = 2 * math.sin(min(km / EARTH_RADIUS_KM / 2, math.pi / 2))
@@ -179,19 +185,25 @@ def is_geographic(crs: str) -> bool:
 def to_pixels(crs: str, image: RasterInfo, x: Array, y: Array) -> tuple[Array, Array]:
     """Columns and rows in an image of points in the reference system ``crs``; not finite where it does not reach."""
     assert image.crs is not None
-    between = _between(crs, image.crs)
+    try:
+        between = _between(crs, image.crs)
+    except DataError as error:
+        raise DataError(f"{image.path}: {error}") from error
     points: tuple[Array, Array] = ~_affine(image) @ (between.transform(x, y) if between is not None else (x, y))
     return points
 
 
-def pixels_of(source: RasterInfo, target: RasterInfo | None, columns: Array, rows: Array) -> tuple[Array, Array]:
+def pixels_of(source: RasterInfo, target: RasterInfo | None, columns: Any, rows: Any) -> tuple[Any, Any]:
     """Where points of one grid are in another; None: as longitude and latitude, on the map where no system is known.
 
     A system that one of the files does not name is the other's.
     """
     x, y = _affine(source) @ (columns, rows)
     if source.crs is not None and (target is None or target.crs is not None):
-        between = _between(source.crs, None if target is None else target.crs)
+        try:
+            between = _between(source.crs, None if target is None else target.crs)
+        except DataError as error:
+            raise DataError(f"{source.path}: {error}") from error
         x, y = (x, y) if between is None else between.transform(x, y)
     if target is not None:
         x, y = ~_affine(target) @ (x, y)

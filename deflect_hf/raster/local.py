@@ -44,6 +44,8 @@ CONTAINERS = {
 
 def what_opens(path: PathLike) -> str:
     """What to give in place of a file that is no raster of ``DRIVERS``."""
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # as Python has bytes that are no UTF-8
+        return "its name is not in UTF-8; rename it."
     if not Path(path).is_file():
         return "it must be a GeoTIFF (COG) or JPEG 2000 file, or a STAC item; check the address."
     with Path(path).open("rb") as file:

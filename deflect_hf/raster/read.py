@@ -93,7 +93,7 @@ def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[
     with ExitStack() as held:
         try:
             source = held.enter_context(product.access.opened(name))
-        except RasterioError as error:
+        except (RasterioError, UnicodeEncodeError) as error:  # the latter: a name that is no text
             raise DataError(f"{path} cannot be opened as a raster ({brief(error)}): {what_opens(path)}") from error
         with _reading(path, window):
             yield source

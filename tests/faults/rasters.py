@@ -278,10 +278,21 @@ MASKS = table(
     ("all masks gone", without("masks"), ["a0.tif", "mask"]),
 )
 
+
+def misnamed(place: Place) -> Words:
+    for kind in ("images", "masks"):
+        path = place.data / kind / FIRST
+        os.rename(path, os.fsencode(path.parent) + b"/\xe9.tif")
+    for path in place.data.glob("*.txt"):
+        path.unlink()
+    return place.train()
+
+
 FOLDERS = table(
     "train.py",
     ("no images", without("images"), ["segments"]),
     ("an empty folder of images", emptied, ["images holds no GeoTIFF"]),
+    ("a name that is not in UTF-8", misnamed, ["name is not in UTF-8"]),
     ("images beside their folder", moved_up, ["segments"]),
     (
         "a folder of arrays",

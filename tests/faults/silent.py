@@ -133,6 +133,7 @@ SILENT_DATA = table(
     ("a mask in another zone", grid_of_mask(crs="EPSG:32633"), [LATER, "grid"]),
     ("a mask on the other side of the equator", grid_of_mask(crs="EPSG:32732"), [LATER, "grid"]),
     ("a mask of other pixels", grid_of_mask(from_origin(500_000, 5_000_000, 20, 20)), [LATER, "grid"]),
+    ("a mask in a local system", grid_of_mask(crs='LOCAL_CS["mine",UNIT["metre",1]]'), [LATER, "'mine'", "one system"]),
     ("a mask of finer pixels", grid_of_mask(from_origin(500_000, 5_000_000, 5, 5), 32), [LATER, "it has 32 x 32"]),
     ("a mask turned by 20 degrees", grid_of_mask(ROTATED), [LATER, "grid"]),
     ("an image turned by 20 degrees", one_image(lambda p: placed(p, digital_numbers(2), ROTATED)), [LATER, "grid"]),
