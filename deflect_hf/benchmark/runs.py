@@ -71,7 +71,7 @@ def rival_config(config: RunArguments, method: str, options: Mapping[str, Any]) 
 
 
 RGB = ("R", "G", "B")
-SEGMENTOR = ("head", "zoom")  # what a row may say in place of the benchmark's segmentor
+SEGMENTOR = ("head", "channels", "zoom")  # what a row may say in place of the benchmark's segmentor
 INTERVAL_SECONDS = 0.2
 
 
@@ -79,7 +79,7 @@ INTERVAL_SECONDS = 0.2
 class Row:
     """`deflect`, `lora:rank=8,target=qv` or `peft:VeraConfig:r=64,target=qv`: a method's name, then its options.
 
-    `head=pixel` or `zoom=2` among the options of any method replaces that of the benchmark's segmentor.
+    `head=unet`, `channels=24` or `zoom=2` among the options of any method replaces that of the benchmark's segmentor.
     `pixel` and `unet` are networks without a pretrained encoder, see :mod:`deflect_hf.benchmark.runs`.
     """
 

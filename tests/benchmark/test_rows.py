@@ -76,9 +76,9 @@ def test_bad_rows(text, message):
         Row.parse(text)
 
 
-def test_head_and_zoom_of_a_row_take_the_place_of_the_benchmarks() -> None:
-    row = Row.parse("lora:rank=2,head=pixel,zoom=2")
-    assert (row.options, row.segmentor) == ({"rank": 2}, {"head": "pixel", "zoom": 2})
+def test_the_head_of_a_row_takes_the_place_of_the_benchmarks() -> None:
+    row = Row.parse("lora:rank=2,head=pixel,channels=24,zoom=2")
+    assert (row.options, row.segmentor) == ({"rank": 2}, {"head": "pixel", "channels": 24, "zoom": 2})
     assert Row.parse("lora:rank=2").segmentor == {}
     with pytest.raises(ConfigError, match=r"'head' must be one of 'linear'.*Did you mean 'pixel'"):
         SegmentorArguments().replace(**Row.parse("deflect:head=pxl").segmentor)
