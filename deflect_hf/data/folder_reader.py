@@ -16,10 +16,11 @@ from deflect_hf.data.dataset import Stored
 from deflect_hf.data.processor import READING, MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.raster.access import is_address
-from deflect_hf.raster.colors import Color
 from deflect_hf.raster.georeference import projection
 from deflect_hf.raster.header import (
     SKIPPED,
+    Box,
+    Color,
     PathLike,
     RasterInfo,
     file_bands,
@@ -31,7 +32,7 @@ from deflect_hf.raster.header import (
 )
 from deflect_hf.raster.products import Product, is_known_product
 from deflect_hf.raster.quality import Quality, is_quality_layer, quality_layer
-from deflect_hf.raster.read import Box, OpenRaster, Raster, read_mask, read_raster
+from deflect_hf.raster.read import OpenRaster, Raster, read_mask, read_raster
 from deflect_hf.raster.stack import unnamed
 from deflect_hf.spectral.bands import Sensor, split_date
 from deflect_hf.spectral.selection import match_bands, resolve_bands

@@ -36,7 +36,7 @@ from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.public import PublicDataset, Row, build_splits
 from deflect_hf.data.release import find_release, folder_files, problems_of, refuse_incomplete
 from deflect_hf.data.splits import SPLITS
-from deflect_hf.errors import ConfigError, DataError, listing, nearest
+from deflect_hf.errors import ConfigError, DataError, data_errors, listing, nearest
 from deflect_hf.spectral.bands import Sensor
 from deflect_hf.spectral.sensors import SENSORS
 
@@ -174,11 +174,9 @@ def _opened(path: str) -> Iterator[Any]:
 
     if not Path(path).is_file():
         raise DataError(f"{path} is missing")
-    try:
-        with h5py.File(path, "r", locking=False) as file:  # never written to, and many network disks know no locks
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        raise DataError(f"{path} is cut off or no HDF5 file ({error})") from error
+    damaged = data_errors(f"{path} is cut off or no HDF5 file", "copy it again", OSError, RuntimeError, KeyError)
+    with damaged, h5py.File(path, "r", locking=False) as file:  # never written to, and many network disks know no locks
+        yield file
 
 
 def _called(file: Any) -> dict[str, list[str]]:
@@ -220,10 +218,8 @@ def _lists(path: Path) -> dict[str, list[str]]:
     """A JSON file of lists of ids."""
     if not path.is_file():
         raise DataError(f"{path} is missing: copy it again, or download the data again.")
-    try:
+    with data_errors(f"{path} is damaged", "copy it again.", ValueError):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): copy it again.") from error
     if not isinstance(content, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
     ):

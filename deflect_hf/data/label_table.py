@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deflect_hf.data.splits import SPLIT_OF, SPLITS, by_any_name
-from deflect_hf.errors import DataError, brief, listing, nearest
+from deflect_hf.errors import DataError, data_errors, listing, nearest
 from deflect_hf.raster.arrays import SUFFIX as ARRAY
 from deflect_hf.raster.products import LAYER_SUFFIXES
 
@@ -32,24 +32,14 @@ Table = dict[str, dict[str, str]]  # image -> column -> cell
 
 def read_table(path: Path) -> tuple[Table, list[str]]:
     """The rows of a table by their first column, an image's name with or without its ending, and the other columns."""
-    try:
-        rows = _from_parquet(path) if path.suffix.lower() in PARQUET else csv_rows(path)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path} is not there: write a CSV whose first column is the image's name, or name it by `label_table`."
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path} is no CSV in UTF-8: {error}.") from error
-    if len(rows) < 2 or len(rows[0]) < 2:
+    missing = "write a CSV whose first column is the image's name, or name it by `label_table`."
+    (_, *columns), *rows = table_rows(path, missing)
+    if not rows or not columns:
         raise DataError(f"{path} has no labels: write a line of column names, then one line per image: name, labels.")
-    columns = [cell.strip() for cell in rows[0][1:]]
     if len(set(columns)) < len(columns) or "" in columns:
         raise DataError(f"{path}: the columns {listing(columns)} need a name each, all different.")
     table: Table = {}
-    for number, row in enumerate(rows[1:], start=2):
-        cells = [cell.strip() for cell in row]
-        if len(cells) != len(rows[0]):
-            raise DataError(f"{path}, row {number} has {len(cells)} cells instead of {len(rows[0])}: {row}.")
+    for cells in rows:
         called = unicodedata.normalize("NFC", cells[0])
         name, suffix = os.path.splitext(called)
         name = name if suffix.lower() in (*LAYER_SUFFIXES, ARRAY) else called
@@ -59,16 +49,24 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
     return table, columns
 
 
-def csv_rows(path: Path) -> list[list[str]]:
-    """The lines of a CSV file that are not empty, the names of the columns first."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8: {error}.") from error
-    other = next((mark for mark in (";", "\t", "|") if rows and mark in rows[0][0]), None)
+def table_rows(path: Path, missing: str) -> list[list[str]]:
+    """The rows of a CSV or Parquet file, the names of its columns first; ``missing`` says what to do without one."""
+    if not path.exists():
+        raise DataError(f"{path} is not there: {missing}")
+    if path.suffix.lower() in PARQUET:
+        return _from_parquet(path)
+    with (
+        data_errors(f"{path} is no CSV in UTF-8", "save it as one.", UnicodeDecodeError, csv.Error, OSError),
+        path.open(encoding="utf-8-sig", newline="") as stream,
+    ):
+        lines = [[cell.strip() for cell in row] for row in csv.reader(stream)]
+    rows = [row for row in lines if any(row)] or [[""]]
+    other = next((mark for mark in (";", "\t", "|") if mark in rows[0][0]), None)
     if other and len(rows[0]) < 2:
         raise DataError(f"{path} has {other!r} between its cells: save it with commas, and numbers with points.")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(rows[0]):
+            raise DataError(f"{path}, row {number} has {len(row)} cells instead of {len(rows[0])}: {row}.")
     return rows
 
 
@@ -77,10 +75,8 @@ def _from_parquet(path: Path) -> list[list[str]]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
+    with data_errors(f"{path} is no Parquet file", "write it again.", pyarrow.ArrowInvalid):
         table = pyarrow.parquet.ParquetFile(path).read()
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is no Parquet file ({brief(error)}): write it again.") from error
 
     def cell(value: Any) -> str:
         if value is None or value != value:

@@ -10,20 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.errors import ConfigError, DataError, MissingPackageError
 from deflect_hf.raster.georeference import in_degrees, pixels_of, unit_m
-from deflect_hf.raster.header import IDENTITY, RasterInfo
+from deflect_hf.raster.header import IDENTITY, Array, Box, RasterInfo
 from deflect_hf.raster.vector import need_vector, write_features
 
 logger = logging.getLogger(__name__)
 
-Array = np.ndarray[Any, Any]
-Box = tuple[int, int, int, int]  # row, column, height, width
 
 KM_PER_DEGREE = 111.195  # of latitude, on a sphere
 

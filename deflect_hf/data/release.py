@@ -67,7 +67,7 @@ def _hint(dataset: PublicDataset, root: Path) -> str:
     archives = [name for name in inside if name.endswith(_ARCHIVES)]
     if archives:
         return f"unpack {listing(archives)} first."
-    return f"it holds {listing(inside[:5])}{' ...' if len(inside) > 5 else ''}; {published}"
+    return f"it holds {listing(inside, 5)}; {published}"
 
 
 def folder_files(folder: Path) -> dict[str, int]:

@@ -11,15 +11,12 @@ import torch
 
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.folder_reader import FolderReader
-from deflect_hf.data.places import Box, Region
-from deflect_hf.raster.colors import Color
+from deflect_hf.data.places import Region
 from deflect_hf.raster.georeference import part_of
-from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.header import Array, Box, Color, RasterInfo
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import read_mask
 from deflect_hf.raster.vector import Shapes
-
-Array = np.ndarray[Any, Any]
 
 
 class SceneLabels(Protocol):

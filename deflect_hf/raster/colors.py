@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.errors import DataError
-from deflect_hf.raster.header import SKIPPED, RasterInfo
+from deflect_hf.raster.header import SKIPPED, Array, Color, RasterInfo
 
-Array = np.ndarray[Any, Any]
-Color = tuple[int, int, int]  # red, green, blue, 0 to 255
 NAMED = 5  # colors that a message names one by one
 
 

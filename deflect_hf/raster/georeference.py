@@ -18,9 +18,7 @@ import numpy as np
 from affine import Affine
 
 from deflect_hf.errors import DataError
-from deflect_hf.raster.header import RasterInfo
-
-Array = np.ndarray[Any, Any]
+from deflect_hf.raster.header import Array, RasterInfo
 
 # A projection that shows areas more than this share too large or too small is corrected for it. UTM stays below.
 TOLERATED_DISTORTION = 0.01

@@ -9,12 +9,18 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from deflect_hf.errors import BandError, DataError, listing
 from deflect_hf.spectral.bands import SPECTRUM, Sensor, fold, is_band_number, split_date
 from deflect_hf.spectral.selection import resolve_bands
 
 PathLike = str | os.PathLike[str]
+Array = np.ndarray[Any, Any]
+Box = tuple[int, int, int, int]  # row, column, height, width
+Color = tuple[int, int, int]  # red, green, blue, 0 to 255
 SKIPPED = "_"  # in `source_bands`: a layer that is no band of the model
 REFLECTANCE = "reflectance"  # the unit of bands that hold it, 1.0 = 100 %
 BAND = "{band}"  # in the names of the files of a scene, where a band has a file of its own

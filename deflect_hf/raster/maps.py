@@ -13,20 +13,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import rasterio
 import rasterio.shutil
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.header import Array, Color, RasterInfo
 from deflect_hf.raster.read import CACHE_BYTES
 from deflect_hf.raster.write import geotiff_profile, writing
-
-Array = np.ndarray[Any, Any]
-Colour = tuple[int, int, int]
 
 SQUARE = 512  # pixels: side of a block of a Cloud Optimized GeoTIFF, and whole tiles of any other
 DEEP_SQUARE = 64  # the same of a map with more bands than that of any classes, which would be large in memory
@@ -50,7 +46,7 @@ class MapLayout:
     categories: tuple[str, ...] = ()
     # what the training masks stored for each category, where that was not its number
     class_values: tuple[int, ...] = ()
-    colours: tuple[Colour, ...] = ()  # red, green and blue (0 to 255) of each category
+    colours: tuple[Color, ...] = ()  # red, green and blue (0 to 255) of each category
     unit: str = ""  # of the stored values, as the band says it
     job: str = ""  # what job_of_map tells of the file
 

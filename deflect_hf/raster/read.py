@@ -22,9 +22,18 @@ from rasterio.windows import Window
 
 from deflect_hf.errors import DataError, brief
 from deflect_hf.raster.access import LOCAL, Access, is_address
-from deflect_hf.raster.colors import Color, classes_of
+from deflect_hf.raster.colors import classes_of
 from deflect_hf.raster.georeference import nearest_pixels, refuse_misplaced
-from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, is_unnamed, refuse_no_mask, stated_wavelengths
+from deflect_hf.raster.header import (
+    Box,
+    Color,
+    PathLike,
+    RasterInfo,
+    file_bands,
+    is_unnamed,
+    refuse_no_mask,
+    stated_wavelengths,
+)
 from deflect_hf.raster.local import what_opens
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import Quality
@@ -32,8 +41,6 @@ from deflect_hf.raster.stack import COMPOSITE
 from deflect_hf.raster.validity import measured, medians
 from deflect_hf.spectral.bands import Sensor, split_date
 from deflect_hf.spectral.selection import match_bands
-
-Box = tuple[int, int, int, int]  # row, column, height, width
 
 # GDAL would take 5 % of the machine's memory for decoded blocks.
 CACHE_BYTES = 24_000_000

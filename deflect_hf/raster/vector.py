@@ -16,11 +16,8 @@ import numpy as np
 
 from deflect_hf.errors import DataError, data_errors, listing, named_extras, nearest
 from deflect_hf.raster.georeference import is_geographic, to_pixels
-from deflect_hf.raster.header import RasterInfo
+from deflect_hf.raster.header import Array, Box, RasterInfo
 from deflect_hf.raster.local import OFFLINE, refuse_remote
-
-Array = np.ndarray[Any, Any]
-Box = tuple[int, int, int, int]  # row, column, height, width
 
 SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet", ".geoparquet")
 DRIVERS = ("GPKG", "GeoJSON", "ESRI Shapefile", "FlatGeobuf")

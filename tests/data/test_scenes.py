@@ -217,7 +217,7 @@ def test_each_split_gets_its_share_of_each_class() -> None:
     [
         (b"image;labels\none.tif;one.geojson\n", "list.csv has ';' between its cells: save it with commas"),
         ("image,labels\nf\xfcr.tif,one.geojson\n".encode("latin-1"), r"list\.csv is no CSV in UTF-8"),
-        (b"image,labels\none.tif\n", r"list\.csv: the line \['one\.tif'\] has 1 cells instead of 2"),
+        (b"image,labels\none.tif\n", r"list\.csv, row 2 has 1 cells instead of 2"),
         (b"image,labels\n", "list.csv lists no scenes"),
     ],
 )

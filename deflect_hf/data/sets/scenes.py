@@ -20,7 +20,7 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import DatasetSpec
 from deflect_hf.data.dataset import ImageDataset, Labels, compare_with_training, make_datasets
 from deflect_hf.data.folder_reader import at_root, layout_of, settle_reader
-from deflect_hf.data.label_table import csv_rows
+from deflect_hf.data.label_table import table_rows
 from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.scene_reader import RasterLabels, SceneLabels, SceneReader, ShapeLabels
@@ -163,15 +163,10 @@ def _table(path: Path) -> list[Row]:
         columns = read_features(path).columns
         known = {key: columns[key] for key in ENTRY_KEYS if key in columns}
         return [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
-    if not path.is_file():
-        raise DataError(f"{path} is not there: `scenes` is a list, or a CSV or vector file with a row for each scene.")
-    rows = csv_rows(path)
-    if len(rows) < 2:
+    header, *rows = table_rows(path, "`scenes` is a list, or a CSV or vector file with a row for each scene.")
+    if not rows:
         raise DataError(f"{path} lists no scenes: give a header ({', '.join(ENTRY_KEYS)}) and a line for each scene.")
-    wrong = next((row for row in rows if len(row) != len(rows[0])), None)
-    if wrong is not None:
-        raise DataError(f"{path}: the line {wrong} has {len(wrong)} cells instead of {len(rows[0])}.")
-    return [dict(zip(map(str.strip, rows[0]), map(str.strip, row), strict=True)) for row in rows[1:]]
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def _attribute(entry: Entry, args: DatasetArguments) -> str:
