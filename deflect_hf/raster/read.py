@@ -66,8 +66,7 @@ class Raster:
     Attributes:
         values: (C, H, W) in the dtype of the file.
         valid: (C, H, W) bool, False at nodata, fill values, NaN and masked pixels.
-        bands: C band codes; see :func:`~deflect_hf.raster.header.file_bands` for bands that have none.
-        scales: GDAL scale tag of the C bands read, in their order.
+        bands: C band codes, in the order of scales and offsets; see `header.file_bands` for bands that have none.
         info: The header; its transform is that of the whole file, not of the window.
         flagged: whether the quality layer takes out any of the pixels.
     """
@@ -190,7 +189,6 @@ def read_raster(
         needed: Those of ``bands`` that must be there; others are left out of the result. None: all of them.
         source_bands: Names of the file's bands in file order, for files without band descriptions.
         sensor: Resolves the sensor's own names (``B8A``) and, failing the two above, gives the band order.
-        window: (row, column, height, width) in pixels.
         size: (height, width) to shrink it to while reading, by averaging what is valid; None: as stored. At full size
             there is only GDAL's block cache in memory (``GDAL_CACHEMAX``); overviews in the file are used.
         nodata: Stored values that mean "no measurement", besides the file's own tag and NaN.
@@ -307,15 +305,13 @@ def read_mask(
     band: int | None = None,
     colors: Mapping[Color, int] | None = None,
 ) -> Raster:
-    """Read a label image (GeoTIFF or PNG): values (1, H, W) of stored class values, valid False where it has no label.
+    """Read a label image: values (1, H, W) of stored class values, valid False where it has no label.
 
-    ``window`` and ``size`` are those of :func:`read_raster`; a shrunk pixel has the most frequent value of its area.
+    A pixel shrunk to ``size`` has the most frequent value of its area.
 
     Args:
-        onto: The image whose pixels the whole mask is wanted on: turned to its rows and columns where it is stored in
-            another order.
-        resample: Take the label at the middle of each pixel of ``onto``, none outside of the mask, where it is on
-            another grid.
+        onto: The image whose pixels the mask is wanted on; stored in another order, it is turned to the image's.
+        resample: On another grid, take the label at the middle of each pixel of ``onto``, none outside of the mask.
         numbers: The values are numbers, which may be fractions, of a regression.
         band: Which one is read of a file with several; None: only a file with one is taken.
         colors: What a painted mask means, see :func:`deflect_hf.raster.colors.classes_of`.
@@ -348,10 +344,6 @@ def read_mask(
             values, valid = map(turn, _read(source, info, positions, None, None, Resampling.nearest))
     if colors is not None:
         values, valid = classes_of(values, valid, info, colors)
-    if (
-        not numbers
-        and np.issubdtype(values.dtype, np.floating)
-        and not np.array_equal(values[valid], np.round(values[valid]))
-    ):
+    if not numbers and values.dtype.kind == "f" and not np.array_equal(values[valid], np.round(values[valid])):
         raise DataError(f"{path} holds fractional values: a mask stores one whole class value per pixel.")
     return Raster(values, valid, ("mask",), info.scales, info.offsets, info)
