@@ -25,6 +25,7 @@ TOO_DARK = 2e-4  # the whole image below it: 0.5 with a scale of 1e-4 applied tw
 DARKEST = 0.01  # 99 % of all images in each band below it: clear sea is brighter in blue, and images are not all of it
 SHIFTED = -0.03  # more than half of a channel below it
 FRACTIONS = 0.7  # mean of stored values that are reflectance already; of averaged digital numbers on dark water it is 1
+LOWEST = -100.0  # more than 5 % of a channel below it: no standardised values, nor decibels
 STANDARDISED = -0.3  # more than 5 % of a channel below it
 _SAMPLE = 65536  # values looked at per channel
 DIMMEST = 0.1  # reflectance that the highest of 8 bits has at least; of pictures under a scale for 16 bits it is 0.03
@@ -177,7 +178,7 @@ _CAUSES = {
 }
 _UNIT_NAMES = {"reflectance": "reflectance (1.0 = 100 %)", "8bit": "8-bit values"}
 
-Problem = Literal["8bit", "digital numbers", "dark", "shifted", "standardised"]
+Problem = Literal["8bit", "digital numbers", "dark", "shifted", "standardised", "fill", "offset"]
 _FIXES: dict[Problem, str] = {
     "8bit": "these look like 8-bit values: use a sensor with unit '8bit' and scale 1/255, such as 'rgb'.",
     "digital numbers": "these look like digital numbers: give the sensor, or its scale and offset (Sentinel-2: scale "
@@ -187,6 +188,10 @@ _FIXES: dict[Problem, str] = {
     "shifted": "this looks like an offset that the images do not have: Sentinel-2 before processing baseline 04.00 and "
     "'harmonized' collections need offset 0 (sensor 'sentinel2_l2a_harmonized' or 'sentinel2_l1c_harmonized'); zeros "
     "where nothing was measured need `nodata: [0]`; 8 bits of old Landsat files their folder with its _MTL.txt.",
+    "fill": "many hold the lowest one, by which files often mean that nothing was measured: tag the stored value in "
+    "the files (gdal_edit.py -a_nodata), or give it as `nodata` ([-9999], [-3.4028234663852886e+38], ...).",
+    "offset": "this looks like an offset of digital numbers; it is added after the scale: of (DN - 1000) * 1e-4 it is "
+    "-0.1.",
     "standardised": "these look standardised (mean and standard deviation taken off): spectral indices need the "
     "reflectance itself, so give the images before normalisation.",
 }
@@ -309,5 +314,7 @@ def _problem(sample: NDArray[np.float64], low: float, half: float, high: float) 
     if high > TOO_BRIGHT or (whole and sample.max() > TOO_BRIGHT):
         return "8bit" if whole and sample.min() >= 0 and sample.max() <= 255 else "digital numbers"
     if low < STANDARDISED:
-        return "standardised"
+        if np.mean(sample == sample.min()) > 0.04:
+            return "fill"
+        return "offset" if low < LOWEST else "standardised"
     return "shifted" if half < SHIFTED else None

@@ -43,6 +43,11 @@ def test_reflectance_passes(values):
         (GENERATOR.integers(0, 256, (3, 16, 16)).astype(np.uint8), "8-bit values"),
         (np.where(GENERATOR.random((3, 64, 64)) < 0.95, 0, 200), "8-bit values"),  # dark, but whole numbers
         (chip(300).round() - 1000, "digital numbers|standardised"),
+        (
+            np.where(GENERATOR.random((6, 64, 64)) < 0.1, -0.9999, chip(0.2)[..., :1, :1]),
+            "many hold the lowest one.*`nodata`",
+        ),
+        (chip(0.2) - 1000, "an offset of digital numbers; it is added after the scale"),
         (GENERATOR.standard_normal((3, 32, 32)), "standardised .mean and standard deviation taken off."),
         (chip(0.03) - 0.1, "an offset that the images do not have.*'sentinel2_l2a_harmonized'"),
         (chip(0.2) * 1e-4, "no value is above .* a scale applied twice"),
