@@ -15,7 +15,7 @@ import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.errors import ConfigError, DataError, MissingPackageError
-from deflect_hf.raster.georeference import in_degrees, pixels_of, unit_m
+from deflect_hf.raster.georeference import is_geographic, pixels_of, unit_m
 from deflect_hf.raster.header import IDENTITY, Array, Box, RasterInfo
 from deflect_hf.raster.vector import need_vector, write_features
 
@@ -47,8 +47,8 @@ def blocks_of(info: RasterInfo, km: float, buffer_km: float, middle: float | Non
     a, b, left, d, e, top = info.transform
     if b or d:
         a, e, left, top = math.hypot(a, d), math.hypot(b, e), 0.0, 0.0  # a turned grid has squares of its own
-    across = down = km * 1000 / unit_m(info) if not in_degrees(info) else km / KM_PER_DEGREE
-    if in_degrees(info):
+    across = down = km / KM_PER_DEGREE if is_geographic(info.crs) else km * 1000 / unit_m(info)
+    if is_geographic(info.crs):
         latitude = top + e * info.height / 2 if middle is None else middle
         across /= max(math.cos(math.radians(latitude)), 0.01)
     share = buffer_km / km / 2
@@ -95,26 +95,24 @@ def draw_splits(counts: Sequence[Sequence[int]], args: DatasetArguments) -> list
     """The split of each place, by shares or folds, with the labels of each class balanced among them."""
     if args.num_folds is None:
         test, val = args.test_fraction, args.val_fraction
-        shares = {"train": 1 - val - test, "val": val, "test": test}
-        return balanced(counts, {split: share for split, share in shares.items() if share > 0}, args.seed)
+        return balanced(counts, {"train": 1 - val - test, "val": val, "test": test}, args.seed)
     folds = balanced(counts, {str(fold): 1 / args.num_folds for fold in range(args.num_folds)}, args.seed)
     splits = ["test" if fold == str(args.fold) else "" for fold in folds]
     rest = [place for place, split in enumerate(splits) if not split]
     shares = {"train": 1 - args.val_fraction, "val": args.val_fraction}
-    shares = {split: share for split, share in shares.items() if share > 0}
     for place, split in zip(rest, balanced([counts[place] for place in rest], shares, args.seed), strict=True):
         splits[place] = split
     return splits
 
 
 def balanced(counts: Sequence[Sequence[int]], shares: Mapping[str, float], seed: int) -> list[str]:
-    """A split for each place, so that of each class every split has about its share.
+    """A split for each place, so that of each class every split has about its share; one of a share of 0 has none.
 
     Places that hold much of a class are dealt first, each to the split where it takes most off the squares of what is
     lacking; a greedy form of the stratification of Sechidis, Tsoumakas and Vlahavas (On the Stratification of
     Multi-label Data, ECML PKDD 2011).
     """
-    labels, names = np.asarray(counts, dtype=float), list(shares)
+    labels, names = np.asarray(counts, dtype=float), [name for name, share in shares.items() if share > 0]
     if len(labels) < len(names):
         raise DataError(
             f"{len(labels)} place(s) with labels are too few for {len(names)} splits or folds: give smaller blocks "

@@ -176,7 +176,7 @@ def _ground_m2(info: RasterInfo, crs: Any, rows: Array) -> Array:
 
 
 def is_geographic(crs: str) -> bool:
-    """Whether the reference system of a vector file is in longitude and latitude."""
+    """Whether a reference system is in degrees of longitude and latitude."""
     return bool(_system(crs).is_geographic)
 
 
@@ -206,11 +206,6 @@ def pixels_of(source: RasterInfo, target: RasterInfo | None, columns: Any, rows:
     if target is not None:
         x, y = ~_affine(target) @ (x, y)
     return x, y
-
-
-def in_degrees(info: RasterInfo) -> bool:
-    """Whether a grid is in degrees of longitude and latitude."""
-    return projection(info) == GEOGRAPHIC
 
 
 def unit_m(info: RasterInfo) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from deflect_hf.errors import BandError, DataError, listing
 from deflect_hf.spectral.bands import SPECTRUM, Sensor, fold, is_band_number, split_date
-from deflect_hf.spectral.selection import resolve_bands
+from deflect_hf.spectral.selection import band_or_none, resolve_bands
 
 PathLike = str | os.PathLike[str]
 Array = np.ndarray[Any, Any]
@@ -236,13 +236,9 @@ def is_no_band(name: str, quality: str | None) -> bool:
 def _refuse_another_order(info: RasterInfo, sensor: Sensor) -> None:
     """Refuse descriptions with a band number in them (``T32TQM_B8A``) that are not in the standard order."""
     numbers = [[word for word in re.split(r"[\W_]+", text) if is_band_number(word)] for text in info.descriptions]
-    if any(len(words) != 1 for words in numbers):
-        return
-    try:
-        codes = resolve_bands([words[0] for words in numbers], sensor)
-    except BandError:
-        return
-    if codes != sensor.codes:
+    found = [band_or_none(words[0], sensor) if len(words) == 1 else None for words in numbers]
+    codes = [code for code in found if code is not None]
+    if len({*codes}) == len(numbers) and codes != sensor.codes:
         raise BandError(
             f"{info.path} describes its bands as {listing(info.descriptions)}, which is not the standard order of "
             f"sensor {sensor.name!r}: give `source_bands`, in file order ({listing(codes)}?)."
@@ -271,10 +267,4 @@ def _described(descriptions: tuple[str, ...], sensor: Sensor | None) -> tuple[st
             foreign = _OF_L30
         elif "b11" in numbers and numbers & _OF_L30:  # with B10, the other thermal band, it is of L30
             foreign = {"b11"} if "b10" in numbers else {"b11", *_OF_L30}
-    codes: list[str | None] = []
-    for text in descriptions:
-        try:
-            codes.append(resolve_bands([text], sensor)[0] if text and fold(text) not in foreign else None)
-        except BandError:
-            codes.append(None)
-    return tuple(codes)
+    return tuple(band_or_none(text, sensor) if text and fold(text) not in foreign else None for text in descriptions)

@@ -7,7 +7,6 @@ HLS v2 user guide; STAC 1.0 with the extensions eo and raster, STAC 1.1.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -20,12 +19,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from deflect_hf.errors import BandError, DataError, UnitError, data_errors, listing
+from deflect_hf.errors import DataError, UnitError, data_errors, listing
 from deflect_hf.raster.access import beside_item, fetch_item
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.raster.stack import Layer
 from deflect_hf.spectral.bands import Sensor, fold
-from deflect_hf.spectral.selection import resolve_bands
+from deflect_hf.spectral.selection import band_or_none
 from deflect_hf.spectral.sensors import SENSORS
 
 SAFE = re.compile(r"(?:^|/)MTD_MSIL(1C|2A)\.xml$")
@@ -93,13 +92,6 @@ def _names_below(path: Path) -> list[str]:
     return found
 
 
-def _sensor_band(sensor: Sensor, number: str) -> str | None:
-    try:
-        return sensor.resolve(number).code
-    except BandError:
-        return None
-
-
 def _one(folder: Folder, names: list[str], what: str) -> str | None:
     if len(names) > 1:
         raise DataError(f"{folder.path} holds {len(names)} {what} ({listing(names[:3])}): give one of them.")
@@ -134,7 +126,7 @@ def safe_layers(folder: Folder) -> list[Layer] | None:
     layers: dict[str, tuple[int, Layer]] = {}
     for file in sorted(listed):
         match = re.search(r"_(B\w{2})(?:_(\d+)m)?\.jp2$", file)
-        code = None if match is None else _sensor_band(sensor, match[1])
+        code = None if match is None else band_or_none(match[1], sensor)
         if match is None or code is None:
             continue
         size = int(match[2] or sensor.resolve(match[1]).gsd_m or 0)
@@ -239,7 +231,7 @@ def hls_layers(folder: Folder) -> list[Layer] | None:
     sensor = SENSORS["hls_s30" if found[0][0][1] == "S30" else "hls_l30"]
     layers = []
     for match, name in found:
-        code = _sensor_band(sensor, match[2])
+        code = band_or_none(match[2], sensor)
         if match[2] == "Fmask":
             layers.append(Layer("Fmask", folder.gdal(name), nodata=FILL_OF["Fmask"], classes=True))
         elif code is not None:  # not the thermal bands of L30
@@ -306,7 +298,6 @@ def _stac_band(key: str, band: Mapping[str, Any], sensor: Sensor | None) -> str 
     if is_quality_layer(key):
         return {fold(name): name for name in FILL_OF}.get(fold(key), key)
     for name in filter(None, (key, band.get("name"), band.get("common_name"), band.get("eo:common_name"))):
-        with contextlib.suppress(BandError):
-            code = resolve_bands([name], sensor)[0]
+        if (code := band_or_none(name, sensor)) is not None:
             return None if code.startswith("T") else code  # a temperature
     return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deflect_hf.errors import BandError, ConfigError, DataError, listing
+from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.raster import metadata
 from deflect_hf.raster.access import LOCAL, Access, access_to, gdal_name, is_address, is_item
 from deflect_hf.raster.arrays import SUFFIX, array_xml
@@ -25,7 +25,7 @@ from deflect_hf.raster.metadata import ARCHIVES, Folder
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.raster.stack import Layer, layers_of, stack
 from deflect_hf.spectral.bands import is_band_number, split_date
-from deflect_hf.spectral.selection import resolve_bands
+from deflect_hf.spectral.selection import band_or_none
 
 LAYER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")
 ZARR = {"zarr.json", ".zgroup", ".zarray"}  # in the folder of a store
@@ -226,7 +226,7 @@ def _by_name(folder: Folder) -> list[Layer]:
         match = re.fullmatch(r"(?P<begin>.*?)(?P<band>(?:QA_|SR_)?[^_.\- ]+)", stem)
         band = "" if match is None else match["band"].removeprefix("SR_")
         begin = "" if match is None else match["begin"]
-        if is_quality_layer(band) or (_is_band(band) and (len(band) > 1 or not begin)):
+        if is_quality_layer(band) or ((is_band_number(band) or band_or_none(band)) and (len(band) > 1 or not begin)):
             begins.add(begin)
             layers[band] = _layer(folder, band, name)
     if folder.path.suffix.upper() == ".SAFE":
@@ -240,15 +240,6 @@ def _by_name(folder: Folder) -> list[Layer]:
             "scene), or say which file is which band, `files: '*_{band}.tif'`."
         )
     return list(layers.values())
-
-
-def _is_band(name: str) -> bool:
-    if is_band_number(name):
-        return True
-    try:
-        return bool(resolve_bands([name]))
-    except BandError:
-        return False
 
 
 def _holding(folder: Folder) -> str:

@@ -60,6 +60,14 @@ def resolve_bands(names: Sequence[str], sensor: Sensor | None = None, *, settled
     return codes
 
 
+def band_or_none(name: str, sensor: Sensor | None = None) -> str | None:
+    """The code of a band as :func:`resolve_bands` gives it, None for a name that is none."""
+    try:
+        return resolve_bands([name], sensor)[0]
+    except BandError:
+        return None
+
+
 @functools.cache  # once per pair and process, as transformers' warning_once
 def _log_single_nir(wanted: str, present: str) -> None:
     logger.info("the images have one near-infrared band, %s: it is used where %s is asked for", present, wanted)

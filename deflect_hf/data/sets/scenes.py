@@ -18,6 +18,7 @@ import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import DatasetSpec
+from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, compare_with_training, make_datasets
 from deflect_hf.data.folder_reader import at_root, layout_of, settle_reader
 from deflect_hf.data.label_table import table_rows
@@ -50,9 +51,7 @@ DATASET = DatasetSpec(
         [
             *("root", "scenes", "labels", "attribute", "background", "all_touched", "window", "windows_per_epoch"),
             *("block_km", "buffer_km", "split_column", "val_fraction", "test_fraction", "num_folds", "fold"),
-            *("sensor", "source_bands", "scale", "offset", "nodata", "label_alignment", "gsd_m"),
-            *("dates", "composite", "files", "grid", "band_resampling"),
-            *("qa_band", "qa_values", "qa_bits", "qa_above", "qa", "qa_classes"),
+            *(*ReadingArguments.model_fields, "label_alignment"),
             *("classes", "class_values", "class_colors", "ignore_values", "ignore_index"),
         ]
     ),
