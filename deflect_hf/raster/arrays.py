@@ -30,8 +30,8 @@ def array_xml(path: str) -> str:
     if dtype.str[1:] not in TYPES or turned or len(shape) not in (2, 3) or min(shape) < 1:
         order = ", in Fortran's order" if turned else ""
         raise DataError(
-            f"{path} holds {dtype} {shape}{order}: give real numbers (C, H, W), or (H, W) of one band, as "
-            "np.save(FILE, np.ascontiguousarray(values)) stores them."
+            f"{path} holds {dtype} {shape}{order}: give real numbers, halves as float32, (C, H, W), or (H, W) of one "
+            "band, as np.save(FILE, np.ascontiguousarray(values)) stores them."
         )
     count, height, width = shape if len(shape) == 3 else (1, *shape)
     size = dtype.itemsize

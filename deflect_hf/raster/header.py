@@ -181,10 +181,11 @@ def file_bands(
     if info.alpha is not None and len(given) == info.count - 1:
         given.insert(info.alpha, None)
     if len(given) != info.count:
+        turned = " Bands come first, in arrays, too: values.transpose(2, 0, 1)." if len(given) == info.width else ""
         raise BandError(
             f"{info.path} has {info.count} band(s), but {len(given)} were announced "
             f"({listing(name or SKIPPED for name in given)}): correct `source_bands` (or `sensor`) to the bands of "
-            f"this file, in file order, with {SKIPPED!r} for a layer to be left out."
+            f"this file, in file order, with {SKIPPED!r} for a layer to be left out.{turned}"
         )
     for position, (code, stated) in enumerate(zip(own, given, strict=True), start=1):
         if code is not None and stated is not None and code != stated:

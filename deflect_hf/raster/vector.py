@@ -5,9 +5,10 @@ pyogrio and shapely (`pip install deflect_hf[vector]`) are imported when a vecto
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from deflect_hf.errors import DataError, data_errors, listing, named_extras, nea
 from deflect_hf.raster.georeference import is_geographic, to_pixels
 from deflect_hf.raster.header import Array, Box, RasterInfo
 from deflect_hf.raster.local import OFFLINE, refuse_remote
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet", ".geoparquet")
 DRIVERS = ("GPKG", "GeoJSON", "ESRI Shapefile", "FlatGeobuf")
@@ -79,6 +82,8 @@ def read_features(path: str | Path, layer: str | None = None) -> Features:
     geometries[invalid] = shapely.make_valid(geometries[invalid])
     if not there.any():
         raise DataError(f"{path} holds no polygons or points: draw some, or take the file away.")
+    if not there.all():
+        logger.warning("%s: %d of %d features have no geometry, and label nothing", path, (~there).sum(), len(there))
     return Features(str(path), crs, geometries, columns).chosen(there)
 
 
@@ -260,7 +265,7 @@ def class_values_of(
     known = dict(zip(values if numeric else classes, values, strict=True))
     missing = without_class(features, attribute, ignored)
     features, column = features.chosen(~missing), column[~missing]
-    strange = Counter(str(one) for one in column if one not in known)
+    strange = Counter(str(one) for one in column if not (isinstance(one, Hashable) and one in known))
     if strange:
         said = ", ".join(f"{name!r} ({count} features)" for name, count in strange.most_common(NAMED))
         key, names = ("class_values", map(str, values)) if numeric else ("classes", classes)

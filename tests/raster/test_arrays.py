@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deflect_hf.errors import DataError
+from deflect_hf.errors import BandError, DataError
 from deflect_hf.raster.read import open_raster, raster_info, read_mask, read_raster
 
 
@@ -34,6 +34,7 @@ def test_nan_is_no_measurement_and_one_band_is_a_mask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (np.zeros((2, 3, 4), np.float16), "halves as float32"),
         (np.zeros((2, 3, 4), complex), "holds complex128"),
         (np.zeros((2, 3, 4, 5)), "give real numbers"),
         (np.zeros((2, 0, 4)), "give real numbers"),
@@ -51,6 +52,12 @@ def test_other_content_is_refused(content: np.ndarray | bytes, message: str, tmp
         np.save(path, content)
     with pytest.raises(DataError, match=rf"a\.npy .*{message}"):
         raster_info(path)
+
+
+def test_an_array_whose_bands_come_last_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 4, 2), np.float32))
+    with pytest.raises(BandError, match=r"has 3 band\(s\), but 2 were announced .* values\.transpose\(2, 0, 1\)"):
+        read_raster(tmp_path / "a.npy", source_bands=["R", "N"])
 
 
 def test_a_truncated_array_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,21 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, change: dict[str, 
     with pytest.raises(DataError, match=r"labels\.gpkg") as error:
         on_grid(*class_values_of(read_features(path), change.get("attribute", "class"), CLASSES, (0, 1)), IMAGE)
     assert said in str(error.value)
+
+
+def test_features_without_geometry_are_told_and_lists_are_no_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    square = shapely.geometry.mapping(shapely.box(0, 0, 1, 1))
+    for found in ("grass", ["grass"]):
+        features = [
+            {"type": "Feature", "properties": {"class": found}, "geometry": geometry} for geometry in (square, None)
+        ]
+        (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        refused = pytest.raises(DataError, match=r"a\.geojson: the attribute 'class' holds .*\['grass'\].*`classes`")
+        with nullcontext() if found == "grass" else refused:
+            class_values_of(read_features(tmp_path / "a.geojson"), "class", CLASSES, (0, 1))
+    assert "1 of 2 features have no geometry" in caplog.text
 
 
 def test_dates_are_classes_as_they_are_written(tmp_path: Path) -> None:
