@@ -17,6 +17,7 @@ from deflect_hf.data.processor import MultispectralImageProcessor, resize
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
 
 STORED = np.random.default_rng(0).integers(200, 4000, (3, 6, 8)).astype(np.int16)  # bands R, G, N
+SEEN = np.ones(STORED.shape, dtype=bool)
 
 
 @pytest.fixture
@@ -54,12 +55,6 @@ def test_validity_masks_per_image_and_per_band(processor: MultispectralImageProc
     assert torch.isnan(both).any(dim=-1).nonzero().tolist() == [[0, 0, 3], [0, 1, 3], [1, 1, 3]]
     batch = processor(np.stack([STORED, STORED]), valid=np.stack([plane, plane]))["pixel_values"]
     assert torch.equal(torch.isnan(batch[1]), torch.isnan(both[0]))
-    with pytest.raises(DataError, match=r"its validity mask has shape \(2, 6, 8\)"):
-        processor(STORED, valid=np.stack([plane, plane]))
-    with pytest.raises(DataError, match=r"mask has shape \(1, 8\); give \(6, 8\) \(H, W\), or one plane per channel"):
-        processor(STORED, valid=plane[:1])
-    with pytest.raises(DataError, match=r"2 image\(s\) but 1 validity mask"):
-        processor([STORED, STORED], valid=[plane])
 
 
 def test_masked_arrays_bring_their_validity(processor: MultispectralImageProcessor) -> None:
@@ -113,30 +108,40 @@ def test_sensor_presets_give_scale_offset_and_nodata() -> None:
     assert MultispectralImageProcessor.from_sensor("sentinel2_l2a", offset=0.0).offset == 0.0
 
 
-def test_wrong_channels_are_explained(processor: MultispectralImageProcessor) -> None:
-    with pytest.raises(BandError, match=r"image 0 has 2 channel\(s\), but 3 band\(s\) were announced"):
-        processor(STORED[:2])
-    with pytest.raises(BandError, match=r"It looks channels-last: move the channels first\."):
-        processor(STORED.transpose(1, 2, 0))
-    with pytest.raises(BandError, match=r"image 0: the images lack the band\(s\) 'N'; they have 'R', 'G', 'B'"):
-        processor(STORED, source_bands=["R", "G", "B"])
-    with pytest.raises(DataError, match=r"image 0 has shape \(6, 8\): give one image as \(channels, height, width\)"):
-        processor([STORED[0]])
-
-
 @pytest.mark.parametrize(
-    ("images", "said"),
+    ("images", "options", "error", "said"),
     [
-        (None, "images are a NoneType: give arrays"),
-        ("scene.tif", "images are a str: give arrays"),
-        (STORED[:, :0], "image 0 holds 0 values of "),
-        (STORED.astype(np.complex64), "values of complex64: give one image of real numbers"),
-        (STORED > 0, "values of bool: give one image of real numbers"),
+        (STORED[:2], {}, BandError, r"image 0 has 2 channel\(s\), but 3 band\(s\) were announced"),
+        (STORED.transpose(1, 2, 0), {}, BandError, r"It looks channels-last: move the channels first\."),
+        (
+            STORED,
+            {"source_bands": ["R", "G", "B"]},
+            BandError,
+            r"image 0: .* lack .*'N'; they have 'R', 'G', 'B'",
+        ),
+        ([STORED[0]], {}, DataError, r"image 0 has shape \(6, 8\): give one image as \(channels, height, width\)"),
+        (None, {}, DataError, "images are a NoneType: give arrays"),
+        ("scene.tif", {}, DataError, "images are a str: give arrays"),
+        (STORED[:, :0], {}, DataError, "image 0 holds 0 values of "),
+        (STORED.astype(np.complex64), {}, DataError, "values of complex64: give one image of real numbers"),
+        (STORED > 0, {}, DataError, "values of bool: give one image of real numbers"),
+        (STORED, {"valid": SEEN[:2]}, DataError, r"its validity mask has shape \(2, 6, 8\)"),
+        (
+            STORED,
+            {"valid": SEEN[0, :1]},
+            DataError,
+            r"\(1, 8\); give \(6, 8\) \(H, W\), or one plane per",
+        ),
+        ([STORED, STORED], {"valid": [SEEN[0]]}, DataError, r"2 image\(s\) but 1 validity mask"),
+        ([STORED, STORED[:, :4]], {}, DataError, r"different sizes \[\(4, 8\), \(6, 8\)\] make no batch"),
+        (STORED, {"return_tensors": "tf"}, ConfigError, "choose one of 'pt', 'np'"),
     ],
 )
-def test_what_is_no_image_is_explained(processor: MultispectralImageProcessor, images: Any, said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        processor(images)
+def test_what_is_no_image_of_these_bands_is_explained(
+    processor: MultispectralImageProcessor, images: Any, options: dict, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        processor(images, **options)
 
 
 def test_tensors_of_bfloat16_are_read(processor: MultispectralImageProcessor) -> None:
@@ -153,8 +158,6 @@ def test_a_missing_band_is_nan_where_the_model_was_trained_to_do_without(tmp_pat
     assert torch.isnan(pixel_values[2]).all()
     with pytest.raises(BandError, match=r"lack the band\(s\) 'R'; they have 'S1', 'G', 'N'"):
         processor(STORED, source_bands=["S1", "G", "N"])
-    with pytest.raises(BandError, match=r"lack the band\(s\) 'S2'"):
-        MultispectralImageProcessor(["N", "R"], needed_bands=["S2"])
 
 
 def test_the_contract_tells_what_images_must_be_like(processor: MultispectralImageProcessor) -> None:
@@ -174,17 +177,14 @@ def test_the_contract_tells_what_images_must_be_like(processor: MultispectralIma
         ({"scale": "much"}, "scale must be a number or a list of numbers, not 'much'"),
         ({"nodata": ["none"]}, r"nodata must be a number or a list of numbers, not \['none'\]"),
         ({"gsd_m": "10 m"}, "gsd_m='10 m': a pixel has a size above 0 metres"),
+        ({"bands": []}, "bands is empty"),
+        ({"bands": "RGB", "source_bands": ["R", "G", "B"]}, "not as the single string 'RGB'"),
+        ({"needed_bands": ["S2"]}, r"lack the band\(s\) 'S2'"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        MultispectralImageProcessor(["R", "N"], **options)
-
-
-@pytest.mark.parametrize("options", [{"bands": []}, {"bands": "RGB", "source_bands": ["R", "G", "B"]}])
-def test_bands_are_a_list_of_names(options: dict) -> None:
-    with pytest.raises(BandError, match=r"bands is empty|not as the single string 'RGB'"):
-        MultispectralImageProcessor(**options)
+    with pytest.raises((ConfigError, BandError), match=message):
+        MultispectralImageProcessor(**{"bands": ["R", "N"], **options})
 
 
 def test_saving_and_loading_gives_the_same_processor(processor: MultispectralImageProcessor, tmp_path: Path) -> None:
@@ -201,11 +201,6 @@ def test_resizing_tracks_the_pixel_size_on_the_ground(processor: MultispectralIm
     processor.size = {"height": 12, "width": 16}
     assert processor(STORED)["pixel_values"].shape == (1, 2, 12, 16)
     assert processor.effective_gsd_m(6) == 5.0
-
-
-def test_images_of_different_sizes_make_no_batch(processor: MultispectralImageProcessor) -> None:
-    with pytest.raises(DataError, match=r"different sizes \[\(4, 8\), \(6, 8\)\] make no batch"):
-        processor([STORED, STORED[:, :4]])
 
 
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 2**16))
@@ -228,5 +223,3 @@ def test_resizing_full_images_is_plain_interpolation() -> None:
 
 def test_numpy_output_on_request(processor: MultispectralImageProcessor) -> None:
     assert isinstance(processor(STORED, return_tensors="np")["pixel_values"], np.ndarray)
-    with pytest.raises(ConfigError, match="choose one of 'pt', 'np'"):
-        processor(STORED, return_tensors="tf")

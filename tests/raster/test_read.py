@@ -67,19 +67,14 @@ def test_a_window_is_a_slice_or_refused(image: Path, row: int, column: int, heig
         np.testing.assert_array_equal(read_raster(image, window=window).values, expected)
 
 
-def test_georeference_nodata_and_names_survive_writing(georeferenced: Path) -> None:
+def test_georeference_nodata_and_names_survive_writing(georeferenced: Path, image: Path) -> None:
+    assert (raster_info(image).crs, raster_info(image).gsd_m) == (None, None)
     info = raster_info(georeferenced)
     assert rasterio.crs.CRS.from_wkt(str(info.crs)).to_epsg() == 32635
     assert info.transform == (20.0, 0.0, 600000.0, 0.0, -20.0, 4800000.0)
     assert info.gsd_m == 20.0
     assert info.nodata == (-9999.0,) * 4
     assert info.descriptions == BANDS
-
-
-def test_without_a_georeference_there_is_no_pixel_size(image: Path) -> None:
-    info = raster_info(image)
-    assert info.crs is None
-    assert info.gsd_m is None
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(image: Path) -> None:
