@@ -215,7 +215,8 @@ def _target(cells: dict[str, str], labels: Labels, args: DatasetArguments, where
     if labels.task == "regression":
         return {"target": number_of(cell, where)}
     if cell not in labels.classes:
-        raise DataError(f"{where}: {cell!r} is none of {listing(labels.classes)}.{nearest(cell, labels.classes)}")
+        fix = nearest(cell, labels.classes) if cell else " Take images without a class away, or give them one."
+        raise DataError(f"{where}: {cell!r} is none of {listing(labels.classes)}.{fix}")
     return {"label": labels.classes.index(cell)}
 
 

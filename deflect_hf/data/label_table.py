@@ -99,8 +99,8 @@ def cells_of(table: Table, images: Mapping[str, Path], path: Path) -> list[dict[
     if missing:
         raise DataError(
             f"{path} has no row for {len(missing)} of {len(images)} images, first {listing(missing[:3])}; "
-            f"its own begin with {listing(list(table)[:2])}: add those that are missing, with empty cells if they have "
-            "no label."
+            f"its first column, the names of images, begins with {listing(list(table)[:2])}: add those that are "
+            "missing, with empty cells if they have no label."
         )
     return [table[rows[name]] for name in images]
 

@@ -48,6 +48,12 @@ def test_a_parquet_table_is_read_as_the_same_csv(tmp_path: Path) -> None:
     ("lines", "options", "message"),
     [
         (("name,a,b", "00,1,0"), {}, r"labels\.csv has no row for 2 of 3 images, first '01', '02'"),
+        (
+            (",name,a", "0,00,1", "1,01,0"),
+            {"target": "a"},
+            r"its first column, the names of images, begins with '0', '1'",
+        ),
+        (("name,a", "00,x", "01,", "02,y"), {"task": "classification"}, r"'' is none of 'x', 'y'\. Take images"),
         (("name;a;b", "00;1;0"), {}, r"labels\.csv has ';' between its cells: save it with commas"),
         (
             ("name,class", "00,sea", "01,Sea", r"images\02.tif,land"),
