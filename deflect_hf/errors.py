@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 USER_ERROR = 2  # exit status
@@ -127,6 +127,25 @@ def user_errors(argv: Sequence[str]) -> Iterator[None]:
             raise
         print(f"error: {text}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
+
+
+def run_job(jobs: Mapping[str, Callable[[list[str]], object]], description: str, argv: Sequence[str] | None) -> None:
+    """Hand the rest of a command line to the job that is named first; without a name, or for ``--help``, tell of all.
+
+    Raises:
+        ConfigError: there is no such job.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    words = [*words[1:], "--debug"] if words[:1] == ["--debug"] else words
+    if not words or words[0] in ("-h", "--help"):
+        print(description)
+        return
+    with user_errors(words):
+        name, *rest = words
+        if name not in jobs:
+            raise ConfigError(f"there is no {name!r} here: choose one of {listing(jobs)}.{nearest(name, jobs)}")
+        show_log()
+        jobs[name](rest)
 
 
 def show_log() -> None:

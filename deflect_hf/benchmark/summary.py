@@ -19,7 +19,7 @@ from deflect_hf.config.tasks import TITLES
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.evaluation.metrics import scores
 from deflect_hf.figures.colors import new_figure, plain, save
-from deflect_hf.figures.curves import COLORS
+from deflect_hf.figures.results import COLORS
 
 
 @dataclass(frozen=True)

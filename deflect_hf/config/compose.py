@@ -7,6 +7,7 @@ the command line, the flags typed. Every value remembers where it came from, so 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 import sys
@@ -224,6 +225,13 @@ def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] 
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def named_words(words: Sequence[str], *names: str) -> list[str]:
+    """``A B --flag``, where the first flags are typed without their names -> ``--one A --two B --flag``."""
+    count = len(list(itertools.takewhile(lambda word: not word.startswith("-"), words[: len(names)])))
+    named = [part for name, word in zip(names, words[:count], strict=False) for part in (f"--{name}", word)]
+    return [*named, *words[count:]]
 
 
 def load_config(schema: type[Config], path: Path) -> Config:

@@ -8,18 +8,17 @@ Each of the two has a --help of its own.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from deflect_hf.config.compose import Parser, parse_arguments
+from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import ENCODER_SIZE, DatasetArguments
 from deflect_hf.config.schema import Arguments, UserPath, group, option
-from deflect_hf.errors import ConfigError, DataError, listing, show_log, user_errors
-from deflect_hf.figures.curves import curves_figure
+from deflect_hf.errors import ConfigError, DataError, listing, run_job
+from deflect_hf.figures.results import curves_figure
 from deflect_hf.files import refuse_foreign
 
 
@@ -31,6 +30,13 @@ class DatasetFigureArguments(Arguments):
     samples: PositiveInt = option(12, "images on the sample sheets, spread over the split")
     images: PositiveInt | None = option(500, "images that the statistics are made of, spread over the split; null: all")
     dataset: DatasetArguments = group()
+
+
+class CurvesArguments(Arguments):
+    """What ``python -m deflect_hf.figures curves`` can be told."""
+
+    runs: list[UserPath] = Field(description="RUN: folders of runs, with log.jsonl (needed)", min_length=1)
+    output: UserPath = option("curves.png", "the picture")
 
 
 def draw_dataset(words: Sequence[str]) -> list[Path]:
@@ -58,30 +64,19 @@ def draw_dataset(words: Sequence[str]) -> list[Path]:
 
 def draw_curves(words: Sequence[str]) -> list[Path]:
     """Learning curves of one or several runs."""
-    parser = Parser(prog="python -m deflect_hf.figures curves", description="Learning curves of runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, with log.jsonl")
-    parser.add_argument("--output", default="curves.png", help="the picture [curves.png]")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(words)
-    if not arguments.output.endswith(".png"):
-        raise ConfigError(f"--output {arguments.output}: the picture is a PNG file, its name must end in .png")
-    refuse_foreign(Path(arguments.output))
-    return [curves_figure(Path(arguments.output), [Path(run) for run in arguments.runs])]
+    runs = ["--runs"] if words and not words[0].startswith("-") else []
+    own = parse_arguments(CurvesArguments, "Learning curves of runs.", [*runs, *words])
+    if not own.output.endswith(".png"):
+        raise ConfigError(f"--output {own.output}: the picture is a PNG file, its name must end in .png")
+    refuse_foreign(Path(own.output))
+    return [curves_figure(Path(own.output), [Path(run) for run in own.runs])]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Choose the picture, draw, tell where it is."""
     drawers = {"dataset": draw_dataset, "curves": draw_curves}
-    words = sys.argv[1:] if argv is None else list(argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
-    with user_errors(words):
-        if words[0] not in drawers:
-            raise ConfigError(f"unknown picture {words[0]!r}: choose one of {listing(drawers)}.")
-        show_log()
-        for path in drawers[words[0]](words[1:]):
-            print(path)
+    jobs = {name: lambda words, draw=draw: print(*draw(words), sep="\n") for name, draw in drawers.items()}
+    run_job(jobs, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -7,104 +7,91 @@
 
 FOLDER is that of a run, or its best/ folder. `push` takes the token of `hf auth login` or HF_TOKEN; an encoder that was
 loaded from a folder needs --base_model_id USER/ENCODER, where it lies on the Hub. `check` builds nothing and predicts
-nothing: it reads the files as a stranger's.
+nothing: it reads the files as a stranger's. Each of the three has a --help of its own.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deflect_hf.config.compose import Parser
-from deflect_hf.errors import ConfigError, show_log, user_errors
+from pydantic import Field
+
+from deflect_hf.config.compose import named_words, parse_arguments
+from deflect_hf.config.schema import Arguments, UserPath, option
+from deflect_hf.errors import ConfigError, run_job
 from deflect_hf.files import refuse_foreign
 
 
+class CardArguments(Arguments):
+    """What ``card`` can be told."""
+
+    folder: UserPath = Field(description="FOLDER of a run, or its best/ folder (needed)")
+
+
+class PushArguments(CardArguments):
+    """What ``push`` can be told."""
+
+    repo_id: str = Field(description="USER/NAME on the Hub (needed)")
+    private: bool | None = option(None, "whether only its owner may see it; null: as the account's default")
+    revision: str | None = option(None, "branch, made if it is not there; null: main")
+    message: str | None = option(None, "of the commit")
+    base_model_id: str | None = option(None, "USER/ENCODER: where the encoder's folder lies on the Hub")
+    picture: bool = option(True, "publish a picture of a prediction, too")
+
+
+class CheckArguments(Arguments):
+    """What ``check`` can be told."""
+
+    folder: UserPath = Field(description="FOLDER of a run, or USER/NAME on the Hub (needed)")
+    revision: str | None = option(None, "of a model on the Hub; null: main")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse and hand over."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    with user_errors(words):
-        arguments = build_parser().parse_args(words)
-        show_log()
-        arguments.run(arguments)
+    """Choose the job, do it, tell where the result is."""
+    run_job({"push": push_model, "card": write, "check": look_at}, __doc__ or "", argv)
 
 
-def build_parser() -> Parser:
-    """One sub-command per job."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="python -m deflect_hf.hub", description=__doc__, formatter_class=form)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, parser_class=Parser, metavar="push|card|check")
-    push = commands.add_parser("push", help="publish a trained model")
-    push.add_argument("folder", metavar="FOLDER")
-    push.add_argument("repo_id", metavar="USER/NAME")
-    push.add_argument("--private", type=str.lower, choices=("true", "false"), help="whether only its owner may see it")
-    push.add_argument("--revision", metavar="BRANCH", help="made if it is not there [main]")
-    push.add_argument("--message", metavar="TEXT", help="of the commit")
-    push.add_argument("--base_model_id", metavar="USER/ENCODER", help="where the encoder's folder lies on the Hub")
-    push.add_argument(
-        "--picture",
-        type=str.lower,
-        choices=("true", "false"),
-        default="true",
-        help="publish a picture of a prediction, too",
-    )
-    push.set_defaults(run=run_push)
-    card = commands.add_parser("card", help="write README.md and prediction.png into the folder")
-    card.add_argument("folder", metavar="FOLDER")
-    card.set_defaults(run=run_card)
-    check = commands.add_parser("check", help="look whether it is whole and safe to load")
-    check.add_argument("folder", metavar="FOLDER|USER/NAME")
-    check.add_argument("--revision", metavar="REVISION", help="of a model on the Hub [main]")
-    check.set_defaults(run=run_check)
-    return parser
-
-
-def run_push(arguments: argparse.Namespace) -> None:
+def push_model(words: list[str]) -> None:
     """`push`."""
+    own = parse_arguments(PushArguments, "Publish a trained model.", named_words(words, "folder", "repo_id"))
     from deflect_hf.hub.push import push
 
-    url = push(
-        arguments.folder,
-        arguments.repo_id,
-        private=None if arguments.private is None else arguments.private == "true",
-        revision=arguments.revision,
-        commit_message=arguments.message,
-        base_model_id=arguments.base_model_id,
-        picture=arguments.picture == "true",
-    )
-    print(url)
+    options = own.model_dump(exclude={"folder", "repo_id", "message"})
+    print(push(own.folder, own.repo_id, commit_message=own.message, **options))
 
 
-def run_card(arguments: argparse.Namespace) -> None:
+def write(words: list[str]) -> None:
     """`card`."""
+    description = "Write README.md and prediction.png into the folder of a trained model."
+    own = parse_arguments(CardArguments, description, named_words(words, "folder"))
     from deflect_hf.artifacts.saved_model import result_folder
     from deflect_hf.hub.card import write_card
     from deflect_hf.hub.picture import draw_prediction
     from deflect_hf.hub.sanitize import CARD, PICTURE
 
-    folder = result_folder(Path(arguments.folder))
+    folder = result_folder(Path(own.folder))
     refuse_foreign(folder / CARD, folder / PICTURE)
     draw_prediction(folder)
     print(write_card(folder))
 
 
-def run_check(arguments: argparse.Namespace) -> None:
+def look_at(words: list[str]) -> None:
     """`check`."""
+    description = "Look whether a trained model is whole and safe to load."
+    own = parse_arguments(CheckArguments, description, named_words(words, "folder"))
     from deflect_hf.artifacts.saved_model import result_folder
     from deflect_hf.hub.check import check_folder
     from deflect_hf.hub.client import Hub
     from deflect_hf.hub.load import pull
 
-    if Path(arguments.folder).is_dir():
-        if arguments.revision is not None:
-            raise ConfigError(f"--revision is for a model on the Hub, but {arguments.folder} is a folder here.")
-        folder = result_folder(Path(arguments.folder))
+    if Path(own.folder).is_dir():
+        if own.revision is not None:
+            raise ConfigError(f"--revision is for a model on the Hub, but {own.folder} is a folder here.")
+        folder = result_folder(Path(own.folder))
         config = check_folder(folder, published=False)
     else:
-        folder, config = pull(Hub(), arguments.folder, arguments.revision)
+        folder, config = pull(Hub(), own.folder, own.revision)
     encoder = config.encoder.name_or_path or "its own, random one"
     print(f"{folder}: whole and safe to load. --finetune {config.finetune}, encoder {encoder}")
 

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.compose import named_words, parse_arguments
 from deflect_hf.config.inference import ExportArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import CheckpointError, ConfigError, show_log, user_errors
 from deflect_hf.files import temp_dir, write_json
-from deflect_hf.inference.exported import Run, card_of, checksum, is_exported, open_onnx, open_pt2
+from deflect_hf.inference.exported import DESCRIBED, Run, card_of, checksum, is_exported, open_onnx, open_pt2
 from deflect_hf.inference.model import measured_only
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, print."""
     words = sys.argv[1:] if argv is None else list(argv)
     with user_errors(words):
-        if len(words) > 1 and not words[0].startswith("-") and not words[1].startswith("-"):
-            words = ["--run", words[0], "--output", words[1], *words[2:]]
-        arguments = parse_arguments(ExportArguments, __doc__ or "", words)
+        arguments = parse_arguments(ExportArguments, __doc__ or "", named_words(words, "run", "output"))
         show_log()
         from deflect_hf import load_predictor
 
@@ -227,13 +225,7 @@ def card(predictor: Predictor, file: Path, shape: list[int]) -> dict[str, Any]:
                 }
             ],
             "deflect_hf:processor": processor.to_dict(),
-            "deflect_hf:task": task.name,
-            "deflect_hf:classes": list(predictor.classes),
-            "deflect_hf:class_values": predictor.class_values,
-            "deflect_hf:colors": list(predictor.colors),
-            "deflect_hf:patch_size": list(predictor.patch_size),
-            "deflect_hf:unit": predictor.unit,
-            "deflect_hf:temperature": predictor.temperature,
+            **{f"deflect_hf:{name}": getattr(predictor, name) for name in DESCRIBED},
         },
         "links": [],
         "assets": {

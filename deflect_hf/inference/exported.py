@@ -21,6 +21,10 @@ Run = Callable[[Tensor], Tensor]
 LEAST = torch.finfo(torch.float32).tiny  # what a probability of 0 counts as, which has no logarithm
 
 
+# of a model, what its card says as well: ``deflect_hf:NAME``
+DESCRIBED = ("task", "classes", "class_values", "colors", "patch_size", "unit", "temperature")
+
+
 def card_of(target: Path) -> Path:
     """The description beside an exported file."""
     return target.with_name(f"{target.name}.json")
@@ -79,12 +83,11 @@ class ExportedModel(MapModel):
             item = json.loads(self.card)
             described, written = item["properties"], item["assets"]["model"]["file:checksum"]
             self.processor = MultispectralImageProcessor.from_dict(described["deflect_hf:processor"])
-            self.task, self.unit = TASKS[described["deflect_hf:task"]].name, described["deflect_hf:unit"]
-            self.classes, values = tuple(described["deflect_hf:classes"]), described["deflect_hf:class_values"]
-            self.class_values = None if values is None else tuple(values)
-            self.colors = tuple(map(tuple, described.get("deflect_hf:colors", ())))  # of which former cards say nothing
-            self.patch_size = self.token_size = tuple(described["deflect_hf:patch_size"])
-            self.temperature = described["deflect_hf:temperature"]
+            described.setdefault("deflect_hf:colors", [])  # of which former cards say nothing
+            for name in DESCRIBED:
+                value = described[f"deflect_hf:{name}"]
+                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+            self.task, self.token_size = TASKS[self.task].name, self.patch_size
             self.batch_size, _, self.height, self.width = described["mlm:input"][0]["input"]["shape"]
         except (ValueError, TypeError, LookupError) as error:
             raise CheckpointError(f"{beside} does not describe an exported model ({brief(error)}): {fix}") from error

@@ -23,9 +23,8 @@ from deflect_hf.data.folder_reader import layout_of
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
 from deflect_hf.files import write_text
 from deflect_hf.inference.blocks import Block, Overhang, SceneWindows
-from deflect_hf.inference.layouts import NODATA, STEPS, map_layout
 from deflect_hf.inference.memory import give_back
-from deflect_hf.inference.model import MapModel
+from deflect_hf.inference.model import NODATA, STEPS, MapModel, map_layout
 from deflect_hf.inference.parts import Parts
 from deflect_hf.inference.polygons import refuse_polygons, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, files_of

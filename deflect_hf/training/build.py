@@ -22,7 +22,6 @@ from deflect_hf.data.load import described
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
 from deflect_hf.evaluation.evaluate import named
-from deflect_hf.evaluation.losses import balanced_weights
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options, task_model
 from deflect_hf.models import load_encoder
 from deflect_hf.models.checkpointing import enable_checkpointing
@@ -35,6 +34,7 @@ from deflect_hf.models.encoders import (
     with_encoder_size,
 )
 from deflect_hf.spectral.selection import resolve_bands
+from deflect_hf.training.optimization import balanced_weights
 from deflect_hf.training.statistics import Statistics, statistics_of
 from deflect_hf.tuners.statistics import store_statistics
 

@@ -22,14 +22,13 @@ from deflect_hf.data.collate import fill_up, refuse_beyond_memory
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.evaluate import Interrupted, evaluate, named
-from deflect_hf.evaluation.losses import with_terms
 from deflect_hf.evaluation.task_metrics import Protocol
 from deflect_hf.files import atomic_dir, temp_dir, write_json
 from deflect_hf.training import prefix
 from deflect_hf.training.build import Experiment
 from deflect_hf.training.checkpoint import BEST, FOLDER, Checkpoints, Progress, kept_best, list_checkpoints
 from deflect_hf.training.distributed_exit import Preemption
-from deflect_hf.training.optimization import build_optimizer, build_scheduler
+from deflect_hf.training.optimization import build_optimizer, build_scheduler, with_terms
 from deflect_hf.training.sharding import is_sharded, prepared, shard, unsharded, whole_weights
 from deflect_hf.training.trackers import RunLog
 
@@ -131,16 +130,7 @@ class TrainingLoop:
         config, progress = self.config, self.progress
         if not self._evaluate():  # a resumed run may stand before an evaluation
             return False
-        loader = training_loader(
-            self.splits["train"],
-            config.batch_size,
-            config.num_workers,
-            config.seed,
-            progress.epoch,
-            self.rank,
-            skip=progress.batch,
-            weights=self.image_weights,
-        )
+        loader = self.loader(progress.epoch, config.num_workers, progress.batch)
         batches = progress.batch + len(loader)
         self.model.train()
         for group in grouped(loader, config.accumulate):
@@ -159,6 +149,11 @@ class TrainingLoop:
             if not self._evaluate():
                 return False
         return True
+
+    def loader(self, epoch: int, workers: Any, skip: int = 0) -> Any:
+        """The batches of an epoch of the training split after the first ``skip``."""
+        how = self.config.batch_size, workers, self.config.seed, epoch, self.rank
+        return training_loader(self.splits["train"], *how, skip=skip, weights=self.image_weights)
 
     def _evaluate(self) -> bool:
         """Validate if it is time to; False if SIGTERM came to any process.

@@ -1,16 +1,20 @@
-"""AdamW and the learning rate over the iterations."""
+"""What is minimised beside the models' own loss, by AdamW, and the learning rate over the iterations."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from deflect_hf.config.run import OptimizerArguments, SchedulerArguments
-from deflect_hf.errors import ConfigError
+from deflect_hf.config.run import LossArguments, OptimizerArguments, SchedulerArguments
+from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.models.targets import Target
 
 
 def build_optimizer(model: nn.Module, arguments: OptimizerArguments) -> AdamW:
@@ -46,3 +50,79 @@ def rate_factor(arguments: SchedulerArguments, step: int, total: int) -> float:
 def build_scheduler(optimizer: Optimizer, arguments: SchedulerArguments, total: int) -> LambdaLR:
     """The schedule, to be stepped once per optimizer step, ``total`` times in the run."""
     return LambdaLR(optimizer, lambda step: rate_factor(arguments, step, total))
+
+
+def with_terms(own: Tensor, logits: Tensor, labels: Tensor, target: Target, weights: LossArguments) -> Tensor:
+    """A model's own loss on (B, K, ...) logits and their labels -> scalar: its weighted sum with the other terms."""
+    loss: Tensor = weights.cross_entropy * own
+    if weights.focal:
+        loss = loss + weights.focal * focal(logits, labels, target, weights.focal_gamma)
+    if weights.dice:
+        loss = loss + weights.dice * soft_dice(logits, labels, target)
+    if weights.tversky:
+        costs = weights.tversky_alpha, 1 - weights.tversky_alpha
+        loss = loss + weights.tversky * tversky(logits, labels, target, *costs)
+    return loss
+
+
+def focal(logits: Tensor, labels: Tensor, target: Target, gamma: float) -> Tensor:
+    """(B, K, ...) logits and their labels of classes -> scalar: the mean loss of the known labels, easy ones less.
+
+    The terms of the cross-entropy, with its class weights, times (1 - p)^gamma of the label's probability p.
+
+    Source: T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (arXiv 1708.02002).
+    """
+    known = target.known(labels)
+    weights: Tensor = known.float()
+    if labels.is_floating_point():
+        terms = F.binary_cross_entropy_with_logits(logits.float(), labels.where(known, 0.0), reduction="none")
+    else:
+        index = labels.masked_fill(~known, 0)
+        terms = F.cross_entropy(logits.float(), index, reduction="none")
+        if target.class_weights is not None:
+            weights = weights * torch.tensor(target.class_weights, device=labels.device)[index]
+    terms = (1 - torch.exp(-terms)).clamp(min=1e-6) ** gamma * terms
+    return (terms * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def soft_dice(logits: Tensor, labels: Tensor, target: Target) -> Tensor:
+    """(B, K, ...) logits and their labels of classes -> scalar 1 - mean Dice over the classes that the labels hold.
+
+    Zero, and still tied to the graph, without known labels.
+
+    Source: F. Milletari et al., "V-Net", 3DV 2016 (arXiv 1606.04797), with linear instead of squared denominators.
+    """
+    return tversky(logits, labels, target, 0.5, 0.5)
+
+
+def tversky(logits: Tensor, labels: Tensor, target: Target, alpha: float, beta: float) -> Tensor:
+    """(B, K, ...) logits and their labels of classes -> scalar 1 - mean Tversky index over those that the labels hold.
+
+    ``alpha`` is the cost of pixels (or images, of several labels each) taken for a class that they are not of, ``beta``
+    that of missed ones; 0.5 and 0.5 are the Dice loss. Zero, and still tied to the graph, without known labels.
+
+    Source: S. Salehi et al., "Tversky loss function for image segmentation", MLMI 2017 (arXiv 1706.05721).
+    """
+    known = target.known(labels)
+    if labels.is_floating_point():  # (K, B)
+        known, targets = known.T, labels.where(known, 0.0).T
+    else:  # (K, N), N labels in all
+        known = known.flatten()
+        targets = F.one_hot(labels.flatten().masked_fill(~known, 0), logits.shape[1]).T * known
+    probabilities = target.predict(logits.float()).transpose(0, 1).flatten(1) * known
+    hits = (probabilities * targets).sum(dim=1)
+    size, predicted = targets.sum(dim=1), probabilities.sum(dim=1)
+    index = hits / (hits + alpha * (predicted - hits) + beta * (size - hits)).clamp(min=1e-6)
+    present = size > 0
+    return ((1 - index) * present).sum() / present.sum().clamp(min=1)
+
+
+def balanced_weights(counts: Sequence[int], classes: Sequence[str]) -> list[float]:
+    """Weights total / (K * count), whose mean over the training labels is 1."""
+    missing = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if missing:
+        raise DataError(
+            f"segmentor.loss.class_weights: balanced needs every class in the training split, but no label there is "
+            f"{', '.join(map(repr, missing))}: give a list of weights instead."
+        )
+    return [sum(counts) / (len(counts) * count) for count in counts]

@@ -28,9 +28,8 @@ from deflect_hf.models.encoders import random_encoder
 from deflect_hf.training import checkpoint
 from deflect_hf.training.build import ENCODER, Experiment, build
 from deflect_hf.training.distributed_exit import EXIT_STATUS
-from deflect_hf.training.learning_rate import choose_rate
 from deflect_hf.training.loop import Publish, TrainingLoop
-from deflect_hf.training.preview import preview
+from deflect_hf.training.rehearsal import choose_rate, preview
 from deflect_hf.training.trackers import finish_trackers, start_trackers, tracker_options
 from deflect_hf.training.work_dir import (
     CURVES,

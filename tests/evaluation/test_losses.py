@@ -13,8 +13,8 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.evaluation.losses import balanced_weights, focal, soft_dice, tversky, with_terms
 from deflect_hf.models.targets import KINDS, AnyClasses, OneClass
+from deflect_hf.training.optimization import balanced_weights, focal, soft_dice, tversky, with_terms
 from deflect_hf.training.run import run
 
 IGNORE = -1

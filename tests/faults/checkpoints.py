@@ -220,7 +220,11 @@ HUB = table(
     ("truncated weights", checked(WEIGHTS, lambda p: cut(p, 0.5)), [WEIGHTS]),
     ("no processor", checked("preprocessor_config.json", os.unlink), ["preprocessor_config.json"]),
     ("an unknown command", lambda p: ["publish", str(p.folder)], ["publish"]),
-    ("whether is a word", lambda p: ["push", str(p.run), "a/b", "--private", "perhaps"], ["--private"]),
+    (
+        "whether is a word",
+        lambda p: ["push", str(p.run), "a/b", "--private", "perhaps"],
+        ["'private'", "true or false"],
+    ),
     ("a card of no run", lambda p: ["card", str(p.folder)], ["no finished run"]),
 )
 BENCHMARK = table(

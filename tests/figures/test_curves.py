@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from deflect_hf.figures import curves_figure
-from deflect_hf.figures.curves import read_curves, running_mean
+from deflect_hf.figures.results import read_curves, running_mean
 
 
 def write_run(folder: Path, steps: int = 6, best_epoch: int | None = 2) -> Path:

@@ -80,7 +80,7 @@ def test_the_command_draws_a_data_set_and_curves(tmp_path: Path, capsys: pytest.
         command.main(["curves", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
         command.main(["pie"])
-    assert "error: unknown picture 'pie': choose one of 'dataset', 'curves'." in capsys.readouterr().err
+    assert "error: there is no 'pie' here: choose one of 'dataset', 'curves'." in capsys.readouterr().err
     words = ["--dataset.name", "synthetic", "--dataset.test_fraction", "0", "--split", "test", "--output"]
     with pytest.raises(DataError, match="the data set has no split 'test', only 'train', 'val': give --split"):
         command.draw_dataset([*words, str(tmp_path)])

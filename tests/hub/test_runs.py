@@ -190,7 +190,7 @@ def test_the_command_line_checks_and_refuses(
     for words, message in {
         ("check", "alice/land"): "error: ",
         ("check", str(runs("frozen")), "--revision", "main"): "error: --revision is for a model on the Hub, but ",
-        ("push", str(runs("frozen"))): "error: the command line: the following arguments are required: USER/NAME",
+        ("push", str(runs("frozen"))): "error: 'repo_id' is missing: USER/NAME on the Hub",
     }.items():
         with pytest.raises(SystemExit) as caught:
             command.main(words)

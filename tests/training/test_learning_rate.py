@@ -16,10 +16,10 @@ from deflect_hf.artifacts.processes import make_accelerator
 from deflect_hf.config.compose import load_config, parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.training import learning_rate
+from deflect_hf.training import rehearsal
 from deflect_hf.training.build import build
-from deflect_hf.training.learning_rate import RangeTest, range_test
 from deflect_hf.training.loop import TrainingLoop
+from deflect_hf.training.rehearsal import RangeTest, range_test
 from tests.training.test_resume import best_weights, lines_without_time
 from tests.training.test_run import CONF, ONE_EPOCH, train
 
@@ -58,7 +58,7 @@ def test_a_run_does_not_notice_the_test_and_a_resumed_one_keeps_its_rate(
     assert not (tmp_path / "given" / "learning_rate.png").exists()
     assert lines_without_time(tmp_path / "auto") == lines_without_time(tmp_path / "given")
     assert best_weights(tmp_path / "auto") == best_weights(tmp_path / "given") and given["test"] == found["test"]
-    monkeypatch.setattr(learning_rate, "range_test", None)
+    monkeypatch.setattr(rehearsal, "range_test", None)
     again = train(tmp_path / "auto", "--lr", "auto", *ONE_EPOCH, "--resume_from", "last")
     assert again["test"] == found["test"] and again["learning_rate"] == rate
 

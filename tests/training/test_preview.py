@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deflect_hf.cli import train
-from deflect_hf.training import preview
+from deflect_hf.training import rehearsal
 from tests.training.test_run import CONF
 
 
@@ -38,8 +38,8 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path: Path, c
 def test_the_time_is_that_of_all_steps_also_of_those_that_were_tried(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = preview.step_seconds
-    monkeypatch.setattr(preview, "step_seconds", lambda loop: (tried(loop), (60.0, 0.0))[1])
+    tried = rehearsal.step_seconds
+    monkeypatch.setattr(rehearsal, "step_seconds", lambda loop: (tried(loop), (60.0, 0.0))[1])
     told = dry_run(capsys, "--work_dir", str(tmp_path / "run"), "--num_workers", "0")
     assert "14 steps; learning" in told  # each a minute; a third of it for four images of val, three times, and of test
     assert "about 0:16:00 (h:min:s)" in told

@@ -26,10 +26,13 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import CheckpointError, brief, listing, user_errors
 from deflect_hf.files import atomic_dir, refuse_used, write_json, write_text
 from deflect_hf.models.geovit.configuration import GeoViTConfig
@@ -207,26 +210,24 @@ def convert(source: Source, checkpoint: Path, output: Path) -> Conversion:
     return conversion
 
 
+class ConversionArguments(Arguments):
+    """Options of ``python -m deflect_hf.models.geovit.conversion``."""
+
+    source: str = Field(description=f"the encoder: {', '.join(SOURCES)} (needed)")
+    checkpoint: UserPath | None = option(None, "file, folder or Hub repository; null: the encoder's own repository")
+    file: str | None = option(None, "name of the file in that folder or repository")
+    revision: str | None = option(None, "commit, tag or branch of the Hub repository")
+    output: UserPath = Field(description="new folder for the converted encoder (needed)")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, convert, and say what was taken; mistakes of the user end with status 2."""
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m deflect_hf.models.geovit.conversion",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--source", required=True, help=f"the encoder: {', '.join(SOURCES)}")
-    parser.add_argument("--checkpoint", help="file, folder or Hub repository; default: the encoder's own repository")
-    parser.add_argument("--file", help="name of the file in that folder or repository")
-    parser.add_argument("--revision", help="commit, tag or branch of the Hub repository")
-    parser.add_argument("--output", required=True, type=Path, help="new folder for the converted encoder")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(words)
     with user_errors(words):
-        source = get_source(arguments.source)
-        checkpoint = find_checkpoint(source, arguments.checkpoint, arguments.file, arguments.revision)
-        conversion = convert(source, checkpoint, arguments.output)
-    print(f"{source.title}: {conversion.parameters:,} parameters -> {arguments.output}")
+        own = parse_arguments(ConversionArguments, __doc__ or "", words)
+        source, output = get_source(own.source), Path(own.output)
+        conversion = convert(source, find_checkpoint(source, own.checkpoint, own.file, own.revision), output)
+    print(f"{source.title}: {conversion.parameters:,} parameters -> {output}")
     for part, count in conversion.left_out_by_part().items():
         print(f"  left out: {part} ({count} tensors)" if count > 1 else f"  left out: {part}")
     print(f"  license of the weights: {source.license}")
