@@ -10,31 +10,24 @@ that it holds at once as a multiple of the images'. A JSON per row is written in
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel, ViTConfig, ViTModel
 
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_cut_patches, refuse_less, report
-from deflect_hf.benchmark.meters import (
-    allocated,
-    bytes_of,
-    file_bytes,
-    processor_seconds,
-    saved_for_backward,
-    spectral_inputs,
-    spectral_peak,
-    timed,
-)
+from deflect_hf.benchmark import meters
+from deflect_hf.benchmark.flags import markdown, refuse_cut_patches, report
 from deflect_hf.benchmark.runs import Row, file_name
-from deflect_hf.config.data import AugmentationArguments
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.data import AugmentationArguments, Batch, Count, Side
+from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import ConfigError
 from deflect_hf.files import refuse_used, write_json
 from deflect_hf.methods import encoder_parameters, task_model
@@ -52,6 +45,44 @@ COLUMNS = (
 # Graphs that torch.compile may keep of one function: two of each row, for training and for inference. Past its own
 # limit it would run the other rows uncompiled.
 GRAPHS = 64
+
+
+class CostArguments(Arguments):
+    """Options of ``python -m deflect_hf.benchmark cost``."""
+
+    output: UserPath = Field(description="folder of the results (needed)")
+    rows: list[str] | None = option(None, "methods; null: all, DEFLECT also on the last third of the blocks")
+    reference: str | None = option(None, "the row that ratios are to; null: the first one")
+    size: Literal["tiny", "small", "base", "large"] = option("base", "size of the vision transformer")
+    image_size: Side = option(224, "side of the images in pixels")
+    patch_size: Side = option(16, "side of the patches in pixels")
+    batch_size: Batch = option(4, "images per step")
+    bands: list[str] = option(list(BANDS), "codes of the bands: the 12 of Sentinel-2 L2A")
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1, ...")
+    bf16: bool = option(False, "measure under autocast to bfloat16")
+    rounds: Count = option(9, "measurements of each time")
+    compile: bool = option(False, "measure each row compiled by torch.compile as well")
+    cache_prefix: bool = option(
+        False, "measure rows with layers_to_transform also with what enters the first of them kept on disk"
+    )
+    checkpointing: bool = option(False, "measure each row also with gradient_checkpointing selective")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.reference is not None and self.reference not in self.measured:
+            raise ConfigError(f"--reference {self.reference} is none of the rows {', '.join(self.measured)}")
+        refuse_cut_patches(self.image_size, self.patch_size)
+        return self
+
+    @property
+    def measured(self) -> list[str]:
+        """The rows: all methods of the package unless some are named, DEFLECT also on the last third of the blocks."""
+        depth = SIZES[self.size][1]
+        late = ",".join(str(block) for block in range(depth - depth // 3, depth))
+        return self.rows or [
+            *("frozen", "deflect", f"deflect:layers_to_transform=[{late}]", "lora:rank=8,target=qv"),
+            *("lora:rank=16,target=all-linear,patch_embed=rgb+random", "slr", "norm", "bitfit", "full"),
+        ]
 
 
 @dataclasses.dataclass
@@ -96,20 +127,20 @@ class Subject:
     @torch.no_grad()
     def read(self) -> None:
         """The pixel-set features alone."""
-        for module in spectral_inputs(self.plain):
+        for module in meters.spectral_inputs(self.plain):
             module(self.pixels)
 
     def measure_memory(self) -> None:
         """All that is not time, and the steps that warm up."""
         cost, model = self.cost, self.plain
-        cost.saved_bytes = saved_for_backward(model, self.pixels, self.labels)
-        cost.input_bytes = spectral_peak(model, self.pixels)
-        cost.file_bytes = file_bytes(model)
+        cost.saved_bytes = meters.saved_for_backward(model, self.pixels, self.labels)
+        cost.input_bytes = meters.spectral_peak(model, self.pixels)
+        cost.file_bytes = meters.file_bytes(model)
         self.step()
         gc.collect()
-        peak = allocated(self.step, self.pixels.is_cuda)
+        peak = meters.allocated(self.step, self.pixels.is_cuda)
         states = [t for state in self.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
-        held = bytes_of([*model.parameters(), *model.buffers(), *states, self.pixels])
+        held = meters.bytes_of([*model.parameters(), *model.buffers(), *states, self.pixels])
         cost.peak_bytes = held + peak
 
     def measure_times(self) -> None:
@@ -117,11 +148,11 @@ class Subject:
 
         def seconds(call: Any) -> float:
             wall = wall_clock(self.pixels.device)
-            return timed(call, self.pixels.is_cuda) if wall else processor_seconds(call)
+            return meters.timed(call, self.pixels.is_cuda) if wall else meters.processor_seconds(call)
 
         self.cost.step_seconds.append(seconds(self.step))
         self.cost.inference_seconds.append(seconds(self.infer))
-        if spectral_inputs(self.plain):
+        if meters.spectral_inputs(self.plain):
             self.cost.input_seconds.append(seconds(self.read))
 
 
@@ -131,15 +162,20 @@ def wall_clock(device: torch.device) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Parse and measure."""
+    measure(parse_arguments(CostArguments, __doc__ or "", argv))
+
+
+def measure(own: CostArguments) -> None:
     """Measure the rows and print a Markdown table; the numbers go to `cost.json`."""
     from torch._dynamo import config as compiler
 
-    own = parse(argv)
-    refuse_used(own.output, ("rows",))
+    output = Path(own.output)
+    refuse_used(output, ("rows",))
     device = torch.device(own.device)
     pixels = torch.rand(own.batch_size, len(own.bands), own.image_size, own.image_size, device=device) * 0.4
     with tempfile.TemporaryDirectory() as folder, compiler.patch(recompile_limit=GRAPHS):
-        subjects = [subject for text in own.rows for subject in subjects_of(text, own, pixels, Path(folder))]
+        subjects = [subject for text in own.measured for subject in subjects_of(text, own, pixels, Path(folder))]
         for subject in subjects:
             subject.infer()
         for _ in range(own.rounds):
@@ -147,13 +183,13 @@ def main(argv: Sequence[str]) -> None:
             for subject in subjects:
                 subject.measure_times()
     costs = [subject.cost for subject in subjects]
-    (own.output / "rows").mkdir(parents=True, exist_ok=True)
+    (output / "rows").mkdir(parents=True, exist_ok=True)
     for cost in costs:
-        write_json(own.output / "rows" / f"{file_name(cost.row)}.json", dataclasses.asdict(cost))
-    report(own.output, "cost", [dataclasses.asdict(cost) for cost in costs], as_markdown(costs, own, device))
+        write_json(output / "rows" / f"{file_name(cost.row)}.json", dataclasses.asdict(cost))
+    report(output, "cost", [dataclasses.asdict(cost) for cost in costs], as_markdown(costs, own, device))
 
 
-def subjects_of(text: str, own: argparse.Namespace, pixels: torch.Tensor, folder: Path) -> list[Subject]:
+def subjects_of(text: str, own: CostArguments, pixels: torch.Tensor, folder: Path) -> list[Subject]:
     """A row, measured but for its times; then, where asked for, with its frozen prefix kept on disk, and compiled."""
     model = build(Row.parse(text), own)
     subjects = [Subject(text, model, pixels)]
@@ -177,52 +213,6 @@ def subjects_of(text: str, own: argparse.Namespace, pixels: torch.Tensor, folder
     return subjects
 
 
-def default_rows(size: str) -> list[str]:
-    """All methods of the package, DEFLECT also on the last third of the blocks alone."""
-    depth = SIZES[size][1]
-    late = ",".join(str(block) for block in range(depth - depth // 3, depth))
-    return [
-        *("frozen", "deflect", f"deflect:layers_to_transform=[{late}]", "lora:rank=8,target=qv"),
-        *("lora:rank=16,target=all-linear,patch_embed=rgb+random", "slr", "norm", "bitfit", "full"),
-    ]
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags."""
-    parser = flag_parser("cost", __doc__)
-    parser.add_argument("--rows", nargs="+", help="methods; default: all, DEFLECT also on the last third of the blocks")
-    parser.add_argument("--reference", help="the row that ratios are to; default: the first one")
-    parser.add_argument("--size", choices=list(SIZES), default="base", help="size of the vision transformer")
-    parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--patch_size", type=int, default=16, help="side of the patches in pixels")
-    parser.add_argument("--batch_size", type=int, default=4, help="images per step")
-    parser.add_argument(
-        "--bands", nargs="+", default=BANDS, help="codes of the bands; default: the 12 of Sentinel-2 L2A"
-    )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
-    )
-    parser.add_argument("--bf16", action="store_true", help="measure under autocast to bfloat16")
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each time")
-    parser.add_argument("--compile", action="store_true", help="measure each row compiled by torch.compile as well")
-    parser.add_argument(
-        "--cache_prefix",
-        action="store_true",
-        help="measure rows with layers_to_transform also with what enters the first of them kept on disk",
-    )
-    parser.add_argument(
-        "--checkpointing", action="store_true", help="measure each row also with gradient_checkpointing selective"
-    )
-    own = parser.parse_args(argv)
-    own.rows = own.rows or default_rows(own.size)
-    own.reference = own.reference or own.rows[0]
-    if own.reference not in own.rows:
-        raise ConfigError(f"--reference {own.reference} is none of the rows {', '.join(own.rows)}.")
-    refuse_less(own, {"rounds": 1, "batch_size": 1, "image_size": 1, "patch_size": 1})
-    refuse_cut_patches(own.image_size, own.patch_size)
-    return own
-
-
 def make_vit(size: str, image_size: tuple[int, int], patch_size: int) -> PreTrainedModel:
     """A vision transformer of one of the SIZES with random weights, for RGB images of (height, width) pixels."""
     width, depth, heads = SIZES[size]
@@ -237,7 +227,7 @@ def make_vit(size: str, image_size: tuple[int, int], patch_size: int) -> PreTrai
     return ViTModel(config, add_pooling_layer=False)
 
 
-def build(row: Row, own: argparse.Namespace) -> nn.Module:
+def build(row: Row, own: CostArguments) -> nn.Module:
     """A task model of the asked size with random weights, adapted by the row's method."""
     torch.manual_seed(0)
     encoder = make_vit(own.size, (own.image_size, own.image_size), own.patch_size)
@@ -248,9 +238,9 @@ def build(row: Row, own: argparse.Namespace) -> nn.Module:
     return adapted
 
 
-def as_markdown(costs: Sequence[Cost], own: argparse.Namespace, device: torch.device) -> str:
+def as_markdown(costs: Sequence[Cost], own: CostArguments, device: torch.device) -> str:
     """One line per row; times and memory as ratios to the reference, whose own values stand below."""
-    reference = next(cost for cost in costs if cost.row == own.reference)
+    reference = next(cost for cost in costs if cost.row == (own.reference or own.measured[0]))
     images = 4 * own.batch_size * len(own.bands) * own.image_size**2  # bytes
     threads = torch.get_num_threads()
     clock = "wall time" if wall_clock(device) else "processor time"

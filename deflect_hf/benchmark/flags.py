@@ -1,9 +1,9 @@
-"""What the command lines of the benchmarks share: flags, what numbers are refused, tables and files of results."""
+"""What the benchmarks share: a parser, tables and files of results."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,6 @@ def flag_parser(benchmark: str, description: str | None, others: str | None = No
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     return parser
-
-
-def refuse_less(own: argparse.Namespace, least: Mapping[str, int]) -> None:
-    """Refuse (ConfigError) numbers below ``least``: flags of one number or several, and the smallest sensible one."""
-    for name, smallest in least.items():
-        given = getattr(own, name)
-        for value in given if isinstance(given, list) else [given]:
-            if value < smallest:
-                raise ConfigError(f"--{name} {value}: give at least {smallest}.")
 
 
 def refuse_cut_patches(image_size: int, patch_size: int) -> None:

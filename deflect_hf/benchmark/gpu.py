@@ -8,7 +8,6 @@ There, gloo stands for NCCL, and graphs are made but not compiled; what is left 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import importlib.util
@@ -16,15 +15,20 @@ import io
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from peft import PeftModel, get_peft_model
+from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deflect_hf.benchmark import cost
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_cut_patches, refuse_less, report
+from deflect_hf.benchmark.flags import markdown, refuse_cut_patches, report
+from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.data import Batch, Count, Side
+from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import ConfigError
 from deflect_hf.files import refuse_used
 from deflect_hf.spectral.sensors import get_sensor
@@ -45,7 +49,7 @@ class NotHereError(Exception):
 class Bench:
     """A model of the asked size on the device, new for each call and always the same."""
 
-    def __init__(self, own: argparse.Namespace) -> None:
+    def __init__(self, own: GPUArguments) -> None:
         self.own, self.device = own, torch.device(own.device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it to be deterministic
         generator = torch.Generator().manual_seed(0)
@@ -208,43 +212,43 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags (ConfigError: there is no such device, or a number makes no sense)."""
-    parser = flag_parser("gpu", __doc__)
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
-    parser.add_argument("--size", choices=list(cost.SIZES), default="large", help="size of the vision transformer")
-    parser.add_argument("--image_size", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--patch_size", type=int, default=16, help="side of the patches in pixels")
-    parser.add_argument("--batch_size", type=int, default=32, help="images per step; the checks take 2 of them")
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each time")
-    parser.add_argument("--bands", type=int, nargs="+", choices=list(BANDS), default=list(BANDS), help="of `cost`")
-    own = parser.parse_args(argv)
-    refuse_less(own, {"rounds": 1, "batch_size": 1, "image_size": 1, "patch_size": 1})
-    refuse_cut_patches(own.image_size, own.patch_size)
-    if own.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"--device {own.device}: torch {torch.__version__} finds no GPU here; --device cpu runs it there"
-        )
-    return own
+class GPUArguments(Arguments):
+    """Options of ``python -m deflect_hf.benchmark gpu``."""
+
+    output: UserPath = Field(description="folder of the results (needed)")
+    device: str = option("cuda", "cuda, cuda:1, cpu")
+    size: Literal["tiny", "small", "base", "large"] = option("large", "size of the vision transformer")
+    image_size: Side = option(224, "side of the images in pixels")
+    patch_size: Side = option(16, "side of the patches in pixels")
+    batch_size: Batch = option(32, "images per step; the checks take 2 of them")
+    rounds: Count = option(9, "measurements of each time")
+    bands: list[Literal[10, 13]] = option(list(BANDS), "how many, of `cost`")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse_cut_patches(self.image_size, self.patch_size)
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(
+                f"--device {self.device}: torch {torch.__version__} finds no GPU here; --device cpu runs it there"
+            )
+        return self
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the checks, then the measurements; stops with status 1 when a check failed."""
-    own = parse(argv)
-    few = copy.copy(own)
-    few.batch_size = 2
-    refuse_used(own.output)
-    bench = Bench(few)
+    own = parse_arguments(GPUArguments, __doc__ or "", argv)
+    output = Path(own.output)
+    refuse_used(output)
+    bench = Bench(own.replace(batch_size=2))
     results = [{"check": name, **outcome(run, bench)} for name, run in CHECKS.items()]
     device = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU"
     rows = [(str(one["check"]), str(one["result"]), f"{one['seconds']:.1f}") for one in results]
     note = f"{device}, torch {torch.__version__}, ViT-{own.size}."
-    report(own.output, "gpu", results, markdown("check | result | seconds", rows, note))
+    report(output, "gpu", results, markdown("check | result | seconds", rows, note))
     for number in own.bands:
-        names = ("device", "size", "image_size", "patch_size", "batch_size", "rounds")
-        flags = [word for name in names for word in (f"--{name}", str(getattr(own, name)))]
-        output = str(own.output / f"cost-{number}")
-        cost.main(["--output", output, *flags, "--bf16", "--bands", *BANDS[number], "--rows", *ROWS])
+        given = own.model_dump(exclude={"output", "bands"})
+        given |= {"output": str(output / f"cost-{number}"), "bands": list(BANDS[number]), "rows": list(ROWS)}
+        cost.measure(cost.CostArguments(**given, bf16=True))
     if any(str(one["result"]).startswith("FAILED") for one in results):
         raise SystemExit(1)
 

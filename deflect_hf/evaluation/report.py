@@ -18,8 +18,9 @@ from deflect_hf.artifacts.environment import environment
 from deflect_hf.artifacts.processes import make_accelerator
 from deflect_hf.config.readers import keys_of_reader
 from deflect_hf.config.run import DatasetArguments, EvaluateArguments, RunArguments
-from deflect_hf.config.tasks import TITLES, Task, task_of
+from deflect_hf.config.tasks import TASKS, TITLES, Task, task_of
 from deflect_hf.data import ImageDataset, load_dataset_splits
+from deflect_hf.data.dataset import Example
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.transforms import for_evaluation
@@ -192,21 +193,24 @@ def draw(
     scores_figure(output / FIGURES[task.output], results, images.classes, title)
     for number, index in enumerate(spread(len(images), panels)):
         example = images[index]
-        pixel_values: torch.Tensor = example["pixel_values"]
         with accelerator.autocast():
-            image = pixel_values.to(accelerator.device)
-            (logits,) = predict_logits(model, [image], protocol.window, protocol.patch_size)
-        prediction_panel(
-            output / f"predictions_{number:02d}.png",
-            pixel_values.numpy(),
-            images.bands,
-            images.classes,
-            shown(task, at_labels(logits[None].cpu(), example["labels"][None]))[0].numpy(),
-            example["labels"].numpy(),
-            str(example["name"]),
-            unit,
-            images.labels.colors,
-        )
+            image = example["pixel_values"].to(accelerator.device)
+            logits = predict_logits(model, [image], protocol.window, protocol.patch_size)
+        draw_panel(output / f"predictions_{number:02d}.png", images, example, torch.stack(logits), protocol.unit)
+
+
+def draw_panel(
+    path: Path, images: ImageDataset, example: Example, logits: torch.Tensor, unit: str | None, title: str | None = None
+) -> Path:
+    """Write an image of a split beside its labels, where it has some, and what (1, K, ...) logits say of it."""
+    labels, logits = example.get("labels"), logits.cpu()
+    prediction = shown(TASKS[images.task], logits if labels is None else at_labels(logits, labels[None]))[0].numpy()
+    return prediction_panel(
+        *(path, example["pixel_values"].numpy(), images.bands, images.classes, prediction),
+        *(None if labels is None else labels.numpy(), str(example["name"]) if title is None else title),
+        unit=unit or "",
+        colors=images.labels.colors,
+    )
 
 
 def shown(task: Task, logits: torch.Tensor) -> torch.Tensor:

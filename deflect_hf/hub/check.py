@@ -27,20 +27,8 @@ from deflect_hf.config.tasks import MODEL_TYPES, task_of
 from deflect_hf.data.entries import ProcessorEntries, check_entries
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, listing
+from deflect_hf.hub import safety
 from deflect_hf.hub.client import check_repo_id
-from deflect_hf.hub.safety import (
-    CODE_KEYS,
-    ENCODER,
-    MODEL_WEIGHTS,
-    check_keys,
-    check_trained_listing,
-    check_yaml,
-    is_path,
-    needs_code,
-    read_json,
-    tensor_shapes,
-    walk,
-)
 from deflect_hf.models.loading import ENCODERS
 from deflect_hf.tuners.deflect import DeflectConfig
 
@@ -68,7 +56,7 @@ def check_folder(folder: Path, *, published: bool) -> RunArguments:
     is dangerous or does not fit; a wrong entry has the error that it always has.
     """
     names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    check_trained_listing(str(folder), names)
+    safety.check_trained_listing(str(folder), names)
     config = check_configs(folder, published=published)
     check_weights(folder, config)
     return config
@@ -78,11 +66,11 @@ def check_configs(folder: Path, *, published: bool) -> RunArguments:
     """The part of :func:`check_folder` that needs no weights."""
     width = check_task(folder / "config.json")
     check_processor(folder / "preprocessor_config.json")
-    own_encoder, adapter = folder / ENCODER / "config.json", folder / "adapter_config.json"
+    own_encoder, adapter = folder / safety.ENCODER / "config.json", folder / "adapter_config.json"
     if own_encoder.is_file():
-        check_encoder(own_encoder, read_json(own_encoder))
+        check_encoder(own_encoder, safety.read_json(own_encoder))
     entries = check_adapter(adapter, width) if adapter.is_file() else None
-    check_yaml(folder / checkpoints.CONFIG)
+    safety.check_yaml(folder / checkpoints.CONFIG)
     config = checkpoints.read_config(folder)
     if published and config.finetune != "full" and config.encoder.name_or_path is not None:
         _check_source(folder / checkpoints.CONFIG, "encoder.name_or_path", config.encoder.model_dump())
@@ -109,7 +97,7 @@ def _check_source(path: Path, key: str, entries: Mapping[str, Any]) -> None:
     """Refuse a base model that is no repository of the Hub, or a revision that can be none."""
     name, revision = entries.get(key.rpartition(".")[2]) or None, entries.get("revision")
     try:
-        if name is not None and (not isinstance(name, str) or is_path(name)):
+        if name is not None and (not isinstance(name, str) or safety.is_path(name)):
             raise CheckpointError("not a name")
         if name is not None:
             check_repo_id(name)
@@ -126,8 +114,9 @@ def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> N
     """Refuse (CheckpointError) an encoder's configuration that needs foreign code, or is larger than any there is."""
     for key in entries:
         # attn_implementation may name a kernel on the Hub, which would be downloaded and run
-        if key in CODE_KEYS or (key.lstrip("_").startswith(("attn_implementation", "experts_impl")) and entries[key]):
-            raise CheckpointError(needs_code(path, prefix + key))
+        kernel = key.lstrip("_").startswith(("attn_implementation", "experts_impl")) and entries[key]
+        if kernel or key in safety.CODE_KEYS:
+            raise CheckpointError(safety.needs_code(path, prefix + key))
     kind = entries.get("model_type")
     if kind not in ENCODERS:
         raise CheckpointError(
@@ -149,12 +138,12 @@ def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> N
 
 def check_task(path: Path) -> int:
     """Check a task model's ``config.json``; returns the width of its encoder (CheckpointError)."""
-    entries = read_json(path)
+    entries = safety.read_json(path)
     kind = entries.get("model_type")
     if kind not in MODEL_TYPES:
         raise CheckpointError(f"{path}: model_type is {kind!r:.80}; {listing(MODEL_TYPES)} are loaded.")
     known = {item.name for item in dataclasses.fields(CONFIG_MAPPING[str(kind)])}
-    check_keys(path, entries, {*known, "model_type", "transformers_version", "_name_or_path"}, "a task model")
+    safety.check_keys(path, entries, {*known, "model_type", "transformers_version", "_name_or_path"}, "a task model")
     encoder = entries.get("encoder_config")
     if not isinstance(encoder, dict):
         raise CheckpointError(f"{path}: encoder_config must describe the encoder, not be {encoder!r:.80}.")
@@ -171,8 +160,8 @@ def check_task(path: Path) -> int:
 
 def check_processor(path: Path) -> None:
     """Refuse a ``preprocessor_config.json`` that is another processor's, of other types, or resizes beyond reason."""
-    entries = read_json(path)
-    check_keys(path, entries, {*ProcessorEntries.model_fields}, "preprocessor_config.json")
+    entries = safety.read_json(path)
+    safety.check_keys(path, entries, {*ProcessorEntries.model_fields}, "preprocessor_config.json")
     check_entries(path, entries)
     try:
         MultispectralImageProcessor.from_dict(entries)
@@ -186,18 +175,18 @@ def check_adapter(path: Path, width: int) -> dict[str, Any]:
     A CheckpointError names an unknown method or entry, a path, foreign code, or a rank beyond the encoder's ``width``;
     what the method's own configuration refuses, such as a formula, has its own error.
     """
-    entries = read_json(path)
+    entries = safety.read_json(path)
     kind = entries.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING or kind in REFUSED_METHODS:
         raise CheckpointError(f"{path}: peft_type is {kind!r:.80}, which is no method that is loaded from elsewhere.")
     schema = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
-    check_keys(path, entries, {item.name for item in dataclasses.fields(schema)}, kind)
+    safety.check_keys(path, entries, {item.name for item in dataclasses.fields(schema)}, kind)
     mapping = entries.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if mapping is not None and not (isinstance(library, str) and LIBRARIES.fullmatch(library)):
-        raise CheckpointError(needs_code(path, "auto_mapping"))
-    for key, value, _ in walk(entries):
-        if key.partition(".")[0] not in ("base_model_name_or_path", "formulas") and is_path(value):
+        raise CheckpointError(safety.needs_code(path, "auto_mapping"))
+    for key, value, _ in safety.walk(entries):
+        if key.partition(".")[0] not in ("base_model_name_or_path", "formulas") and safety.is_path(value):
             raise CheckpointError(f"{path}: {key} is {value!r:.80}: a path of some machine has no place here.")
         if isinstance(value, int):
             _check_number(path, key, value, schema, width)
@@ -266,7 +255,7 @@ def _check_method(path: Path, entries: Mapping[str, Any], schema: type[PeftConfi
 
 def check_weights(folder: Path, config: RunArguments) -> None:
     """Refuse weights that are broken or smaller than what the configuration would make room for (CheckpointError)."""
-    encoder = folder / ENCODER
+    encoder = folder / safety.ENCODER
     if (encoder / "config.json").is_file():
         check_encoder_weights(encoder)
     model = _without_weights(folder, lambda task: model_class(task_of(task.model_type, None).name)(task))
@@ -292,12 +281,12 @@ def _without_weights(folder: Path, build: Callable[[Any], Any]) -> Any:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    return sorted(path for pattern in (MODEL_WEIGHTS[0], MODEL_WEIGHTS[2]) for path in folder.glob(pattern))
+    return sorted(path for pattern in safety.MODEL_WEIGHTS[::2] for path in folder.glob(pattern))
 
 
 def _check_count(folder: Path, model: torch.nn.Module, files: list[Path]) -> None:
     needed = sum(parameter.numel() for parameter in model.parameters())
-    stored = sum(math.prod(shape) for shape in tensor_shapes(files).values())
+    stored = sum(math.prod(shape) for shape in safety.tensor_shapes(files).values())
     if needed > stored:
         raise CheckpointError(
             f"{folder}: the configuration describes {needed:,} weights, but only {stored:,} are stored: it is "

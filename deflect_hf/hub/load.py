@@ -10,17 +10,9 @@ from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, HubError
 from deflect_hf.files import REPLACED
+from deflect_hf.hub import safety
 from deflect_hf.hub.check import check_configs, check_encoder, check_encoder_weights, check_folder, check_weights
 from deflect_hf.hub.client import Hub, check_repo_id
-from deflect_hf.hub.safety import (
-    CONFIGS,
-    ENCODER,
-    ENCODER_FILES,
-    TRAINED_FILES,
-    check_encoder_listing,
-    check_trained_listing,
-    read_json,
-)
 from deflect_hf.inference.predictor import Predictor
 
 
@@ -67,9 +59,8 @@ def load_predictor(
         except HubError as error:
             raise HubError(f"There is no folder {str(name_or_path)!r} on this machine, and {error}") from None
         folder, loaded = pull(hub, str(name_or_path), revision)
-    else:
-        if revision is not None:
-            raise ConfigError(f"revision={revision!r} is for the Hub, but {name_or_path} is a folder on this machine.")
+    elif revision is not None:
+        raise ConfigError(f"revision={revision!r} is for the Hub, but {name_or_path} is a folder on this machine.")
 
     def load(found: Path) -> Predictor:
         config = loaded if published else check_folder(found, published=False)
@@ -88,11 +79,11 @@ def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Path, Run
     Errors are those of :func:`load_predictor`.
     """
     check_repo_id(repo_id)
-    first = TRAINED_FILES if hub.offline else [*CONFIGS, f"{ENCODER}/config.json"]
-    folder = hub.fetch(repo_id, revision, first, check_trained_listing)
+    first = safety.TRAINED_FILES if hub.offline else [*safety.CONFIGS, f"{safety.ENCODER}/config.json"]
+    folder = hub.fetch(repo_id, revision, first, safety.check_trained_listing)
     config = check_configs(folder, published=True)
     if not hub.offline:
-        folder = hub.fetch(repo_id, folder.name, TRAINED_FILES, check_trained_listing)
+        folder = hub.fetch(repo_id, folder.name, safety.TRAINED_FILES, safety.check_trained_listing)
     check_weights(folder, config)
     return folder, config
 
@@ -100,10 +91,11 @@ def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Path, Run
 def pull_encoder(hub: Hub, repo_id: str, revision: str | None) -> Path:
     """An encoder's files in the cache, checked like a trained model's (HubError, CheckpointError)."""
     check_repo_id(repo_id)
-    folder = hub.fetch(repo_id, revision, ENCODER_FILES if hub.offline else ["config.json"], check_encoder_listing)
-    check_encoder(folder / "config.json", read_json(folder / "config.json"))
+    first = safety.ENCODER_FILES if hub.offline else ["config.json"]
+    folder = hub.fetch(repo_id, revision, first, safety.check_encoder_listing)
+    check_encoder(folder / "config.json", safety.read_json(folder / "config.json"))
     if not hub.offline:
-        folder = hub.fetch(repo_id, folder.name, ENCODER_FILES, check_encoder_listing)
+        folder = hub.fetch(repo_id, folder.name, safety.ENCODER_FILES, safety.check_encoder_listing)
     check_encoder_weights(folder)
     return folder
 

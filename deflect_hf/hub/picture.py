@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from deflect_hf.artifacts import saved_model as checkpoints
-from deflect_hf.config.tasks import TASKS
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.dataset import Example
 from deflect_hf.errors import DeflectError
-from deflect_hf.evaluation.report import shown
-from deflect_hf.figures import prediction_panel
+from deflect_hf.evaluation.report import draw_panel
 from deflect_hf.figures.dataset import spread
 from deflect_hf.hub.sanitize import PICTURE
 from deflect_hf.inference.predictor import Predictor
@@ -36,19 +34,13 @@ def draw_prediction(folder: Path, encoder: str | None = None) -> Path | None:
         predictor = Predictor.from_folder(folder, encoder=encoder)
         splits = load_dataset_splits(config.dataset, predictor.processor)
         split = next(name for name in ("test", "val", "train") if name in splits)
-        example = varied_example(splits[split].with_transform(build_transform(config.augmentation, "val")))
-        pixel_values = example["pixel_values"]
-        prediction = shown(TASKS[predictor.task], predictor.logits(pixel_values[None]).cpu())[0].numpy()
+        images = splits[split].with_transform(build_transform(config.augmentation, "val"))
+        example = varied_example(images)
+        logits = predictor.logits(example["pixel_values"][None])
     except (DeflectError, StopIteration) as error:
         logger.warning("no picture of a prediction: %s", error)
         return None
-    label = example["labels"].numpy() if "labels" in example else None
-    bands, title = predictor.processor.bands, f"{split} split"
-    return prediction_panel(
-        *(folder / PICTURE, pixel_values.numpy(), bands, predictor.classes, prediction, label, title),
-        unit=predictor.unit or "",
-        colors=predictor.colors,
-    )
+    return draw_panel(folder / PICTURE, images, example, logits, predictor.unit, f"{split} split")
 
 
 def varied_example(images: ImageDataset) -> Example:

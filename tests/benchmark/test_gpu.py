@@ -33,7 +33,7 @@ def test_a_check_that_fails_is_named_and_the_others_run(tmp_path, monkeypatch, c
         gpu.same([bench.pixels], [bench.pixels + 1.0])
 
     monkeypatch.setattr(gpu, "CHECKS", {"broken": broken, "whole": lambda bench: None})
-    monkeypatch.setattr(cost, "main", lambda argv: None)
+    monkeypatch.setattr(cost, "measure", lambda own: None)
     with pytest.raises(SystemExit) as stopped:
         main(["gpu", "--output", str(tmp_path), *TINY])
     assert stopped.value.code == 1

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from deflect_hf.artifacts.saved_model import save_model
 from deflect_hf.benchmark.cost import BANDS, SIZES, make_vit
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, report
 from deflect_hf.benchmark.meters import bytes_of
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.run import EncoderArguments, RunArguments
@@ -31,7 +31,7 @@ from deflect_hf.inference.predictor import Predictor
 from deflect_hf.methods import adapt
 from deflect_hf.models import EncoderForSemanticSegmentation, load_encoder
 from deflect_hf.tuners.deflect import DeflectConfig
-from tests.benchmarks import in_turns
+from tests.benchmarks import in_turns, refuse_less
 from tests.tuners.tiny import randomise
 
 PATCH = 16

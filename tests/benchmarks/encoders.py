@@ -15,13 +15,13 @@ import torch
 from peft import get_peft_model
 
 from deflect_hf.benchmark.cost import BANDS
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, report
 from deflect_hf.errors import ConfigError
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from deflect_hf.models.geovit.sources import SOURCES, Source, get_source
 from deflect_hf.tuners.deflect import DeflectConfig
-from tests.benchmarks import in_turns
+from tests.benchmarks import in_turns, refuse_less
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from deflect_hf.benchmark.cost import BANDS, SIZES, make_vit
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_cut_patches, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_cut_patches, report
 from deflect_hf.benchmark.runs import Row
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.inference.export import export, samples
 from deflect_hf.inference.exported import open_onnx, open_pt2
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.models import EncoderForSemanticSegmentation
-from tests.benchmarks import in_turns
+from tests.benchmarks import in_turns, refuse_less
 
 
 def main(argv: Sequence[str]) -> None:

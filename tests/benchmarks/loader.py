@@ -23,7 +23,7 @@ import rasterio.shutil
 import torch
 
 from deflect_hf.benchmark.cost import SIZES, make_vit
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, report
 from deflect_hf.benchmark.meters import processor_seconds, timed
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import AugmentationArguments, DatasetArguments
@@ -31,6 +31,7 @@ from deflect_hf.config.schema import Arguments
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
 from deflect_hf.data.order import Rank, training_loader
 from deflect_hf.raster.write import write_raster
+from tests.benchmarks import refuse_less
 from tests.benchmarks.scenes import header, write_polygons
 
 PATCH = 16

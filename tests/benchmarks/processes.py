@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_less, report
-from tests.benchmarks import resume
+from deflect_hf.benchmark.flags import flag_parser, markdown, report
+from tests.benchmarks import refuse_less, resume
 from tests.benchmarks.step import make_loop, our_epoch, step_flags
 
 

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from deflect_hf.benchmark.flags import flag_parser, refuse_less
+from deflect_hf.benchmark.flags import flag_parser
 from deflect_hf.errors import DeflectError, show_log
 from deflect_hf.files import PARTIAL, write_json
 from deflect_hf.training.checkpoint import FOLDER, list_checkpoints
 from deflect_hf.training.checkpoint import TRAINING as TENSORS
+from tests.benchmarks import refuse_less
 from tests.meeting import meeting
 
 logger = logging.getLogger(__name__)

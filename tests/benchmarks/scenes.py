@@ -29,13 +29,14 @@ import torch
 from rasterio.windows import Window
 
 from deflect_hf.artifacts.saved_model import save_model
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, report
 from deflect_hf.errors import ConfigError, DeflectError
 from deflect_hf.files import write_json
 from deflect_hf.inference.scenes import Axis
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.read import raster_info
 from deflect_hf.raster.write import geotiff_profile
+from tests.benchmarks import refuse_less
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, report
 from deflect_hf.errors import ConfigError
-from tests.benchmarks import in_turns
+from tests.benchmarks import in_turns, refuse_less
 
 BASE, PACKAGE = "import peft, transformers", "import peft, transformers, deflect_hf"
 SCRIPTS = Path(__file__).resolve().parents[2]  # those of a clone

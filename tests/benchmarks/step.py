@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from deflect_hf.artifacts.processes import make_accelerator
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, report
 from deflect_hf.benchmark.meters import processor_seconds
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.run import EncoderArguments, RunArguments, SegmentorArguments
@@ -32,6 +32,7 @@ from deflect_hf.data.order import Rank, training_loader
 from deflect_hf.training.build import build
 from deflect_hf.training.loop import TrainingLoop
 from deflect_hf.training.optimization import build_optimizer
+from tests.benchmarks import refuse_less
 
 SIDE = 64
 

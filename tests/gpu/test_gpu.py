@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deflect_hf.benchmark.gpu import CHECKS, Bench, parse
+from deflect_hf.benchmark.gpu import CHECKS, Bench, GPUArguments
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,5 +15,4 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", list(CHECKS))
 def test_what_holds_on_the_cpu_holds_here(name, tmp_path):
-    flags = ["--size", "small", "--batch_size", "2"]
-    CHECKS[name](Bench(parse(["--output", str(tmp_path), *flags])))
+    CHECKS[name](Bench(GPUArguments(output=str(tmp_path), size="small", batch_size=2)))

@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from deflect_hf.benchmark.flags import flag_parser, markdown, refuse_less, report
+from deflect_hf.benchmark.flags import flag_parser, markdown, report
+from tests.benchmarks import refuse_less
 from tests.benchmarks.scenes import peak_bytes, run_alone
 
 WARM_UP = 2  # epochs
