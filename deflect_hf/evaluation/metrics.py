@@ -12,38 +12,12 @@ Source: the evaluator of pangaea-bench (Marsocci et al. 2024, arXiv 2412.04204).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from torch import Tensor
 
 Convention = Literal["present", "pangaea"]
-
-
-class Confusion(nn.Module):
-    """Counts of (target, prediction) pairs; pixels whose target is ``ignore_index`` are not counted."""
-
-    def __init__(self, num_classes: int, ignore_index: int) -> None:
-        from torchmetrics.classification import MulticlassConfusionMatrix
-
-        super().__init__()
-        # sync_on_compute: the reduction is accelerate's, so that it also works without torch.distributed (TPU, one GPU)
-        self.counter = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, sync_on_compute=False)
-
-    @torch.no_grad()
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add (B, K) logits with (B,) labels, or (B, K, H, W) logits with (B, H, W) labels."""
-        self.counter.update(logits.argmax(dim=1), labels)
-
-    def matrix(self, accelerator: Accelerator | None = None) -> Tensor:
-        """(K, K) int64 on the CPU, rows are targets and columns predictions, summed over all processes."""
-        counts = self.counter.confmat
-        if accelerator is not None:
-            counts = accelerator.reduce(counts, reduction="sum")
-        return counts.cpu().long()
 
 
 class ClassScores(NamedTuple):

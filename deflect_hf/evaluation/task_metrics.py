@@ -22,7 +22,7 @@ from deflect_hf.data import ImageDataset
 from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.bootstrap import Bootstrap, by_name, interval, mean_intervals, replicate_weights
 from deflect_hf.evaluation.calibration import Calibration
-from deflect_hf.evaluation.metrics import Confusion, Convention, scores
+from deflect_hf.evaluation.metrics import Convention, scores
 from deflect_hf.methods import task_model
 from deflect_hf.models.targets import Target, target_of
 
@@ -89,15 +89,19 @@ class ClassMetrics:
     """Accuracy, mIoU, macro F1, the table per class, the confusion matrix, bootstrap intervals and calibration."""
 
     def __init__(self, protocol: Protocol, accelerator: Accelerator, replicates: int) -> None:
+        from torchmetrics.classification import MulticlassConfusionMatrix
+
         self.protocol, self.accelerator = protocol, accelerator
         count, ignore_index = len(protocol.classes), protocol.target.ignore_index
-        self.confusion = Confusion(count, ignore_index).to(accelerator.device)
+        # the reduction is accelerate's, so that it also works without torch.distributed (TPU, one GPU)
+        confusion = MulticlassConfusionMatrix(count, ignore_index=ignore_index, sync_on_compute=False)
+        self.confusion = confusion.to(accelerator.device)
         self.bootstrap = Bootstrap(count, ignore_index, replicates) if replicates else None
         self.calibration = Calibration(ignore_index)
 
     def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         """Add (B, K) logits with (B,) labels, or (B, K, H, W) logits with (B, H, W) labels."""
-        self.confusion.update(logits, labels)
+        self.confusion.update(logits.argmax(dim=1), labels)
         if self.bootstrap is not None:
             self.bootstrap.update(logits, labels, names)
             self.calibration.update(logits, labels, names)
@@ -105,7 +109,7 @@ class ClassMetrics:
     def result(self) -> dict[str, Any]:
         """The scores over all processes."""
         classes, convention = self.protocol.classes, self.protocol.convention
-        matrix = self.confusion.matrix(self.accelerator)
+        matrix = self.accelerator.reduce(self.confusion.confmat, reduction="sum").cpu().long()
         found = {**scores(matrix, classes, convention), "confusion_matrix": matrix.tolist()}
         if self.bootstrap is not None:
             found["intervals"] = self.bootstrap.intervals(classes, convention, self.accelerator)

@@ -128,8 +128,8 @@ class Probabilities(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """See above."""
-        logits = self.predictor._outputs(pixel_values).logits.float()
-        return measured_only(self.predictor.target.predict(logits), pixel_values)
+        predictor = self.predictor
+        return measured_only(predictor.target.predict(predictor.whole_logits(pixel_values).float()), pixel_values)
 
 
 def samples(count: int, channels: int, height: int, width: int) -> Tensor:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
@@ -24,7 +23,7 @@ from deflect_hf.config.tasks import MODEL_TYPES, TASKS, task_of
 from deflect_hf.data.processor import Image, MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, UnsupportedOperationError, listing
 from deflect_hf.evaluation.calibration import known_temperature
-from deflect_hf.evaluation.evaluate import predict_logits
+from deflect_hf.evaluation.evaluate import sliding_logits
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.files import atomic_dir
 from deflect_hf.inference.mapping import predict_raster
@@ -126,7 +125,7 @@ class Predictor(MapModel):
         """(B, C, H, W) reflectance -> (B, K) or (B, K, H, W) float32 logits on ``device``, larger images in windows."""
         images = pixel_values.to(self.device)
         with nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision):
-            return torch.stack(predict_logits(self._outputs, images, window, self.patch_size))  # type: ignore[arg-type]
+            return torch.stack(sliding_logits(self.whole_logits, list(images), window, self.patch_size))
 
     @property
     def embedding_size(self) -> int:
@@ -191,13 +190,13 @@ class Predictor(MapModel):
             ("Base encoder", (encoder or "unnamed") + (f", revision {revision}" if revision else "")),
         ]
 
-    def _outputs(self, pixel_values: Tensor) -> Any:
-        """(B, C, H, W) reflectance -> ``.logits`` (B, K) or (B, K, H, W); a coarser map is brought to the pixels."""
+    def whole_logits(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) reflectance -> logits (B, K) or (B, K, H, W); a coarser map is brought to the pixels."""
         outputs = self.model(pixel_values)
-        logits = outputs if isinstance(outputs, Tensor) else outputs.logits
+        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
         if logits.ndim == 4 and logits.shape[-2:] != pixel_values.shape[-2:]:
             logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
-        return SimpleNamespace(logits=logits)
+        return logits
 
     @classmethod
     def from_folder(

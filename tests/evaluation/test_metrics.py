@@ -5,13 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from deflect_hf.evaluation.metrics import Confusion, scores
+from deflect_hf.config.tasks import TASKS
+from deflect_hf.evaluation.metrics import scores
+from deflect_hf.evaluation.task_metrics import ClassMetrics, Protocol
+from deflect_hf.models.targets import OneClass
 
 IGNORE = -100
+
+
+def class_metrics(count: int) -> ClassMetrics:
+    classes = [f"c{k}" for k in range(count)]
+    return ClassMetrics(Protocol(TASKS["segmentation"], classes, OneClass(IGNORE), None, "present"), Accelerator(), 0)
 
 
 def random_maps(seed: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,13 +35,13 @@ def random_maps(seed: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
 @settings(max_examples=25, deadline=None)
 def test_scores_equal_scikit_learn(seed: int, classes: int) -> None:
     logits, labels = random_maps(seed, classes)
-    confusion = Confusion(classes, IGNORE)
-    confusion.update(logits[:2], labels[:2])  # uneven batches
-    confusion.update(logits[2:], labels[2:])
-    result = scores(confusion.matrix(), [f"c{k}" for k in range(classes)])
+    metrics = class_metrics(classes)
+    for part in (slice(2), slice(2, None)):  # uneven batches
+        metrics.update(logits[part], labels[part], ["a"])
+    result = metrics.result()
     counted = labels != IGNORE
     target, predicted = labels[counted].numpy(), logits.argmax(1)[counted].numpy()
-    assert confusion.matrix().sum() == counted.sum()
+    assert np.sum(result["confusion_matrix"]) == counted.sum()
     assert result["accuracy"] == pytest.approx(reference.accuracy_score(target, predicted))
     assert result["miou"] == pytest.approx(reference.jaccard_score(target, predicted, average="macro"))
     assert result["f1_macro"] == pytest.approx(reference.f1_score(target, predicted, average="macro"))
@@ -76,7 +85,7 @@ def test_a_class_that_is_only_predicted_is_present_and_wrong() -> None:
 
 
 def test_nothing_labelled_scores_zero() -> None:
-    confusion = Confusion(2, IGNORE)
-    confusion.update(torch.randn(2, 2, 3, 3), torch.full((2, 3, 3), IGNORE))
-    result = scores(confusion.matrix(), ["a", "b"])
+    metrics = class_metrics(2)
+    metrics.update(torch.randn(2, 2, 3, 3), torch.full((2, 3, 3), IGNORE), ["a", "b"])
+    result = metrics.result()
     assert (result["accuracy"], result["miou"], result["f1_macro"]) == (0.0, 0.0, 0.0)
