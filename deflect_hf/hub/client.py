@@ -13,19 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
@@ -143,7 +131,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
         valid = repo_id.count("/") == 1
-    except HFValidationError:
+    except errors.HFValidationError:
         valid = False
     if not valid:
         raise HubError(f"{repo_id!r} is no name of a repository on the Hub: give user/name, letters, digits and -_. .")
@@ -156,37 +144,37 @@ def as_hub_error(repo_id: str, revision: str | None = None) -> Iterator[None]:
         yield
     except DeflectError:
         raise
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise HubError(_explain(repo_id, revision, error)) from error
 
 
 def _explain(repo_id: str, revision: str | None, error: Exception) -> str:
     """One sentence on a failure of the network, the Hub, the access rights or the cache."""
     endpoint, reason = constants.ENDPOINT, _first_line(error)
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     match error:
-        case LocalTokenNotFoundError():
+        case errors.LocalTokenNotFoundError():
             return f"{repo_id}: no token of the Hub was found. Give one: {LOG_IN}."
-        case OfflineModeIsEnabled() | LocalEntryNotFoundError():
+        case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
             return _not_cached(repo_id if revision is None else f"{repo_id} (revision {revision!r})", repo_id, error)
-        case GatedRepoError():
+        case errors.GatedRepoError():
             return f"{repo_id} is gated: accept its conditions on its page, and log in with that account ({LOG_IN})."
-        case RevisionNotFoundError():
+        case errors.RevisionNotFoundError():
             commits = f"{endpoint}/{repo_id}/commits/main"
             return f"{repo_id} has no revision {revision!r}: give a branch, a tag or a commit of it ({commits})."
-        case EntryNotFoundError():
+        case errors.EntryNotFoundError():
             return f"{repo_id} lacks a file that is needed: {reason}"
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             folder = "" if Path(repo_id).is_dir() else ", and no such folder here"
             return (
                 f"{repo_id}: there is no such model on {endpoint}, or this token may not read it{folder}. Check the "
                 f"name; for a private one give a token that may: {LOG_IN}."
             )
-        case HfHubHTTPError() if status == 401:
+        case errors.HfHubHTTPError() if status == 401:
             return f"{repo_id}: the Hub does not know this token. Give a valid one: {LOG_IN}."
-        case HfHubHTTPError() if status == 403:
+        case errors.HfHubHTTPError() if status == 403:
             return f"{repo_id}: this token has no permission for that. Give one that may write there: {LOG_IN}."
-        case HfHubHTTPError():
+        case errors.HfHubHTTPError():
             return f"{repo_id}: the Hub answered with an error: {reason}"
         case RuntimeError() if error.__cause__ is not None:
             reason = _first_line(error.__cause__)

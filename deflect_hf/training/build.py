@@ -23,16 +23,9 @@ from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
 from deflect_hf.evaluation.evaluate import named
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options, task_model
-from deflect_hf.models import load_encoder
+from deflect_hf.models import encoders, load_encoder
 from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.models.configuration import OF_BANDS, as_pair, zoomed
-from deflect_hf.models.encoders import (
-    chosen_gsd,
-    random_encoder,
-    set_gsd,
-    stored_normalisation,
-    with_encoder_size,
-)
 from deflect_hf.spectral.selection import resolve_bands
 from deflect_hf.training.optimization import balanced_weights
 from deflect_hf.training.statistics import Statistics, statistics_of
@@ -98,8 +91,8 @@ def base_statistics(config: RunArguments, statistics: Statistics, where: str) ->
     arguments = config.encoder
     if arguments.mean is not None and arguments.std is not None:
         return arguments.mean, arguments.std
-    fix = "the files are broken, or give encoder.mean and encoder.std"
-    return stored_normalisation(arguments) or statistics.of_bands(resolve_bands(arguments.base_bands), where, fix)
+    bands, fix = resolve_bands(arguments.base_bands), "the files are broken, or give encoder.mean and encoder.std"
+    return encoders.stored_normalisation(arguments) or statistics.of_bands(bands, where, fix)
 
 
 def extra_statistics(
@@ -160,7 +153,7 @@ def base_encoder(config: RunArguments, work_dir: Path, continued: bool) -> PreTr
         return load_encoder(arguments.name_or_path, revision=arguments.revision, quantization=arguments.quantization)
     if continued and (folder / "config.json").is_file():
         return load_encoder(folder)
-    encoder = random_encoder(arguments).eval()
+    encoder = encoders.random_encoder(arguments).eval()
     encoder.name_or_path = encoder.config.name_or_path = str(folder)
     return encoder
 
@@ -181,7 +174,7 @@ def build(
         given: data sets of a program by split, in place of the one that the configuration names.
     """
     config = check_method(config)
-    config = with_encoder_size(config)
+    config = encoders.with_encoder_size(config)
     splits = load_splits(config, ("train", "val"), given)
     train = splits["train"]
     if given is not None:
@@ -206,8 +199,8 @@ def build(
         )
     zoom = config.segmentor.zoom
     token_size = zoomed(as_pair(encoder.config.patch_size), zoom)
-    gsd = chosen_gsd(config.encoder, None if train.gsd_m is None else train.gsd_m / zoom)
-    set_gsd(encoder, gsd)
+    gsd = encoders.chosen_gsd(config.encoder, None if train.gsd_m is None else train.gsd_m / zoom)
+    encoders.set_gsd(encoder, gsd)
     where = config.dataset.root or config.dataset.name
     statistics = statistics_of(config, train, token_size, accelerator, stored)
     train.processor.quantiles = statistics.quantiles

@@ -26,24 +26,12 @@ from deflect_hf.files import CONFIG, atomic_dir, write_json, write_text
 from deflect_hf.methods import encoder_parameters, patch_embedding_parameters
 from deflect_hf.models.encoders import random_encoder
 from deflect_hf.training import checkpoint
+from deflect_hf.training import work_dir as run_folder
 from deflect_hf.training.build import ENCODER, Experiment, build
 from deflect_hf.training.distributed_exit import EXIT_STATUS
 from deflect_hf.training.loop import Publish, TrainingLoop
 from deflect_hf.training.rehearsal import choose_rate, preview
 from deflect_hf.training.trackers import finish_trackers, start_trackers, tracker_options
-from deflect_hf.training.work_dir import (
-    CURVES,
-    ENVIRONMENT,
-    PLACES,
-    RATES,
-    claim,
-    default_work_dir,
-    drop_former,
-    full_disk_explained,
-    read_manifest,
-    refuse_loss,
-    run_lock,
-)
 from deflect_hf.tuners.check import check
 
 logger = logging.getLogger(__name__)
@@ -70,20 +58,20 @@ def run(
         SystemExit: with status 143, after SIGTERM: everything is saved; with status 0 at the end of a dry run.
     """
     config = launcher_precision(config)
-    work_dir = Path(config.work_dir) if config.work_dir is not None else default_work_dir(config)
+    work_dir = Path(config.work_dir) if config.work_dir is not None else run_folder.default_work_dir(config)
     accelerator = make_accelerator(config, **tracker_options(config, work_dir))
     if config.resume_from == checkpoint.LAST and not work_dir.is_dir():
         raise CheckpointError(f"{work_dir} is not there, so there is nothing to resume; start without --resume_from.")
-    with full_disk_explained(work_dir), run_lock(work_dir, accelerator, config.dry_run):
+    with run_folder.full_disk_explained(work_dir), run_folder.run_lock(work_dir, accelerator, config.dry_run):
         # Load
         source = None
         if config.resume_from is not None:
-            if accelerator.is_main_process and not config.dry_run and read_manifest(work_dir)["files"]:
+            if accelerator.is_main_process and not config.dry_run and run_folder.read_manifest(work_dir)["files"]:
                 checkpoint.recover_checkpoints(work_dir)
             accelerator.wait_for_everyone()
             source = checkpoint.find_checkpoint(work_dir, config.resume_from)
         continued = source is not None and source.parent.resolve() == (work_dir / checkpoint.FOLDER).resolve()
-        refuse_loss(config, work_dir, continued)
+        run_folder.refuse_loss(config, work_dir, continued)
 
         # Build
         set_seed(config.seed)
@@ -106,13 +94,13 @@ def run(
         surroundings = environment(accelerator.device, accelerator.num_processes)
         accelerator.wait_for_everyone()  # nobody has refused anything
         if accelerator.is_main_process:
-            claim(config, work_dir, continued)
+            run_folder.claim(config, work_dir, continued)
             begin(config, work_dir, loop, source)
-            write_json(work_dir / ENVIRONMENT, surroundings)
+            write_json(work_dir / run_folder.ENVIRONMENT, surroundings)
             if rate_test is not None:
-                rates_figure(work_dir / RATES, **vars(rate_test))
+                rates_figure(work_dir / run_folder.RATES, **vars(rate_test))
             if isinstance(reader := experiment.train.reader, SceneReader):
-                write_regions(work_dir / PLACES, reader.regions, reader.infos, reader.classes)
+                write_regions(work_dir / run_folder.PLACES, reader.regions, reader.infos, reader.classes)
             log_start(config, loop, parameter_counts(experiment.model))
         accelerator.wait_for_everyone()
 
@@ -141,8 +129,8 @@ def run(
                 write_json(folder / saved_model.RESULTS, results)
             for name in saved_model.DESCRIPTION:
                 write_text(work_dir / name, (best / name).read_text(encoding="utf-8"))
-            curves_figure(work_dir / CURVES, [work_dir])
-            drop_former(work_dir)
+            curves_figure(work_dir / run_folder.CURVES, [work_dir])
+            run_folder.drop_former(work_dir)
         accelerator.wait_for_everyone()
         finish_trackers(accelerator)
         return results, work_dir, accelerator.is_main_process
