@@ -36,8 +36,8 @@ class Published:
     """How one published file is built, in small."""
 
     source: str
-    patch: int
-    image: int
+    patch: int = 8
+    image: int = 32
     channels: int = 3
     frames: int | None = None
     wrapper: str | None = None
@@ -126,11 +126,13 @@ TL_SCALES = {
     "decoder.temporal_embed_dec.scale": (1,),
     "decoder.location_embed_dec.scale": (1,),
 }
-PUBLISHED = {
-    "scale-mae": Published(
+CROSS_SCALE = {"wrapper": "model", "blocks": "encoder", "norm": "encoder_norm", "positions": "encoder_pos_embed"}
+CROSS_SCALE_DECODER = {"decoder.0.norm1.weight": (16,), "mask_token": (1, 1, 16)}
+PRITHVI: dict[str, Any] = {"channels": 6, "kind": "volume"}
+PRITHVI_2 = {**PRITHVI, "frames": 4, "eps": 1e-5, "prefix": "encoder.", "extra": PRITHVI_2_DECODER}
+_ALL = (
+    Published(
         "scale-mae",
-        patch=8,
-        image=32,
         wrapper="model",
         around=TRAINING_STATE,
         extra={
@@ -140,10 +142,9 @@ PUBLISHED = {
             "fcn_high.proj.weight": (16, 16, 1, 1),
         },
     ),
-    "dino-mc": Published(
+    Published(
         "dino-mc",
         patch=4,
-        image=32,
         wrapper="teacher",
         prefix="backbone.",
         kind="learned",
@@ -155,54 +156,19 @@ PUBLISHED = {
             "student": {"module.backbone.cls_token": torch.zeros(1, 1, 32)},
         },
     ),
-    "cross-scale-mae-base": Published(
+    Published(
         "cross-scale-mae-base",
-        patch=8,
-        image=32,
-        wrapper="model",
-        blocks="encoder",
-        norm="encoder_norm",
-        positions="encoder_pos_embed",
+        **CROSS_SCALE,
         around=TRAINING_STATE,
-        extra={"decoder.0.norm1.weight": (16,), "decoder_pred.weight": (192, 16), "mask_token": (1, 1, 16)},
+        extra={**CROSS_SCALE_DECODER, "decoder_pred.weight": (192, 16)},
     ),
-    "cross-scale-mae-large": Published(
-        "cross-scale-mae-large",
-        patch=8,
-        image=32,
-        wrapper="model",
-        blocks="encoder",
-        norm="encoder_norm",
-        positions="encoder_pos_embed",
-        extra={"decoder.0.norm1.weight": (16,), "predictor.0.weight": (32, 32), "mask_token": (1, 1, 16)},
-    ),
-    "satmae": Published("satmae", patch=8, image=32, wrapper="model", around=TRAINING_STATE, extra=MAE_DECODER),
-    "prithvi-eo-1": Published(
-        "prithvi-eo-1", patch=8, image=32, channels=6, frames=3, kind="volume", extra=MAE_DECODER
-    ),
-    "prithvi-eo-2-300m": Published(
-        "prithvi-eo-2-300m",
-        patch=8,
-        image=32,
-        channels=6,
-        frames=4,
-        kind="volume",
-        eps=1e-5,
-        prefix="encoder.",
-        extra=PRITHVI_2_DECODER,
-    ),
-    "prithvi-eo-2-600m-tl": Published(
-        "prithvi-eo-2-600m-tl",
-        patch=14,
-        image=56,
-        channels=6,
-        frames=4,
-        kind="volume",
-        eps=1e-5,
-        prefix="encoder.",
-        extra={**PRITHVI_2_DECODER, **TL_SCALES},
-    ),
-}
+    Published("cross-scale-mae-large", **CROSS_SCALE, extra={**CROSS_SCALE_DECODER, "predictor.0.weight": (32, 32)}),
+    Published("satmae", wrapper="model", around=TRAINING_STATE, extra=MAE_DECODER),
+    Published("prithvi-eo-1", **PRITHVI, frames=3, extra=MAE_DECODER),
+    Published("prithvi-eo-2-300m", **PRITHVI_2),
+    Published("prithvi-eo-2-600m-tl", **{**PRITHVI_2, "extra": {**PRITHVI_2_DECODER, **TL_SCALES}}, patch=14, image=56),
+)
+PUBLISHED = {one.source: one for one in _ALL}
 
 
 def axis(positions: np.ndarray, width: int) -> np.ndarray:
