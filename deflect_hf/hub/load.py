@@ -53,6 +53,8 @@ def load_predictor(
     folder = Path(name_or_path)
     # a run may be putting a better model in its place
     published = not any(path.is_dir() for path in (folder, Path(f"{folder}{REPLACED}"), folder))
+    if folder.is_file():
+        raise HubError(f"{folder} is a file: give the folder of the run that it is part of.")
     if published:
         try:
             check_repo_id(str(name_or_path))

@@ -65,6 +65,7 @@ def test_a_file_that_changed_in_the_cache_is_noticed(serving: Hub) -> None:
         ("alice/nothing", {}, "alice/nothing: there is no such model on http://127.0.0.1"),
         ("alice/land", {"revision": "step-9"}, "alice/land has no revision 'step-9': give a branch, a tag or a commit"),
         ("alice/land", {"token": "hf_wrong"}, "alice/land: the Hub does not know this token. Give a valid one: "),
+        (__file__, {}, f"{__file__} is a file: give the folder of the run"),
         ("land", {}, "There is no folder 'land' on this machine, and 'land' is no name of a repository on the Hub: "),
         ("a/b/c", {}, "There is no folder 'a/b/c' on this machine, and 'a/b/c' is no name of a repository"),
         ("../land", {}, "There is no folder '../land' on this machine, and '../land' is no name of a repository"),
