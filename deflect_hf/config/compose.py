@@ -207,14 +207,25 @@ def merge(schema: type[Config], layers: Layers) -> Config:
     return schema.from_values(merged, origins)
 
 
-def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
-    """The configuration that the command line asks for; its first word may be the run's YAML file."""
+def parse_arguments(
+    schema: type[Config], description: str, argv: Sequence[str] | None = None, named: Sequence[str] = ()
+) -> Config:
+    """The configuration that the command line asks for; its first word may be the run's YAML file.
+
+    Args:
+        named: keys whose values may be typed without their flags, in this order, before or after the others.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].endswith((".yaml", ".yml")) and groups_of(schema):
         words.insert(0, "--config")
     parser = build_parser(schema, description)
     namespace, rest = parser.parse_known_args(words)
     flags = {key: value for key, value in vars(namespace).items() if value is not None}
+    for key in named:
+        words = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
+        if words and key not in flags:
+            flags[key] = words if keys_of(schema)[key].lists else words[0]
+            del rest[: len(words) if keys_of(schema)[key].lists else 1]
     printed = flags.pop("print_config")
     del flags["debug"]
     names = ["config", *(f"{group}_config" for group in GROUPS)]
@@ -225,13 +236,6 @@ def parse_arguments(schema: type[Config], description: str, argv: Sequence[str] 
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
-
-
-def named_words(words: Sequence[str], *names: str) -> list[str]:
-    """``A B --flag``, where the first flags are typed without their names -> ``--one A --two B --flag``."""
-    count = len(list(itertools.takewhile(lambda word: not word.startswith("-"), words[: len(names)])))
-    named = [part for name, word in zip(names, words[:count], strict=False) for part in (f"--{name}", word)]
-    return [*named, *words[count:]]
 
 
 def load_config(schema: type[Config], path: Path) -> Config:

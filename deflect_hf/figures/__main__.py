@@ -64,8 +64,7 @@ def draw_dataset(words: Sequence[str]) -> list[Path]:
 
 def draw_curves(words: Sequence[str]) -> list[Path]:
     """Learning curves of one or several runs."""
-    runs = ["--runs"] if words and not words[0].startswith("-") else []
-    own = parse_arguments(CurvesArguments, "Learning curves of runs.", [*runs, *words])
+    own = parse_arguments(CurvesArguments, "Learning curves of runs.", words, ("runs",))
     if not own.output.endswith(".png"):
         raise ConfigError(f"--output {own.output}: the picture is a PNG file, its name must end in .png")
     refuse_foreign(Path(own.output))

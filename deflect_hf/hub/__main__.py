@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from deflect_hf.config.compose import named_words, parse_arguments
+from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.schema import Arguments, UserPath, option
 from deflect_hf.errors import ConfigError, run_job
 from deflect_hf.files import refuse_foreign
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def push_model(words: list[str]) -> None:
     """`push`."""
-    own = parse_arguments(PushArguments, "Publish a trained model.", named_words(words, "folder", "repo_id"))
+    own = parse_arguments(PushArguments, "Publish a trained model.", words, ("folder", "repo_id"))
     from deflect_hf.hub.push import push
 
     options = own.model_dump(exclude={"folder", "repo_id", "message"})
@@ -64,7 +64,7 @@ def push_model(words: list[str]) -> None:
 def write(words: list[str]) -> None:
     """`card`."""
     description = "Write README.md and prediction.png into the folder of a trained model."
-    own = parse_arguments(CardArguments, description, named_words(words, "folder"))
+    own = parse_arguments(CardArguments, description, words, ("folder",))
     from deflect_hf.artifacts.saved_model import result_folder
     from deflect_hf.hub.card import write_card
     from deflect_hf.hub.picture import draw_prediction
@@ -79,7 +79,7 @@ def write(words: list[str]) -> None:
 def look_at(words: list[str]) -> None:
     """`check`."""
     description = "Look whether a trained model is whole and safe to load."
-    own = parse_arguments(CheckArguments, description, named_words(words, "folder"))
+    own = parse_arguments(CheckArguments, description, words, ("folder",))
     from deflect_hf.artifacts.saved_model import result_folder
     from deflect_hf.hub.check import check_folder
     from deflect_hf.hub.client import Hub

@@ -47,14 +47,12 @@ LONGEST_WAIT = timedelta(days=2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, with or without ``--predict`` before the files, and predict."""
+    """Parse, with or without ``--predict`` before the files, which may come last, and predict."""
     words = sys.argv[1:] if argv is None else list(argv)
     with distributed_exit(), user_errors(words):
         if "--help" in words or "-h" in words:
             words = ["--help"]
-        elif words and not words[0].startswith("-"):
-            words = ["--predict", *words]
-        predict(parse_arguments(PredictArguments, __doc__ or "", words))
+        predict(parse_arguments(PredictArguments, __doc__ or "", words, ("predict",)))
 
 
 def pairs(files: Sequence[str]) -> list[tuple[str, Path]]:

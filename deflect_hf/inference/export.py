@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from deflect_hf.config.compose import named_words, parse_arguments
+from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import ExportArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import CheckpointError, ConfigError, show_log, user_errors
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, print."""
     words = sys.argv[1:] if argv is None else list(argv)
     with user_errors(words):
-        arguments = parse_arguments(ExportArguments, __doc__ or "", named_words(words, "run", "output"))
+        arguments = parse_arguments(ExportArguments, __doc__ or "", words, ("run", "output"))
         show_log()
         from deflect_hf import load_predictor
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from deflect_hf.config.compose import build_parser, load_config, parse_arguments, to_yaml
+from deflect_hf.config.inference import PredictArguments
 from deflect_hf.config.run import EvaluateArguments, RunArguments
 from deflect_hf.config.schema import keys_of
 from deflect_hf.errors import ConfigError
+from deflect_hf.hub.__main__ import PushArguments
 from deflect_hf.reference import PAGE, page
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -138,6 +140,24 @@ def test_a_run_has_a_length_in_steps_unless_it_is_given(
     keys = ("epochs", "max_steps", "eval_interval", "eval_steps", "patience", "ckpt_steps")
     assert tuple(getattr(config, key) for key in keys) == length
     assert config.replace(seed=1) == parse("--encoder.name_or_path", "x", *given.split(), "--seed", "1")
+
+
+@pytest.mark.parametrize(
+    "typed", ["RUN user/name --private true", "--private true RUN user/name", "RUN --private true user/name"]
+)
+def test_names_stand_before_or_after_flags(typed: str) -> None:
+    found = parse_arguments(PushArguments, "test", typed.split(), ("folder", "repo_id"))
+    assert (found.folder, found.repo_id, found.private) == ("RUN", "user/name", True)
+
+
+@pytest.mark.parametrize(
+    "typed", ["a.tif m.tif --adapter RUN", "--adapter RUN a.tif m.tif", "--predict a.tif m.tif --adapter RUN"]
+)
+def test_files_stand_before_or_after_flags(typed: str) -> None:
+    found = parse_arguments(PredictArguments, "test", typed.split(), ("predict",))
+    assert (found.predict, found.adapter) == (["a.tif", "m.tif"], "RUN")
+    with pytest.raises(ConfigError, match=r"unknown option 'b\.tif'"):
+        parse_arguments(PushArguments, "test", ["RUN", "user/name", "b.tif"], ("folder", "repo_id"))
 
 
 def test_official_names_in_files(write) -> None:
