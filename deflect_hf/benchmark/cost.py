@@ -4,8 +4,10 @@ Rows are measured in turns, round after round, so that a change of the machine's
 fastest round is printed, as whatever else a machine does only adds to a time. On one CPU thread, times are those of the
 processor, else of the wall clock. The peak memory of a training step is what the model, the optimizer and the batch
 hold and the most that the step allocates beside it; saved activations are what autograd keeps of it for the backward
-pass. Of the spectral input (indices and pixel sets), the time is given as a share of an inference, and the most memory
-that it holds at once as a multiple of the images'. A JSON per row is written in `rows/`, all of them in `cost.json`.
+pass. The row `through` is `frozen` with a backward pass through all its blocks, as every method with few parameters in
+them needs it: the least that such a step takes. Of the spectral input (indices and pixel sets), the time is given as a
+share of an inference, and the most memory that it holds at once as a multiple of the images'. A JSON per row is written
+in `rows/`, all of them in `cost.json`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from deflect_hf.methods import encoder_parameters, task_model
 from deflect_hf.models import EncoderForImageClassification
 from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.training.prefix import with_stored_prefix
+from deflect_hf.tuners.deflect.architectures import find_encoder
 
 BANDS = ("A", "B", "G", "R", "RE1", "RE2", "RE3", "N", "N2", "WV", "S1", "S2")
 # width, blocks, heads of ViT models
@@ -42,6 +45,7 @@ COLUMNS = (
     "method | encoder parameters | step time | inference time | peak memory | saved activations | file | "
     "spectral input / inference | its peak memory / images"
 )
+THROUGH = "through"
 # Graphs that torch.compile may keep of one function: two of each row, for training and for inference. Past its own
 # limit it would run the other rows uncompiled.
 GRAPHS = 64
@@ -191,10 +195,10 @@ def measure(own: CostArguments) -> None:
 
 def subjects_of(text: str, own: CostArguments, pixels: torch.Tensor, folder: Path) -> list[Subject]:
     """A row, measured but for its times; then, where asked for, with its frozen prefix kept on disk, and compiled."""
-    model = build(Row.parse(text), own)
+    model = build(text, own)
     subjects = [Subject(text, model, pixels)]
-    if own.checkpointing and Row.parse(text).method != "frozen":
-        less = build(Row.parse(text), own)
+    if own.checkpointing and text.partition(":")[0] != "frozen":
+        less = build(text, own)
         enable_checkpointing(task_model(less), selective=True)
         subjects.append(Subject(f"{text}, selective checkpointing", less, pixels))
     if own.cache_prefix and "layers_to_transform" in text:
@@ -227,12 +231,16 @@ def make_vit(size: str, image_size: tuple[int, int], patch_size: int) -> PreTrai
     return ViTModel(config, add_pooling_layer=False)
 
 
-def build(row: Row, own: CostArguments) -> nn.Module:
+def build(text: str, own: CostArguments) -> nn.Module:
     """A task model of the asked size with random weights, adapted by the row's method."""
+    row = Row.parse("frozen" if text == THROUGH else text)
     torch.manual_seed(0)
     encoder = make_vit(own.size, (own.image_size, own.image_size), own.patch_size)
     model = EncoderForImageClassification.from_encoder(encoder, num_labels=10)
     adapted = row.adapt(model, own.bands).to(own.device)
+    if text == THROUGH:
+        embeddings = adapted.get_submodule(find_encoder(adapted).embeddings)
+        embeddings.register_forward_hook(lambda module, given, tokens: tokens.requires_grad_(torch.is_grad_enabled()))
     if own.bf16:
         adapted.forward = torch.autocast(torch.device(own.device).type, torch.bfloat16)(adapted.forward)
     return adapted

@@ -13,7 +13,7 @@ import torch
 from deflect_hf.benchmark import cost, runs
 from deflect_hf.benchmark.__main__ import COMMANDS, main
 from deflect_hf.benchmark.flags import report
-from deflect_hf.benchmark.runs import MemoryMonitor, Row, held_bytes
+from deflect_hf.benchmark.runs import MemoryMonitor, held_bytes
 from deflect_hf.errors import ConfigError
 
 
@@ -26,15 +26,16 @@ def test_costs_of_nothing_are_refused(flag, tmp_path):
 def test_cost_prints_ratios_to_the_reference(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(cost.SIZES, "tiny", (192, 4, 3))
     late = "deflect:layers_to_transform=[3]"
-    rows = ["--rows", "frozen", "deflect", late, "full", "--reference", "deflect", "--checkpointing"]
+    rows = ["--rows", "frozen", "through", "deflect", late, "full", "--reference", "deflect", "--checkpointing"]
     flags = ["--output", str(tmp_path), "--size", "tiny", "--image_size", "32", "--batch_size", "1", "--rounds", "1"]
     cost.main([*flags, *rows, "--cache_prefix"])
     table = capsys.readouterr().out
     (line,) = [line for line in table.splitlines() if line.startswith("| deflect | ")]
     assert line.split(" | ")[2:6] == ["1.00"] * 4 and table.count("prefix kept on disk") == 1
-    frozen, everywhere, less, start, _, stored, full, _ = json.loads((tmp_path / "cost.json").read_text())
+    frozen, through, _, everywhere, less, start, _, stored, full, _ = json.loads((tmp_path / "cost.json").read_text())
     assert less["row"] == "deflect, selective checkpointing"
     assert 0.2 * everywhere["saved_bytes"] < less["saved_bytes"] < 0.7 * everywhere["saved_bytes"]
+    assert 2 * frozen["saved_bytes"] < through["saved_bytes"] < everywhere["saved_bytes"]
     assert frozen["saved_bytes"] < start["saved_bytes"] < 0.5 * everywhere["saved_bytes"]
     assert frozen["input_bytes"] is None and everywhere["input_bytes"] == start["input_bytes"]
     assert stored["row"] == f"{late}, prefix kept on disk" and stored["encoder_total"] == start["encoder_total"]
@@ -54,7 +55,7 @@ def test_cost_prints_ratios_to_the_reference(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("indices", ["null", "default", "all"])
 def test_the_spectral_input_takes_at_most_twice_the_memory_of_the_images(indices):
     own = cost.parse_arguments(cost.CostArguments, "", ["--output", "unused", "--size", "tiny", "--image_size", "112"])
-    model = cost.build(Row.parse(f"deflect:indices={indices}"), own)
+    model = cost.build(f"deflect:indices={indices}", own)
     pixels = torch.rand(1, len(cost.BANDS), 112, 112) * 0.4
     peak = cost.meters.spectral_peak(model, pixels)
     # the planes of all bands without NaN, and where they are measured, a quarter of that
