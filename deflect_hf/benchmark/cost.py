@@ -55,7 +55,9 @@ class CostArguments(Arguments):
     """Options of ``python -m deflect_hf.benchmark cost``."""
 
     output: UserPath = Field(description="folder of the results (needed)")
-    rows: list[str] | None = option(None, "methods; null: all, DEFLECT also on the last third of the blocks")
+    rows: list[str] | None = option(
+        None, "methods, or `through`; null: all methods, DEFLECT also on the last third of the blocks"
+    )
     reference: str | None = option(None, "the row that ratios are to; null: the first one")
     size: Literal["tiny", "small", "base", "large"] = option("base", "size of the vision transformer")
     image_size: Side = option(224, "side of the images in pixels")
@@ -103,6 +105,7 @@ class Cost:
     file_bytes: int = 0
     input_bytes: int | None = None
     peak_bytes: int | None = None
+    start_seconds: float | None = None  # of the first step, which compiles
 
 
 class Subject:
@@ -212,7 +215,7 @@ def subjects_of(text: str, own: CostArguments, pixels: torch.Tensor, folder: Pat
         for name in ("step_seconds", "inference_seconds", "input_seconds"):
             setattr(compiled.cost, name, [])
         compiled.model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-        compiled.step()
+        compiled.cost.start_seconds = meters.timed(compiled.step, pixels.is_cuda)
         subjects.append(compiled)
     return subjects
 
@@ -261,6 +264,9 @@ def as_markdown(costs: Sequence[Cost], own: CostArguments, device: torch.device)
         f"{(reference.peak_bytes or 0) / 1e6:.0f} MB, saved activations "
         f"{reference.saved_bytes / 1e6:.1f} MB."
     )
+    starts = [f"{cost.row} {cost.start_seconds:.0f} s" for cost in costs if cost.start_seconds is not None]
+    if starts:
+        note += f" First step, which compiles (wall time): {', '.join(starts)}."
     return markdown(COLUMNS, (_cells(cost, reference, images) for cost in costs), note)
 
 
