@@ -1,7 +1,5 @@
 """Where processes that a test starts find one another."""
 
-from __future__ import annotations
-
 from torch.distributed import TCPStore
 
 

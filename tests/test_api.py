@@ -1,7 +1,5 @@
 """The road from a program: data sets of its own train and score as files do; models of any loop are saved."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """transformers' own Auto classes and pipelines open result folders, and give what `load_predictor` gives."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The two scripts as a user runs them: in one process, in another, in two that are launched together."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What every error of the package is: one line of bounded length."""
 
-from __future__ import annotations
-
 import pytest
 
 from deflect_hf.errors import LONGEST_MESSAGE, DataError, user_errors

@@ -1,7 +1,5 @@
 """The notebooks of `examples/` run from top to bottom, in a process of their own, with a Hub on this machine."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Programs do not replace what none of them wrote, and do replace their own."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

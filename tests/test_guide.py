@@ -1,7 +1,5 @@
 """The guide's "your own scene and polygons" does what it says: its file and its commands are run."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The programs of README and guide that train from Python run as they stand there, with a tiny encoder."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

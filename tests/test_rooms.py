@@ -1,7 +1,5 @@
 """The rooms of the package: imports run one way only, and no two files import each other."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

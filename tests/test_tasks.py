@@ -1,7 +1,5 @@
 """Each task that is not one class per image or pixel, as a user runs it: a folder, train, evaluate, predict."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """CONTRIBUTING.md does what it says: its code, as it stands there, is run."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

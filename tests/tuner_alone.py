@@ -3,8 +3,6 @@
 No test module: in the environment of the tests all extras are there.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What the launcher says and what the run says are brought together, or refused."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A result folder that a run replaces while it is read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What tests of measurements share."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 

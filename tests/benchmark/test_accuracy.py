@@ -1,7 +1,5 @@
 """The accuracy benchmark end to end, tiny: seeds, folds, what is run again and what is refused."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

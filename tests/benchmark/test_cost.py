@@ -1,7 +1,5 @@
 """The cost benchmark end to end, tiny, its meters, and what all benchmarks share."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,7 +1,5 @@
 """`python -m deflect_hf.benchmark gpu` on the CPU, tiny: that it is known to work where a GPU is."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

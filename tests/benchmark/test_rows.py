@@ -1,7 +1,5 @@
 """How a benchmark's rows are written, and what is read from the folder of a run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What rows come to together: the comparison with the first row, the table, the plots."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Measurements for maintainers; nothing here is timed in a test."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 from collections.abc import Callable, Mapping

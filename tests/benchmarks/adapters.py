@@ -5,8 +5,6 @@ measured in turns, round after round, so that a change of the machine's load fal
 ratio are printed. Memory is that of parameters and buffers, each storage counted once.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile

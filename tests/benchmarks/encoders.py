@@ -4,8 +4,6 @@ The weights are random (time and counts do not depend on them), the adapter is D
 three times of an encoder are measured in turns, for one image; medians are printed.
 """
 
-from __future__ import annotations
-
 import logging
 import statistics
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A vision transformer with random weights, DEFLECT and a segmentation head. Eager
 round after round, so that a change of the machine's load falls on all alike; the fastest round is printed.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -8,8 +8,6 @@ turns and apart from each other, with random RGB images of the size that the loa
 workers (`--workers 0`), on the CPU, times are those of the processor.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile

@@ -6,8 +6,6 @@ compute, exchange and read, but not waiting, so that it holds with fewer cores t
 windows per second, of the clock on the wall, do not.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -5,8 +5,6 @@ embedded data, with dropout and random transforms; the losses of all steps, the 
 to be those of the uninterrupted run, bit for bit.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import itertools

@@ -8,8 +8,6 @@ which is most of it; processor time is that of the command after its imports, ov
 the labels, the statistics pass goes through all windows, a few steps are made, validation and test go through theirs.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -4,8 +4,6 @@ Each is a new process, one kind after the other in every round, so that a busy m
 printed; the ratio is that of the fastest, as whatever else the machine does only adds to a time.
 """
 
-from __future__ import annotations
-
 import statistics
 import subprocess
 import sys

@@ -6,8 +6,6 @@ the machine hardly counts. Reductions are calls of `Accelerator.reduce`, waits a
 device in between.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile

@@ -1,7 +1,5 @@
 """The maintainers' benchmarks on something tiny, end to end; no time is looked at."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """An exported model against its own: the table of what was measured."""
 
-from __future__ import annotations
-
 from tests.benchmarks.export import as_markdown
 
 

@@ -1,7 +1,5 @@
 """Configuration: precedence, and errors that name the file, the key and the fix."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Every key of a data set does something for the chosen reader, or is refused."""
 
-from __future__ import annotations
-
 import pytest
 
 from deflect_hf.config.data import DatasetArguments

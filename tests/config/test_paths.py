@@ -1,7 +1,5 @@
 """Names of files as users write them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

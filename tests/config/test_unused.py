@@ -1,7 +1,5 @@
 """Keys that do nothing in a combination are refused, by name and with the reason."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """YAML: numbers as everybody writes them, and text that comes back as text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Small copies of GEO-Bench's classification sets, written as its own converters write them, pickles included."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import pickle

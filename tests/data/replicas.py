@@ -4,8 +4,6 @@ What is in the pixels can be learned: each class has a spectrum of its own, whic
 of the visible bands.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Data sets of other libraries train here, or are refused with what was found in them."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """HLS Burn Scars: pixels, masks and the published split of a replica, and broken folders."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several dates of one place: bands of all of them by name, and their median, for training and for maps."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Files of the Hub and of Zenodo: verified, all or nothing. Archives: unpacked whole, and nothing outside."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import stat

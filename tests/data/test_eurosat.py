@@ -1,7 +1,5 @@
 """EuroSAT as it unpacks, with made-up and with real images."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

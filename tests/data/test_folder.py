@@ -1,7 +1,5 @@
 """Folders of GeoTIFFs: what is read, and what is said about broken folders."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

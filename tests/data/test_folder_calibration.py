@@ -1,7 +1,5 @@
 """What the numbers in a folder of GeoTIFFs mean: scale and offset, and images given to a trained model."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

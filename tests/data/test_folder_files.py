@@ -1,7 +1,5 @@
 """Folders as others lay them out: patterns for images and masks, a table with splits and classes, painted masks."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Folders of GeoTIFFs: which image belongs to which split."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """GEO-Bench's classification sets in the published layout: names, units, splits, traps."""
 
-from __future__ import annotations
-
 import ast
 import json
 import logging

@@ -1,7 +1,5 @@
 """Masks on any grid and with any mark of validity: what is trained on is what rasterio finds on the ground."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Labels of whole images in a CSV: what is read, and what is refused by its place."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

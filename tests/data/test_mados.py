@@ -1,7 +1,5 @@
 """MADOS: pixels, labels and splits of a replica, and every way its folder can be broken."""
 
-from __future__ import annotations
-
 import logging
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Which image goes where: once per epoch, the same over processes, the same after a resume."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Stored values -> reflectance: scale, bands by name, validity, units, size, saving."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

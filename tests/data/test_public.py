@@ -1,7 +1,5 @@
 """What is promised of every public data set, on small copies of the published layouts."""
 
-from __future__ import annotations
-
 import functools
 import io
 import logging

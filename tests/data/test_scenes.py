@@ -1,7 +1,5 @@
 """Windows straight from scenes: what is read, drawn, split, and refused."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

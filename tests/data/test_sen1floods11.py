@@ -1,7 +1,5 @@
 """Sen1Floods11: pixels, labels and splits of a replica, Bolivia, and broken folders."""
 
-from __future__ import annotations
-
 import logging
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which example belongs to which split."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -1,7 +1,5 @@
 """The embedded set: repeatable, balanced, and metameric in RGB."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """What is odd about a folder or its numbers, and is read all the same, is told in a line."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Transforms move image, validity and target together, and depend on seed, epoch and index only."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

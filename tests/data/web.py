@@ -1,7 +1,5 @@
 """A web server on this machine that stands for the Hub, for Zenodo, and for those that hold scenes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -3,8 +3,6 @@
 Two processes are compared with one in tests/test_cli.py.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One temperature of the logits: found where it is known, kept by the run, and the error that is left of confidence."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

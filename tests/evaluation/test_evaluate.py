@@ -1,7 +1,5 @@
 """Sliding windows, and what evaluation makes of images of any size."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """What the loop adds to the models' loss."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Scores against scikit-learn, and their conventions."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Missing bands from training to evaluation: what a run accepts, what it refuses, and what each band is worth."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the scripts print of scores."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checkpoints to resume from, scenes to map, and what the other programs read."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

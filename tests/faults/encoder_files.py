@@ -1,7 +1,5 @@
 """Folders of encoders whose files are broken or do not fit, met in training."""
 
-from __future__ import annotations
-
 import os
 import shutil
 

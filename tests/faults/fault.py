@@ -1,7 +1,5 @@
 """One fault: how an input is damaged, and what the program that meets it has to say."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

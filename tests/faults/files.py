@@ -1,7 +1,5 @@
 """What can be wrong with a safetensors or JSON file, whoever reads it."""
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Images, masks, split files and folders that are broken, met in training, evaluation and prediction."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -1,7 +1,5 @@
 """Runs whose adapter, head, processor or configuration is broken or does not fit, met in evaluation."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Values that fit their type and do not fit each other, the data or the encoder; words of the command line."""
 
-from __future__ import annotations
-
 from tests.faults.fault import table
 from tests.faults.yaml_files import at, dataset, encoder, values
 

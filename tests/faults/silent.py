@@ -1,7 +1,5 @@
 """Inputs that no library finds fault with, and that would give wrong labels, maps or weights without a word."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Whatever is given, the answer is a result or an error of ours."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import tempfile

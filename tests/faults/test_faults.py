@@ -1,7 +1,5 @@
 """Each broken input is told in one sentence that names it, with exit status 2; undamaged ones work."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

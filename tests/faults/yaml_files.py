@@ -1,7 +1,5 @@
 """Configuration files that are broken as files, or hold keys and values that do not exist or fit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

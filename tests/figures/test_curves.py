@@ -1,7 +1,5 @@
 """Learning curves: what is read from a run's log, and what is drawn of it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

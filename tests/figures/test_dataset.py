@@ -1,7 +1,5 @@
 """Pictures of a data set: indices where they were measured, labels counted, bands in the order of wavelength."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

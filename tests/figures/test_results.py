@@ -1,7 +1,5 @@
 """Pictures of results: the right bands and colors, readable files, no global state."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

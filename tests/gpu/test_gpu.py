@@ -1,7 +1,5 @@
 """On a GPU: the checks of `python -m deflect_hf.benchmark gpu`. Without one they are skipped, and say so."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

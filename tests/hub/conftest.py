@@ -1,7 +1,5 @@
 """A local Hub that this process talks to, and tiny trained runs to publish."""
 
-from __future__ import annotations
-
 import copy
 import os
 import shutil

@@ -5,8 +5,6 @@ Users, access rights, private repositories, branches, commits, large files, down
 Source: the requests that huggingface_hub 1.31 to 2.4 sends (hf_api.py, lfs.py, file_download.py).
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

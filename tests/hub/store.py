@@ -1,7 +1,5 @@
 """What the local Hub holds: files, commits, branches, and the check of a model card's metadata."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import dataclass, field

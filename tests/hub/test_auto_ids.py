@@ -1,7 +1,5 @@
 """transformers' Auto classes and pipelines given a Hub id alone, where transformers has a head for the encoder."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """The model card: complete, true to the run, valid for the Hub, and the same again when it is read."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Whatever goes wrong on the way is said in one sentence, and leaves nothing behind that a later load would trust."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is pushed comes back: every kind of model, from each place an encoder may be."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`train.py --push_to_hub`: what is wrong is said before training, what fails at the end loses nothing."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

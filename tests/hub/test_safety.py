@@ -1,7 +1,5 @@
 """Published configurations from anybody: what is hostile or broken is refused before anything is built of it."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Repositories of strangers: what is fetched of them, what is refused, and what never happens."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

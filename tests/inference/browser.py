@@ -1,7 +1,5 @@
 """A page as a browser renders it: headless chromium."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

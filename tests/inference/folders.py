@@ -1,7 +1,5 @@
 """Result folders of models that were never trained: adapters and heads with random weights on tiny encoders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

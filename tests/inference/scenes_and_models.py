@@ -1,7 +1,5 @@
 """Small georeferenced scenes, and models whose output is known without running them."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Areas with confidence intervals, against the worked example of the paper."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """`evaluate.py --predict` and `deflect-predict` as a user runs them."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

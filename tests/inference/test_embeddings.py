@@ -1,7 +1,5 @@
 """``--output embeddings``: the encoder's tokens as a raster."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

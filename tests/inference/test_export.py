@@ -1,7 +1,5 @@
 """Trained models as files for other programs: what they compute, what is refused, what is written beside them."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

@@ -1,7 +1,5 @@
 """Map files: what they hold, what is refused, and runs that are interrupted or shared."""
 
-from __future__ import annotations
-
 import resource
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Several tasks on one encoder: as alone, in the memory of one, from several threads, and only on the same encoder."""
 
-from __future__ import annotations
-
 import copy
 import re
 import shutil

@@ -1,7 +1,5 @@
 """A map as polygons: they are the map, with class, area and confidence, and QGIS knows their colors."""
 
-from __future__ import annotations
-
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A trained folder predicts what evaluation scores."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

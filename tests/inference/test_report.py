@@ -1,7 +1,5 @@
 """The report of a map: its areas, its text, its pictures, and what a browser makes of it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

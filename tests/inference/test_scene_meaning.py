@@ -1,7 +1,5 @@
 """What the numbers, bands and places of a scene mean for a trained model."""
 
-from __future__ import annotations
-
 import logging
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Windows over a scene give what the whole scene at once gives, wherever a model allows it."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

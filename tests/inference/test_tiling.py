@@ -1,7 +1,5 @@
 """Windows along an axis cover it, sum to one, and leave out what they see worst."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Task models on tiny encoders, adapted by every method."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """`--finetune NAME`: what is trained, what the encoder sees, and what is refused."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

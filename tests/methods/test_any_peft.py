@@ -1,7 +1,5 @@
 """`--finetune peft:NAME`: every method of PEFT either trains a vision transformer or is refused with a reason."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """All bands through a trained patch embedding: how it starts, what it counts, and that it is saved."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

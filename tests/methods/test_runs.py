@@ -1,7 +1,5 @@
 """Competing methods in whole runs on the embedded data: trained, counted, told, evaluated from their folder."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tiny encoders of every supported family, and images for them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """The encoder inside the task models: loading, input sizes, bands, layers."""
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path

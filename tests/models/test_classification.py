@@ -1,7 +1,5 @@
 """Image classification: logits, losses, saving, adapters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

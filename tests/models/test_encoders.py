@@ -1,7 +1,5 @@
 """The encoder's own size, for crops and images, and its ground sampling distance."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

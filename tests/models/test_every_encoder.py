@@ -1,7 +1,5 @@
 """Every type of encoder, from its folder through a whole run to equal predictions; and the guide's table of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

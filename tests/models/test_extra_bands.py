@@ -1,7 +1,5 @@
 """Further bands behind the base bands: a wider patch embedding, which changes nothing until its kernel is set."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

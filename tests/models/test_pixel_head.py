@@ -1,7 +1,5 @@
 """The heads at pixel level: tokens of the encoder and all bands of each pixel, by itself or in a U-Net."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

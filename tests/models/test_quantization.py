@@ -1,7 +1,5 @@
 """Quantised encoders: DEFLECT on top of them against full precision; what does not go is refused."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Semantic segmentation and the heads: logits, losses, sizes, saving, adapters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

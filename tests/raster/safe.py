@@ -1,7 +1,5 @@
 """Sentinel-2 products of few pixels, with the folders, names, formats and metadata of real ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

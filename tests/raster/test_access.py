@@ -1,7 +1,5 @@
 """Addresses: read by windows where the user writes them, refused where a file names them."""
 
-from __future__ import annotations
-
 import json
 import tarfile
 import zipfile

@@ -1,7 +1,5 @@
 """Arrays that numpy saved, read as rasters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Areas of pixels on the ground, against the known areas of ellipsoids, spheres and grids."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

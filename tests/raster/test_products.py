@@ -1,7 +1,5 @@
 """Scenes as agencies deliver them, opened as one raster: which file is which band, units, grids, what is refused."""
 
-from __future__ import annotations
-
 import json
 import tarfile
 import zipfile

@@ -1,7 +1,5 @@
 """Rasters in and out: bands by name, windows, validity, georeference, broken files."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

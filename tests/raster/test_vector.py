@@ -1,7 +1,5 @@
 """Polygons and points as labels: what is burnt where, in whatever reference system they were drawn."""
 
-from __future__ import annotations
-
 import json
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is fitted or read before training."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

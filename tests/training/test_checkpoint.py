@@ -1,7 +1,5 @@
 """Files that are whole or not there, and checkpoints that know when they are damaged."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from pathlib import Path

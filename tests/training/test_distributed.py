@@ -1,7 +1,5 @@
 """Two processes on CPU (gloo) train as one does, with DDP and with FSDP2; stopped and resumed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The test of learning rates: what it chooses, and that a run does not notice that there was one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

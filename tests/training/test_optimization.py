@@ -1,7 +1,5 @@
 """Learning rates over the iterations, and which parameters decay."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

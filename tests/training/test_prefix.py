@@ -1,7 +1,5 @@
 """The frozen prefix kept on disk: the same training, its blocks run once per image, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A dry run tells what a run would do, refuses what it would refuse, and writes nothing."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

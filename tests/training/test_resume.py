@@ -1,7 +1,5 @@
 """Interrupted runs: killed, told to stop, without space, damaged; resumed in place or elsewhere."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

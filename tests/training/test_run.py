@@ -1,7 +1,5 @@
 """Whole runs on tiny models and the embedded data: what they write, reload, resume and refuse."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The one pass over the training set: what it finds, how often it is made, and images of any size."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """What a run tells the trackers, read back from their files."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

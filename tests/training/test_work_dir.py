@@ -1,7 +1,5 @@
 """The folder of a run: one run at a time, and nothing lost."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What processes of `test_distributed.py` do besides training; each is a process of its own, so patches end with it."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Sequence

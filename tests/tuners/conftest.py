@@ -1,7 +1,5 @@
 """Fixtures of the tuner tests: every architecture, both attention kernels."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

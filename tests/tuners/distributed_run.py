@@ -4,8 +4,6 @@ Each kind writes its losses, the gradients of the first step and its adapter fol
 kinds of FSDP checkpoint their blocks, each in its own way.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

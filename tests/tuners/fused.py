@@ -1,7 +1,5 @@
 """Encoders of the published sizes without their weights: as transformers builds them, and with the published layers."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from transformers import ViTConfig, ViTModel

@@ -3,8 +3,6 @@
 The wheel does not hold them. They are kept in pytest's cache folder, so that a machine fetches them once.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import subprocess

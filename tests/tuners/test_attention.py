@@ -1,7 +1,5 @@
 """Both mixtures of one attention map, `S V` and `S a`: the bits of the frozen call, gradients of the plain ones."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

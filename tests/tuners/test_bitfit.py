@@ -1,7 +1,5 @@
 """BitFit: which biases are trained, and how many."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from peft import get_peft_model

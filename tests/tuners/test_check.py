@@ -1,7 +1,5 @@
 """`deflect_hf.check`: what it proves, and what it says where that does not hold."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model

@@ -1,7 +1,5 @@
 """No hidden state: checkpointing, interleaving, compiling and output capture see what a plain run sees."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The properties every implementation of DEFLECT must have."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -4,8 +4,6 @@ FSDP is sharded by the policies that PEFT and Accelerate make of the model (`_no
 itself: Accelerate prepares FSDP for accelerators alone.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Save, load, switch, add, delete, copy: what a PEFT user does with an adapter."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """What SLR and BitFit share: the life of an adapter that can be merged."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Batches whose samples ask for different adapters: each row as after `set_adapter`, and PEFT's errors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """What is saved here is the same in another process: one for all of it, as its imports take seconds."""
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

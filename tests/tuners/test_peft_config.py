@@ -9,8 +9,6 @@
 `test_every_test_is_accounted_for` keeps this table true when PEFT adds a test.
 """
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What PEFT promises of every method beyond its tests: model card, refusals, compiled switching, printed summaries."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from accelerate import cpu_offload

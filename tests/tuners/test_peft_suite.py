@@ -26,8 +26,6 @@ How many ran and passed per architecture: `python -m pytest tests/tuners/test_pe
 `test_every_test_of_the_matrix_is_accounted_for` keeps this table true when PEFT adds a test.
 """
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import sys

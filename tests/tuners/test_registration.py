@@ -1,7 +1,5 @@
 """DEFLECT stands in PEFT's tables like a built-in method."""
 
-from __future__ import annotations
-
 import configparser
 import copy
 import json

@@ -1,7 +1,5 @@
 """Scaled low-rank adapters: the published equations and sizes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from peft import get_peft_model

@@ -1,7 +1,5 @@
 """What an adapter knows of its input: the unit, the indices and their bounds, and the bands it can do without."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

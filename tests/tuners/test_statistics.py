@@ -1,7 +1,5 @@
 """Fitting what standardises the pixel sets: valid pixels only, whatever the batches and processes."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """DEFLECT on timm's VisionTransformer: the one of timm where it can be imported, and a copy of it everywhere."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any

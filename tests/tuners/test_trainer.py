@@ -1,7 +1,5 @@
 """`transformers.Trainer` trains, saves, resumes and reloads a DEFLECT adapter as it does any other of PEFT's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """timm's VisionTransformer as timm 1.0 writes it, down to the names: timm itself wants torchvision."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

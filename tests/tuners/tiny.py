@@ -1,7 +1,5 @@
 """Tiny encoders of every architecture, with random weights, and adapters on them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import peft

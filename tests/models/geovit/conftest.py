@@ -1,7 +1,5 @@
 """Published checkpoints in small, and GeoViT of every kind of position."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

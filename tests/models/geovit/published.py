@@ -4,8 +4,6 @@ Written from the description of the files alone, without a line of the package: 
 autoencoders, positions in float64 with numpy.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from dataclasses import dataclass, field
