@@ -139,7 +139,7 @@ def run(
 def begin(config: RunArguments, work_dir: Path, loop: TrainingLoop, source: Path | None) -> None:
     """Write what a run begins with: its configuration, its encoder if that is random, and the log up to here."""
     if source is not None:
-        warn_of_changes(config, work_dir)
+        warn_of_changes(config, work_dir, source)
         checkpoint.drop_checkpoints_after(work_dir, loop.progress.step)
         loop.log.drop_after(loop.progress.step, loop.progress.evaluated)
     if config.encoder.random is not None and not (work_dir / ENCODER / "config.json").is_file():
@@ -161,9 +161,9 @@ def parameter_counts(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def warn_of_changes(config: RunArguments, work_dir: Path) -> None:
-    """Name the settings of a run that is continued which are not those it had: they hold from here on."""
-    path = work_dir / CONFIG
+def warn_of_changes(config: RunArguments, work_dir: Path, source: Path) -> None:
+    """Name the settings which are not those of the run that wrote the checkpoint ``source``: they hold from here on."""
+    path = source.absolute().parent.parent / CONFIG
     if not path.is_file():
         return
     now = {key: value for key, value, _ in flatten(plain(config), RunArguments, "this run")}

@@ -50,17 +50,18 @@ def torch_file(folder: Path, step: str) -> dict[str, torch.Tensor]:
 def test_settings_that_a_continued_run_did_not_have_are_named(tmp_path: Path, caplog) -> None:
     argv = ["--config", str(CONF / "classification.yaml"), "--work_dir", str(tmp_path)]
     before = parse_arguments(RunArguments, "test", argv)
-    warn_of_changes(before, tmp_path)  # of a run that was resumed from another's state
+    source = tmp_path / "checkpoints" / "step-3"
+    warn_of_changes(before, tmp_path, source)  # its configuration was not copied with it
     (tmp_path / "config.yaml").write_text(checkpoints.to_yaml(before))
-    warn_of_changes(parse_arguments(RunArguments, "test", [*argv, "--resume_from", "last"]), tmp_path)
+    warn_of_changes(parse_arguments(RunArguments, "test", [*argv, "--resume_from", "last"]), tmp_path, source)
     assert not caplog.messages
     after = parse_arguments(RunArguments, "test", [*argv, "--epochs", "77", "--segmentor.loss.dice", "0.5"])
-    warn_of_changes(after, tmp_path)
-    assert caplog.messages == [
-        f"{tmp_path} goes on with other settings: epochs {before.epochs} -> 77, segmentor.loss.dice 0.0 -> 0.5"
-    ]
+    changes = f"goes on with other settings: epochs {before.epochs} -> 77, segmentor.loss.dice 0.0 -> 0.5"
+    for folder in (tmp_path, tmp_path / "another"):  # in its own folder, and in a new one
+        warn_of_changes(after, folder, source)
+        assert caplog.messages[-1] == f"{folder} {changes}"
     (tmp_path / "config.yaml").write_text("epohcs: 3")
-    warn_of_changes(after, tmp_path)
+    warn_of_changes(after, tmp_path, source)
     assert "unknown key 'epohcs'" in caplog.messages[-1] and caplog.messages[-1].startswith("settings are not compared")
 
 
