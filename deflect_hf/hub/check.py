@@ -30,11 +30,20 @@ from deflect_hf.errors import CheckpointError, DeflectError, listing
 from deflect_hf.hub import safety
 from deflect_hf.hub.client import check_repo_id
 from deflect_hf.models.loading import ENCODERS
+from deflect_hf.models.rivals import PixelNetConfig, UNetConfig
 from deflect_hf.tuners.deflect import DeflectConfig
 
 REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]{0,199}")
 # The largest published vision transformer (22 B parameters) has 48 blocks of width 6144.
-LARGEST = {"num_hidden_layers": 128, "hidden_size": 16_384, "intermediate_size": 65_536, "image_size": 16_384}
+LARGEST = {
+    "num_hidden_layers": 128,
+    "hidden_size": 16_384,
+    "intermediate_size": 65_536,
+    "image_size": 16_384,
+    "levels": 10,
+}
+# The networks without an encoder, too, which a benchmark or --encoder.random.model_type trains from scratch.
+KNOWN = (*ENCODERS, PixelNetConfig.model_type, UNetConfig.model_type)
 MAX_CLASSES = 10_000
 LIBRARIES = re.compile(r"(?:deflect_hf|transformers)(?:\.\w+)*")
 MAX_FORMULAS = 600
@@ -118,10 +127,10 @@ def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> N
         if kernel or key in safety.CODE_KEYS:
             raise CheckpointError(safety.needs_code(path, prefix + key))
     kind = entries.get("model_type")
-    if kind not in ENCODERS:
+    if kind not in KNOWN:
         raise CheckpointError(
             f"{path}: {prefix}model_type is {kind!r:.80}, which is none of the encoders that are loaded from the Hub: "
-            f"{listing(ENCODERS)}."
+            f"{listing(KNOWN)}."
         )
     defaults = CONFIG_MAPPING[str(kind)]().to_dict()
     for key in {*LARGEST, *(name for name, value in defaults.items() if type(value) is int)} & entries.keys():

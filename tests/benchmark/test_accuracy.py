@@ -14,6 +14,7 @@ import torch
 import yaml
 from filelock import FileLock
 
+from deflect_hf import load_predictor
 from deflect_hf.benchmark import accuracy
 from deflect_hf.benchmark.accuracy import Plan
 from deflect_hf.benchmark.runs import Row, RunFiles, settings
@@ -164,6 +165,9 @@ def test_rivals_are_trained_on_all_bands_by_the_same_loop(tmp_path: Path) -> Non
     runs = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "rows").glob("*.json")}
     assert len({(one["steps"], str(one["images"])) for one in runs.values()}) == 1
     assert len({str(one["config"]["augmentation"]) for one in runs.values()}) == 1
+    for run in (tmp_path / "runs").glob("[pu]*/"):  # mapped like any other model
+        predictor = load_predictor(run)
+        assert predictor(np.full((7, 32, 32), 1000)).shape == (1, 4, 32, 32)
     with pytest.raises(ConfigError, match=r"wdth is no option of the row 'unet'.*Did you mean 'width'"):
         Row.parse("unet:wdth=4")
     with pytest.raises(ConfigError, match="the row 'pixel': width=0 must be a whole number from 1 on"):

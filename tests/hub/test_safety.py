@@ -140,6 +140,7 @@ def test_hostile_adapter_configs(
         (TASK, {"encoder_config._attn_implementation": "mallory/kernel"}, "attn_implementation' asks for code"),
         (TASK, {"encoder_config.num_hidden_layers": 10**6}, "encoder_config.num_hidden_layers is 1000000; a whole"),
         (TASK, {"encoder_config.hidden_size": 1 << 30}, "encoder_config.hidden_size is 1073741824; a whole number"),
+        (TASK, {"encoder_config": {"model_type": "deflect_unet", "levels": 40}}, "encoder_config.levels is 40; a"),
         (TASK, {"encoder_config.image_size": [10**9, 3]}, "encoder_config.image_size is [1000000000, 3]"),
         (TASK, {"encoder_config.hidden_size": "16"}, "encoder_config.hidden_size is '16'; a whole number"),
         (PROCESSOR, {"auto_map": {"x": "y"}}, "'auto_map' asks for code that is not part"),
