@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deflect_hf.errors import UnitError, listing
-from deflect_hf.spectral.bands import Unit
+from deflect_hf.spectral.bands import Unit, is_reflectance
 from deflect_hf.spectral.selection import match_bands
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ NARROW = 0.02  # reflectance: a band that varies less than this over the trainin
 # What a wrong offset or scale makes of reflectance: scale, offset, and the share of the distance from the training
 # images that may be left once it is undone. Twice and half as bright occurs in nature. Of 1,240 real chips against four
 # training sets none was refused; of sets that were shifted by 0.1, 4 to 10 % of the distance is left.
+# What is undone has to be NEAR the training images, too: a tenth of cloud, snow or desert is as dark as a forest.
 NEAR = 0.2  # mean difference of the quantiles, in lengths from 5 to 95 % of training
 MISTAKES: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {
@@ -155,10 +156,9 @@ class BandContract:
         def distance(values: NDArray[np.float64]) -> float:
             return float((np.abs(values - training) / spread).mean())
 
-        left, change = min(
-            (distance((scene - offset) / scale) / share, change) for change, (scale, offset, share) in MISTAKES.items()
-        )
-        if distance(scene) < NEAR or left >= distance(scene):
+        undone = {change: distance((scene - offset) / scale) for change, (scale, offset, _) in MISTAKES.items()}
+        change = min(MISTAKES, key=lambda one: undone[one] / MISTAKES[one][2])
+        if not undone[change] < NEAR <= distance(scene) or undone[change] >= MISTAKES[change][2] * distance(scene):
             return
         medians = ", ".join(
             f"{band} {own[2]:.3g} (training: {usual[2]:.3g})"
@@ -206,7 +206,7 @@ def check_reflectance(values: NDArray[Any] | Tensor, where: str, bands: Sequence
     Args:
         values: the image after scale and offset.
         where: what the message calls it, a file name for example.
-        bands: names of the channels, for the message.
+        bands: codes of the channels; those that are no reflectance (DEM, T1) are not judged. Empty: all are.
 
     Raises:
         UnitError: digital numbers, 8-bit or standardised values, a scale applied twice, or an offset in excess; the
@@ -216,6 +216,8 @@ def check_reflectance(values: NDArray[Any] | Tensor, where: str, bands: Sequence
     channels = np.moveaxis(array, -3, 0).reshape(array.shape[-3], -1) if array.ndim >= 3 else array.reshape(1, -1)
     brightest = 0.0
     for number, channel in enumerate(channels):
+        if bands and not is_reflectance(bands[number]):
+            continue
         sample = channel[:: max(1, channel.size // _SAMPLE)]
         lowest, highest = float(np.fmin.reduce(sample)), float(np.fmax.reduce(sample))
         if lowest >= SHIFTED and highest <= TOO_BRIGHT:  # then no percentile can be out of the limits either
@@ -256,7 +258,7 @@ def refuse_mixed_units(stored: NDArray[Any], scale: NDArray[Any], bands: Sequenc
     """Refuse bands that hold reflectance where others hold digital numbers: (C, H, W) stored values, NaN is skipped.
 
     Such a band holds fractions, which the scale of the others brings to nothing. Whole numbers as small are no measure:
-    atmospheric correction leaves 0 and 1 on dark water.
+    atmospheric correction leaves 0 and 1 on dark water. Bands that are no reflectance have a unit of their own.
 
     Args:
         scale: (C, 1, 1) or ().
@@ -273,6 +275,7 @@ def refuse_mixed_units(stored: NDArray[Any], scale: NDArray[Any], bands: Sequenc
     fractions = (
         (highest <= TOO_BRIGHT) & (np.abs(sample).mean(axis=1) < FRACTIONS) & (sample != np.round(sample)).any(axis=1)
     )
+    fractions &= [is_reflectance(band) for band in bands]
     fractions &= np.broadcast_to(np.abs(scale).reshape(-1), highest.shape) * highest < TOO_DARK
     if fractions.any() and (highest > TOO_BRIGHT).any():
         odd = [band for band, one in zip(bands, fractions, strict=True) if one]

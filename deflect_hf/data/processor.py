@@ -10,6 +10,7 @@ import copy
 import inspect
 import math
 import numbers
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -256,7 +257,9 @@ class MultispectralImageProcessor(BaseImageProcessor):
     @property
     def contract(self) -> BandContract:
         """What images must be like for a model that was trained with this processor."""
-        ignored = [band for band in self.source_bands or () if band not in self.bands]
+        # a band without a name is "band 5 DEM" here, and "DEM" where its own name is compared
+        plain = (re.sub(r"^band \d+ ", "", band) for band in self.source_bands or ())
+        ignored = [band for band in plain if band not in self.bands]
         height = None if self.size is None or self.trained_size is None else self.trained_size[0]
         return BandContract(
             tuple(self.bands), tuple(self.needed_bands), tuple(ignored), self.unit, self.gsd_m, self.projection, height,

@@ -163,7 +163,10 @@ def file_bands(
         try:
             named = iter(resolve_bands([name for name in source_bands if not is_no_band(name, quality)], sensor))
         except BandError as error:
-            raise BandError(f"source_bands: {error} A layer to be left out is called {SKIPPED!r}.") from error
+            raise BandError(
+                f"source_bands: {error} A layer to be left out is called {SKIPPED!r}; one that is no band of the "
+                "catalogue, but the model shall get, is described in a `sensor`: {bands: [R, G, B, {code: DEM}]}."
+            ) from error
         given = [None if is_no_band(name, quality) else next(named) for name in source_bands]
     elif not any(own) and sensor is not None:
         given = [*sensor.codes]

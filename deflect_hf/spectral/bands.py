@@ -83,6 +83,12 @@ def is_band_number(name: str) -> bool:
     return re.fullmatch(r"b\d+a?", fold(name)) is not None
 
 
+def is_reflectance(code: str) -> bool:
+    """Whether a band holds reflectance by its code: not temperatures, nor codes of a user's own, such as ``DEM``."""
+    plain, _ = split_date(code)
+    return re.fullmatch(r"W\d{3,5}", plain) is not None or (plain in BAND_CODES and not plain.startswith("T"))
+
+
 _NIR_NAMES = frozenset(fold(name) for code, _, _, _, names in SPECTRUM if code in SINGLE_NIR for name in (code, *names))
 
 

@@ -57,7 +57,10 @@ class SpectralFeatures(nn.Module):
         self.patch_size = (int(patch_size[0]), int(patch_size[1]))
         clashes = [name for name in self.formulas if name in self.bands]
         if clashes:
-            raise ConfigError(f"{listing(clashes)} are names of bands and of indices at once.")
+            raise ConfigError(
+                f"{listing(clashes)} are names of bands and of indices at once: such an index is computed of the other "
+                "bands anyway, so leave the band out, or give it another code."
+            )
         limits = [self.bounds[name] for name in self.formulas]
         self.program = compile_program(list(self.formulas.values()), self.bands, limits)
         self.register_buffer("feature_mean", torch.zeros(self.num_features, device="cpu"), persistent=False)

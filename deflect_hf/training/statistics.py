@@ -153,7 +153,7 @@ def look_at(
         sample.append(values.flatten(2)[..., ::every].transpose(0, 1).flatten(1))
         if features is not None and patches is not None:
             if number == 0 and config.dataset.unit_check and train.processor.unit == "reflectance":
-                check_reflectance(values, "the first batch of pixel_values")
+                check_reflectance(values, "the first batch of pixel_values", train.bands)
             patches.update(features.raw_statistics(whole_patches(values.to(device), features.patch_size)))
     pixels.reduce(accelerator)
     unmeasured.counts = accelerator.reduce(unmeasured.counts.to(device), reduction="sum")

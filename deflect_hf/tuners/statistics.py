@@ -78,7 +78,7 @@ def fit_statistics(
                 "give a DataLoader, not the images one by one."
             )
         if number == 0 and unit_check and config.unit == "reflectance":
-            check_reflectance(pixel_values, "the first batch of pixel_values")
+            check_reflectance(pixel_values, "the first batch of pixel_values", config.bands or ())
         moments.update(features.raw_statistics(pixel_values.to(device)))
     if accelerator is not None:
         moments.reduce(accelerator)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deflect_hf.data.contract import QUANTILES, BandContract, check_reflectance
+from deflect_hf.data.contract import QUANTILES, BandContract, check_reflectance, refuse_mixed_units
 from deflect_hf.errors import UnitError
 
 GENERATOR = np.random.default_rng(0)
@@ -56,6 +56,18 @@ def test_reflectance_passes(values):
 def test_other_units_are_refused_with_the_fix(values, message):
     with pytest.raises(UnitError, match=r"^scene\.tif: .*(" + message + ")"):
         check_reflectance(values, "scene.tif")
+
+
+def test_bands_that_are_no_reflectance_keep_their_unit():
+    bands = ["B", "N", "T1", "DEM", "VV", "N@1"]
+    values = np.stack([chip(one)[0] for one in (0.05, 0.3, 295, 1800, -12, 0.3)])
+    check_reflectance(values, "x", bands)
+    refuse_mixed_units(values * np.array([1e4, 1e4, 1, 1, 1e-3, 1e4])[:, None, None], np.float64(1e-4), bands, "x")
+    for wrong in ([0, 2], [5, 3]):  # the same numbers under the name of a band of reflectance
+        values[wrong[0]] = values[wrong[1]]
+        with pytest.raises(UnitError, match=f"band '{bands[wrong[0]]}', channel {wrong[0]} is not reflectance"):
+            check_reflectance(values, "x", bands)
+        values[wrong[0]] = 0.1
 
 
 def test_one_bad_channel_among_good_ones_is_named():
@@ -117,6 +129,8 @@ def test_the_same_bands_in_any_order_pass_without_a_word(caplog):
         (lambda values: values * 2, "times 2; .*digital numbers mean something else"),
         (lambda values: values, None),
         (lambda values: values * np.array([3, 2, 1, 0.5, 0.4])[:, None], None),  # another landscape
+        (lambda values: values * 0.2 + 0.55, None),  # cloud
+        (lambda values: values * 0.1 + np.array([0.75, 0.72, 0.69, 0.6, 0.06])[:, None], None),  # snow
         (lambda values: np.full_like(values, np.nan), None),
     ],
 )

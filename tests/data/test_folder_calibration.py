@@ -97,6 +97,18 @@ def test_bands_that_training_never_saw_are_ignored_aloud(
     ]
 
 
+def test_bands_without_a_name_that_training_had_too_are_ignored_in_silence(
+    segmentation_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rewrite(segmentation_folder, (*BANDS, "DEM"))
+    processor = load_dataset_splits(segments(segmentation_folder, bands=["R", "N"]))["test"].processor
+    rewrite(segmentation_folder, ("DEM", "slope", *BANDS))
+    read(segmentation_folder, processor)
+    assert [text.partition(": ")[2] for text in told(caplog)] == [
+        "band(s) 'slope' are unknown to the model and are ignored"
+    ]
+
+
 def test_a_missing_band_is_refused_unless_the_model_can_do_without(
     segmentation_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
