@@ -131,7 +131,8 @@ class BandContract:
         """Refuse (C, ...) values that are those of training but for an offset or a scale; NaN is skipped.
 
         Images of another place or season differ from those of training, but not by one number in all bands: an error is
-        raised only where such a number brings nearly all quantiles of all bands back.
+        raised only where such a number brings nearly all quantiles of all bands back, or where they are darker than
+        any sea.
 
         Args:
             pixel_values: of a whole scene or of many images, bands in the order of the contract.
@@ -147,10 +148,13 @@ class BandContract:
             sample = values[:: max(1, values.size // _SAMPLE)]
             sample = sample[np.isfinite(sample)]
             if len(self.quantiles.get(band, ())) == len(QUANTILES) and sample.size >= FEWEST:
-                found[band] = np.quantile(sample.astype(np.float64), QUANTILES[1:-1])
+                found[band] = np.quantile(sample.astype(np.float64), QUANTILES)
         if len(found) < 2:
             return
-        scene, training = np.array([*found.values()]), np.array([self.quantiles[band][1:-1] for band in found])
+        scene = np.array([*found.values()])[:, 1:-1]
+        if scene.any():  # zeros alone are told elsewhere
+            refuse_dark(found, where)
+        training = np.array([self.quantiles[band][1:-1] for band in found])
         spread = np.maximum(training[:, -1:] - training[:, :1], NARROW)
 
         def distance(values: NDArray[np.float64]) -> float:
@@ -239,18 +243,18 @@ def check_reflectance(values: NDArray[Any] | Tensor, where: str, bands: Sequence
         raise UnitError(f"{where}: no value is above {brightest:.3g}, but 1.0 is 100 % reflectance; {_FIXES['dark']}")
 
 
-def refuse_dark(quantiles: Mapping[str, Sequence[float]], where: str) -> None:
+def refuse_dark(quantiles: Mapping[str, Sequence[float] | NDArray[np.float64]], where: str) -> None:
     """Refuse images that are all darker than the darkest sea: band -> its values at ``QUANTILES``.
 
     Raises:
         UnitError: the scale makes too little of the numbers.
     """
-    brightest = max((values[-1] for values in quantiles.values() if values), default=DARKEST)
+    brightest = max((values[-1] for values in quantiles.values() if len(values)), default=DARKEST)
     if brightest < DARKEST:
         raise UnitError(
             f"{where}: in every band, 99 % of the values are below {brightest:.2g}, but 1.0 is 100 % reflectance: "
-            "correct `scale` or the scale tags of the files (Sentinel-2: 1e-4; Landsat C2 L2: 2.75e-5); if all of the "
-            "images are so dark, set `unit_check` to false."
+            "correct `scale` or the scale tags of the files (Sentinel-2: 1e-4; Landsat C2 L2: 2.75e-5; percent: 0.01); "
+            "if all of the images are so dark, set `unit_check` to false."
         )
 
 

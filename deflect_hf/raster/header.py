@@ -98,10 +98,12 @@ class RasterInfo:
         listed = zip(own, source_bands or (), strict=False)
         found = found or [k for k, one in listed if one.casefold() == name.casefold()]
         if len(found) != 1:
+            where = f"{self.path}, {date} of its `dates` (counted from 1, @0 is the image)" if date else self.path
+            described = listing(self.descriptions[k] for k in own if self.descriptions[k])
             raise BandError(
-                f"{self.path}: {len(found)} bands are described as {layer!r}, the quality layer; the descriptions are "
-                f"{listing(text for text in self.descriptions if text)}: correct `qa_band`, or name the layer so in "
-                "`source_bands`, the names of all bands in file order."
+                f"{where}: {len(found)} bands are described as {name!r}, the quality layer; the descriptions are "
+                f"{described}: correct `qa_band`, or name the layer so in `source_bands`, the names of all bands in "
+                "file order."
             )
         return found[0]
 

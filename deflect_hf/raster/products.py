@@ -101,6 +101,9 @@ class Product(os.PathLike[str]):
         """The bands of all dates."""
         name = Path(self.path).stem
         others = [(f"@{number}", date.replace("*", name)) for number, date in enumerate(self.dates, start=1)]
+        given = [self.path, *(path for _, path in others)]
+        if len({os.path.realpath(path) for path in given}) < len(given):
+            raise DataError(f"{self.path}: of the image and its `dates`, {listing(given)}, two are one file.")
         found = []
         for date, path in [("", self.path), *([("@0", self.path)] if self.composite else []), *others]:
             product = dataclasses.replace(self, path=path, dates=())

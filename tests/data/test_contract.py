@@ -127,6 +127,8 @@ def test_the_same_bands_in_any_order_pass_without_a_word(caplog):
         (lambda values: values - 0.1, "minus 0.1; .*unit_check"),
         (lambda values: values * 10, "times 10"),
         (lambda values: values * 2, "times 2; .*digital numbers mean something else"),
+        (lambda values: values / 100, r"99 % of the values are below .*correct `scale` .*percent: 0\.01"),
+        (lambda values: values * 0, None),
         (lambda values: values, None),
         (lambda values: values * np.array([3, 2, 1, 0.5, 0.4])[:, None], None),  # another landscape
         (lambda values: values * 0.2 + 0.55, None),  # cloud

@@ -75,6 +75,18 @@ def test_dates_come_onto_the_grid_of_the_scene(tmp_path: Path) -> None:
         raster_info(Product.of(tmp_path / "new.tif", dates=(str(tmp_path / "gone.tif"),)))
 
 
+def test_a_date_that_is_the_image_and_one_without_the_quality_layer_are_refused(tmp_path: Path) -> None:
+    write_dates(tmp_path)
+    scene, other = tmp_path / "0" / "a.tif", tmp_path / "1" / "a.tif"
+    for dates in ([tmp_path / "0" / "*.tif"], [other, tmp_path / "0" / ".." / "1" / "a.tif"]):
+        with pytest.raises(DataError, match=r"0/a\.tif: of the image and its `dates`, .*, two are one file"):
+            raster_info(Product.of(scene, dates=tuple(map(str, dates))))
+    write_scene(other, np.full((3, 32, 32), 700, np.int16), descriptions=BANDS[:3])
+    clouds = quality_layer(ReadingArguments(qa="sentinel2_scl"))
+    with pytest.raises(BandError, match=r"a\.tif, @1 of its `dates` .*: 0 bands .* 'SCL', .* are 'G@1', 'R@1', 'N@1':"):
+        read_raster(Product.of(scene, dates=(str(other),)), ["N", "N@1"], quality=clouds)
+
+
 @pytest.mark.parametrize("described", [True, False])
 def test_a_quality_layer_of_any_name_is_never_interpolated(described: bool, tmp_path: Path) -> None:
     names = ["G", "R", "N", "Clouds"]
