@@ -284,9 +284,9 @@ class DatasetArguments(ReadingArguments, PlaceArguments):
             for key in ("block_km", "num_folds", "background"):
                 if getattr(self, key) is not None:
                     raise ConfigError(f"split_column says which polygon is in which split: remove `{key}`.")
-        if self.background is not None and self.background not in (self.classes or ()):
+        if self.background is not None and self.classes and self.background not in self.classes:
             raise ConfigError(
-                f"background={self.background!r} is none of `classes`, {listing(self.classes or ())}: list all classes "
+                f"background={self.background!r} is none of `classes`, {listing(self.classes)}: list all classes "
                 "there, with it among them."
             )
 

@@ -211,8 +211,10 @@ def _target(cells: dict[str, str], labels: Labels, args: DatasetArguments, where
     cell = cells[_column(args, list(cells), where)]
     if labels.task == "regression":
         return {"target": number_of(cell, where)}
+    cell = dict(zip(map(str, args.class_values or ()), labels.classes, strict=False)).get(cell, cell)
     if cell not in labels.classes:
-        fix = nearest(cell, labels.classes) if cell else " Take images without a class away, or give them one."
+        fix = " `class_values: [0, 1, ...]` says which number is which class." if cell.isdecimal() else ""
+        fix = fix or nearest(cell, labels.classes) if cell else " Take images without a class away, or give them one."
         raise DataError(f"{where}: {cell!r} is none of {listing(labels.classes)}.{fix}")
     return {"label": labels.classes.index(cell)}
 

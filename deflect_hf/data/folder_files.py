@@ -85,9 +85,13 @@ def masks_of(base: Path, args: DatasetArguments, split: str, images: Mapping[str
         )
     if bare:
         found = "" if masks else f" ({folder} holds no file of {listing(MASK_SUFFIXES)}{holding(folder)})"
+        image, near = images[bare[0]], next((path for name, path in masks.items() if bare[0] in name), None)
+        where = '`masks: "**/*.png"`'
+        if near is not None:  # a_mask.png of a.tif
+            where = f'`images: "images/*{image.suffix}"`, `masks: "masks/{near.name.replace(bare[0], "*", 1)}"`'
         raise DataError(
-            f"{images[bare[0]]} has no mask ({len(bare)} of {len(images)} images have none){found}: add "
-            f'{folder / bare[0]}.png, take the image away, or say where the masks are, `masks: "**/*.png"`.'
+            f"{image} has no mask ({len(bare)} of {len(images)} images have none){found}: add "
+            f"{folder / bare[0]}.png, take the image away, or say where the masks are, {where}."
         )
     idle = [masks[name] for name in masks if name not in images] if args.images is None else []
     if idle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import logging
 import math
 import os
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 TABLE = "labels.csv"
 PARQUET = (".parquet", ".pq")
+BETWEEN = (",", ";", "\t")  # cells, by the names of the columns; spreadsheets of many countries write semicolons
 SEPARATOR = ";"
 EMPTY = ("nan", "na", "n/a", "<na>", "null")  # what programs write for an empty cell
 LIST = "labels"  # the column of a list of classes
@@ -59,11 +61,11 @@ def table_rows(path: Path, missing: str) -> list[list[str]]:
         data_errors(f"{path} is no CSV in UTF-8", "save it as one.", UnicodeDecodeError, csv.Error, OSError),
         path.open(encoding="utf-8-sig", newline="") as stream,
     ):
-        lines = [[cell.strip() for cell in row] for row in csv.reader(stream)]
+        text = stream.read()
+        header = text.lstrip().partition("\n")[0]
+        between = next((mark for mark in BETWEEN if mark in header), ",")
+        lines = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline=""), delimiter=between)]
     rows = [row for row in lines if any(row)] or [[""]]
-    other = next((mark for mark in (";", "\t", "|") if mark in rows[0][0]), None)
-    if other and len(rows[0]) < 2:
-        raise DataError(f"{path} has {other!r} between its cells: save it with commas, and numbers with points.")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
             raise DataError(f"{path}, row {number} has {len(row)} cells instead of {len(rows[0])}: {row}.")
@@ -97,10 +99,14 @@ def cells_of(table: Table, images: Mapping[str, Path], path: Path) -> list[dict[
     rows = _called(table, images, path)
     missing = [name for name in images if name not in rows]
     if missing:
+        fix = (
+            "add those that are missing, with empty cells if they have no label"
+            if rows
+            else "put the names first (pandas: to_csv(index=False))"
+        )
         raise DataError(
             f"{path} has no row for {len(missing)} of {len(images)} images, first {listing(missing[:3])}; "
-            f"its first column, the names of images, begins with {listing(list(table)[:2])}: add those that are "
-            "missing, with empty cells if they have no label."
+            f"its first column, the names of images, begins with {listing(list(table)[:2])}: {fix}."
         )
     return [table[rows[name]] for name in images]
 
@@ -209,12 +215,14 @@ def class_labels(cells: dict[str, str], classes: Sequence[str], where: str) -> l
 
 def number_of(cell: str, where: str) -> float:
     """A cell as a number; NaN for an empty one."""
-    if cell == "":
+    if cell == "" or cell.casefold() in EMPTY:
         return math.nan
     try:
         value = float(cell.replace("_", "?"))  # to Python, 1_3 is 13
     except ValueError as error:
-        raise DataError(f"{where} holds {cell!r}, which is no number; leave it empty if it is not known.") from error
+        raise DataError(
+            f"{where} holds {cell!r}, which is no number; write 1.5, not 1,5, and leave it empty if it is not known."
+        ) from error
     if math.isinf(value):
         raise DataError(f"{where} holds {cell!r}: leave it empty if it is not known.")
     return value

@@ -140,11 +140,12 @@ def report_splits(regions: Sequence[Region], infos: Sequence[RasterInfo], classe
         absent = [name for name, count in zip(classes, totals, strict=True) if not count]
         if absent:
             logger.warning("%s: no pixel of %s is in the %s split", where, ", ".join(absent), split)
-    for (one, other), pairs in touching(regions, infos).items():
+    found = [f"{one} and {other} at {pairs}" for (one, other), pairs in touching(regions, infos).items()]
+    if found:
         logger.warning(
-            "%s: the splits %s and %s overlap or touch on the ground at %d place(s), where they look alike: scores are "
-            "too good there (buffer_km keeps blocks apart; scenes of one place belong to one split)",
-            where, one, other, pairs,
+            "%s: splits overlap or touch on the ground, %s place(s), where they look alike: scores are too good there "
+            "(buffer_km keeps blocks apart; scenes of one place belong to one split)",
+            where, ", ".join(found),
         )  # fmt: skip
 
 

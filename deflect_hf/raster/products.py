@@ -235,7 +235,8 @@ def _by_name(folder: Folder) -> list[Layer]:
         raise DataError(
             f"{folder.path} is {'an archive' if folder.prefix else 'a folder'}, not a raster{_holding(folder)}: give "
             "one file that holds all bands, a product (a Sentinel-2 SAFE, a Landsat scene with its MTL file, an HLS "
-            "scene), or say which file is which band, `files: '*_{band}.tif'`."
+            "scene), or say which file is which band, `files: '*_{band}.tif'`; if it holds images, say so by `images: "
+            "'**/*.tif'` (their classes then are those of a table, labels.csv)."
         )
     return list(layers.values())
 

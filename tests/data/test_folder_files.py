@@ -35,6 +35,13 @@ def names_of(args: DatasetArguments) -> dict[str, list[str]]:
     return {split: list(images.table["name"]) for split, images in load_dataset_splits(args).items()}
 
 
+def test_masks_called_after_their_image_and_more_are_told_with_the_patterns(tmp_path: Path) -> None:
+    write(tmp_path, ["images/a.tif", "images/b.tif"], ["masks/a_mask.tif", "masks/b_mask.tif"])
+    with pytest.raises(DataError, match=r'are, `images: "images/\*\.tif"`, `masks: "masks/\*_mask\.tif"`\.'):
+        names_of(folder(tmp_path))
+    assert names_of(folder(tmp_path, images="images/*.tif", masks="masks/*_mask.tif")) == {"train": ["a", "b"]}
+
+
 @pytest.mark.parametrize(
     ("images", "masks", "patterns", "expected"),
     [

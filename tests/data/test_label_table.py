@@ -11,7 +11,7 @@ import torch
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.folder import load_folder
-from deflect_hf.data.label_table import class_labels, class_names, read_table
+from deflect_hf.data.label_table import class_labels, class_names, number_of, read_table
 from deflect_hf.errors import DataError, DeflectError
 from deflect_hf.raster.write import write_raster
 
@@ -29,6 +29,18 @@ def test_classes_as_columns_and_as_a_list(tmp_path: Path) -> None:
     table, columns = read_table(write(tmp_path / "b.csv", "name,labels", "one,sea; marsh", "two,"))
     assert class_names(table, columns) == ["marsh", "sea"]
     assert [class_labels(row, ["sea", "marsh"], "here") for row in table.values()] == [[1.0, 1.0], [0.0, 0.0]]
+
+
+def test_semicolons_or_tabs_between_the_cells_and_programs_words_for_empty_ones(tmp_path: Path) -> None:
+    table, columns = read_table(
+        write(tmp_path / "a.csv", "name;class;height", 'one.tif;"sea;marsh";1.5', "two;land;NA")
+    )
+    assert columns == ["class", "height"]
+    assert table["one"] == {"class": "sea;marsh", "height": "1.5"}
+    assert read_table(write(tmp_path / "b.csv", "name\tlabels", "one\tsea;marsh"))[0] == {
+        "one": {"labels": "sea;marsh"}
+    }
+    assert math.isnan(number_of(table["two"]["height"], "here"))
 
 
 def test_a_parquet_table_is_read_as_the_same_csv(tmp_path: Path) -> None:
@@ -49,10 +61,15 @@ def test_a_parquet_table_is_read_as_the_same_csv(tmp_path: Path) -> None:
         (
             (",name,a", "0,00,1", "1,01,0"),
             {"target": "a"},
-            r"its first column, the names of images, begins with '0', '1'",
+            r"its first column, the names of images, begins with '0', '1': put the names first \(pandas",
         ),
         (("name,a", "00,x", "01,", "02,y"), {"task": "classification"}, r"'' is none of 'x', 'y'\. Take images"),
-        (("name;a;b", "00;1;0"), {}, r"labels\.csv has ';' between its cells: save it with commas"),
+        (
+            ("name,a", "00,0", "01,1", "02,0"),
+            {"task": "classification", "classes": ["x", "y"]},
+            "'0' .* `class_values: ",
+        ),
+        (("name;a", "00;1,5", "01;2", "02;3"), {"task": "regression"}, "00 holds '1,5', which is no number; write 1.5"),
         (
             ("name,class", "00,sea", "01,Sea", r"images\02.tif,land"),
             {"task": "classification"},

@@ -1,6 +1,7 @@
 """Windows straight from scenes: what is read, drawn, split, and refused."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -20,7 +21,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.data import ImageDataset
 from deflect_hf.data.places import balanced, blocks_of, cells_of, write_regions
 from deflect_hf.data.sets.scenes import load as load_scenes
-from deflect_hf.errors import ConfigError, DataError
+from deflect_hf.errors import ConfigError, DataError, DeflectError
 from deflect_hf.figures.dataset import splits_figure
 from deflect_hf.raster.header import RasterInfo
 from deflect_hf.raster.vector import read_features
@@ -162,7 +163,7 @@ def test_splits_by_scene_by_column_and_as_said(
     assert {split: {row["scene"] for row in images.table} for split, images in by_scene.items()} in (
         {"train": {0}, "val": {1}}, {"train": {1}, "val": {0}})  # fmt: skip
     (tmp_path / "list.csv").write_text(
-        "image,labels,split\none.tif,one.geojson,Validation\nfar.tif,far.geojson,train\n"
+        "image;labels;split\none.tif;one.geojson;Validation\nfar.tif;far.geojson;train\n"
     )
     as_said = load(scenes(scenes="list.csv", block_km=None))
     assert {split: {row["scene"] for row in images.table} for split, images in as_said.items()} == {
@@ -170,11 +171,12 @@ def test_splits_by_scene_by_column_and_as_said(
     by_column = load(scenes(block_km=None, split_column="part", classes=list(CLASSES)))
     found = {split: {int(v) for e in images for v in e["labels"].unique()} for split, images in by_column.items()}
     assert found == {"train": {-100, 0}, "val": {-100, 1}}
-    assert "the splits train and val overlap or touch on the ground" in caplog.text
+    assert "splits overlap or touch on the ground, train and val at " in caplog.text
 
 
 def test_ground_without_polygons_can_be_a_class(scenes: Callable[..., dict[str, Any]]) -> None:
-    splits = load(scenes(classes=["field", *CLASSES], background="field"))
+    splits = load(scenes(background="field"))
+    assert splits["train"].classes == ["field", *CLASSES]
     labels = np.concatenate([example["labels"].numpy().ravel() for images in splits.values() for example in images])
     assert np.bincount(labels[labels >= 0]).tolist() == [SIDE * SIDE - 216, 108, 108]
 
@@ -213,7 +215,7 @@ def test_each_split_gets_its_share_of_each_class() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"image;labels\none.tif;one.geojson\n", "list.csv has ';' between its cells: save it with commas"),
+        (b"image;lable\none.tif;one.geojson\n", "unknown key 'lable'. Did you mean 'labels'"),
         ("image,labels\nf\xfcr.tif,one.geojson\n".encode("latin-1"), r"list\.csv is no CSV in UTF-8"),
         (b"image,labels\none.tif\n", r"list\.csv, row 2 has 1 cells instead of 2"),
         (b"image,labels\n", "list.csv lists no scenes"),
@@ -223,7 +225,7 @@ def test_a_list_that_is_no_table_is_told(
     content: bytes, message: str, scenes: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     (tmp_path / "list.csv").write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DeflectError, match=message):
         load(scenes(scenes="list.csv"))
 
 
@@ -243,7 +245,8 @@ def test_a_list_that_is_no_table_is_told(
         ({"buffer_km": 0.4}, "give a larger block_km"),
         ({"split_column": "kind"}, "remove `block_km`"),
         ({"split_column": "kind", "block_km": None}, "holds 'land', 'water': write one of 'train', "),
-        ({"background": "sea"}, "is none of `classes`"),
+        ({"background": "sea", "classes": ["land", "water"]}, "is none of `classes`"),
+        ({"background": "watr"}, "is no class of the labels. Did you mean 'water'?"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
@@ -282,9 +285,11 @@ def test_a_run_says_where_its_splits_lie(
     assert "no.gpkg is not written" in caplog.text and not (tmp_path / "no.gpkg").exists()
 
 
-def test_a_scene_of_the_list_has_dates_of_its_own(scenes: Callable[..., dict[str, Any]]) -> None:
-    entry = {"image": "one.tif", "labels": "one.geojson", "dates": ["one.tif"]}
-    images = load(scenes(scenes=[entry]))["val"]
+def test_a_scene_of_the_list_has_dates_of_its_own(tmp_path: Path, scenes: Callable[..., dict[str, Any]]) -> None:
+    entry = {"image": "one.tif", "labels": "one.geojson", "dates": ["again.tif"]}
+    settings = scenes(scenes=[entry])
+    shutil.copy(tmp_path / "one.tif", tmp_path / "again.tif")
+    images = load(settings)["val"]
     assert images.bands == [*BANDS, *(f"{band}@1" for band in BANDS)]
     pixels = images[0]["pixel_values"]
     np.testing.assert_array_equal(pixels[4:], pixels[:4])

@@ -175,7 +175,7 @@ def _attribute(entry: Entry, args: DatasetArguments) -> str:
 
 
 def _classes_found(entries: Sequence[Entry], args: DatasetArguments) -> list[str]:
-    """The names that the attribute of the polygons has, in alphabetical order."""
+    """The names that the attribute of the polygons has, in alphabetical order, after that of all other ground."""
     found: set[str] = set()
     for entry in entries:
         column = None
@@ -189,9 +189,16 @@ def _classes_found(entries: Sequence[Entry], args: DatasetArguments) -> list[str
             )
             raise ConfigError(f"{entry.labels} {kind}: give `classes`, their names, and `class_values`.")
         found |= {str(name) for name in column if name is not None}
-    if len(found) < 2:
-        raise DataError(f"the labels are of one class, {listing(found)}: there is nothing to tell it apart from.")
-    return sorted(found)
+    background = [] if args.background is None else [args.background]
+    if background and args.background not in found and (near := nearest(background[0], found)):
+        raise ConfigError(f"background={background[0]!r} is no class of the labels.{near} Else list all by `classes`.")
+    names = [*background, *sorted(found - {*background})]
+    if len(names) < 2:
+        raise DataError(
+            f"the labels are of one class, {listing(found)}: there is nothing to tell it apart from (`background` "
+            "makes a class of the ground outside of them)."
+        )
+    return names
 
 
 def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning: Labels) -> SceneLabels:
