@@ -73,7 +73,9 @@ def load_trained(
     changed = [name for name in given if name not in ("dtype", "encoder_config") and given[name] != stored.get(name)]
     without_use = changed + sorted(options.keys() - HANDED_ON)
     if without_use:
-        raise ConfigError(f"{trained} holds a trained model, loaded as it is: leave out {listing(without_use)}.")
+        raise ConfigError(
+            f"{trained} holds a trained model, which is loaded as it was trained: leave out {listing(without_use)}."
+        )
     predictor = load_predictor(trained, revision=own_revision, device="cpu", **hub)
     model = task_model(predictor.model)
     model.evaluation_window = predictor.window  # for pipelines

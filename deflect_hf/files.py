@@ -89,7 +89,9 @@ def refuse_foreign(*paths: Path) -> None:
     """Refuse to replace files that were not written by this project."""
     foreign = [str(path) for path in paths if path.exists() and not _is_ours(path)]
     if foreign:
-        raise ConfigError(f"{listing(foreign)}: not written by deflect_hf: move it away, or give another place")
+        raise ConfigError(
+            f"{listing(foreign)}: not written by deflect_hf, and not replaced: move it away, or give another place"
+        )
 
 
 def _is_ours(path: Path) -> bool:

@@ -43,7 +43,9 @@ def read_image(image: Any, processor: MultispectralImageProcessor) -> tuple[Tens
         if processor.size is not None:
             pixels = resize(pixels, (processor.size["height"], processor.size["width"]))
     else:
-        raise DataError(f"{type(image).__name__}: give a GeoTIFF's path, an array (channels, height, width), or lists.")
+        raise DataError(
+            f"{type(image).__name__}: give a GeoTIFF's path, an array (channels, height, width), or a list."
+        )
     return pixels[None], (height, width)
 
 

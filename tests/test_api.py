@@ -233,7 +233,7 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
         Predictor(nameless, processor).save(tmp_path / "saved")
     silent = get_peft_model(model(), deflect_hf.DeflectConfig(modules_to_save=["head"]))
     silent.base_model.model.config.bands = None
-    with pytest.raises(ConfigError, match="names no bands"):
+    with pytest.raises(ConfigError, match="does not say which bands it takes"):
         Predictor(silent, processor).save(tmp_path / "saved")
     with pytest.raises(ConfigError, match=r"gives the bands .N., .R., .G., .B. .* the model takes 'B', 'G', 'R', 'N'"):
         Predictor(nameless, deflect_hf.MultispectralImageProcessor(CHANNELS[::-1]))

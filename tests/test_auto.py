@@ -75,7 +75,7 @@ def test_options_are_heard_or_refused(folders: dict[str, Path]) -> None:
     assert kind.from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.bfloat16 and half.dtype == torch.float32
     eager = kind.from_pretrained(folder, attn_implementation="eager")
     assert eager.encoder.config._attn_implementation == "eager" != half.encoder.config._attn_implementation
-    with pytest.raises(ConfigError, match="loaded as it is: leave out 'ignore_index'"):
+    with pytest.raises(ConfigError, match="loaded as it was trained: leave out 'ignore_index'"):
         kind.from_pretrained(folder, ignore_index=3)
     for name in ("segmentation", "frozen"):
         with pytest.raises(ConfigError, match=r"of type 'deflect_semantic_segmentation', not .*_predictor takes both"):

@@ -24,7 +24,10 @@ def make_accelerator(config: RunArguments, **trackers: Any) -> Accelerator:
     """The processes, device and precision of the run; ``trackers`` is what accelerate is to know of them."""
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":
-        raise ConfigError(f"accelerate launch: leave gradient_accumulation_steps {steps} at 1; give --accumulate")
+        raise ConfigError(
+            f"accelerate launch says gradient_accumulation_steps {steps}: leave it at 1 there, and give --accumulate "
+            f"{steps}, which weighs every label the same"
+        )
     precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
     # Without being told so, accelerate does not see that it was launched as one of several processes on CPUs, and
     # each of them would train alone and write over the others.
@@ -50,7 +53,10 @@ def launcher_precision(config: RunArguments) -> RunArguments:
     own = "fp16" if config.fp16 else "bf16" if config.bf16 else told
     if told == "no" or own == told in ("fp16", "bf16"):
         return config.replace(fp16=own == "fp16", bf16=own == "bf16")
-    raise ConfigError(f"accelerate launch says --mixed_precision {told}, the run --{own}: give the launcher no")
+    raise ConfigError(
+        f"accelerate launch says --mixed_precision {told}, and the run --{own}: give the run --fp16 or --bf16, and the "
+        "launcher no"
+    )
 
 
 def _check_sharding(accelerator: Accelerator) -> None:

@@ -221,7 +221,10 @@ def check_bands(model: nn.Module, processor: MultispectralImageProcessor, *, nee
     bands, unit = taken_bands(model)
     unit, needs = unit or processor.unit, needed_bands(model) if needed else []
     if not bands:
-        raise ConfigError("The model names no bands: use deflect_hf.adapt, set_bands or DeflectConfig(bands=[...]).")
+        raise ConfigError(
+            "The model does not say which bands it takes. Fix: deflect_hf.adapt, model.set_bands([...]), or "
+            "DeflectConfig(bands=[...])."
+        )
     if (processor.bands, processor.unit) != (bands, unit) or not {*needs} <= {*processor.needed_bands}:
         raise ConfigError(
             f"the processor gives the bands {listing(processor.bands)} in {processor.unit}, of which every image must "
@@ -271,7 +274,9 @@ def refuse_unfit(path: Path, expected: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{path}: {name!r} holds NaN or infinity: copy the file again, or train again")
     missing = sorted(expected.keys() - stored.keys())
     if missing:
-        raise CheckpointError(f"{path} lacks {len(missing)} tensors, first {listing(missing[:2])}: copy the file again")
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors of the model, first {listing(missing[:2])}: copy the file again"
+        )
 
 
 def _load_adapter(model: nn.Module, folder: Path) -> PeftModel:

@@ -184,7 +184,10 @@ def read_trials(own: argparse.Namespace, base: RunArguments) -> tuple[Trial, ...
 def refuse_fixed_split(dataset: DatasetArguments) -> None:
     """Refuse folds where the data says itself what is for training and what for the test (ConfigError)."""
     if "num_folds" not in dataset_spec(dataset.name).keys:
-        raise ConfigError(f"--folds: {dataset.name!r} has a published split: leave it out and repeat with --seeds.")
+        raise ConfigError(
+            f"--folds: the data set {dataset.name!r} has a published split, which is the one to report on: "
+            "leave --folds out and repeat with --seeds."
+        )
     if dataset.name != "folder" or dataset.place_km is not None:
         return
     names = [getattr(dataset, f"{split}_split") or f"{split}.txt" for split in SPLITS]

@@ -228,7 +228,9 @@ class GPUArguments(Arguments):
     def _check(self) -> Self:
         refuse_cut_patches(self.image_size, self.patch_size)
         if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"--device {self.device}: torch {torch.__version__} finds no GPU; give --device cpu")
+            raise ConfigError(
+                f"--device {self.device}: torch {torch.__version__} finds no GPU here; --device cpu runs it there"
+            )
         return self
 
 

@@ -122,7 +122,9 @@ class RGBChips(Dataset):
         self.mean = (mean * scale).tolist()
         self.std = (np.sqrt(squares.mean(axis=0) - mean**2) * scale).tolist()
         if min(self.std) <= 0:
-            raise DataError(f"A band of {listing(BASE_BANDS)} is constant over all chips: deviations {self.std}.")
+            raise DataError(
+                f"A band of {listing(BASE_BANDS)} is constant over all chips: standard deviations {self.std}."
+            )
 
     def __len__(self) -> int:
         return len(self.digital_numbers)

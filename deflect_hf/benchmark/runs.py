@@ -41,7 +41,9 @@ def rival_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     _, known = RIVALS[method]
     for name, value in options.items():
         if name not in known:
-            raise ConfigError(f"{name} is no option of row {method!r}; it has {listing(known)}.{nearest(name, known)}")
+            raise ConfigError(
+                f"{name} is no option of the row {method!r}; it has {listing(known)}.{nearest(name, known)}"
+            )
         if type(value) is not int or value < 1:
             raise ConfigError(f"the row {method!r}: {name}={value!r} must be a whole number from 1 on.")
     return {known[name]: value for name, value in options.items()}
@@ -149,7 +151,9 @@ def read(files: RunFiles, config: RunArguments) -> dict[str, Any] | None:
     except ConfigError:  # a key of then that is gone
         same = False
     if stored["version"] != __version__ or not same:
-        raise ConfigError(f"{files.result} was made by another configuration: give another --output, or remove it.")
+        raise ConfigError(
+            f"{files.result} was made by another configuration: give another --output, or remove the file."
+        )
     return stored
 
 

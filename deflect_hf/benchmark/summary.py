@@ -79,7 +79,10 @@ def score(test: dict[str, Any], metric: str) -> float:
     if name not in row:
         raise ConfigError(f"--report {metric!r}: no score {name!r} of a class; there are {listing(row)}.")
     if row[name] is None:
-        raise ConfigError(f"--report {metric!r}: a run's test images have no {kind!r}: report a mean, or fewer folds.")
+        raise ConfigError(
+            f"--report {metric!r}: the test images of a run have no {kind!r} in label or prediction, so it has no "
+            f"{name}: report a mean, or use fewer folds."
+        )
     return row[name]
 
 

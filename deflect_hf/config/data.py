@@ -253,7 +253,10 @@ class DatasetArguments(ReadingArguments, PlaceArguments):
             raise ConfigError("class_values and classes must be of the same length: one stored value per class.")
         overlap = sorted(set(self.ignore_values) & set(self.class_values or range(len(self.classes or ()))))
         if overlap:
-            raise ConfigError(f"ignore_values {overlap} are class_values, too (null: 0, 1, ...): keep one of them.")
+            raise ConfigError(
+                f"Mask value(s) {overlap} of ignore_values are those of classes, too (class_values; null: 0, 1, ...): "
+                "keep one of them."
+            )
         return self
 
     def _check_folder(self) -> None:

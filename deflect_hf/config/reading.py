@@ -85,6 +85,9 @@ class ReadingArguments(Arguments):
         """Refuse keys of a quality layer that do nothing without each other."""
         told = bool(self.qa_values or self.qa_bits or self.qa_above is not None)
         if self.qa is None and (self.qa_band is None) == told:
-            raise ConfigError("qa_band and qa_values go together (or qa_bits, qa_above): give both, or qa alone.")
+            raise ConfigError(
+                "qa_band and qa_values go together (or qa_bits, or qa_above): the band, and its values or bits that "
+                "are no measurement; or name the product alone, qa."
+            )
         if self.qa_classes is not None and self.qa is None:
             raise ConfigError("qa_classes are those of a product: name it, qa.")

@@ -68,7 +68,9 @@ class EncoderArguments(Arguments):
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.base_bands):
-                raise ConfigError(f"encoder.{name} has {len(values)} values for the base bands {self.base_bands}")
+                raise ConfigError(
+                    f"encoder.{name} has {len(values)} values for {len(self.base_bands)} base bands {self.base_bands}"
+                )
         return self
 
 
@@ -93,7 +95,9 @@ class LossArguments(Arguments):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not (self.cross_entropy or self.focal or self.dice or self.tversky):
-            raise ConfigError("segmentor.loss: cross_entropy, focal, dice and tversky are all 0: give one of them")
+            raise ConfigError(
+                "segmentor.loss: cross_entropy, focal, dice and tversky are all 0, which leaves nothing to train on"
+            )
         return self
 
 

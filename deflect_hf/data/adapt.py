@@ -104,7 +104,9 @@ class ExampleReader:
         where = f"example {row['index']} of {type(self.dataset).__name__}"
         example = self.dataset[row["index"]]
         if not isinstance(example, Mapping):
-            raise DataError(f"{where} is a {type(example).__name__}: it must be a dict: 'image', 'mask' or 'label'.")
+            raise DataError(
+                f"{where} is a {type(example).__name__}: it must be a dict with 'image' and 'mask' or 'label'."
+            )
         given, labelled = _entry(example, IMAGES, where), _entry(example, TARGETS, where)
         image = _numbers(given, f"the image of {where}")
         if image.ndim != 3 or image.shape[0] != len(self.bands):
@@ -131,7 +133,10 @@ class ExampleReader:
         target = _whole(target, where)
         if target.size != 1 or int(target.item()) not in self.labels.values:
             found = target.item() if target.size == 1 else f"of shape {target.shape}"
-            raise DataError(f"the label of {where} is {found}: it must be one of {list(self.labels.values)}.")
+            raise DataError(
+                f"the label of {where} is {found}: it must be one of {list(self.labels.values)} "
+                f"({listing(self.labels.classes)})."
+            )
         return self.labels.values.index(int(target.item()))
 
     def _of_each_class(self, target: np.ndarray, where: str) -> list[float]:

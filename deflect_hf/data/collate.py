@@ -27,7 +27,10 @@ def collate_examples(examples: Sequence[Example]) -> Example:
         sizes.setdefault(tuple(example["pixel_values"].shape[-2:]), []).append(str(example["name"]))
     if len(sizes) > 1:
         found = "; ".join(f"{height} x {width}: {listing(names[:3])}" for (height, width), names in sizes.items())
-        raise DataError(f"Images of different sizes ({found}): give `image_size`, `random_crop` or `center_crop`.")
+        raise DataError(
+            f"Images of different sizes make no batch ({found}): resize or crop them (`image_size`, `random_crop`, "
+            f"`center_crop`), or use batches of one."
+        )
     batch: Example = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
     if "labels" in examples[0]:
         batch["labels"] = torch.stack([example["labels"] for example in examples])

@@ -79,7 +79,10 @@ class Labels:
             if plain == "":
                 raise DataError(f"a class is called {name!r}, among {listing(self.classes)}: give it a name.")
             if other != name:
-                raise DataError(f"the classes {other!r} and {name!r} differ in case, spaces or form: write them alike.")
+                raise DataError(
+                    f"the classes {other!r} and {name!r} differ in case, spaces or in how a letter or number is "
+                    "written alone: write them alike."
+                )
 
     @classmethod
     def of(cls, args: DatasetArguments, task: str, classes: Sequence[str]) -> Labels:

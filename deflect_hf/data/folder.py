@@ -108,7 +108,10 @@ def read_headers(rows: Sequence[Row], layout: Product) -> list[RasterInfo]:
     said = dataclasses.replace(layout, composite=False, classes=()) != LOOSE
     idle = said and all(product.layers is None for product in products)
     if idle:
-        raise ConfigError("all images are single files: remove `files`, `grid` and `band_resampling`.")
+        raise ConfigError(
+            "`files`, `grid` and `band_resampling` are for scenes of several files, and all images are single files: "
+            "remove them."
+        )
     return [raster_info(product) for product in products]
 
 

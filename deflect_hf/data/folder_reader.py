@@ -281,7 +281,9 @@ def _quality_in_training(
     band, values, bits, *limit = trained.reading["quality"]
     if any(text.casefold() == str(band).casefold() for text in (*info.descriptions, *(source_bands or ()))):
         return Quality(band, tuple(values), tuple(bits), *limit)
-    logger.warning("%s: has no quality band %s, as training had: clouds are mapped, too", info.path, band)
+    logger.warning(
+        "%s: has no quality band %s, by which pixels were left out in training: clouds are mapped, too", info.path, band
+    )
     return None
 
 
@@ -320,7 +322,9 @@ def _calibration(
     if info.calibrated:
         for key in ("scale", "offset"):
             if getattr(args, key) is not None:
-                raise ConfigError(f"{info.path} is reflectance by the product's metadata: remove `{key}`.")
+                raise ConfigError(
+                    f"{info.path} is reflectance by the metadata of the product, which `{key}` would change: remove it."
+                )
         return 1.0, 0.0
     tagged = set(scales) != {1.0} or set(offsets) != {0.0}
     explicit = args.scale is not None and args.offset is not None

@@ -127,7 +127,9 @@ def _refuse_unlike(splits: Mapping[str, ImageDataset]) -> None:
             ("the bands", listing(one.bands), listing(images.bands)),
         ):
             if own != found:
-                raise DataError(f"By examples or adapt_dataset, {what} of {first} and {split} differ: {own}, {found}.")
+                raise DataError(
+                    f"By their examples, or by adapt_dataset, {what} of {first} and {split} differ: {own}, and {found}."
+                )
 
 
 def described(args: DatasetArguments, images: ImageDataset) -> DatasetArguments:

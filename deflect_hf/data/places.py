@@ -222,7 +222,10 @@ def settled(regions: Sequence[Region], args: DatasetArguments, given: Mapping[in
     if args.block_km is None:  # a scene is one place
         places = sorted({region.scene for region in labelled})
         if len(places) < 2:
-            raise ConfigError("one scene cannot be split: give block_km (in km), split_column, or more scenes.")
+            raise ConfigError(
+                "one scene is one place, which cannot be split: give block_km, the side of blocks of it in km, "
+                "split_column, or more scenes."
+            )
     return [
         dataclasses.replace(region, split=split)
         for region, split in zip(labelled, draw_splits([region.counts for region in labelled], args), strict=True)

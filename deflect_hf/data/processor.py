@@ -163,7 +163,9 @@ class MultispectralImageProcessor(BaseImageProcessor):
         entries = dict(image_processor_dict)
         kind = entries.pop("image_processor_type", cls.__name__)
         if kind != cls.__name__:
-            raise ConfigError(f"preprocessor_config.json is of a {kind}, not a {cls.__name__}: it is another model's.")
+            raise ConfigError(
+                f"preprocessor_config.json describes a {kind}, not a {cls.__name__}: it belongs to another model."
+            )
         entries.update({key: kwargs.pop(key) for key in list(kwargs) if key in known})
         for key in entries:
             if key not in known:

@@ -151,7 +151,10 @@ def refuse_idle_shares(args: DatasetArguments, keys: Sequence[str]) -> None:
     for key in keys:
         share = getattr(args, key)
         if share not in (0, DatasetArguments.model_fields[key].default):
-            raise ConfigError(f"{key}={share} does nothing for {args.root or args.name}, split otherwise: remove it.")
+            raise ConfigError(
+                f"{key}={share} does nothing for {args.root or args.name}, where files, folders or folds make that "
+                f"split: remove it."
+            )
 
 
 def _shuffled(strata: Sequence[Hashable], seed: int) -> dict[Hashable, list[int]]:
@@ -264,5 +267,7 @@ def check_disjoint(ids: dict[str, list[str]], files: dict[str, Path]) -> None:
     for split, names in ids.items():
         for name in names:
             if name in seen:
-                raise DataError(f"{files[split]} and {files[seen[name]]} both list {name!r}: keep one line.")
+                raise DataError(
+                    f"{files[split]} and {files[seen[name]]} both list {name!r}: an image belongs to one split only."
+                )
             seen[name] = split

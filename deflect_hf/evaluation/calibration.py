@@ -82,5 +82,7 @@ def known_temperature(results: Mapping[str, Any], folder: Path) -> float | None:
     scores = results.get("val")
     found = scores.get("temperature") if isinstance(scores, Mapping) else None
     if found is not None and not (isinstance(found, int | float) and 0 < found < math.inf):
-        raise CheckpointError(f"{folder / RESULTS}: val.temperature is {found!r}, no positive number: evaluate again")
+        raise CheckpointError(
+            f"{folder / RESULTS}: val.temperature is {found!r}, not a positive number: evaluate again"
+        )
     return found

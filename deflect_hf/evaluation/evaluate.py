@@ -148,7 +148,10 @@ def evaluate(
         _refuse_overflow(losses)
     if not weight:
         bare = named([str(name) for _, names in losses for name in names])
-        raise DataError(f"none of the images {bare} has a label: correct class_values, ignore_values or nodata")
+        raise DataError(
+            f"none of the images {bare} has a label: all of their pixels are ignored or not measured. Correct the "
+            "classes' values, ignore_values or nodata"
+        )
     return {"loss": total / max(weight, 1.0), **metrics.result()}
 
 

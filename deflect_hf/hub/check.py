@@ -111,7 +111,10 @@ def _check_source(path: Path, key: str, entries: Mapping[str, Any]) -> None:
         if name is not None:
             check_repo_id(name)
     except DeflectError:
-        raise CheckpointError(f"{path}: {key} is {name!r:.100}, which is no repository of the Hub.") from None
+        raise CheckpointError(
+            f"{path}: {key} is {name!r:.100}, which is no repository of the Hub (user/name): nothing is read from a "
+            "path that somebody else chose."
+        ) from None
     if revision is not None and not (isinstance(revision, str) and REVISION.fullmatch(revision)):
         raise CheckpointError(f"{path}: the revision {revision!r:.100} is no branch, tag or commit.")
 
@@ -125,14 +128,19 @@ def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> N
             raise CheckpointError(safety.needs_code(path, prefix + key))
     kind = entries.get("model_type")
     if kind not in KNOWN:
-        raise CheckpointError(f"{path}: {prefix}model_type is {kind!r:.80}, none that are loaded: {listing(KNOWN)}.")
+        raise CheckpointError(
+            f"{path}: {prefix}model_type is {kind!r:.80}, which is none of the encoders that are loaded from the Hub: "
+            f"{listing(KNOWN)}."
+        )
     defaults = CONFIG_MAPPING[str(kind)]().to_dict()
     for key in {*LARGEST, *(name for name, value in defaults.items() if type(value) is int)} & entries.keys():
         values = entries[key] if isinstance(entries[key], list) else [entries[key]]
         limit = LARGEST.get(key, max(LARGEST.values()))
         fits = all(value is None or (type(value) is int and 0 <= value <= limit) for value in values)
         if len(values) > 3 or not fits:
-            raise CheckpointError(f"{path}: {prefix}{key} is {entries[key]!r:.80}: give a whole number up to {limit}.")
+            raise CheckpointError(
+                f"{path}: {prefix}{key} is {entries[key]!r:.80}; a whole number up to {limit} is meant."
+            )
     if type(entries.get("hidden_size")) is not int or type(entries.get("num_hidden_layers")) is not int:
         raise CheckpointError(f"{path}: {prefix}hidden_size and {prefix}num_hidden_layers must be whole numbers.")
 
@@ -249,7 +257,9 @@ def _check_method(path: Path, entries: Mapping[str, Any], schema: type[PeftConfi
         default = defaults[key]
         number = type(value) in (int, float, bool) and (default is None or type(default) in (int, float, bool))
         if not (key in FREE_KEYS or number or value == default or not value):
-            raise CheckpointError(f"{path}: {key} is {value!r:.80}; only {default!r:.80} is loaded from elsewhere.")
+            raise CheckpointError(
+                f"{path}: {key} is {value!r:.80}; adapters from elsewhere are loaded with {default!r:.80} there only."
+            )
 
 
 def check_weights(folder: Path, config: RunArguments) -> None:
@@ -287,4 +297,7 @@ def _check_count(folder: Path, model: torch.nn.Module, files: list[Path]) -> Non
     needed = sum(parameter.numel() for parameter in model.parameters())
     stored = sum(math.prod(shape) for shape in safety.tensor_shapes(files).values())
     if needed > stored:
-        raise CheckpointError(f"{folder} describes {needed:,} weights and holds {stored:,}: incomplete or changed.")
+        raise CheckpointError(
+            f"{folder}: the configuration describes {needed:,} weights, but only {stored:,} are stored: it is "
+            "incomplete, or was changed."
+        )

@@ -138,7 +138,10 @@ class Destination:
         weights = Path(source) / "model.safetensors"
         there = self.hub.announced(self.base_model_id, base.commit).hashes.get(weights.name)
         if weights.is_file() and there is not None and file_hash(weights, there) != there:
-            raise HubError(f"{self.base_model_id} holds other weights than {source}: upload those, or name their place")
+            raise HubError(
+                f"{self.base_model_id} holds other weights than {source}, the encoder that was adapted: upload that "
+                "folder there, or name the repository that holds it."
+            )
         return base
 
     def upload(self, folder: Path, base: Base, message: str, *, picture: bool = True) -> str:

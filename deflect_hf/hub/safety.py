@@ -71,7 +71,9 @@ def _check_sizes(where: str, sizes: Mapping[str, int]) -> None:
     """Of the configurations alone: weights are as large as they are, and are not read into memory to be looked at."""
     for name in filter_repo_objects(sizes, allow_patterns=["*.json", "*.yaml"]):
         if PurePosixPath(name).name in (*CONFIGS, MODEL_WEIGHTS[1]) and sizes[name] > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{where}: {name} has {sizes[name]:,} bytes, more than {MAX_CONFIG_BYTES:,}.")
+            raise CheckpointError(
+                f"{where}: {name} has {sizes[name]:,} bytes; a configuration has at most {MAX_CONFIG_BYTES:,}."
+            )
 
 
 def _pickles(sizes: Mapping[str, int]) -> str:

@@ -118,4 +118,7 @@ def refuse_leaks(staged: Path, config: RunArguments, folder: Path) -> None:
         text = path.read_text(encoding="utf-8")
         found = next((needle for needle in sorted(needles) if re.search(re.escape(needle) + r"(?![\w-])", text)), None)
         if found is not None:
-            raise HubError(f"{path.relative_to(staged)} would tell of {found}: remove it from that file in {folder}.")
+            raise HubError(
+                f"{path.relative_to(staged)} would tell everybody of {found} on this machine: remove that from the "
+                f"file of that name in {folder}."
+            )

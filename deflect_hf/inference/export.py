@@ -87,7 +87,9 @@ def export(
     if taken and not overwrite:
         raise ConfigError(f"{taken[0]} is there already: give another name, or replace it with --overwrite.")
     if taken and not is_exported(target):
-        raise ConfigError(f"{taken[0]} is no model of deflect-export with its card: move it, or give another name.")
+        raise ConfigError(
+            f"{taken[0]} is no model that deflect-export wrote, with its card: move it away, or give another name."
+        )
     size = predictor.processor.size
     if size is not None and window is not None:
         raise ConfigError(f"--window {window}: the model resizes its images to {size['height']} x {size['width']}.")

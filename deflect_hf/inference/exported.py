@@ -126,7 +126,9 @@ class ExportedModel(MapModel):
     @property
     def embedding_size(self) -> NoReturn:
         """Refused: the file gives probabilities alone."""
-        raise UnsupportedOperationError(f"{self.file} holds no embeddings, which its run has: give --adapter RUN.")
+        raise UnsupportedOperationError(
+            f"{self.file} holds no embeddings, which only the run has that it was exported from: give --adapter RUN."
+        )
 
     def digest(self) -> str:
         """Checksum of the card, which holds that of the file."""

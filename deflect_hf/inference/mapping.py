@@ -141,7 +141,9 @@ def refuse(predictor: MapModel, image: PathLike, target: Path, arguments: SceneA
     if TASKS[predictor.task].output == "value" and arguments.polygons is not None:
         raise ConfigError(f"--polygons are of a map of classes, but the model predicts {predictor.classes[0]!r}.")
     if len(predictor.classes) > NODATA:
-        raise UnsupportedOperationError(f"{image}: of {len(predictor.classes)} classes a map of 8 bits holds {NODATA}.")
+        raise UnsupportedOperationError(
+            f"{image}: {len(predictor.classes)} classes do not fit into a map of 8 bits, which holds {NODATA}."
+        )
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"{target} is the image itself: give the map another name.")
     if target.is_dir():

@@ -31,7 +31,9 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways to say so
         there = listing(["cpu", *([] if accelerator is None else [str(accelerator)])])
-        raise ConfigError(f"device={str(device)!r}: torch cannot compute there; here it is {there}.") from error
+        raise ConfigError(
+            f"device={str(device)!r}: torch cannot compute there; on this machine it is {there}."
+        ) from error
     return chosen
 
 

@@ -192,7 +192,9 @@ class MultiAdapterPredictor:
         if isinstance(name, str):
             return self[name](images, source_bands, valid)
         if len(name) != len(images) or not (isinstance(images, Sequence) or images.ndim == 4):
-            raise ConfigError(f"{len(name)} names of tasks, but not as many images: give (B, C, H, W) or a list.")
+            raise ConfigError(
+                f"{len(name)} names of tasks, but not as many images: give (B, C, H, W) or a list, and a name for each."
+            )
         for one in dict.fromkeys(name):
             self[one]
         found: dict[int, Tensor] = {}
@@ -269,7 +271,9 @@ class MultiAdapterPredictor:
     def _refuse_another(self, predictor: Predictor) -> None:
         """Refuse a loaded model whose encoder is not the shared one."""
         if predictor.device != self.device:
-            raise ConfigError(f"The predictor is on {predictor.device}, the encoder on {self.device}: load both there.")
+            raise ConfigError(
+                f"The predictor is on {predictor.device}, the shared encoder on {self.device}: load both on one device."
+            )
         adapted = _weights(task_model(predictor.model).encoder)
         # the patch embedding is left out, which some methods train
         trained = {id(parameter) for parameter in self.encoder.get_input_embeddings().parameters()}
@@ -331,7 +335,10 @@ def _read_run(found: Path) -> RunArguments:
     """The configuration of a result folder."""
     config = checkpoints.read_config(found)
     if config.finetune == "full":
-        raise UnsupportedOperationError(f"{found}: --finetune full leaves nothing to share: predict with it alone.")
+        raise UnsupportedOperationError(
+            f"{found}: --finetune full trained the encoder itself, so there is nothing to share. Fix: predict with "
+            "it alone, or train an adapter."
+        )
     return config
 
 

@@ -50,7 +50,9 @@ class Parts:
             overwrite: remove what another job has finished, unless it is at work right now.
         """
         if self.folder.exists() and not self._is_ours():
-            raise DataError(f"{self.folder} is in the way, where parts of the map are kept: move it.")
+            raise DataError(
+                f"{self.folder} is in the way: parts of the map are kept there, but this is something else; move it."
+            )
         lock = FileLock(self.folder / LOCK, timeout=0)
         with self.writing():
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,9 @@ def write_report(
         # the words of a command line need not be text
         write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}): make room, or choose a writable folder.") from error
+        raise DataError(
+            f"{path} cannot be written ({error}): make room on the disk, or choose a writable folder."
+        ) from error
     return path
 
 

@@ -141,7 +141,11 @@ class Scene:
         info = raster_info(file)
         gsd_m = arguments.gsd_m if arguments.gsd_m is not None else ground_m(info)
         if gsd_m is None and trained.gsd_m is not None:
-            logger.warning("%s: pixels of unknown size; training had %g m (--gsd_m)", info.path, trained.gsd_m)
+            logger.warning(
+                "%s: how large its pixels are is not known; the model was trained on %g m (--gsd_m says it)",
+                info.path,
+                trained.gsd_m,
+            )
         reading = {name: getattr(arguments, name) for name in ReadingArguments.model_fields} | {"gsd_m": gsd_m}
         described = DatasetArguments(name="folder", root=info.path, **reading)
         if info.crs is None:
@@ -225,7 +229,9 @@ def window_size(predictor: MapModel, side: int | None) -> tuple[int, int]:
     processor = predictor.processor
     fixed = predictor.input_size if processor.size is None else None
     if fixed is not None and side is not None and fixed != (side, side):
-        raise ConfigError(f"--window {side}: the file takes {fixed[0]} x {fixed[1]} pixels alone: leave it out.")
+        raise ConfigError(
+            f"--window {side}: the exported file takes images of {fixed[0]} x {fixed[1]} pixels alone: leave it out."
+        )
     plain = processor.size is None
     of_evaluation, pretrained = (predictor.window, predictor.pretrained_size) if plain else (None, None)
     known = [size for size in (fixed, side, of_evaluation, processor.trained_size, pretrained) if size is not None]
@@ -244,7 +250,9 @@ def window_size(predictor: MapModel, side: int | None) -> tuple[int, int]:
         height, width = (-(-length // step) * step for length, step in zip((height, width), patch, strict=True))
     if plain and (height % patch[0] or width % patch[1]):
         near = max(1, round(height / patch[0])) * patch[0]
-        raise ConfigError(f"--window {height}: no multiple of patches of {patch[0]} x {patch[1]} pixels; give {near}.")
+        raise ConfigError(
+            f"--window {height}: no multiple of the model's patches, {patch[0]} x {patch[1]} pixels; give {near}."
+        )
     return height, width
 
 

@@ -75,7 +75,9 @@ def peft_options(method: str, values: Mapping[str, Any]) -> PeftMethod:
     known = [*own, *(item.name for item in dataclasses.fields(schema) if item.name not in MANAGED)]
     for name in values:
         if name not in known:
-            raise ConfigError(f"method.{name} is no option of {method!r}: {listing(known)}.{nearest(name, known)}")
+            raise ConfigError(
+                f"method.{name} is no option of {method!r}; it has {listing(known)}.{nearest(name, known)}"
+            )
     hints = typing.get_type_hints(schema)
     fields = {name: _typed(name, value, hints[name]) for name, value in values.items() if name not in own}
     options = PeftMethod(fields=fields, **{name: value for name, value in values.items() if name in own})

@@ -101,7 +101,10 @@ class EncoderMethod(Method):
             return [HEAD]
         further = extra_bands(bands.bands, bands.base_bands)
         if not further and self.patch_embed == "rgb+random":
-            raise ConfigError(f"method.patch_embed=rgb+random needs more bands than the base, {listing(bands.bands)}.")
+            raise ConfigError(
+                f"method.patch_embed=rgb+random has no band to start at random: {listing(bands.bands)} are all base "
+                "bands."
+            )
         extra: dict[str, Any] = {}
         if further:
             extra = {"extra_bands": further, "extra_mean": bands.extra_mean, "extra_std": bands.extra_std}

@@ -82,7 +82,10 @@ class EncoderWithHead(PreTrainedModel):
         needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
         needed = [name for name in needed if name not in ("pixel_values", "kwargs")]
         if needed:
-            raise ArchitectureError(f"{type(encoder).__name__} needs {listing(needed)}: encoders take images alone.")
+            raise ArchitectureError(
+                f"{type(encoder).__name__} needs {listing(needed)} beside the images: the encoder must take "
+                "(batch, channels, height, width) alone."
+            )
         self._takes_noise = "noise" in parameters
         self._takes_interpolation = "interpolate_pos_encoding" in parameters
         # Hidden state i + 1 is the output of block i; the last block's goes through the encoder's final norm instead.
@@ -152,7 +155,10 @@ class EncoderWithHead(PreTrainedModel):
                 raise ConfigError(f"{name!r} is no field of {cls.config_class.__name__}." + nearest(name, known))
         if isinstance(encoder, PreTrainedModel):
             if revision or attn_implementation or local_files_only or dtype != torch.float32:
-                raise ConfigError("leave revision, attn_implementation, local_files_only and dtype out: it is loaded.")
+                raise ConfigError(
+                    "revision, attn_implementation, local_files_only and dtype are for loading an encoder; this one is "
+                    "loaded."
+                )
             encoder = adopt_encoder(encoder)
         else:
             where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
@@ -260,7 +266,9 @@ class EncoderWithHead(PreTrainedModel):
             kwargs["output_hidden_states"] = hidden if COUNTS_CHOSEN_STATES else True
         outputs = self.encoder(pixel_values, **self._encoder_arguments(pixel_values, grid), **kwargs)
         if hidden and outputs.hidden_states is None:
-            raise ArchitectureError(f"{type(self.encoder).__name__} returns no hidden states: use output_layers=[-1].")
+            raise ArchitectureError(
+                f"{type(self.encoder).__name__} returns no hidden states: use its last layer only, output_layers=[-1]."
+            )
         layers = [
             outputs.hidden_states[layer + 1] if layer + 1 in hidden else outputs.last_hidden_state
             for layer in self.config.feature_layers
@@ -291,7 +299,10 @@ class EncoderWithHead(PreTrainedModel):
         if bands is None:
             return pixel_values
         if pixel_values.shape[1] != len(bands):
-            raise BandError(f"pixel_values has {pixel_values.shape[1]} channels, but the model takes {listing(bands)}.")
+            raise BandError(
+                f"pixel_values has {pixel_values.shape[1]} channels, but the model was configured for {len(bands)} "
+                f"bands: {listing(bands)}."
+            )
         mean, std = config.base_mean, config.base_std
         if mean is not None and std is not None:
             mean, std = [*mean, *(config.extra_mean or [])], [*std, *(config.extra_std or [])]

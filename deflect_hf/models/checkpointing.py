@@ -37,4 +37,7 @@ def enable_checkpointing(model: PreTrainedModel, selective: bool) -> None:
     try:
         enable(options)
     except ValueError as error:
-        raise ArchitectureError(f"{type(model).__name__} has no gradient_checkpointing: leave it null.") from error
+        raise ArchitectureError(
+            f"gradient_checkpointing: the blocks of {type(model).__name__} cannot be computed again in the backward "
+            "pass. Fix: leave it null."
+        ) from error

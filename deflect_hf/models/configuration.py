@@ -244,9 +244,14 @@ class EncoderWithHeadConfig(PreTrainedConfig):
             raise ConfigError(f"label_smoothing={self.label_smoothing} must be in [0, 1).")
         weights = self.class_weights
         if weights is not None and (len(weights) != self.num_labels or min(weights) < 0 or max(weights) == 0):
-            raise ConfigError(f"class_weights={weights}: give each of {self.num_labels} classes one >= 0, not all 0.")
+            raise ConfigError(
+                f"class_weights={weights}: give one weight >= 0 for each of the {self.num_labels} classes, not all 0."
+            )
         if self.problem_type in ("multi_label_classification", "regression") and (weights or self.label_smoothing):
-            raise ConfigError(f"leave class_weights and label_smoothing out for problem_type={self.problem_type!r}.")
+            raise ConfigError(
+                "class_weights and label_smoothing belong to the cross-entropy; leave them out for "
+                f"problem_type={self.problem_type!r}."
+            )
         self._check_target()
 
     def _check_target(self) -> None:
@@ -259,7 +264,9 @@ class EncoderWithHeadConfig(PreTrainedConfig):
             raise ConfigError(f"problem_type='regression' predicts one value: num_labels={self.num_labels}.")
         mean, std = self.target_mean, self.target_std
         if (mean is None) != (std is None) or not (std is None or 0 < std < math.inf) or not math.isfinite(mean or 0):
-            raise ConfigError(f"target_mean={mean}, target_std={std}: give two numbers, the deviation above 0, or none")
+            raise ConfigError(
+                f"target_mean={mean}, target_std={std}: give both as numbers, the deviation above 0, or neither."
+            )
 
 
 @strict
@@ -314,7 +321,10 @@ class EncoderForSemanticSegmentationConfig(EncoderWithHeadConfig):
         super().__post_init__(**kwargs)
         self._check_pixel_bands()
         if self.auxiliary_loss_weight < 0 or (self.auxiliary_loss_weight and self.head not in AUXILIARY):
-            raise ConfigError(f"auxiliary_loss_weight must be >= 0, and 0 but for the heads {listing(AUXILIARY)}.")
+            raise ConfigError(
+                f"auxiliary_loss_weight={self.auxiliary_loss_weight} with head={self.head!r}: it must be >= 0, and "
+                f"is for the heads {listing(AUXILIARY)}."
+            )
 
     def _check_pixel_bands(self) -> None:
         fields = [self.pixel_bands, self.pixel_mean, self.pixel_std]

@@ -80,7 +80,10 @@ def pretraining_size(arguments: EncoderArguments) -> list[int]:
         config = load_encoder_config(arguments.name_or_path, revision=arguments.revision)
     image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     if not image or not patch:
-        raise ConfigError(f"this {config.model_type!r} has no size 'encoder': give [height, width] in pixels")
+        raise ConfigError(
+            f"the size 'encoder' is not known: the configuration of this {config.model_type!r} has no image_size and "
+            "patch_size. Give [height, width] in pixels"
+        )
     return [side // step * step for side, step in zip(as_pair(image), as_pair(patch), strict=True)]
 
 
@@ -102,7 +105,10 @@ def chosen_gsd(arguments: EncoderArguments, gsd_m: float | None) -> float | None
     if arguments.gsd != "data":
         return arguments.gsd
     if gsd_m is None:
-        raise ConfigError("encoder.gsd: data, but the images' pixel size is not known: give dataset.gsd_m, or a number")
+        raise ConfigError(
+            "encoder.gsd: data, but the size of the data set's pixels on the ground is not known: give dataset.gsd_m "
+            "in metres, or a number here"
+        )
     return gsd_m
 
 
@@ -111,7 +117,10 @@ def set_gsd(encoder: PreTrainedModel, gsd: float | None) -> None:
     if gsd is None:
         return
     if getattr(encoder.config, "position_embedding", None) != "sincos_gsd":
-        raise ConfigError(f"encoder.gsd: this {encoder.config.model_type!r} does not depend on it: leave it null")
+        raise ConfigError(
+            f"encoder.gsd: the positions of this {encoder.config.model_type!r} encoder do not depend on a ground "
+            "sampling distance, as Scale-MAE's do: leave it null"
+        )
     encoder.config.gsd = gsd
 
 

@@ -191,7 +191,10 @@ class BandsHead(nn.Module):
             BandError: the images have other channels than the bands of the training.
         """
         if pixel_values.shape[1] != len(self.bands):
-            raise BandError(f"pixel_values has {pixel_values.shape[1]} channels, the head reads {listing(self.bands)}.")
+            raise BandError(
+                f"pixel_values has {pixel_values.shape[1]} channels, but the head reads {len(self.bands)} bands: "
+                f"{listing(self.bands)}."
+            )
         tokens = self.reduce(self.layers(features)).permute(0, 3, 1, 2)
         # channel by channel with plain numbers: no copy of a list to the device at each step
         planes = [(pixel_values[:, k].float() - self.mean[k]) / self.std[k] for k in range(len(self.bands))]

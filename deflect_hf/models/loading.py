@@ -51,7 +51,9 @@ def refuse_broken_weights(model: PreTrainedModel, source: str) -> None:
     """Refuse weights that are no numbers (CheckpointError): training would blame the images for them."""
     broken = [name for name, tensor in model.state_dict().items() if not bool(as_numbers(tensor).isfinite().all())]
     if broken:
-        raise CheckpointError(f"{source}: {broken[0]!r} holds NaN or infinity: fetch or convert it again.")
+        raise CheckpointError(
+            f"{source}: {len(broken)} tensors hold NaN or infinity, first {broken[0]!r}: fetch or convert it again."
+        )
 
 
 @contextlib.contextmanager
@@ -130,7 +132,10 @@ def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
     """A loaded encoder, taken over and without its pooler (ArchitectureError: it is a model with a head)."""
     expected = _encoder_class(encoder.config)
     if not isinstance(encoder, expected):
-        raise ArchitectureError(f"{type(encoder).__name__} is no encoder: pass its `base_model`, {expected.__name__}.")
+        raise ArchitectureError(
+            f"{type(encoder).__name__} is not a bare encoder: pass a {expected.__name__}, "
+            "for a model with a head its `base_model`."
+        )
     if without_pooler(encoder.config):
         encoder.pooler = None
     if getattr(encoder, "use_head", False):

@@ -57,7 +57,10 @@ class EncoderForImageClassification(EncoderWithHead):
         if self.config.pooling == "mean":
             return [maps.mean(dim=(1, 2)) for maps in features.patch_maps()]
         if features.layers[0].shape[1] == features.grid[0] * features.grid[1]:
-            raise ArchitectureError(f"{type(self.encoder).__name__} has no class token: use pooling='mean'.")
+            raise ArchitectureError(
+                f"{type(self.encoder).__name__} has no class token: use pooling='mean'"
+                " (segmentor.pooling: mean in a run's configuration)."
+            )
         return [layer[:, 0] for layer in features.layers]
 
 

@@ -69,7 +69,9 @@ def refuse_remote(path: PathLike) -> None:
         shown = text if address is None else f"{address[1]}://{text[address.end() :]}"
         raise DataError(f"{shown}: only files on disk are read; unpack the archive and give the file in it.")
     if address is not None:
-        raise DataError(f"{address[1]}://{text[address.end() :]}: only files on disk are read; download it.")
+        raise DataError(
+            f"{address[1]}://{text[address.end() :]}: only files on disk are read; download it and give the file."
+        )
     if not Path(path).is_file():
         raise DataError(f"{path} is not there: check the path, and the data folder it should lie in.")
     _refuse_remote_sources(Path(path), set())
@@ -93,7 +95,10 @@ def _refuse_remote_sources(path: Path, seen: set[Path]) -> None:
         if not text or not re.search(r"(filename|dataset|file|url)$", element.tag, re.IGNORECASE):
             continue
         if _REMOTE.search(text):
-            raise DataError(f"{path} names {brief(ValueError(text))}: only files on disk are read; download it.")
+            raise DataError(
+                f"{path} names the source {brief(ValueError(text))}, which is no file on this machine: only files on "
+                "disk are read; download it and name the file."
+            )
         relative = {key.lower(): value for key, value in element.attrib.items()}.get("relativetovrt") == "1"
         source = path.parent / text if relative else Path(text)
         if source not in seen and os.path.isfile(source):  # False also for a name that no file can have

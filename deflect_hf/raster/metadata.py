@@ -210,7 +210,10 @@ def _rescaling(fields: Mapping[str, str], top: bool, craft: str, digit: str, whe
     if f"REFLECTANCE_MULT_BAND_{digit}" in fields:
         return field(f"REFLECTANCE_MULT_BAND_{digit}") / sun, field(f"REFLECTANCE_ADD_BAND_{digit}") / sun
     if craft not in SOLAR or f"RADIANCE_MULT_BAND_{digit}" not in fields:
-        raise UnitError(f"{where} does not say how band {digit} becomes reflectance: order Collection 2, Level 2.")
+        raise UnitError(
+            f"{where} says neither how band {digit} becomes reflectance nor radiance: its numbers cannot be read; "
+            "order the scene as Collection 2, Level 2."
+        )
     acquired = date.fromisoformat(fields.get("DATE_ACQUIRED", fields.get("ACQUISITION_DATE", "")))
     distance = 1 - 0.01672 * math.cos(math.radians(0.9856 * (acquired.timetuple().tm_yday - 4)))
     irradiance = SOLAR[craft][("1", "2", "3", "4", "5", "7").index(digit)]
@@ -258,7 +261,10 @@ def stac_layers(path: str, fetch: bool) -> list[Layer]:
             continue
         href = str(asset["href"])
         if not fetch and ("://" in href or href.startswith("/vsi")):
-            raise DataError(f"{path}: asset {key!r} is at {href}: it is not fetched; download it beside the item.")
+            raise DataError(
+                f"{path}: asset {key!r} is at {href}: what a file names is not fetched; download it beside the item, "
+                "and name it there."
+            )
         raster = {**asset, **bands[0], **(asset.get("raster:bands") or [{}])[0]}
         scale, offset, nodata = (
             raster.get(word, raster.get(f"raster:{word}")) for word in ("scale", "offset", "nodata")

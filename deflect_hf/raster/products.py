@@ -88,9 +88,14 @@ class Product(os.PathLike[str]):
             ConfigError: It is an address, and what is said of it is for files on disk.
         """
         if self.written and len({is_address(path) for path in (self.path, *self.dates)}) > 1:
-            raise ConfigError(f"{self.path}: image and `dates` are all addresses, or none: download the others.")
+            raise ConfigError(
+                f"{self.path}: of an image and its `dates` all are addresses, or none: download the others."
+            )
         if self.address and (self.files is not None or BAND in self.path):
-            raise ConfigError(f"{self.path}: `files` are on disk: give the address of one file, or of a STAC item.")
+            raise ConfigError(
+                f"{self.path}: `files` are looked for on disk: give the address of one file that holds all bands, or "
+                "of a STAC item."
+            )
         found = self._dated() if self.dates else find_layers(self)
         return found and [
             dataclasses.replace(layer, classes=layer.classes or split_date(layer.name)[0].casefold() in self.classes)

@@ -110,7 +110,10 @@ def stack(
     own = [header for header in headers if not split_date(header.layer.name)[1]]
     measured = {header.layer.name: header.layer.scale is not None for header in headers}
     if any(known != measured.get(split_date(name)[0], known) for name, known in measured.items()):
-        raise DataError(f"{where}: some dates are reflectance by their metadata, others not: give products of a kind.")
+        raise DataError(
+            f"{where}: some dates are reflectance by the metadata of their product, others are not: give products of "
+            "one kind for all dates."
+        )
     target = _target(own, where, grid)
     root = _root(target)
     if composite:
@@ -148,7 +151,10 @@ def _header(layer: Layer, where: str) -> _Header:
     what = f"{where}: {layer.file}, band {layer.name},"
     with _opened(layer.file, layer.remote, what) as source:
         if source.count != 1 and layer.band is None:
-            raise DataError(f"{what} holds {source.count} bands, but files of one are put together: give it alone.")
+            raise DataError(
+                f"{what} holds {source.count} bands: only files of one band are put together; give a file with all "
+                "bands by itself."
+            )
         flags = source.mask_flag_enums[band]
         masked, tagged = MaskFlags.all_valid not in flags, MaskFlags.nodata in flags
         placed = _Grid(source.crs, source.transform, source.width, source.height)
@@ -196,7 +202,9 @@ def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampli
     layer, there = header.layer, header.grid.same(target)
     covered = 1.0 if there else _coverage(header.grid, target)
     if not covered:
-        raise DataError(f"{where}: {layer.file}, band {layer.name}, lies beside the others: give files of one place.")
+        raise DataError(
+            f"{where}: {layer.file}, band {layer.name}, lies beside the other files: give the files of one place."
+        )
     if covered < WHOLE:
         logger.warning(
             "%s: %s, band %s, covers %.0f %% of the ground of the others; beyond it that band counts as not measured",

@@ -224,7 +224,10 @@ def on_grid(features: Features, values: Array, image: RasterInfo) -> Shapes:
     if not image.georeferenced or image.crs is None:
         raise DataError(f"{image.path} does not say where it lies, so no polygon can be laid over it: georeference it.")
     if features.crs is None:
-        raise DataError(f"{features.path} has no reference system: give it one (ogr2ogr -a_srs EPSG:CODE, or a .prj).")
+        raise DataError(
+            f"{features.path} does not say which reference system it is in: give it one "
+            f"(ogr2ogr -a_srs EPSG:CODE, or a .prj file beside a Shapefile)."
+        )
     west, south, east, north = shapely.total_bounds(features.geometries)
     largest = max(map(abs, (west, south, east, north)))
     if largest > LARGEST_ANGLE and is_geographic(features.crs):

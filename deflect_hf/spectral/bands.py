@@ -96,7 +96,9 @@ def refuse_numbers(names: Iterable[str]) -> None:
     """Raise a BandError if a band is given by its position instead of its name."""
     for name in names:
         if not isinstance(name, str):
-            raise BandError(f"a band is chosen by its name, not by {name!r}: channel numbers say nothing of it.")
+            raise BandError(
+                f"a band is chosen by its name, not by {name!r}: channel numbers say nothing about the band."
+            )
 
 
 def resolve_among(name: str, bands: Sequence[Band], among: str) -> Band:
@@ -146,7 +148,9 @@ class Sensor:
         for band in self.bands:
             taken = next((alias for alias in band.aliases if alias in self.codes and alias != band.code), None)
             if taken is not None:
-                raise BandError(f"sensor {self.name!r}: {taken!r} is a code, and an alias of {band.code!r}: remove it.")
+                raise BandError(
+                    f"sensor {self.name!r}: {taken!r} is the code of one band and an alias of {band.code!r}: remove it."
+                )
 
     @property
     def codes(self) -> list[str]:

@@ -77,7 +77,9 @@ def _refuse_large(body: ast.expr, formula: str) -> None:
         nodes += len(level)
         depth += 1
         if depth > MAX_DEPTH or nodes > 3 * MAX_NODES:
-            raise IndexFormulaError(f"formula {formula!r:.80} has over {MAX_NODES} terms or {MAX_DEPTH} levels.")
+            raise IndexFormulaError(
+                f"formula {formula!r:.80} is too large: at most {MAX_NODES} terms and {MAX_DEPTH} levels."
+            )
         level = [child for parent in level for child in ast.iter_child_nodes(parent)]
 
 
@@ -99,7 +101,9 @@ def _convert(expression: ast.expr, formula: str, names: Collection[str] | None) 
         case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
             op = _OPERATORS[type(operator)]
             return _operation(op, _convert(left, formula, names), _convert(right, formula, names), formula)
-    raise IndexFormulaError(f"formula {formula!r:.80} holds {type(expression).__name__}: use +-*/**, numbers, bands.")
+    raise IndexFormulaError(
+        f"formula {formula!r:.80} holds {type(expression).__name__}: only + - * / **, numbers and band codes may occur."
+    )
 
 
 def _number(value: float, formula: str) -> Node:

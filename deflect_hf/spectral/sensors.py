@@ -140,7 +140,9 @@ def get_sensor(sensor: str | Sensor | Mapping[str, Any]) -> Sensor:
         return sensor
     if isinstance(sensor, str):
         if sensor not in SENSORS:
-            raise ConfigError(f"{sensor!r} is no sensor preset: {listing(SENSORS)}.{nearest(sensor, SENSORS)}")
+            raise ConfigError(
+                f"{sensor!r} is not a sensor preset; the presets are {listing(SENSORS)}.{nearest(sensor, SENSORS)}"
+            )
         return SENSORS[sensor]
     if not isinstance(sensor, Mapping):
         raise ConfigError(f"a sensor is the name of a preset or a mapping, not {sensor!r:.80}")
@@ -206,7 +208,9 @@ def _user_band(entry: str | Mapping[str, Any]) -> Band:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", code):
         raise ConfigError(f"band code {code!r} must be letters, digits and underscores, and start with a letter.")
     if is_band_number(code):
-        raise ConfigError(f"{code!r} is a number: give a band's code ({listing(BAND_CODES)}) and {code!r} as an alias.")
+        raise ConfigError(
+            f"{code!r} is a band number, not a code: give the code ({listing(BAND_CODES)}) and {code!r} as an alias."
+        )
     given = entry.get("aliases", ())
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise ConfigError(f"band {code!r}: aliases must be a list of names, not {given!r:.80}.")

@@ -189,7 +189,9 @@ def build(
         )
     channels = getattr(encoder.config, "num_channels", None)
     if channels is None:
-        raise ArchitectureError(f"a {encoder.config.model_type!r} takes no images: give a vision transformer")
+        raise ArchitectureError(
+            f"a {encoder.config.model_type!r} takes no images: give a vision transformer as the encoder"
+        )
     if channels != len(config.encoder.base_bands):
         raise ArchitectureError(
             f"the encoder takes {channels} channels, but encoder.base_bands names {len(config.encoder.base_bands)}: "

@@ -120,7 +120,9 @@ def find_checkpoint(work_dir: Path, resume_from: str) -> Path | None:
     if resume_from != LAST:
         named = Path(resume_from)
         if not (named / PROGRESS).is_file():
-            raise CheckpointError(f"{named} is no checkpoint to resume from: it lacks {PROGRESS}. Give 'last' or PATH.")
+            raise CheckpointError(
+                f"{named} is no checkpoint to resume from: it has no {PROGRESS}. Give 'last' or PATH."
+            )
         found = damage(named)
         if found is not None:
             others = [str(path) for path in list_checkpoints(named.absolute().parent.parent) if damage(path) is None]
@@ -231,7 +233,9 @@ class Checkpoints:
             if stored["fixed"].get(name) != value
         ]
         if differing:
-            raise CheckpointError(f"{folder} is of a run with {', '.join(differing)}: resume with that, or start anew")
+            raise CheckpointError(
+                f"{folder} is of a run with {', '.join(differing)}: resume with the same, or start anew"
+            )
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         model, own = training["model"], self.model.state_dict()
         needed = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -328,7 +328,10 @@ class TrainingLoop:
         found = kept_best(self.work_dir, state, self.progress, self.protocol.task)
         self.accelerator.wait_for_everyone()
         if found is None:
-            logger.warning("the best model, of epoch %d, is lost: the next takes its place", self.progress.best_epoch)
+            logger.warning(
+                "the best model so far, of epoch %d, is not kept anywhere: the best from here on takes its place",
+                self.progress.best_epoch,
+            )
             self.progress.best_score = None
             if self.progress.evaluated == self.progress.step:
                 self._take(self.score(self.plain, "val"))

@@ -90,7 +90,10 @@ class Statistics:
         )
         empty = [band for band, measured in zip(bands, count, strict=True) if not measured]
         if empty:
-            raise DataError(f"{where}: no valid pixel in band(s) {listing(empty)}: correct nodata, or leave them out")
+            raise DataError(
+                f"{where}: no training image has a valid pixel in the band(s) {listing(empty)}: correct the nodata "
+                "values, or leave the bands out"
+            )
         flat = [band for band, deviation in zip(bands, std, strict=True) if not deviation > 0]
         if flat:
             raise DataError(f"{where}: the band(s) {listing(flat)} have one value in all of the training images: {fix}")

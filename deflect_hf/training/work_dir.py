@@ -74,10 +74,16 @@ def refuse_loss(config: RunArguments, work_dir: Path, continued: bool) -> None:
     """
     own = [name for name in read_manifest(work_dir)["files"] if _is_there(work_dir / name)]
     if CONFIG in own and not (continued or config.overwrite or config.resume_from == checkpoint.LAST):
-        raise ConfigError(f"{work_dir} holds a run already: give another --work_dir, --resume_from last or --overwrite")
+        raise ConfigError(
+            f"{work_dir} holds a run already: give another --work_dir, continue it with --resume_from last, or "
+            "replace it with --overwrite"
+        )
     foreign = [name for name in names_of(config) if name not in own and _is_there(work_dir / name)]
     if foreign:
-        raise ConfigError(f"{work_dir} holds {listing(foreign)}, of no run: move it, or give another --work_dir")
+        raise ConfigError(
+            f"{work_dir} holds {listing(foreign)}, which no run wrote that this version knows of: move them away, or "
+            "give another --work_dir"
+        )
     if continued:
         return
     for key, given in (("encoder.name_or_path", config.encoder.name_or_path), ("dataset.root", config.dataset.root)):
@@ -85,7 +91,10 @@ def refuse_loss(config: RunArguments, work_dir: Path, continued: bool) -> None:
             continue
         read = Path(given).resolve()
         if any((work_dir / name).resolve() in (read, *read.parents) for name in own):
-            raise ConfigError(f"{key} is {given}, which --overwrite would replace: copy it, or give another --work_dir")
+            raise ConfigError(
+                f"{key} is {given}, a part of the run that --overwrite would replace: copy it to another place, or "
+                "give another --work_dir"
+            )
 
 
 def _is_there(path: Path) -> bool:
@@ -138,7 +147,10 @@ def run_lock(work_dir: Path, accelerator: Accelerator, dry: bool = False) -> Ite
         taken = [not _held(handle, work_dir)]
     try:
         if broadcast_object_list(taken)[0]:
-            raise ConfigError(f"{work_dir} is in use by another run: wait for it, stop it, or give another --work_dir")
+            raise ConfigError(
+                f"{work_dir} is in use: another run trains there at this moment. Fix: wait for it or stop it, or give "
+                "another --work_dir"
+            )
         yield
     finally:
         if handle is not None:
@@ -170,4 +182,6 @@ def full_disk_explained(work_dir: Path) -> Iterator[None]:
         number = int(named[1]) if named else getattr(error, "errno", None)
         if number not in NO_ROOM:
             raise
-        raise CheckpointError(f"{work_dir}: the disk is full: make room, then --resume_from last.") from error
+        raise CheckpointError(
+            f"{work_dir}: no space is left on the disk. Fix: free some, then go on with --resume_from last."
+        ) from error

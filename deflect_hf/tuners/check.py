@@ -34,7 +34,10 @@ def check(model: PeftModel, pixel_values: torch.Tensor | None = None) -> None:
     # an auxiliary head takes part in the loss alone
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad and "auxiliary" not in n}
     if not trained:
-        raise ConfigError("Nothing is trained. Fix: is_trainable=True, and model.base_model.enable_adapter_layers().")
+        raise ConfigError(
+            "Nothing of the model is trained. Fix: load the adapter with is_trainable=True, and enable it "
+            "(model.base_model.enable_adapter_layers())."
+        )
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
         torch.manual_seed(0)
         images = _random_image(model, encoder) if pixel_values is None else pixel_values

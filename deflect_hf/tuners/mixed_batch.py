@@ -98,6 +98,9 @@ def _joined(outputs: list[Any], rows: dict[str, list[int]]) -> Any:
     if not isinstance(first, Tensor):
         return first
     if first.dim() == 0:
-        raise UnsupportedOperationError("No loss over several adapters: leave the labels out, take the logits.")
+        raise UnsupportedOperationError(
+            "A loss over samples of several adapters is not computed. Fix: leave the labels out, and compute it from "
+            "the logits."
+        )
     order = [row for chosen in rows.values() for row in chosen]
     return torch.cat(outputs)[torch.argsort(torch.tensor(order, device=first.device))]

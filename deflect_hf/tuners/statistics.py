@@ -92,7 +92,10 @@ def store_statistics(model: nn.Module, moments: RunningMoments, adapter_name: st
     features, config = spectral.features, spectral.config
     empty = [n for n, count in zip(features.statistic_names, moments.count.tolist(), strict=True) if not count]
     if empty:
-        raise DataError(f"No valid pixel for {listing(empty)}: check the nodata values, or leave the band out.")
+        raise DataError(
+            f"No valid pixel was seen for {listing(empty)}: the loader is empty, or the band is NaN everywhere. "
+            "Fix: check the nodata values, or leave the band out."
+        )
     size = moments.mean[: len(features.feature_names)].abs().clamp_min(1.0).repeat(2)
     std = torch.where(moments.std > RESOLUTION * size, moments.std, 0.0).tolist()
     mean = moments.mean.tolist()

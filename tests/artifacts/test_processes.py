@@ -24,7 +24,7 @@ def test_the_launchers_precision_becomes_the_runs(monkeypatch: pytest.MonkeyPatc
     assert launcher_precision(config(fp16=True)).fp16
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert launcher_precision(config()).bf16 and launcher_precision(config(bf16=True)).bf16
-    with pytest.raises(ConfigError, match="accelerate launch says --mixed_precision bf16, the run --fp16"):
+    with pytest.raises(ConfigError, match="accelerate launch says --mixed_precision bf16, and the run --fp16"):
         launcher_precision(config(fp16=True))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
     with pytest.raises(ConfigError, match="accelerate launch says --mixed_precision fp8"):
@@ -34,7 +34,7 @@ def test_the_launchers_precision_becomes_the_runs(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "leave gradient_accumulation_steps 4 at 1; give --accumulate"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "leave it at 1 there, and give --accumulate 4"),
         ("ACCELERATE_USE_FSDP", "true", r"FSDP\) on accelerators alone, and this runs on cpu .* with --multi_gpu"),
     ],
 )

@@ -168,7 +168,7 @@ def test_rivals_are_trained_on_all_bands_by_the_same_loop(tmp_path: Path) -> Non
     for run in (tmp_path / "runs").glob("[pu]*/"):  # mapped like any other model
         predictor = load_predictor(run)
         assert predictor(np.full((7, 32, 32), 1000)).shape == (1, 4, 32, 32)
-    with pytest.raises(ConfigError, match=r"wdth is no option of row 'unet'.*Did you mean 'width'"):
+    with pytest.raises(ConfigError, match=r"wdth is no option of the row 'unet'.*Did you mean 'width'"):
         Row.parse("unet:wdth=4")
     with pytest.raises(ConfigError, match="the row 'pixel': width=0 must be a whole number from 1 on"):
         Row.parse("pixel:width=0")
@@ -334,7 +334,7 @@ def test_data_with_a_split_of_its_own_has_no_folds(tmp_path: Path) -> None:
         accuracy.main(["--dataset.num_samples", "640", "--dataset.image_size", "null", *words])
     assert str(caught.value).startswith(f"--folds: {tmp_path / 'data'} has split files ('held_out.txt'), which random")
     (tmp_path / "set.yaml").write_text(yaml.safe_dump({"name": "m-forestnet", "root": str(tmp_path)}))
-    with pytest.raises(ConfigError, match="'m-forestnet' has a published split: leave it out"):
+    with pytest.raises(ConfigError, match="'m-forestnet' has a published split, which is the one to report on"):
         accuracy.main(["--dataset.num_samples", "640", "--dataset.image_size", "null", *words])
 
 

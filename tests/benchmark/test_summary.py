@@ -87,5 +87,5 @@ def test_reported_score_must_exist() -> None:
         score(test, "iou:ice")
     with pytest.raises(ConfigError, match="no score 'iuo' of a class; there are 'iou', 'recall'"):
         score(test, "iuo:water")
-    with pytest.raises(ConfigError, match="a run's test images have no 'water'"):
+    with pytest.raises(ConfigError, match="test images of a run have no 'water' in label or prediction"):
         score(test, "recall:water")

@@ -74,7 +74,7 @@ def test_what_an_id_cannot_be_is_refused(hub: Hub, tmp_path: Path) -> None:
     name = publish(hub, tmp_path, "beit", "classification")
     with pytest.raises(ConfigError, match=r"of type 'deflect_image_classification', not 'deflect_semantic_segm"):
         AutoModelForSemanticSegmentation.from_pretrained(name)
-    with pytest.raises(ConfigError, match="loaded as it is: leave out 'id2label'"):
+    with pytest.raises(ConfigError, match="loaded as it was trained: leave out 'id2label'"):
         AutoModelForImageClassification.from_pretrained(name, num_labels=7)
     hub.put(name, {f"sub/{path}": data for path, data in hub.files(name).items()})
     with pytest.raises(ConfigError, match="at the top of its repository: leave out 'subfolder'"):

@@ -86,13 +86,13 @@ def test_bounds_that_are_not_written_out_follow_from_the_formulas(published: Pat
         ({"band_dropout": "0.5"}, "band_dropout must be float, not '0.5'"),
         ({"init_weights": 1}, "init_weights must be bool, not 1"),
         ({"unit": "dn"}, "unit must be Unit, not 'dn'"),
-        ({"index_bounds.NDVI": 1e30}, "index_bounds must be above 0 and at most"),
+        ({"index_bounds.NDVI": 1e30}, "index_bounds must lie above 0 and be at most"),
         ({"formulas": None, "index_bounds": None}, "formulas are not written out"),
         ({"formulas": {"X": "N ** (9 ** (9 ** 9))"}, "index_bounds": None}, "an exponent must be a number of at most"),
-        ({"formulas.NDVI": "__import__('os').system('true')"}, "holds Call: use +-*/**"),
-        ({"formulas.NDVI": "N.__class__"}, "holds Attribute: use +-*/**"),
+        ({"formulas.NDVI": "__import__('os').system('true')"}, "holds Call: only + - * / **"),
+        ({"formulas.NDVI": "N.__class__"}, "holds Attribute: only + - * / **"),
         ({"formulas.NDVI": "N +" * 1300 + "N"}, "a formula is a text of at most 2000 characters"),
-        ({"formulas.NDVI": "-" * 900 + "N"}, "has over 400 terms or 60 levels"),
+        ({"formulas.NDVI": "-" * 900 + "N"}, "is too large: at most 400 terms and 60 levels"),
         ({"formulas.NDVI": 7}, "formulas must be dict[str, str] | None"),
         ({"formulas": {f"I{k}": "N" for k in range(700)}}, "700 formulas; 600 are the most"),
         ({"target_modules": "(a+)+$"}, "target_modules is a pattern that may take for ever to match"),
@@ -134,19 +134,15 @@ def test_hostile_adapter_configs(
         (TASK, {"id2label": {"x": "land", "1": "water"}}, "id2label must number its classes from 0"),
         (TASK, {"id2label": {"0": ["land"], "1": "water"}}, "config.json: cannot be loaded: id2label="),
         (TASK, {"encoder_config": None}, "encoder_config must describe the encoder"),
-        (
-            TASK,
-            {"encoder_config.model_type": "timm_wrapper"},
-            "encoder_config.model_type is 'timm_wrapper', none that are",
-        ),
+        (TASK, {"encoder_config.model_type": "timm_wrapper"}, "encoder_config.model_type is 'timm_wrapper', which is"),
         (TASK, {"encoder_config.auto_map": {"AutoModel": "x"}}, "'encoder_config.auto_map' asks for code"),
         (TASK, {"encoder_config.quantization_config": {"x": 1}}, "'encoder_config.quantization_config' asks for code"),
         (TASK, {"encoder_config._attn_implementation": "mallory/kernel"}, "attn_implementation' asks for code"),
-        (TASK, {"encoder_config.num_hidden_layers": 10**6}, "encoder_config.num_hidden_layers is 1000000: give a"),
-        (TASK, {"encoder_config.hidden_size": 1 << 30}, "encoder_config.hidden_size is 1073741824: give a"),
-        (TASK, {"encoder_config": {"model_type": "deflect_unet", "levels": 40}}, "encoder_config.levels is 40: give a"),
+        (TASK, {"encoder_config.num_hidden_layers": 10**6}, "encoder_config.num_hidden_layers is 1000000; a whole"),
+        (TASK, {"encoder_config.hidden_size": 1 << 30}, "encoder_config.hidden_size is 1073741824; a whole number"),
+        (TASK, {"encoder_config": {"model_type": "deflect_unet", "levels": 40}}, "encoder_config.levels is 40; a"),
         (TASK, {"encoder_config.image_size": [10**9, 3]}, "encoder_config.image_size is [1000000000, 3]"),
-        (TASK, {"encoder_config.hidden_size": "16"}, "encoder_config.hidden_size is '16': give a whole number"),
+        (TASK, {"encoder_config.hidden_size": "16"}, "encoder_config.hidden_size is '16'; a whole number"),
         (PROCESSOR, {"auto_map": {"x": "y"}}, "'auto_map' asks for code that is not part"),
         (PROCESSOR, {"launch": 1}, "unknown entry 'launch' for preprocessor_config.json"),
         (PROCESSOR, {"size": {"height": 8}}, "size is {'height': 8}: Field required"),
@@ -194,7 +190,7 @@ BOMB = "a: &a [x, x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nseed
         (ADAPTER, "[1]", "expected an object, found list"),
         (ADAPTER, "{", "cannot be read: "),
         (ADAPTER, '{"rank": 1' + "0" * 5000 + "}", "cannot be read: "),
-        (TASK, json.dumps({"x": "y" * MAX_CONFIG_BYTES}), "more than 1,000,000"),
+        (TASK, json.dumps({"x": "y" * MAX_CONFIG_BYTES}), "a configuration has at most 1,000,000"),
         (TASK, '"\\ud800"', "expected an object, found str"),
     ],
 )
@@ -206,12 +202,12 @@ def test_hostile_files(file: str, content: str, message: str, published: Path, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'; only True is loaded from elsewhere"),
-        ({"megatron_core": "evil.module"}, "megatron_core is 'evil.module'; only"),
-        ({"eva_config": {"rho": 2.0}}, "eva_config is {'rho': 2.0}; only"),
-        ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication is [[0, 2], [0, 2]]; only"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'; adapters from elsewhere are loaded with True"),
+        ({"megatron_core": "evil.module"}, "megatron_core is 'evil.module'; adapters from elsewhere are loaded with"),
+        ({"eva_config": {"rho": 2.0}}, "eva_config is {'rho': 2.0}; adapters from elsewhere"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication is [[0, 2], [0, 2]]; adapters from elsewhere"),
         ({"qalora_group_size": 10**9}, "qalora_group_size is 1000000000; numbers up to 65536 are meant"),
-        ({"rank_pattern": {"(a+)+$": 8}}, "rank_pattern is {'(a+)+$': 8}; only"),
+        ({"rank_pattern": {"(a+)+$": 8}}, "rank_pattern is {'(a+)+$': 8}; adapters from elsewhere"),
         ({"r": 4096}, "r is 4096; a whole number up to the encoder's width 16"),
         ({"peft_type": "DEFLECT"}, "unknown entry"),
     ],
@@ -226,7 +222,7 @@ def test_hostile_configurations_of_pefts_own_methods(
 
 def test_weights_smaller_than_the_configuration_says_are_refused_before_room_is_made(published: Path) -> None:
     change(published / TASK, {"head_channels": 16_000})
-    with pytest.raises(DeflectError, match=r"describes [\d,]+ weights and holds [\d,]+"):
+    with pytest.raises(DeflectError, match=r"the configuration describes [\d,]+ weights, but only [\d,]+ are stored"):
         check_folder(published, published=True)
     whole = (published / "adapter_model.safetensors").read_bytes()
     for broken in (whole[:200], b"\x80\x04K\x01.", (2**62).to_bytes(8, "little") + whole[8:]):

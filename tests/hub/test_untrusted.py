@@ -22,8 +22,8 @@ Runs = Callable[[str], Path]
     ("changes", "message"),
     [
         ({"auto_map": {"AutoModel": "modeling_evil.Model"}}, r"asks for code that is .* \(trust_remote_code\): it is"),
-        ({"model_type": "evil"}, "model_type is 'evil', none that are loaded"),
-        ({"num_hidden_layers": 120}, r"describes [\d,]+ weights and holds [\d,]+"),
+        ({"model_type": "evil"}, "model_type is 'evil', which is none of the encoders that are loaded from the Hub"),
+        ({"num_hidden_layers": 120}, r"the configuration describes [\d,]+ weights, but only [\d,]+ are stored"),
         ({"hidden_size": None}, "hidden_size and num_hidden_layers must be whole numbers"),
     ],
 )

@@ -162,7 +162,7 @@ def test_what_a_file_cannot_do_is_refused(
     (tmp_path / "alone.onnx").touch()
     for words, message in (
         (["--model", str(file), "--output", "embeddings"], "holds no embeddings"),
-        (["--model", str(file), "--window", "32"], "takes 16 x 16 pixels alone"),
+        (["--model", str(file), "--window", "32"], "takes images of 16 x 16 pixels alone"),
         (["--model", str(file), "--revision", "main"], "--revision goes with --adapter"),
         (["--model", str(file), "--adapter", "run"], "give one model"),
         (["--model", "work-dir/run"], "is no .pt2 or .onnx of deflect-export: a run goes with --adapter"),
@@ -233,7 +233,7 @@ def test_what_is_there_stays_and_what_differs_is_not_written(
 ) -> None:
     file = tmp_path / "model.pt2"
     file.write_text("before")
-    for words, said in (([], "is there already"), (["--overwrite", "true"], "is no model of deflect-export")):
+    for words, said in (([], "is there already"), (["--overwrite", "true"], "is no model that deflect-export wrote")):
         with pytest.raises(SystemExit):
             main([str(run), str(file), *words])
         assert f"{file} {said}" in capsys.readouterr().err

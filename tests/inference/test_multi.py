@@ -247,7 +247,7 @@ def test_a_predictor_of_another_encoder_is_refused_and_left_as_it_was(tmp_path: 
         tasks.add("merged", merged)
     elsewhere = copy.copy(predictor)
     elsewhere.device = torch.device("meta")
-    with pytest.raises(ConfigError, match="The predictor is on meta, the encoder on cpu: load both there"):
+    with pytest.raises(ConfigError, match="The predictor is on meta, the shared encoder on cpu: load both on one"):
         tasks.add("elsewhere", elsewhere)
     assert tasks.tasks == tuple(folders)
 
@@ -294,7 +294,7 @@ def test_an_encoder_that_moved_is_given_by_hand(
 
 def test_encoders_that_cannot_be_shared(tmp_path: Path, encoder: Path) -> None:
     full = result_folder(tmp_path / "full", encoder, "full")
-    with pytest.raises(UnsupportedOperationError, match="full: --finetune full leaves nothing to share"):
+    with pytest.raises(UnsupportedOperationError, match="full: --finetune full trained the encoder itself"):
         MultiAdapterPredictor.from_folders({"full": full})
     bare = load_encoder(encoder)
     inject_adapter_in_model(spectral_config(), bare)

@@ -72,7 +72,7 @@ def test_values_on_which_the_model_overflows_do_not_pass_for_pixels_without_a_me
 def test_devices_and_encoders_that_are_none_are_told(encoder: Path, tmp_path: Path) -> None:
     folder = result_folder(tmp_path / "run", encoder)
     for load in (load_predictor, Predictor.from_folder):
-        with pytest.raises(ConfigError, match="device='gpu': torch cannot compute there; here it is 'cpu'"):
+        with pytest.raises(ConfigError, match="device='gpu': torch cannot compute there; on this machine it is 'cpu'"):
             load(folder, device="gpu")
         with pytest.raises(ArchitectureError, match=r"is a trained model with its head\. Give the bare enc"):
             load(folder, encoder=folder)

@@ -92,7 +92,7 @@ def test_the_unit_is_judged_over_the_whole_scene_not_window_by_window(tmp_path: 
     [
         ({"transform": (60.0, 0.0, 6e5, 0.0, -60.0, 48e5)}, "pixels of 60 m, but the model was trained on 20 m"),
         ({"crs": "EPSG:4326", "transform": (1e-3, 0.0, 5.0, 0.0, -1e-3, 45.0)}, r"pixels of 9[0-9.]+ m, but"),
-        ({"crs": None, "transform": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)}, "pixels of unknown size"),
+        ({"crs": None, "transform": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)}, "how large its pixels are is not known"),
         ({}, ""),
     ],
 )

@@ -142,7 +142,7 @@ def test_windows_are_as_large_as_the_training_images_unless_told(
         sides[name] = {shape[2:] for shape in model.seen}
     assert sides == {"encoder": {(24, 24)}, "trained": {(48, 40)}, "odd": {(48, 40)}}
     assert "windows of 24 x 24 pixels, the size of the encoder's pretraining" in caplog.text
-    with pytest.raises(ConfigError, match=r"--window 30: no multiple of patches of 8 x 8 pixels; give 32\."):
+    with pytest.raises(ConfigError, match=r"--window 30: no multiple of the model's patches, 8 x 8 pixels; give 32\."):
         map_of(predictor_of(Stub()), scene, tmp_path / "odd.tif", window=30)
 
 

@@ -149,7 +149,7 @@ def test_images_of_base_bands_alone(reflectance):
     expected = adapted("frozen").eval()(reflectance).logits
     torch.testing.assert_close(model(reflectance[:, :3]).logits, expected)
     assert patch_embedding_parameters(model) == 3 * 32 * 64 + 32
-    with pytest.raises(ConfigError, match=r"rgb\+random needs more bands than the base, 'B', 'G', 'R'"):
+    with pytest.raises(ConfigError, match=r"rgb\+random has no band to start at random: 'B', 'G', 'R' are all base"):
         adapt(task_model(), "lora", bands=bands, patch_embed="rgb+random", **BASE)
 
 

@@ -115,7 +115,7 @@ def test_base_bands_are_selected_by_name_and_normalised(vit: ViTModel, images: t
 
 def test_wrong_number_of_channels_names_counts_and_bands(vit: ViTModel, images: torch.Tensor) -> None:
     model = EncoderForImageClassification.from_encoder(vit, num_labels=3, bands=["B", "G", "R", "N"])
-    message = "pixel_values has 3 channels, but the model takes 'B', 'G', 'R', 'N'."
+    message = "pixel_values has 3 channels, but the model was configured for 4 bands: 'B', 'G', 'R', 'N'."
     with pytest.raises(BandError, match=f"^{re.escape(message)}$"):
         model(images)
     with pytest.raises(BandError, match="R"):
@@ -163,7 +163,7 @@ def test_zoom_shows_the_encoder_each_pixel_several_times(encoder: PreTrainedMode
         ({"head": "liner"}, "head='liner' is unknown; choose from 'linear', 'mlp'. Did you mean 'linear'?"),
         ({"pooling": "max"}, "pooling='max' is unknown; choose from 'cls', 'mean'."),
         ({"outputlayers": [1]}, "'outputlayers' is no field of EncoderForImageClassificationConfig. Did you mean"),
-        ({"class_weights": [1.0]}, "give each of 3 classes one >= 0"),
+        ({"class_weights": [1.0]}, "give one weight >= 0 for each of the 3 classes"),
         ({"base_mean": [0.1, 0.1, 0.1]}, "'base_mean' given without bands"),
         ({"bands": ["R", "G", "B"], "base_mean": [0.1] * 3}, "base_mean and base_std go together"),
         (
@@ -178,8 +178,8 @@ def test_zoom_shows_the_encoder_each_pixel_several_times(encoder: PreTrainedMode
         ({"problem_type": "regression"}, "problem_type='regression' predicts one value: num_labels=3"),
         ({"target_unit": "m"}, "'target_unit' belong to problem_type='regression'"),
         ({"label_smoothing": 1.5}, "label_smoothing=1.5 must be in [0, 1)."),
-        ({"revision": "main"}, "dtype out: it is loaded"),
-        ({"dtype": torch.bfloat16}, "local_files_only and dtype out: it is loaded."),
+        ({"revision": "main"}, "are for loading an encoder"),
+        ({"dtype": torch.bfloat16}, "local_files_only and dtype are for loading an encoder; this one is loaded."),
         ({"head": "mlp", "head_channels": 0}, "head_channels=0 must be at least 1."),
         ({"id2label": {0: "a"}}, "Give either num_labels, the number of classes, or id2label"),
         ({"num_labels": None, "id2label": {1: "a", 2: "b"}}, "name one or more classes, numbered from 0"),
@@ -195,9 +195,7 @@ def test_options_that_do_not_fit(vit: ViTModel, options: dict, message: str) -> 
 def test_models_that_are_no_bare_vision_transformer() -> None:
     with pytest.raises(ArchitectureError, match="ResNetConfig has no hidden_size, num_hidden_layers, patch_size"):
         EncoderForImageClassification.from_encoder(ResNetModel(ResNetConfig(embedding_size=4)), num_labels=3)
-    with pytest.raises(
-        ArchitectureError, match="ViTForImageClassification is no encoder: pass its `base_model`, ViTModel"
-    ):
+    with pytest.raises(ArchitectureError, match="ViTForImageClassification is not a bare encoder: pass a ViTModel"):
         EncoderForImageClassification.from_encoder(ViTForImageClassification(ViTConfig(**CONFIG)), num_labels=3)
 
 

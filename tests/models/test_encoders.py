@@ -43,7 +43,7 @@ def test_the_encoders_size_is_that_of_its_pretraining_in_whole_patches(
 
 def test_a_random_encoder_has_a_size_too_and_one_without_is_refused(tmp_path: Path) -> None:
     assert pretraining_size(EncoderArguments(random={"model_type": "vit", "image_size": 48, **SMALL})) == [48, 48]
-    with pytest.raises(ConfigError, match="this 'bert' has no size 'encoder'"):
+    with pytest.raises(ConfigError, match="the size 'encoder' is not known: the configuration of this 'bert' has no"):
         pretraining_size(EncoderArguments(random={"model_type": "bert"}))
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         pretraining_size(EncoderArguments(name_or_path=str(tmp_path)))
@@ -121,7 +121,7 @@ def test_gsd_is_a_number_the_datas_or_the_checkpoints() -> None:
     assert chosen_gsd(EncoderArguments(name_or_path="x"), 10.0) is None
     assert chosen_gsd(EncoderArguments(name_or_path="x", gsd=2.5), 10.0) == 2.5
     assert chosen_gsd(EncoderArguments(name_or_path="x", gsd="data"), 10.0) == 10.0
-    with pytest.raises(ConfigError, match=r"encoder\.gsd: data, but .* not known: give dataset\.gsd_m"):
+    with pytest.raises(ConfigError, match=r"encoder\.gsd: data, but the size .* give dataset\.gsd_m in metres"):
         chosen_gsd(EncoderArguments(name_or_path="x", gsd="data"), None)
 
 
@@ -139,7 +139,7 @@ def test_gsd_changes_the_positions_and_is_refused_where_there_are_none() -> None
     published = tokens("sincos_gsd", None)
     assert torch.equal(tokens("sincos_gsd", 1.0), published)
     assert not torch.allclose(tokens("sincos_gsd", 10.0), published, atol=1e-3)
-    with pytest.raises(ConfigError, match=r"encoder\.gsd: this 'geovit' does not depend on"):
+    with pytest.raises(ConfigError, match=r"encoder\.gsd: the positions of this 'geovit' encoder do not depend on"):
         tokens("sincos", 10.0)
 
 

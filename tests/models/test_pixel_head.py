@@ -126,5 +126,5 @@ def test_statistics_that_do_not_fit_are_refused(options: dict[str, Any], message
 
 
 def test_other_channels_are_refused(reflectance: torch.Tensor) -> None:
-    with pytest.raises(BandError, match="has 3 channels, the head reads"):
+    with pytest.raises(BandError, match="has 3 channels, but the head reads 6 bands"):
         make_model()(reflectance[:, :3])

@@ -137,7 +137,7 @@ def test_upernet_limits(vit: ViTModel, images: torch.Tensor) -> None:
     ("options", "message"),
     [
         ({"head": "upernet", "output_layers": [1, 2]}, r"reads exactly 4 blocks, for example \[0, 1, 2, 3\]"),
-        ({"auxiliary_loss_weight": 0.4}, "but for the heads 'upernet', 'pixel'"),
+        ({"auxiliary_loss_weight": 0.4}, "is for the heads 'upernet', 'pixel'"),
         ({"head": "conv", "head_channels": 3}, "head_channels=3 must be at least 4 for the conv head"),
         ({"problem_type": "regression"}, "predicts one value: num_labels=3"),
         ({"problem_type": "multi_label_classification"}, "choose from 'single_label_classification', 'regression'"),

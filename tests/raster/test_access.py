@@ -140,11 +140,12 @@ def test_other_places_are_no_addresses(address: str) -> None:
 
 def test_what_is_said_of_files_on_disk(web: FileServer, cog: Path) -> None:
     address = f"{web.url}/a/scene.tif"
-    with pytest.raises(ConfigError, match="`files` are on disk"):
+    with pytest.raises(ConfigError, match="`files` are looked for on disk"):
         raster_info(written(address, files="*_{band}.tif"))
-    with pytest.raises(ConfigError, match="are all addresses, or none"):
+    with pytest.raises(ConfigError, match="all are addresses, or none"):
         raster_info(written(str(cog), dates=(address,)))
-    dated = read_raster(written(address, dates=(address,)), window=(0, 0, 9, 9))
+    web.files["/a/2020.tif"] = web.files["/a/scene.tif"]
+    dated = read_raster(written(address, dates=(f"{web.url}/a/2020.tif",)), window=(0, 0, 9, 9))
     assert dated.info.descriptions == ("R", "N", "R@1", "N@1") and not web.seen.count("/a")
     np.testing.assert_array_equal(dated.values[2:], VALUES[:, :9, :9])
 
@@ -178,5 +179,5 @@ def test_a_stac_item_is_read_from_its_own_server_alone(web: FileServer, tmp_path
         raster_info(written(f"{web.url}/items/one.json"))
     on_disk = tmp_path / "item.json"  # though the user wrote its name
     on_disk.write_text(json.dumps(item(red=f"{web.url}/data/red.tif")))
-    with pytest.raises(DataError, match="it is not fetched"):
+    with pytest.raises(DataError, match="what a file names is not fetched"):
         raster_info(written(str(on_disk)))

@@ -122,7 +122,7 @@ def test_what_may_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     (tmp_path / "results.json").touch()
     with pytest.raises(CheckpointError, match="holds a finished run and no checkpoint"):
         checkpoint.find_checkpoint(tmp_path, "last")
-    with pytest.raises(CheckpointError, match=r"is no checkpoint to resume from: it lacks progress\.json"):
+    with pytest.raises(CheckpointError, match=r"is no checkpoint to resume from: it has no progress\.json"):
         checkpoint.find_checkpoint(tmp_path, str(tmp_path))
     for step in (10, 100):
         write(tmp_path, step)

@@ -221,7 +221,7 @@ def test_a_full_disk_is_told_whoever_meets_it(
         raise SafetensorError(f"Error while serializing: I/O error: {told}")
 
     monkeypatch.setattr(module, name, full)
-    with pytest.raises(CheckpointError, match=r"the disk is full: make room, then --resu"):
+    with pytest.raises(CheckpointError, match=r"no space is left on the disk\. Fix: free some, then go on with --resu"):
         train(tmp_path, "--epochs", "1")
     assert not list(tmp_path.rglob("half"))
 

@@ -96,7 +96,7 @@ def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run
     drawn = {path.name for path in output.iterdir()}
     assert drawn == {"confusion_matrix.png", "predictions_00.png", "predictions_01.png", "results_test.json"}
     (tmp_path / "out" / "confusion_matrix.png").write_bytes(b"mine")
-    with pytest.raises(ConfigError, match=r"out/confusion_matrix\.png': not written by deflect_hf"):
+    with pytest.raises(ConfigError, match=r"out/confusion_matrix\.png': not written by deflect_hf, and not replaced"):
         report(arguments)
     shutil.rmtree(tmp_path / "out")
     shutil.rmtree(tmp_path / "moved" / "encoder")
@@ -135,7 +135,7 @@ def test_the_ground_sampling_distance_of_training_is_that_of_evaluation(tmp_path
     assert model.get_base_model().encoder.config.gsd == 30.0
     again, _ = report(EvaluateArguments(eval_dir=str(tmp_path), panels=0))
     assert again["confusion_matrix"] == results["test"]["confusion_matrix"]
-    with pytest.raises(ConfigError, match=r"encoder\.gsd: this 'vit' does not depend"):
+    with pytest.raises(ConfigError, match=r"encoder\.gsd: the positions of this 'vit' encoder do not depend"):
         train(tmp_path / "vit", "--encoder.gsd", "10", *ONE_EPOCH)
 
 

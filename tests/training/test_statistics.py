@@ -109,7 +109,7 @@ def test_statistics_of_another_run_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(0.25, "have one value in all of the training images: do"), (torch.nan, "no valid pixel")]
+    ("value", "message"), [(0.25, "have one value in all of the training images: do"), (torch.nan, "no training")]
 )
 def test_bands_without_values_are_named(value: float, message: str) -> None:
     moments = RunningMoments(2)

@@ -33,7 +33,7 @@ def test_a_second_run_is_refused_until_the_first_ends_however_it_ends(tmp_path: 
     told.close()  # a holder that ends has said all
     try:
         assert ours.recv() == "held"
-        message = r"one is in use by another run: wait"
+        message = r"one is in use: another run trains there at this moment\. Fix: wait"
         with pytest.raises(ConfigError, match=message), run_lock(work_dir, accelerator):
             pytest.fail("two runs in one folder")
     finally:
@@ -55,11 +55,11 @@ def test_a_run_is_replaced_when_asked_and_when_the_new_one_has_its_results(
     train(tmp_path, *ONE_EPOCH)
     (tmp_path / "notes.txt").write_text("mine")
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match="holds a run already: give another --work_dir, --resume_from"):
+    with pytest.raises(ConfigError, match="holds a run already: give another --work_dir, continue it with"):
         train(tmp_path, *ONE_EPOCH)
     with pytest.raises(ConfigError, match="aux_dim"):
         train(tmp_path, *ONE_EPOCH, "--overwrite", "--method.aux_dim", "7")
-    with pytest.raises(ConfigError, match=r"encoder\.name_or_path is .*, which --overwrite would"):
+    with pytest.raises(ConfigError, match=r"encoder\.name_or_path is .*, a part of the run that --overwrite would"):
         own = ("--encoder.random", "null", "--encoder.name_or_path", str(tmp_path / "encoder"))
         train(tmp_path, *ONE_EPOCH, "--overwrite", *own)
     assert files(tmp_path) == before
@@ -77,7 +77,7 @@ def test_a_run_is_replaced_when_asked_and_when_the_new_one_has_its_results(
 def test_what_no_run_wrote_stays(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("mine")
     for more in ((), ("--overwrite",), ("--resume_from", "last")):
-        with pytest.raises(DeflectError, match=r"holds 'results\.json', of no run|holds a finished run"):
+        with pytest.raises(DeflectError, match=r"holds 'results\.json', which no run wrote|holds a finished run"):
             train(tmp_path, *ONE_EPOCH, *more)
     assert (tmp_path / "results.json").read_text() == "mine"
 

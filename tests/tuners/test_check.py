@@ -49,5 +49,5 @@ def test_a_model_that_trains_nothing_is_refused(tmp_path):
     model.save_pretrained(tmp_path)
     model.base_model.disable_adapter_layers()
     for one in (model, PeftModel.from_pretrained(make_encoder(), tmp_path)):
-        with pytest.raises(ConfigError, match="Nothing is trained"):
+        with pytest.raises(ConfigError, match="Nothing of the model is trained"):
             deflect_hf.check(one)

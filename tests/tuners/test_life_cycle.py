@@ -188,7 +188,7 @@ def test_an_encoder_of_other_sizes_is_named(tmp_path, caplog, overrides, said, d
     PeftModel.from_pretrained(make_encoder().to(dtype), tmp_path)
     assert "other sizes" not in caplog.text
     PeftModel.from_pretrained(make_encoder(**overrides).to(dtype), tmp_path)
-    assert "the adapter is of an encoder of other sizes: " in caplog.text and said in caplog.text
+    assert "the adapter was made for an encoder of other sizes: " in caplog.text and said in caplog.text
 
 
 def test_an_encoder_of_another_width_is_refused(tmp_path):
@@ -239,7 +239,7 @@ def test_what_would_be_trained_wrongly_without_a_word_is_said(reflectance, caplo
     run(model.eval(), reflectance)
     assert "fit_statistics" not in caplog.text
     model.train()(pixel_values=reflectance)
-    assert "features are not standardised: deflect_hf.fit_statistics" in caplog.text
+    assert "features that are not standardised: call deflect_hf.fit_statistics" in caplog.text
 
 
 def test_one_configuration_serves_models_of_several_widths():

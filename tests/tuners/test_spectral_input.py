@@ -30,7 +30,7 @@ def test_8bit_adapters_get_no_index_with_additive_constants():
     reflectance, eight_bit = DeflectConfig(bands=BANDS), DeflectConfig(bands=BANDS, unit="8bit")
     left_out = set(reflectance.formulas) - set(eight_bit.formulas)
     assert {"EVI", "SAVI"} <= left_out and "NDVI" in eight_bit.formulas
-    with pytest.raises(ConfigError, match=r"unit='reflectence': choose from .* Did you mean 'reflectance'"):
+    with pytest.raises(ConfigError, match=r"unit='reflectence' is unknown; choose from .* Did you mean 'reflectance'"):
         DeflectConfig(bands=BANDS, unit="reflectence")
 
 
@@ -55,9 +55,9 @@ def test_the_bounds_of_the_indices_are_those_of_the_file(tmp_path, reflectance, 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"index_bounds": {"NDVI": 1.0}}, "must name the same indices, unlike 'high'"),
-        ({"index_bounds": {"NDVI": 0.0, "high": 1.0}}, "index_bounds must be above 0 and at most 1e"),
-        ({"index_bounds": {"NDVI": 1.0, "high": 1e30}}, "index_bounds must be above 0 and at most 1e"),
+        ({"index_bounds": {"NDVI": 1.0}}, "must name the same indices; they differ in 'high'"),
+        ({"index_bounds": {"NDVI": 0.0, "high": 1.0}}, "index_bounds must lie above 0 and be at most 1e"),
+        ({"index_bounds": {"NDVI": 1.0, "high": 1e30}}, "index_bounds must lie above 0 and be at most 1e"),
         ({"index_bounds": {"NDVI": math.nan, "high": 1.0}}, "index_bounds must be finite"),
         ({"index_bounds": {"NDVI": "much", "high": 1.0}}, "index_bounds must be a list of 2 numbers"),
         ({"index_bounds": [1.0, 2.0]}, "index_bounds must map index names to values"),

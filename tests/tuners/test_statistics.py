@@ -60,7 +60,7 @@ def test_what_cannot_be_fitted_is_refused():
     pixels = images()
     pixels[:, BANDS.index("N")] = math.nan
     model = adapted("vit", indices=["NDVI"])
-    with pytest.raises(DataError, match=r"No valid pixel for 'mean N', 'mean NDVI', 'std N', 'std NDVI'"):
+    with pytest.raises(DataError, match=r"No valid pixel was seen for 'mean N', 'mean NDVI', 'std N', 'std NDVI'"):
         fit_statistics(model, [pixels])
     assert model.peft_config["default"].feature_mean is None
     with pytest.raises(DataError, match=r"batch 0 have the shape \(6, 32, 32\), not \(B, C, H, W\): give a DataLoader"):

@@ -222,7 +222,10 @@ def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning
         )
     everything = on_grid(features, values, info)
     if not len(everything.geometries):
-        raise DataError(f"{entry.labels}: no feature lies on {entry.image}: give its labels, or correct their system.")
+        raise DataError(
+            f"{entry.labels}: none of its {len(values)} features lies on {entry.image}: give the labels of this scene, "
+            "or correct the reference system of the file."
+        )
     pairs = everything.overlaps()
     if pairs:
         logger.warning(
@@ -243,7 +246,9 @@ def _by_split(features: Features, values: Any, info: RasterInfo, column: str) ->
     written = [str(one) for one in features.column(column, "split_column")]
     strange = sorted({word for word in written if word.casefold() not in SPLIT_OF})
     if strange:
-        raise DataError(f"{features.path}: {column!r} holds {listing(strange[:3])}: write one of {listing(SPLIT_OF)}.")
+        raise DataError(
+            f"{features.path}: {column!r} holds {listing(strange[:3])}: it must be one of {listing(SPLIT_OF)}."
+        )
     said = np.array([SPLIT_OF[word.casefold()] for word in written])
     return {split: on_grid(features.chosen(said == split), values[said == split], info) for split in SPLITS
             if (said == split).any()}  # fmt: skip

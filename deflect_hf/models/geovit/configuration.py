@@ -82,7 +82,10 @@ class GeoViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def check_maps(self) -> None:
         """Refuse what a backbone knows no maps for (ConfigError)."""
         if self.series not in ("mean", "channels") or self.apply_layernorm not in (True, False, "last"):
-            raise ConfigError("series must be 'mean' or 'channels', apply_layernorm True, False or 'last'.")
+            raise ConfigError(
+                f"series={self.series!r} must be 'mean' or 'channels', apply_layernorm={self.apply_layernorm!r} True, "
+                "False or 'last'."
+            )
 
     def _check_positions(self) -> None:
         kind = self.position_embedding
@@ -92,7 +95,9 @@ class GeoViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"{nearest(kind, POSITION_STEPS)}"
             )
         if self.hidden_size % POSITION_STEPS[kind]:
-            raise ConfigError(f"hidden_size={self.hidden_size}: {kind!r} needs a multiple of {POSITION_STEPS[kind]}.")
+            raise ConfigError(
+                f"hidden_size={self.hidden_size} must be a multiple of {POSITION_STEPS[kind]} for {kind!r} positions."
+            )
         if self.gsd != 1.0 and kind != "sincos_gsd":
             raise ConfigError(f"gsd={self.gsd} has no effect on {kind!r} positions: use 'sincos_gsd' or leave it 1.")
         if self.gsd <= 0:
@@ -102,7 +107,9 @@ class GeoViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _check_sizes(self) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"hidden_size={self.hidden_size} is no multiple of {self.num_attention_heads} heads.")
+            raise ConfigError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}."
+            )
         image, patch = as_pair(self.image_size), as_pair(self.patch_size)
         if any(side < 1 for side in patch) or any(side % step for side, step in zip(image, patch, strict=True)):
             raise ConfigError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}.")

@@ -98,7 +98,9 @@ def _in_folder(folder: Path, source: Source, file: str | None) -> Path:
     if not found and file is None:
         found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
         if len(found) > 1:
-            raise CheckpointError(f"{folder} holds {listing(item.name for item in found)}: choose with --file.")
+            raise CheckpointError(
+                f"{folder} holds {len(found)} checkpoints: {listing(item.name for item in found)}. Choose with --file."
+            )
     if not found:
         wanted = listing(names) if names else f"file ending in {listing(SUFFIXES)}"
         raise CheckpointError(f"{folder} holds no {wanted}. {where_to_get(source)}.")
@@ -108,7 +110,9 @@ def _in_folder(folder: Path, source: Source, file: str | None) -> Path:
 def _from_hub(repository: str, source: Source, file: str | None, revision: str | None) -> Path:
     names = [file] if file else [*source.files]
     if not names:
-        raise CheckpointError(f"{repository}: which file of it? Name it with --file. {where_to_get(source)}.")
+        raise CheckpointError(
+            f"{repository}: which file of the repository? Name it with --file. {where_to_get(source)}."
+        )
     reason: Exception | None = None
     for name in names:
         try:
@@ -132,7 +136,9 @@ def read_tensors(path: Path, source: Source) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_what_was_refused(path, error)} {where_to_get(source)}.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as checkpoint: {brief(error)} {where_to_get(source)}.") from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {brief(error)} {where_to_get(source)}."
+        ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
     for wrapper in source.wrappers:

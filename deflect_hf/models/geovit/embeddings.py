@@ -154,7 +154,9 @@ class GeoViTEmbeddings(nn.Module):
         if gsd is None:
             gsd = float(self.config.gsd)
         elif self.config.position_embedding != "sincos_gsd":
-            raise ConfigError(f"gsd: {self.config.position_embedding!r} positions do not depend on it: leave it out.")
+            raise ConfigError(
+                f"gsd was given, but {self.config.position_embedding!r} positions do not depend on it: leave it out."
+            )
         if not isinstance(gsd, Tensor):
             if not gsd > 0:
                 raise ConfigError(f"gsd={gsd} must be positive.")

@@ -101,7 +101,9 @@ class DeflectConfig(TunerConfig):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
                 raise ConfigError(f"{name} must be a whole number from 1 to {MAX_RANK}, got {value!r}.")
         if self.unit not in UNITS:
-            raise ConfigError(f"unit={self.unit!r}: choose from {listing(UNITS)}.{nearest(str(self.unit), UNITS)}")
+            raise ConfigError(
+                f"unit={self.unit!r} is unknown; choose from {listing(UNITS)}.{nearest(str(self.unit), UNITS)}"
+            )
         if type(self.band_dropout) not in (int, float) or not 0 <= self.band_dropout < 1:
             raise ConfigError(f"band_dropout must be a number from 0 to below 1, got {self.band_dropout!r}.")
         if self.bands is None:
@@ -118,7 +120,9 @@ class DeflectConfig(TunerConfig):
         given += ["band_dropout"] if self.band_dropout else []
         given += ["indices"] if self.indices and self.indices != "default" else []
         if given:
-            raise ConfigError(f"{', '.join(given)} need(s) bands=[...]: the codes of the input channels, in order.")
+            raise ConfigError(
+                f"{', '.join(given)} need(s) bands=[...]: the band codes of the input channels, in order."
+            )
 
     def _prepare_spectral_fields(self, names: list[str]) -> None:
         if not 1 <= len(names) <= MAX_BANDS:
@@ -160,10 +164,14 @@ class DeflectConfig(TunerConfig):
             self.index_bounds = {name: bound_of(formula) for name, formula in self.formulas.items()}
         if set(self.index_bounds) != set(self.formulas):
             differing = sorted(set(self.index_bounds) ^ set(self.formulas))
-            raise ConfigError(f"index_bounds and formulas must name the same indices, unlike {listing(differing)}.")
+            raise ConfigError(
+                f"index_bounds and formulas must name the same indices; they differ in {listing(differing)}."
+            )
         values = _finite_floats("index_bounds", list(self.index_bounds.values()), len(self.formulas), "indices") or []
         if not all(0 < value <= LARGEST_BOUND for value in values):
-            raise ConfigError(f"index_bounds must be above 0 and at most {LARGEST_BOUND:g}, got {self.index_bounds}.")
+            raise ConfigError(
+                f"index_bounds must lie above 0 and be at most {LARGEST_BOUND:g}, got {self.index_bounds}."
+            )
         self.index_bounds = dict(sorted(zip(self.index_bounds, values, strict=True)))
 
 

@@ -124,9 +124,13 @@ class DeflectModel(Tuner):
         differing = [name for name in own if known.get(name, own[name]) != own[name]]
         text = ", ".join(f"{name} {str(known[name])[:20]} (here {own[name]})" for name in differing)
         if "hidden_size" in differing and peft_config.inference_mode:
-            raise ArchitectureError(f"The adapter is of an encoder of other sizes: {text}. Load it onto its base.")
+            raise ArchitectureError(
+                f"The adapter was made for an encoder of other sizes: {text}. Load it onto its base."
+            )
         if differing:
-            logger.warning("the adapter is of an encoder of other sizes: %s; results will be worse, if not wrong", text)
+            logger.warning(
+                "the adapter was made for an encoder of other sizes: %s; its results will be worse, if not wrong", text
+            )
         if not known or not peft_config.inference_mode:
             peft_config.base_sizes = own
 

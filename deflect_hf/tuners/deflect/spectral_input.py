@@ -140,7 +140,10 @@ class SpectralInput(nn.Module):
         known = self.config.feature_mean is not None or self.bands is None or self._has_warned
         if self.training and not (known or torch.compiler.is_compiling()):
             self._has_warned = True
-            logger.warning("features are not standardised: deflect_hf.fit_statistics(model, loader) before training")
+            logger.warning(
+                "the adapter is trained on features that are not standardised: call deflect_hf.fit_statistics(model, "
+                "loader) before the training"
+            )
         if not (self.training and self.band_dropout):
             return self.features(pixel_values)
         lost = torch.rand(len(pixel_values), len(self.droppable), device=pixel_values.device) < self.band_dropout

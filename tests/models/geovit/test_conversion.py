@@ -239,7 +239,7 @@ def test_a_folder_with_several_files_asks_which(tmp_path, capsys):
     for name in ("a.pth", "b.pth"):
         PUBLISHED["dino-mc"].save(tmp_path / name)
     assert run("--source", "dino-mc", "--checkpoint", tmp_path, "--output", tmp_path / "out") == 2
-    assert "holds 'a.pth', 'b.pth': choose with --file." in capsys.readouterr().err
+    assert "holds 2 checkpoints: 'a.pth', 'b.pth'. Choose with --file." in capsys.readouterr().err
 
 
 def test_a_hub_repository_is_read_from_the_cache(tmp_path, monkeypatch):

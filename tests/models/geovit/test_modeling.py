@@ -139,7 +139,7 @@ def test_backbone_gives_what_terratorch_does_of_prithvi(tmp_path):
         torch.testing.assert_close(values, theirs)
     with pytest.raises(DataError, match=r"the series has 1 frames, but .* num_frames=2: load it with num_frames=1"):
         backbone(series[:, :, 0])
-    with pytest.raises(ConfigError, match="series must be 'mean' or 'channels'"):
+    with pytest.raises(ConfigError, match="series='sum' must be 'mean' or 'channels'"):
         GeoViTBackbone.from_pretrained(tmp_path, series="sum")
 
 
@@ -176,7 +176,7 @@ def test_gsd_must_be_positive_and_fit_the_batch_and_the_encoder():
         ({"position_embedding": "sincos_gsd", "gsd": 0.0}, "must be positive"),
         ({"num_frames": 3}, "more than one frame needs 'sincos_3d'"),
         ({"hidden_size": 24, "position_embedding": "sincos_3d"}, "multiple of 16"),
-        ({"num_attention_heads": 5}, "is no multiple of 5 heads"),
+        ({"num_attention_heads": 5}, "multiple of num_attention_heads=5"),
         ({"image_size": 36}, "image_size=36 must be a multiple of patch_size=8"),
     ],
 )
