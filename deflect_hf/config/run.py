@@ -178,6 +178,9 @@ class RunArguments(Arguments):
     )
     epochs: Count | None = option(None, "passes over the training split, instead of max_steps")
     max_steps: PositiveInt | None = option(None, f"optimizer steps in all; null: {MAX_STEPS}, unless epochs is given")
+    cache_images: bool = option(
+        False, "keep decoded training and validation images on disk, one file each, where reading them takes long"
+    )
     cache_prefix: bool = option(
         False, "deflect with a late start: keep on disk what enters the first deflected block, per image"
     )

@@ -94,7 +94,7 @@ RULES = (
     Rule(
         lambda run, _: run.dataset.name != "scenes",
         "keeps what images give, but windows of scenes are drawn anew in each epoch",
-        ("cache_prefix",),
+        ("cache_prefix", "cache_images"),
     ),
     Rule(
         lambda run, _: run.finetune != "frozen" or run.method.get("patch_embed", "frozen") != "frozen",

@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.collate import IGNORED
+from deflect_hf.data.kept import example_file, kept
+from deflect_hf.data.order import example_generator
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import DataError, listing
 from deflect_hf.raster.validity import HUGE
@@ -39,8 +42,7 @@ class Stored:
 
     values: np.ndarray  # (C, H, W) stored values, channels in the order of ``bands``
     bands: Sequence[str]
-    # (H, W) stored mask values; or of the whole image a class id, a value, or 0, 1 or NaN for each class; or None
-    # without labels
+    # (H, W) stored mask values; or of the whole image a class id, a value, or 0, 1, NaN of each class; None: no labels
     target: np.ndarray | int | float | Sequence[float] | None
     where: str  # file name of the image, for error messages
     valid: np.ndarray | None = None  # (C, H, W) bool, or None where the reader knows of no invalid pixels
@@ -182,6 +184,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.transform: Transform | None = None
         self.resize_labels = True
         self.draw: Callable[[Any, torch.Generator], Any] | None = None
+        self.folder: Path | None = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
 
     @property
@@ -233,6 +236,10 @@ class ImageDataset(torch.utils.data.Dataset):
         """The same examples, read by another processor."""
         return self._changed(processor=processor)
 
+    def kept_in(self, folder: Path) -> ImageDataset:
+        """The same examples: each is decoded once, kept in a file of the folder, and then read from there."""
+        return self._changed(folder=folder)
+
     def _changed(self, **changes: Any) -> ImageDataset:
         changed = copy.copy(self)
         vars(changed).update(changes, _epoch=torch.zeros_like(self._epoch).share_memory_())
@@ -260,9 +267,24 @@ class ImageDataset(torch.utils.data.Dataset):
         generator = example_generator(self.seed, int(self._epoch), index)
         if self.draw is not None:
             row = self.draw(row, generator)
+        example: Example = {**self._tensors(row), "name": row["name"]}
+        if self.transform is not None:
+            example = self.transform(example, generator)
+            if self.ignore_index != IGNORED and "labels" in example:  # which labels of classes alone have
+                example["labels"][example["labels"] == IGNORED] = self.ignore_index
+        return example
+
+    def _tensors(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        if self.folder is None:
+            return self._decoded(row)
+        processor = {**vars(self.processor), "trained_size": None, "quantiles": None}  # which training notes later
+        path = self.folder / example_file(row, (self.reader, self.labels, self.resize_labels, processor))
+        return kept(path, lambda: self._decoded(row))
+
+    def _decoded(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         stored = self.reader.read(row)
         pixels = self.processor.convert(stored.values, stored.bands, stored.valid, stored.where)
-        example: Example = {"pixel_values": pixels, "name": row["name"]}
+        tensors = {"pixel_values": pixels}
         if isinstance(stored.target, np.ndarray):
             where = stored.target_where or stored.where
             labels = self.labels.encode(stored.target, stored.target_valid, where, stored.target_nodata)
@@ -273,16 +295,12 @@ class ImageDataset(torch.utils.data.Dataset):
             elif labels.shape != unseen.shape:
                 unseen = resize_labels(unseen, *labels.shape).bool()
             labels[unseen] = self.labels.unknown
-            example["labels"] = labels
+            tensors["labels"] = labels
         elif stored.target is not None:
             labels = torch.tensor(stored.target, dtype=self.labels.dtype)
             seen = np.isfinite(pixels.numpy()).any()  # of an image without a measurement nothing can be said
-            example["labels"] = labels if seen else torch.full_like(labels, self.labels.unknown)
-        if self.transform is not None:
-            example = self.transform(example, generator)
-            if self.ignore_index != IGNORED and "labels" in example:  # which labels of classes alone have
-                example["labels"][example["labels"] == IGNORED] = self.ignore_index
-        return example
+            tensors["labels"] = labels if seen else torch.full_like(labels, self.labels.unknown)
+        return tensors
 
 
 def make_datasets(
@@ -330,9 +348,3 @@ def resize_labels(labels: torch.Tensor, height: int, width: int) -> torch.Tensor
     # float64 holds every class id exactly
     resized = F.interpolate(labels[None, None].double(), size=(height, width), mode="nearest-exact")[0, 0]
     return resized.to(torch.float32 if labels.is_floating_point() else torch.int64)
-
-
-def example_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """A random generator of its own for one example in one epoch."""
-    state = np.random.SeedSequence([seed, epoch, index]).generate_state(1, dtype=np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

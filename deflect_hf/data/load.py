@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from deflect_hf.data.splits import hold_out, keep_share, refuse_idle_shares, spl
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.spectral.selection import resolve_bands
 from deflect_hf.spectral.sensors import get_sensor
+
+logger = logging.getLogger(__name__)
 
 LOOKED_AT = 16  # examples, for what their labels mean
 READING = (
@@ -61,6 +65,7 @@ def given_splits(
     """
     splits = {split: adapt(args, dataset, processor) for split, dataset in given.items()}
     _refuse_unlike(splits)
+    _report_shared(given)
     refuse_idle_shares(args, [f"{split}_fraction" for split in splits if split != "train"])
     train = splits.get("train")
     if train is None:
@@ -79,6 +84,19 @@ def given_splits(
     if args.limited_label < 1:
         kept = [kept[i] for i in keep_share([strata[i] for i in kept], args.limited_label, args.seed)]
     return {**splits, "train": train.select(kept)}
+
+
+def _report_shared(given: Mapping[str, Any]) -> None:
+    """Log examples that were given for two splits: one data set, or lists that share some."""
+    for (first, examples), (second, others) in itertools.combinations(given.items(), 2):
+        lists = isinstance(examples, list | tuple) and isinstance(others, list | tuple)
+        shared = len(set(map(id, examples)) & set(map(id, others))) if lists else len(others) * (examples is others)
+        if shared:
+            logger.warning(
+                "%d example(s) of the %s split are those of the %s split, too, so that its scores say nothing of other "
+                "images: keep each example in one split",
+                *(shared, second, first),
+            )
 
 
 def adapt(args: DatasetArguments, dataset: Any, processor: MultispectralImageProcessor | None) -> ImageDataset:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -174,3 +175,9 @@ def grouped(loader: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[s
             group = []
     if group:
         yield group
+
+
+def example_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """A random generator of its own for one example in one epoch."""
+    state = np.random.SeedSequence([seed, epoch, index]).generate_state(1, dtype=np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

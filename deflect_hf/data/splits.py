@@ -135,9 +135,17 @@ def keep_share(
         return list(range(len(strata)))
     if places is not None:
         drawn, groups = _drawn(places, seed)
-        return sorted(i for place in _take(drawn, groups, fraction * len(places), left=0) for i in groups[place])
-    shuffled = _shuffled(strata, seed).values()
-    return sorted(member for members in shuffled for member in members[: max(1, round(len(members) * fraction))])
+        kept = [i for place in _take(drawn, groups, fraction * len(places), left=0) for i in groups[place]]
+    else:
+        shuffled = _shuffled(strata, seed).values()
+        kept = [member for members in shuffled for member in members[: max(1, round(len(members) * fraction))]]
+    if abs(len(kept) - fraction * len(strata)) > max(1, fraction * len(strata) / 4):
+        logger.warning(
+            "limited_label=%g keeps %d of the %d training images, %.0f %%: %s",
+            *(fraction, len(kept), len(strata), 100 * len(kept) / len(strata)),
+            "at least one of each class" if places is None else "a place is kept whole or not at all",
+        )
+    return sorted(kept)
 
 
 def limited(rows: Sequence[Row], args: DatasetArguments) -> list[Row]:

@@ -1,7 +1,7 @@
 """Random and fixed transforms of an example: image, validity (NaN) and target move together.
 
 Every transform maps ``(example, generator) -> example`` without touching its input, works on any number of bands, and
-draws only from the generator it is given (see :func:`deflect_hf.data.dataset.example_generator`). Resizing is not among
+draws only from the generator it is given (see :func:`deflect_hf.data.order.example_generator`). Resizing is not among
 them: ``image_size`` of the data set does it, so that it is saved with the adapter and the pixel size is tracked.
 """
 

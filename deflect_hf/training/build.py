@@ -17,6 +17,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.config.unused import refuse_unused
 from deflect_hf.data import ImageDataset, build_transform, load_dataset_splits
+from deflect_hf.data.adapt import ExampleReader
 from deflect_hf.data.dataset import compare_with_training
 from deflect_hf.data.load import described
 from deflect_hf.data.transforms import for_evaluation
@@ -180,6 +181,8 @@ def build(
     if given is not None:
         config = config.replace(dataset=described(config.dataset, train))
     refuse_unused(config, train.task)
+    if config.cache_images and isinstance(train.reader, ExampleReader):
+        raise ConfigError("cache_images keeps what files hold, but a program reads these examples: leave it out")
     train.processor.trained_size = list(train.reader.read(train.table[0]).values.shape[-2:])
     encoder = base_encoder(config, work_dir, continued)
     if getattr(encoder, "is_loaded_in_8bit", False):

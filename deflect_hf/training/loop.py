@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from deflect_hf.artifacts import saved_model
 from deflect_hf.data.collate import fill_up, refuse_beyond_memory
+from deflect_hf.data.kept import IMAGES
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.evaluate import Interrupted, evaluate, named
@@ -77,6 +78,9 @@ class TrainingLoop:
         self.model, self.optimizer = prepared(trained, optimizer, accelerator)
         self.protocol = Protocol.of(config, train, experiment.model)
         refuse_beyond_memory("batch_size", config.batch_size, train[0]["pixel_values"].shape)
+        if config.cache_images:  # of what is read more than once
+            read_often = {split: self.splits[split].kept_in(work_dir / IMAGES) for split in ("train", "val")}
+            self.splits = {**self.splits, **read_often}
         # on the device, since the last line of the log; and what the loss was of, since it was last looked at
         self.loss_sum, self.loss_steps = torch.zeros((), device=accelerator.device), 0
         self.unread: list[tuple[int, list[str], Tensor]] = []

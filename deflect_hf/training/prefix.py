@@ -11,19 +11,16 @@ import copy
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deflect_hf.config.data import AugmentationArguments
+from deflect_hf.data.kept import keep, read_kept
 from deflect_hf.errors import ConfigError, listing
-from deflect_hf.files import PARTIAL
 from deflect_hf.methods import deflect_config, task_model
 from deflect_hf.tuners.deflect.architectures import find_encoder
 
@@ -60,34 +57,16 @@ class StoredPrefix(nn.Module):
         device = pixel_values.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else pixel_values.dtype
         paths = [self.folder / f"{_hash([image], (precision, args, kwargs))}.safetensors" for image in pixel_values]
-        tokens = [_read(path) for path in paths]
+        tokens = [None if known is None else known["tokens"] for known in map(read_kept, paths)]
         missing = [index for index, known in enumerate(tokens) if known is None]
         if missing:
             states = self.embeddings(pixel_values[missing], *args, **kwargs)
             for block in self.blocks:
                 states = block(states)
             for index, state in zip(missing, states, strict=True):
-                _write(paths[index], state)
+                keep(paths[index], {"tokens": state})
                 tokens[index] = state
         return torch.stack([known.to(pixel_values.device) for known in tokens if known is not None])
-
-
-def _read(path: Path) -> Tensor | None:
-    try:
-        return load_file(path)["tokens"] if path.is_file() else None
-    except (SafetensorError, KeyError) as error:
-        logger.warning("%s cannot be read (%s): it is computed again", path, error)
-        return None
-
-
-def _write(path: Path, state: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        save_file({"tokens": state.detach().cpu().contiguous()}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _hash(tensors: Sequence[Tensor], how: Any) -> str:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from deflect_hf.artifacts.saved_model import DESCRIPTION, RESULTS
 from deflect_hf.config.run import RunArguments
+from deflect_hf.data.kept import IMAGES
 from deflect_hf.errors import NO_ROOM, CheckpointError, ConfigError, listing
 from deflect_hf.files import CONFIG, LOG, write_json
 from deflect_hf.training import checkpoint, prefix, trackers
@@ -54,6 +55,7 @@ def names_of(config: RunArguments) -> list[str]:
     names += [ENCODER] if config.encoder.random is not None else []
     names += [PLACES] if config.dataset.name == "scenes" else []
     names += [prefix.FOLDER] if config.cache_prefix else []
+    names += [IMAGES] if config.cache_images else []
     return names + [folder for name, folder in trackers.FOLDERS.items() if name in config.tracker]
 
 

@@ -2,9 +2,10 @@
 
 Without further flags three kinds of GeoTIFFs are generated: chips of 128 px with 7 bands and masks, read whole; scenes
 of 512 px with 6 bands, of which crops of 224 px are read, flipped and turned; and a Cloud Optimized GeoTIFF of 1024 px
-with 6 bands and polygons, from which windows of 224 px are drawn. Flags of train.py's groups
-dataset and augmentation measure the training split of that data set instead. Loader and forward pass are measured in
-turns and apart from each other, with random RGB images of the size that the loader gives; medians are printed. Without
+with 6 bands and polygons, from which windows of 224 px are drawn; the first two also as `--cache_images` keeps them.
+Flags of train.py's groups dataset and augmentation measure the training split of that data set instead. Loader and
+forward pass are measured in turns and apart from each other, with random RGB images of the size that the loader gives;
+medians are printed. Without
 workers (`--workers 0`), on the CPU, times are those of the processor.
 """
 
@@ -71,6 +72,11 @@ def main(argv: Sequence[str]) -> None:
                 build_transform(data.augmentation, "train"), drawn=True
             )
             measured += [{"data": name, **one} for one in measure(images, own)]
+            if images.draw is None:
+                kept = images.kept_in(Path(folder) / "kept" / name)
+                for index in range(len(kept)):
+                    kept[index]
+                measured += [{"data": f"{name}, --cache_images", **one} for one in measure(kept, own)]
     rows = [
         (
             one["data"],

@@ -10,8 +10,9 @@ import torch
 from datasets import Dataset
 
 from deflect_hf.config.compose import parse_arguments
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.run import RunArguments
-from deflect_hf.data import adapt_dataset, sets
+from deflect_hf.data import adapt_dataset, load_dataset_splits, sets
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
 
@@ -203,3 +204,16 @@ def test_what_cannot_be_adapted_is_refused(source: Any, options: dict, error: ty
     given = {"bands": BANDS, "task": "segmentation", "classes": ["a", "b"], **OWN, **options}
     with pytest.raises(error, match=message):
         adapt_dataset(source, **given)[0]
+
+
+def test_examples_of_two_splits_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"image": image, "label": index % 2} for index, image in enumerate(IMAGES)]
+    args = DatasetArguments(name="python", task="classification", bands=list(BANDS), classes=["a", "b"], **OWN)
+    load_dataset_splits(args, given={"train": rows[2:], "val": rows[:2]})
+    assert "those of the" not in caplog.text
+    load_dataset_splits(args, given={"train": rows, "val": rows, "test": rows[:2]})
+    for said in (
+        f"{len(rows)} example(s) of the val split are those of the train split, too",
+        "2 example(s) of the test",
+    ):
+        assert said in caplog.text

@@ -97,3 +97,13 @@ def test_a_place_that_holds_most_images_is_warned_about(caplog: pytest.LogCaptur
     assert not caplog.text
     split_indices([None] * 9, DatasetArguments(**PLACES), [0] * 5 + [1, 1, 2, 3])
     assert "place_km=5: one place holds 5 of 9 images, by way of images in between: choose a smaller" in caplog.text
+
+
+def test_a_share_that_whole_places_or_classes_move_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    keep_share([None] * 40, 0.25, 0)
+    keep_share([None] * 40, 0.25, 0, list(range(40)))
+    assert not caplog.text
+    assert len(keep_share(list(range(20)), 0.05, 0)) == 20
+    assert "limited_label=0.05 keeps 20 of the 20 training images, 100 %: at least one of each class" in caplog.text
+    kept = keep_share([None] * 30, 0.1, 0, [0] * 15 + [1] * 15)
+    assert len(kept) == 15 and "keeps 15 of the 30 training images, 50 %: a place is kept whole" in caplog.text

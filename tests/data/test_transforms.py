@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from deflect_hf.config.data import AugmentationArguments, DatasetArguments
 from deflect_hf.data import build_transform, collate_examples, load_dataset_splits
-from deflect_hf.data.dataset import example_generator
+from deflect_hf.data.order import example_generator
 from deflect_hf.errors import DataError
 
 EVERYTHING = AugmentationArguments(random_crop=[6, 6], horizontal_flip=0.5, vertical_flip=0.5, rot90=True)
