@@ -67,7 +67,7 @@ class CostArguments(Arguments):
     device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1, ...")
     bf16: bool = option(False, "measure under autocast to bfloat16")
     rounds: Count = option(9, "measurements of each time")
-    compile: bool = option(False, "measure each row compiled by torch.compile as well")
+    compile: bool = option(False, "measure each row also with its blocks compiled by torch.compile")
     cache_prefix: bool = option(
         False, "measure rows with layers_to_transform also with what enters the first of them kept on disk"
     )
@@ -113,7 +113,7 @@ class Subject:
 
     def __init__(self, text: str, model: nn.Module, pixels: torch.Tensor) -> None:
         self.cost = Cost(text, *encoder_parameters(model))
-        self.model, self.plain = model, model
+        self.model = model
         self.pixels = pixels
         self.labels = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -134,12 +134,12 @@ class Subject:
     @torch.no_grad()
     def read(self) -> None:
         """The pixel-set features alone."""
-        for module in meters.spectral_inputs(self.plain):
+        for module in meters.spectral_inputs(self.model):
             module(self.pixels)
 
     def measure_memory(self) -> None:
         """All that is not time, and the steps that warm up."""
-        cost, model = self.cost, self.plain
+        cost, model = self.cost, self.model
         cost.saved_bytes = meters.saved_for_backward(model, self.pixels, self.labels)
         cost.input_bytes = meters.spectral_peak(model, self.pixels)
         cost.file_bytes = meters.file_bytes(model)
@@ -159,7 +159,7 @@ class Subject:
 
         self.cost.step_seconds.append(seconds(self.step))
         self.cost.inference_seconds.append(seconds(self.infer))
-        if meters.spectral_inputs(self.plain):
+        if meters.spectral_inputs(self.model):
             self.cost.input_seconds.append(seconds(self.read))
 
 
@@ -210,11 +210,13 @@ def subjects_of(text: str, own: CostArguments, pixels: torch.Tensor, folder: Pat
     for subject in subjects:
         subject.measure_memory()
     if own.compile:
-        compiled = Subject(f"{text}, compiled", model, pixels)
+        other = build(text, own)
+        for block in find_encoder(other).blocks:  # one graph serves them all
+            other.get_submodule(block).compile(dynamic=False)
+        compiled = Subject(f"{text}, compiled", other, pixels)
         compiled.cost = dataclasses.replace(subjects[0].cost, row=compiled.cost.row, peak_bytes=None)
         for name in ("step_seconds", "inference_seconds", "input_seconds"):
             setattr(compiled.cost, name, [])
-        compiled.model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
         compiled.cost.start_seconds = meters.timed(compiled.step, pixels.is_cuda)
         subjects.append(compiled)
     return subjects

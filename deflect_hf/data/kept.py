@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deflect_hf.files import PARTIAL
@@ -23,6 +21,9 @@ IMAGES = "images"  # folder of decoded ones in that of a run
 
 def read_kept(path: Path) -> dict[str, Tensor] | None:
     """What a file holds; None where there is none, or one that cannot be read, which is logged."""
+    from safetensors import SafetensorError  # not where an exported model makes maps
+    from safetensors.torch import load_file
+
     try:
         return load_file(path) if path.is_file() else None
     except SafetensorError as error:
@@ -32,6 +33,8 @@ def read_kept(path: Path) -> dict[str, Tensor] | None:
 
 def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write them under a name of this process first, so that any number of processes may write the same file."""
+    from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:

@@ -11,9 +11,12 @@ from typing import cast
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.optim import Optimizer
+
+from deflect_hf.tuners.deflect.architectures import find_encoder
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> None:
@@ -40,10 +43,18 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
 def prepared(
     model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
 ) -> tuple[nn.Module, AcceleratedOptimizer]:
-    """``accelerator.prepare``, which is left out for a model that is sharded already."""
+    """``accelerator.prepare``, which is left out for a model that is sharded already; regions are compiled in place."""
+    compiler = accelerator.state.dynamo_plugin
+    backend = compiler.backend
+    if backend != DynamoBackend.NO and compiler.use_regional_compilation:
+        # accelerate would copy the model, module by module, which wrappers of PEFT cannot be
+        for block in find_encoder(model).blocks:
+            model.get_submodule(block).compile(**compiler.to_kwargs())
+        compiler.backend = DynamoBackend.NO
     if is_sharded(model):
         return model, accelerator.prepare_optimizer(optimizer)
     both: tuple[nn.Module, AcceleratedOptimizer] = accelerator.prepare(model, optimizer)
+    compiler.backend = backend
     return both
 
 

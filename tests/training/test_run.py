@@ -73,6 +73,16 @@ def new_accelerator() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.usefixtures("new_accelerator")
+def test_blocks_are_compiled_where_accelerate_was_told_to(deflect_run, tmp_path: Path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr("torch.nn.Module.compile", lambda self, **given: seen.append((type(self).__name__, given)))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+    train(tmp_path, *ONE_EPOCH)
+    assert {name for name, _ in seen} == {"DeflectBlock"} and seen[0][1]["backend"] == "eager"
+
+
 def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run, tmp_path: Path) -> None:
     folder, results = deflect_run
     best = folder / "best"

@@ -1,10 +1,13 @@
 """No hidden state: checkpointing, interleaving, compiling and output capture see what a plain run sees."""
 
+import pickle
 from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from deflect_hf.models.checkpointing import enable_checkpointing
 from deflect_hf.tuners.deflect import DeflectBlock
@@ -156,8 +159,6 @@ CLASSIFIERS = {
 
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_feature_maps_are_deflected(name, reflectance):
-    from peft import get_peft_model
-
     base = make_encoder(name, model=BACKBONES[name], out_indices=[1, 2, 3])
     frozen = base(base_pixels(reflectance)).feature_maps
     model = get_peft_model(base, spectral_config()).eval()
@@ -171,7 +172,7 @@ def test_feature_maps_are_deflected(name, reflectance):
 
 @pytest.mark.parametrize("name", list(CLASSIFIERS))
 def test_classifiers_of_transformers(name, reflectance, tmp_path):
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel
 
     base = make_encoder(name, model=CLASSIFIERS[name], num_labels=4)
     frozen = base(base_pixels(reflectance)).logits
@@ -184,8 +185,6 @@ def test_classifiers_of_transformers(name, reflectance, tmp_path):
 
 
 def test_masked_autoencoder_for_pretraining(reflectance):
-    from peft import get_peft_model
-
     base = make_encoder("vit_mae", model="ViTMAEForPreTraining", decoder_hidden_size=32, decoder_num_hidden_layers=2,
                         decoder_num_attention_heads=4, decoder_intermediate_size=64)  # fmt: skip
     model = get_peft_model(base, spectral_config()).eval()
@@ -209,6 +208,25 @@ def test_compiles_without_graph_breaks(name, attention, reflectance):
     torch.testing.assert_close(output, run(model, reflectance), rtol=1e-5, atol=1e-5)
     weighed(output).backward()
     assert_same({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+def test_blocks_that_are_compiled_one_by_one_share_their_graphs(reflectance):
+    torch.compiler.reset()
+    counted = CompileCounter()
+    base = make_encoder("vit", num_hidden_layers=6)
+    model = randomise(get_peft_model(base, spectral_config(indices=["NDVI"]))).train()
+    expected = gradients(model, reflectance)
+    output = run(model, reflectance)
+    model.zero_grad()
+    for module in model.modules():
+        if isinstance(module, DeflectBlock):
+            module.compile(backend=counted, dynamic=False)
+    compiled = run(model, reflectance)
+    assert counted.frame_count == 3  # the first, the last, and what is in between
+    assert torch.equal(compiled, output)
+    weighed(compiled).backward()
+    assert_same({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected)
+    assert torch.equal(run(pickle.loads(pickle.dumps(model)), reflectance), output)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -35,16 +36,23 @@ ROWS = 32
 
 
 class Deflection(NamedTuple):
-    """What one block's attention needs: the radiometric stream `a` (B, N, d), and the adapter's G and U."""
+    """What one block's attention needs: the radiometric stream `a` (B, N, d), the adapter's G and U, and its names."""
 
     stream: torch.Tensor
     down: nn.Linear
     up: DeflectionUp
+    architecture: Architecture
 
 
+def _as_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    """To be bound to a module: pickle looks a bound method up by its function's name."""
+    function.__name__ = "forward"
+    return function
+
+
+@_as_forward
 def deflected_attention(
     attention: Any,
-    architecture: Architecture,
     hidden_states: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
@@ -57,6 +65,7 @@ def deflected_attention(
     """
     if deflect is None:
         return type(attention).forward(attention, hidden_states, attention_mask, **kwargs)
+    architecture = deflect.architecture
     source = sys.modules[type(attention).__module__]
     heads = (*hidden_states.shape[:-1], -1, attention.head_dim)
     query, key, value = (
@@ -73,12 +82,11 @@ def deflected_attention(
     scale = getattr(attention, architecture.scale)
     call = partial(kernel, attention, attention_mask=attention_mask, scaling=scale, **kwargs)
     wide = attention.config._attn_implementation == WIDENED
-    return _deflected(attention, architecture, deflect, (query, key, value), call, wide)
+    return _deflected(attention, deflect, (query, key, value), call, wide)
 
 
 def _deflected(
     attention: Any,
-    architecture: Architecture,
     deflect: Deflection,
     projected: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     call: Callable[..., Any],
@@ -89,6 +97,7 @@ def _deflected(
     `call` is the frozen attention's kernel; `wide` tells whether it takes values of another width than the keys.
     """
     query, key, value = projected
+    architecture = deflect.architecture
     dropout = attrgetter(architecture.dropout)(attention) if attention.training else 0.0
     stream = deflect.stream.view(*deflect.stream.shape[:-1], query.shape[1], -1).transpose(1, 2).to(value.dtype)
     mixed: torch.Tensor
@@ -200,6 +209,7 @@ def _inner(deflect: Deflection, radiometry: torch.Tensor) -> torch.Tensor:
     return F.gelu(deflect.down(inner))
 
 
+@_as_forward
 def deflected_block(
     block: Any, hidden_states: torch.Tensor, *args: Any, deflect: Deflection | None = None, **kwargs: Any
 ) -> torch.Tensor:
@@ -227,6 +237,7 @@ def _without_checkpointing(forward: Any) -> Any:
     return forward
 
 
+@_as_forward
 def deflected_timm_block(
     block: Any, tokens: torch.Tensor, *args: Any, deflect: Deflection | None = None, **kwargs: Any
 ) -> torch.Tensor:
@@ -238,8 +249,9 @@ def deflected_timm_block(
     return type(block).forward(block, tokens, *args, **kwargs)
 
 
+@_as_forward
 def deflected_timm_attention(
-    attention: Any, architecture: Architecture, tokens: torch.Tensor, attn_mask: Any = None, **kwargs: Any
+    attention: Any, tokens: torch.Tensor, attn_mask: Any = None, **kwargs: Any
 ) -> torch.Tensor:
     """(B, N, D) normalised tokens -> (B, N, D) deflected displacement, with timm's fused `qkv` and its kernels."""
     if not isinstance(attn_mask, Deflection):
@@ -248,7 +260,7 @@ def deflected_timm_attention(
     query, key, value = parts.unbind(0)
     projected = (attention.q_norm(query), attention.k_norm(key), value)
     call = partial(_timm_kernel, attention)
-    bent, _ = _deflected(attention, architecture, attn_mask, projected, call, attention.fused_attn)
+    bent, _ = _deflected(attention, attn_mask, projected, call, attention.fused_attn)
     return attention.proj_drop(bent)
 
 
@@ -265,18 +277,19 @@ def _timm_kernel(
 
 
 def install(block: nn.Module, architecture: Architecture) -> None:
-    """Let `block` and its attention accept the keyword `deflect`; without it they do what they always did."""
+    """Let `block` and its attention accept the keyword `deflect`; without it they do what they always did.
+
+    As bound methods, which `torch.compile` takes for the same code in each block, and compiles once.
+    """
     attention: Any = getattr(block, architecture.attention)
-    timm = architecture.fused
-    block.forward = partial(deflected_timm_block if timm else deflected_block, block)
-    attention.forward = partial(deflected_timm_attention if timm else deflected_attention, attention, architecture)
+    of_block, of_attention = INSTALLED[2:] if architecture.fused else INSTALLED[:2]
+    block.forward, attention.forward = MethodType(of_block, block), MethodType(of_attention, attention)
 
 
 def uninstall(block: nn.Module, architecture: Architecture) -> None:
     """Undo [`install`]: the block is again what its class says."""
     for module in (block, getattr(block, architecture.attention)):
-        own = module.__dict__.get("forward")
-        if isinstance(own, partial) and own.func in INSTALLED:
+        if getattr(module.__dict__.get("forward"), "__func__", None) in INSTALLED:
             del module.__dict__["forward"]
 
 

@@ -223,6 +223,10 @@ class DeflectBlock(DeflectLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        install(self.get_base_layer(), self.architecture)  # pickle finds the forward of the block's class
+
     def uninstall(self) -> None:
         """Give the wrapped block its own forward back."""
         uninstall(self.get_base_layer(), self.architecture)
@@ -244,7 +248,7 @@ class DeflectBlock(DeflectLayer):
             stream = spectral(stream.to(spectral.weight.dtype))
         if role.deflects:
             down, up = cast(nn.Linear, self.deflect_down[name]), cast(DeflectionUp, self.deflect_up[name])
-            kwargs["deflect"] = Deflection(stream, down, up)
+            kwargs["deflect"] = Deflection(stream, down, up, self.architecture)
         # Not `self.base_layer(...)`: its class may checkpoint in `__call__`, and `deflected_block` does that itself.
         tokens = nn.Module.__call__(self.base_layer, tokens, *args, **kwargs)
         return tokens if role.last else torch.cat([tokens, stream.to(tokens.dtype)], dim=-1)
