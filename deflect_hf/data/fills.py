@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 FILLS = (-9999.0, -99999.0, -32768.0)
+LIFT = 1000  # what Sentinel-2 products add to digital numbers from processing baseline 04.00 on
 OF_IMAGES = (*FILLS, 32767.0, 65535.0)
 BLANK = 0.01  # share of the pixels that are 0 in all bands; single ones occur in shadow
 
@@ -45,3 +47,21 @@ class Fills:
                 "-a_nodata)",
                 where, count, pixels, fill, "" if fill else " in all bands", fill,
             )  # fmt: skip
+
+
+def lifted(names: Sequence[str], pixel_values: Tensor) -> list[str]:
+    """Of (B, C, H, W) digital numbers / 10000, the images that look as if `LIFT` had been added to each number."""
+    lowest = pixel_values.flatten(1).nan_to_num(torch.inf).amin(dim=1)
+    return [name for name, low in zip(names, lowest.tolist(), strict=True) if LIFT * 1e-4 - 1e-6 <= low < math.inf]
+
+
+def report_lifted(found: Sequence[str], images: int) -> None:
+    """Log the images among those of the training split that look so."""
+    if found:
+        logger.warning(
+            "in %d of %d training images, such as %s, no band is anywhere below %d: Sentinel-2 products of processing "
+            "baseline 04.00 (2022 on) are the digital numbers + %d. If these are, and it is no snow, sand or cloud, "
+            "%s",
+            *(len(found), images, found[0], LIFT, LIFT),
+            "give `offset: -0.1`" if len(found) == images else "take it off them, as one `offset` is for all",
+        )

@@ -24,7 +24,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data import ImageDataset, build_transform
 from deflect_hf.data.contract import QUANTILES, check_reflectance, refuse_dark
-from deflect_hf.data.fills import FILLS, Fills
+from deflect_hf.data.fills import FILLS, Fills, lifted, report_lifted
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.data.scene_reader import SceneReader
 from deflect_hf.errors import CheckpointError, ConfigError, DataError, listing
@@ -127,6 +127,8 @@ def look_at(
     targets = RunningMoments(1) if TASKS[train.task].output == "value" else None
     fills = torch.zeros(len(FILLS), dtype=torch.int64)
     unmeasured = Fills(train.processor.scale, train.processor.offset)
+    bright: list[str] = []
+    plain = (train.processor.scale, train.processor.offset) == (1e-4, 0.0)
     present: dict[str, list[int]] = {}
     balanced = config.sampler == "balanced"
     if balanced and train.draw is not None:
@@ -140,6 +142,7 @@ def look_at(
         pixels.update(values.movedim(1, -1))
         if train.processor.unit == "reflectance":
             unmeasured.update(values)
+            bright += lifted(batch["name"], values) if plain else []
         if targets is not None:
             targets.update(batch["labels"].unsqueeze(-1))
             fills += torch.stack([(batch["labels"] == fill).sum() for fill in FILLS])
@@ -157,8 +160,10 @@ def look_at(
             patches.update(features.raw_statistics(whole_patches(values.to(device), features.patch_size)))
     pixels.reduce(accelerator)
     unmeasured.counts = accelerator.reduce(unmeasured.counts.to(device), reduction="sum")
+    bright = gather_object(bright)
     if accelerator.is_main_process:
         unmeasured.report("the training split")
+        report_lifted(bright, len(train))
         report_flat(train.bands, pixels)
     if patches is not None:
         patches.reduce(accelerator)

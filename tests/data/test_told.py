@@ -138,6 +138,31 @@ def test_values_that_are_seldom_measured_are_told(
     assert "pixels hold" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("numbers", "offset", "said"),
+    [
+        (
+            range(3),
+            0.0,
+            "in 3 of 10 training images, such as a0, no band is anywhere below 1000: Sentinel-2 products of",
+        ),
+        (range(3), 0.0, "no snow, sand or cloud, take it off them, as one `offset` is for all"),
+        (range(10), 0.0, "in 10 of 10 training images"),
+        (range(10), 0.0, "give `offset: -0.1`"),
+        (range(10), -0.1, ""),
+        (range(0), 0.0, ""),
+    ],
+)
+def test_digital_numbers_that_start_at_a_thousand_are_told(
+    numbers: range, offset: float, said: str, segmentation_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k in numbers:
+        write_raster(segmentation_folder / f"images/a{k}.tif", stored_image(k) + 1000, descriptions=BANDS)
+    options = {"offset": offset, "val_fraction": 0.0, "test_fraction": 0.0}
+    look_at(configured(), load_dataset_splits(segments(segmentation_folder, **options))["train"], None, Accelerator())
+    assert said in caplog.text and bool(said) == ("baseline 04.00" in caplog.text)
+
+
 @pytest.mark.parametrize(("scale", "refused"), [(1e-6, True), (2e-6, True), (2e-5, False)])
 def test_images_that_a_scale_makes_too_dark_are_refused(scale: float, refused: bool, segmentation_folder: Path) -> None:
     splits = [
