@@ -54,7 +54,7 @@ def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
 
 
 def example_file(row: Mapping[str, Any], how: Any) -> str:
-    """The name for the example of a row that is read as ``how`` says; another one once its files are written anew."""
+    """The name for the example of a row that is read as ``how`` says; another one once a file it names changes."""
     files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in _files(row)]
     told = f"{json.dumps(row, sort_keys=True)} {files} {how!r}"
     return f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
