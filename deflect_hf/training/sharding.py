@@ -51,11 +51,13 @@ def prepared(
         for block in find_encoder(model).blocks:
             model.get_submodule(block).compile(**compiler.to_kwargs())
         compiler.backend = DynamoBackend.NO
-    if is_sharded(model):
-        return model, accelerator.prepare_optimizer(optimizer)
-    both: tuple[nn.Module, AcceleratedOptimizer] = accelerator.prepare(model, optimizer)
-    compiler.backend = backend
-    return both
+    try:
+        if is_sharded(model):
+            return model, accelerator.prepare_optimizer(optimizer)
+        both: tuple[nn.Module, AcceleratedOptimizer] = accelerator.prepare(model, optimizer)
+        return both
+    finally:  # the state is one for all accelerators of the process
+        compiler.backend = backend
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DynamoBackend
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from deflect_hf.artifacts import saved_model as checkpoints
@@ -19,8 +21,10 @@ from deflect_hf.errors import CheckpointError, ConfigError, DataError
 from deflect_hf.evaluation import evaluate as evaluation
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.evaluation.report import overlay, report
+from deflect_hf.training import sharding
 from deflect_hf.training.checkpoint import TRAINING
 from deflect_hf.training.run import run, warn_of_changes
+from deflect_hf.training.sharding import prepared
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 ONE_EPOCH = ("--epochs", "1")
@@ -79,8 +83,23 @@ def test_blocks_are_compiled_where_accelerate_was_told_to(deflect_run, tmp_path:
     monkeypatch.setattr("torch.nn.Module.compile", lambda self, **given: seen.append((type(self).__name__, given)))
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
-    train(tmp_path, *ONE_EPOCH)
+    train(tmp_path / "first", *ONE_EPOCH)
     assert {name for name, _ in seen} == {"DeflectBlock"} and seen[0][1]["backend"] == "eager"
+    first = len(seen)
+    train(tmp_path / "second", *ONE_EPOCH)  # in the same process
+    assert len(seen) == 2 * first
+
+
+@pytest.mark.usefixtures("new_accelerator")
+@pytest.mark.parametrize("sharded", [False, True])
+def test_compiling_blocks_leaves_accelerate_its_backend(deflect_run, sharded: bool, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+    monkeypatch.setattr(sharding, "is_sharded", lambda model: sharded)
+    model = AutoModelForImageClassification.from_pretrained(deflect_run[0])
+    accelerator = Accelerator(cpu=True)
+    prepared(model, torch.optim.SGD(model.parameters()), accelerator)
+    assert accelerator.state.dynamo_plugin.backend == DynamoBackend.EAGER
 
 
 def test_a_run_leaves_a_folder_that_evaluation_needs_nothing_else_of(deflect_run, tmp_path: Path) -> None:
