@@ -69,7 +69,7 @@ def score(test: dict[str, Any], metric: str) -> float:
         raise ConfigError("the data set has no test images to report on: give it a test split (dataset.test_fraction).")
     name, _, kind = metric.partition(":")
     if not kind:
-        means = [key for key in ("accuracy", "miou", "f1_macro") if key in test]
+        means = [key for key in ("accuracy", "miou", "f1_macro", "boundary_f1") if key in test]
         if name not in means:
             raise ConfigError(f"--report {metric!r} is no mean; there are {listing(means)}.{nearest(name, means)}")
         return test[name]

@@ -24,6 +24,7 @@ TITLES = {  # of scores
     "map": "mAP",
     "f1_macro": "macro F1",
     "f1": "F1",
+    "boundary_f1": "boundary F1",
     "mae": "MAE",
     "rmse": "RMSE",
     "r2": "R2",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deflect_hf.config.tasks import SCORES
+from deflect_hf.evaluation.boundaries import TOLERANCE
 
 
 def score_table(scores: Mapping[str, Any]) -> str:
@@ -30,6 +31,8 @@ def score_table(scores: Mapping[str, Any]) -> str:
             f"intervals: {intervals['level']:.0%}, bootstrap over {intervals['images']} images; they say nothing of "
             "other places or other seeds"
         )
+    if scores.get("boundary_f1") is not None:
+        lines.append(f"boundaries: F1 {scores['boundary_f1']:.4f}, found within {TOLERANCE} pixels")
     if "ece" in scores:
         lines.append(
             f"confidence: expected calibration error {scores['ece']:.4f}, with the temperature of validation, "
@@ -42,11 +45,12 @@ def _class_lines(table: Mapping[str, Mapping[str, Any]], intervals: Mapping[str,
     """The table per class, with the intervals of its first column."""
     width = max(len("class"), *map(len, table))
     columns = tuple(next(iter(table.values())))
-    heading = f"{'class':<{width}}" + "".join(f"{name:>10}" for name in columns)
+    widths = [max(10, 1 + len(name)) for name in columns]
+    heading = f"{'class':<{width}}" + "".join(map(str.rjust, columns, widths))
     lines = [heading + (f"{f'interval of {columns[0]}':>18}" if intervals else "")]
     for name, row in table.items():
         told = _interval(intervals.get(columns[0], {}).get(name), "{:.4f}-{:.4f}") or "-"
-        cells = "".join(f"{_cell(row[column]):>10}" for column in columns)
+        cells = "".join(_cell(row[column]).rjust(wide) for column, wide in zip(columns, widths, strict=True))
         lines.append(f"{name:<{width}}{cells}" + (f"{told:>18}" if intervals else ""))
     return lines
 

@@ -21,6 +21,7 @@ from deflect_hf.config.tasks import TASKS, Output, Task
 from deflect_hf.data import ImageDataset
 from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.bootstrap import Bootstrap, by_name, interval, mean_intervals, replicate_weights
+from deflect_hf.evaluation.boundaries import Boundaries, with_boundaries
 from deflect_hf.evaluation.calibration import Calibration
 from deflect_hf.evaluation.metrics import Convention, scores
 from deflect_hf.methods import task_model
@@ -86,7 +87,10 @@ def evaluation_window(config: RunArguments, task: str) -> int | None:
 
 
 class ClassMetrics:
-    """Accuracy, mIoU, macro F1, the table per class, the confusion matrix, bootstrap intervals and calibration."""
+    """Accuracy, mIoU, macro F1, the table per class and the confusion matrix.
+
+    With replicates also bootstrap intervals, calibration and, of maps, the scores of boundaries.
+    """
 
     def __init__(self, protocol: Protocol, accelerator: Accelerator, replicates: int) -> None:
         from torchmetrics.classification import MulticlassConfusionMatrix
@@ -98,6 +102,8 @@ class ClassMetrics:
         self.confusion = confusion.to(accelerator.device)
         self.bootstrap = Bootstrap(count, ignore_index, replicates) if replicates else None
         self.calibration = Calibration(ignore_index)
+        dense = protocol.task.dense and replicates > 0
+        self.boundaries = Boundaries(count, ignore_index, accelerator.device) if dense else None
 
     def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         """Add (B, K) logits with (B,) labels, or (B, K, H, W) logits with (B, H, W) labels."""
@@ -105,6 +111,8 @@ class ClassMetrics:
         if self.bootstrap is not None:
             self.bootstrap.update(logits, labels, names)
             self.calibration.update(logits, labels, names)
+        if self.boundaries is not None:
+            self.boundaries.update(logits.argmax(dim=1), labels)
 
     def result(self) -> dict[str, Any]:
         """The scores over all processes."""
@@ -114,6 +122,8 @@ class ClassMetrics:
         if self.bootstrap is not None:
             found["intervals"] = self.bootstrap.intervals(classes, convention, self.accelerator)
             found |= self.calibration.result(self.protocol.temperature)
+        if self.boundaries is not None:
+            found = with_boundaries(found, self.boundaries.result(classes, self.accelerator))
         return found
 
 

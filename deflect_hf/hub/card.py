@@ -36,6 +36,7 @@ TEMPLATE = Path(__file__).with_name("card.md.j2")
 METRICS = {"accuracy": "accuracy", "miou": "mean_iou", "f1_macro": "f1", "map": "map", "mae": "mae", "rmse": "rmse"}
 METRICS |= {"r2": "r_squared"}
 COLUMNS = {"iou": "IoU", "ap": "AP", "f1": "F1", "precision": "precision", "recall": "recall"}
+COLUMNS |= {"boundary_f1": "boundary F1"}
 METHODS = {
     "deflect": "DEFLECT",
     "lora": "LoRA",

@@ -151,7 +151,8 @@ def test_intervals_come_with_the_scores_when_asked_for() -> None:
     found = evaluate(PerPixel(), loader, Accelerator(cpu=True), PROTOCOL, replicates=200)
     intervals = found.pop("intervals")
     calibration = {name: found.pop(name) for name in ("temperature", "ece", "ece_calibrated")}
-    assert found == plain
+    outlines = found.pop("boundary_f1"), *(row.pop("boundary_f1") for row in found["per_class"].values())
+    assert found == plain and outlines[0] == pytest.approx(sum(outlines[1:]) / 2)
     assert calibration["ece_calibrated"] < calibration["ece"] < 1  # a model that guesses, and is sure
     assert (intervals["images"], intervals["replicates"]) == (6, 200)
     for name in ("accuracy", "miou", "f1_macro"):

@@ -33,6 +33,19 @@ def test_scores_are_told_with_their_intervals() -> None:
     ]
 
 
+def test_boundaries_have_a_column_and_a_line() -> None:
+    rows = {
+        "sea": {"iou": 0.5, "boundary_f1": 0.75, "support": 12},
+        "marsh": {"iou": None, "boundary_f1": None, "support": 0},
+    }
+    assert score_table({**SCORES, "per_class": rows, "boundary_f1": 0.75}).splitlines()[1:] == [
+        "class       iou boundary_f1   support",
+        "sea      0.5000      0.7500        12",
+        "marsh         -           -         0",
+        "boundaries: F1 0.7500, found within 2 pixels",
+    ]
+
+
 def test_results_without_intervals_are_told_too() -> None:
     assert score_table({**SCORES, "convention": "pangaea"}).splitlines() == [
         "accuracy 0.7500, miou 0.5000, f1_macro 0.2500 (means over all classes)",
