@@ -234,8 +234,8 @@ class RunArguments(Arguments):
         for by_epochs, by_steps in (("epochs", "max_steps"), ("eval_interval", "eval_steps")):
             if getattr(self, by_steps) is not None and getattr(self, by_epochs) is not None:
                 raise ConfigError(
-                    f"{by_epochs} and {by_steps} exclude each other: give one of them, and --{by_epochs} null where a "
-                    f"file gives {by_epochs}"
+                    f"{by_epochs} and {by_steps} exclude each other: give one of them, and --{by_epochs} null or "
+                    f"--{by_steps} null for one that a file gives"
                 )
         if self.epochs is None and self.max_steps is None:
             self.max_steps = MAX_STEPS
