@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import math
 import re
 import sys
@@ -20,6 +21,9 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.schema import Arguments, keys_of, unknown_key
 from deflect_hf.config.yaml import TYPED, read_yaml, yaml_text, yaml_value
 from deflect_hf.errors import ConfigError, nearest
+from deflect_hf.files import CONFIG, LOG
+
+logger = logging.getLogger(__name__)
 
 GROUPS = ("encoder", "dataset", "segmentor", "augmentation")
 EXPONENTIAL = re.compile(r"-(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
@@ -169,6 +173,10 @@ def file_layers(schema: type[Arguments], paths: Mapping[str, str]) -> Layers:
     """
     run_file = config_file(paths.get("config", ""))
     run = read_yaml(run_file) if "config" in paths else {}
+    if run_file.name == CONFIG and any((run_file.parent / name).is_file() for name in (LOG, "config.json")):
+        for name in {"resume_from", "overwrite"} & run.keys():
+            if value := run.pop(name):  # runs of older releases kept it
+                logger.warning("%s: %s %s is of that run's own start, and ignored here", run_file, name, value)
     before: Layers = []
     after: Layers = []
     for group in groups_of(schema):

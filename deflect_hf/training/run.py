@@ -88,6 +88,8 @@ def run(
             text = preview(experiment, accelerator, work_dir, source, parameter_counts(experiment.model))
             accelerator.print(text)
             raise SystemExit(0)
+        # what is saved of the run trains again as a run of its own: it neither replaces nor continues this one
+        config = experiment.config = config.replace(resume_from=None, overwrite=False)
         loop = TrainingLoop(experiment, accelerator, work_dir, publish)
         if source is not None:
             loop.resume(source)

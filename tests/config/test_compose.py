@@ -64,6 +64,16 @@ def write(tmp_path: Path):
     return write
 
 
+def test_a_runs_own_file_neither_replaces_nor_continues_that_run(write, caplog: pytest.LogCaptureFixture) -> None:
+    text = "encoder: {name_or_path: x}\noverwrite: true\nseed: 3"
+    assert parse("--config", write("config.yaml", text)).overwrite and not caplog.messages
+    write("log.jsonl", "")
+    config = parse("--config", write("config.yaml", text))
+    assert (config.overwrite, config.seed) == (False, 3)
+    assert "config.yaml: overwrite True is of that run's own start, and ignored here" in caplog.text
+    assert parse("--config", write("config.yaml", text), "--overwrite").overwrite
+
+
 def test_precedence(write) -> None:
     named = write("named.yaml", "optimizer: {lr: 1.0, weight_decay: 1.0}\nhead: mlp\nscheduler: {gamma: 0.5}")
     run = write("run.yaml", f"segmentor_config: {Path(named).name}\nepochs: 7\nsegmentor: {{optimizer: {{lr: 2.0}}}}")

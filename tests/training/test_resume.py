@@ -46,6 +46,9 @@ def test_resumed_losses_equal_uninterrupted_ones(deflect_run, tmp_path: Path) ->
     assert kept == ["step-15", "step-16"]  # one within the second epoch, one at its end
     work_dir = tmp_path / "part"
     resumed = train(work_dir, "--resume_from", str(folder / "checkpoints" / "step-15"))
+    assert (
+        checkpoints.read_config(work_dir).resume_from is checkpoints.read_config(work_dir / "best").resume_from is None
+    )
     expected = losses(folder)
     assert losses(work_dir) == {16: expected[16]}
     assert resumed["test"] == results["test"] and resumed["val"] == results["val"]
