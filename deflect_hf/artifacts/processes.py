@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from deflect_hf.config.run import RunArguments
@@ -32,6 +33,7 @@ def make_accelerator(config: RunArguments, **trackers: Any) -> Accelerator:
     # Without being told so, accelerate does not see that it was launched as one of several processes on CPUs, and
     # each of them would train alone and write over the others.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    _forget_precision(precision)
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
@@ -45,6 +47,19 @@ def make_accelerator(config: RunArguments, **trackers: Any) -> Accelerator:
     if config.fp16 and accelerator.device.type == "cpu" and accelerator.is_main_process:  # accelerate says nothing
         logger.warning("--fp16: on a CPU this computes in float32; --bf16 works there")
     return accelerator
+
+
+def _forget_precision(precision: str) -> None:
+    """Let a training of this process have another precision than the one before, which keeps its own."""
+    before = AcceleratorState._shared_state
+    if not before or before.get("_mixed_precision") == precision:
+        return
+    if before.get("distributed_type") == DistributedType.FSDP:
+        raise ConfigError(
+            f"this process has trained in precision {before['_mixed_precision']} with FSDP, which accelerate cannot "
+            f"change to {precision} any more: start a new process"
+        )
+    AcceleratorState._shared_state = {}  # not cleared: an accelerator that is there looks at the one that it has
 
 
 def launcher_precision(config: RunArguments) -> RunArguments:

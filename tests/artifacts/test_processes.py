@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate import DistributedType
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from deflect_hf.artifacts.processes import launcher_precision, make_accelerator
@@ -44,6 +46,15 @@ def test_what_the_launcher_asks_for_in_vain_is_refused(
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         make_accelerator(config())
+
+
+def test_trainings_of_one_process_may_differ_in_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    first, second = (make_accelerator(config(**options)) for options in ({"bf16": True}, {}))
+    assert (first.mixed_precision, second.mixed_precision) == ("bf16", "no")
+    AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+    with pytest.raises(ConfigError, match="has trained in precision no with FSDP, which .* to bf16 any more"):
+        make_accelerator(config(bf16=True))
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
