@@ -95,7 +95,7 @@ def train(
 
     Raises:
         DeflectError: What the configuration or the data got wrong.
-        SystemExit: With status 143, after SIGTERM: everything is saved; with 0 after ``dry_run=True``.
+        SystemExit: With 143 after SIGTERM, 130 after Ctrl-C: everything is saved; with 0 after ``dry_run=True``.
 
     Example:
         >>> run = deflect_hf.train(

@@ -147,6 +147,7 @@ def ignore_preemption(worker: int) -> None:
     Clusters signal all processes; a worker that obeyed would end the training in the middle of a step. One that obeyed
     nobody would be waited for without end where an error, with the loader in its traceback, ends the process.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C comes to all: what it ends is the training
     if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # of this thread and those to come

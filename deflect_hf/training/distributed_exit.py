@@ -1,4 +1,4 @@
-"""How a process ends: one of several, and one that a cluster sends SIGTERM before it takes the machine away."""
+"""How a process ends: one of several, and one that is told to: by a cluster, or by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-EXIT_STATUS = 128 + signal.SIGTERM  # 143, as of a program that SIGTERM ended
+STATUS = 128  # and the signal: 143 as of a program that SIGTERM ended, 130 after Ctrl-C
+PASSED_ON = 1.0  # seconds: accelerate's launcher sends a Ctrl-C again to processes that the terminal sent it to
 
 
 @contextmanager
@@ -44,20 +46,31 @@ def distributed_exit() -> Iterator[None]:
 
 
 class Preemption:
-    """While the block runs, SIGTERM is noted instead of obeyed; outside of the main thread nothing changes."""
+    """While the block runs, SIGTERM and the first Ctrl-C are noted instead of obeyed, but not in other threads."""
 
     def __init__(self) -> None:
         self.asked = False  # whether this process was told to stop; the others may not know yet
-        self._before: Any = None
+        self.signal = signal.SIGTERM  # by which it was
+        self._before: dict[int, Any] = {}
+        self._since = 0.0
 
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # no program's own, nor ignored
+                self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        now = time.monotonic()
+        if number == signal.SIGINT and self.asked:
+            if now - self._since > PASSED_ON:
+                raise KeyboardInterrupt
+            return
+        self.asked, self.signal, self._since = True, signal.Signals(number), now
+        if number == signal.SIGINT:  # not through a stream, in the middle of whose writing this may be
+            os.write(2, b"\nCtrl-C: this step is finished and saved; once more ends it at once\n")

@@ -106,7 +106,7 @@ class TrainingLoop:
         """Run from where ``progress`` stands to the end.
 
         Returns:
-            Whether the end was reached: not if SIGTERM came to any process, after which everything is saved.
+            Whether the end was reached: not if any process was told to stop, after which everything is saved.
         """
         config, progress = self.config, self.progress
         started = time.monotonic() - progress.seconds
@@ -120,7 +120,7 @@ class TrainingLoop:
                     break
                 if self.is_over() or progress.epoch % config.ckpt_interval == 0:
                     self.save_state()
-            # SIGTERM may have come after the last validation; and nobody leaves before the first process has saved
+            # it may have come after the last validation; and nobody leaves before the first process has saved
             return self._summed(torch.tensor(float(self.preemption.asked))).item() == 0
 
     def is_over(self) -> bool:
@@ -130,7 +130,7 @@ class TrainingLoop:
         return done or (patience is not None and progress.waited >= patience)
 
     def _train_epoch(self, bar: tqdm[Any], started: float) -> bool:
-        """The rest of an epoch or of the run, with its evaluations; False if SIGTERM came to any process."""
+        """The rest of an epoch or of the run, with its evaluations; False if any process was told to stop."""
         config, progress = self.config, self.progress
         if not self._evaluate():  # a resumed run may stand before an evaluation
             return False
@@ -160,7 +160,7 @@ class TrainingLoop:
         return training_loader(self.splits["train"], *how, skip=skip, weights=self.image_weights)
 
     def _evaluate(self) -> bool:
-        """Validate if it is time to; False if SIGTERM came to any process.
+        """Validate if it is time to; False if any process was told to stop.
 
         So the state that is saved is the one before the validation, which a resumed run repeats as a whole.
         """

@@ -28,7 +28,7 @@ from deflect_hf.models.encoders import random_encoder
 from deflect_hf.training import checkpoint
 from deflect_hf.training import work_dir as run_folder
 from deflect_hf.training.build import ENCODER, Experiment, build
-from deflect_hf.training.distributed_exit import EXIT_STATUS
+from deflect_hf.training.distributed_exit import STATUS
 from deflect_hf.training.loop import Publish, TrainingLoop
 from deflect_hf.training.rehearsal import choose_rate, preview
 from deflect_hf.training.trackers import finish_trackers, start_trackers, tracker_options
@@ -55,7 +55,7 @@ def run(
 
     Raises:
         DeflectError: what the user's configuration or data got wrong.
-        SystemExit: with status 143, after SIGTERM: everything is saved; with status 0 at the end of a dry run.
+        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C: everything is saved; with 0 at the end of a dry run.
     """
     config = launcher_precision(config)
     work_dir = Path(config.work_dir) if config.work_dir is not None else run_folder.default_work_dir(config)
@@ -111,9 +111,10 @@ def run(
         if source is not None:
             loop.restore_best(source)
         if not loop.train():
-            logger.info("stopped by SIGTERM after step %d: --resume_from last goes on", loop.progress.step)
+            told = loop.preemption.signal
+            logger.info("stopped by %s after step %d: --resume_from last goes on", told.name, loop.progress.step)
             finish_trackers(accelerator)
-            raise SystemExit(EXIT_STATUS)
+            raise SystemExit(STATUS + told)
 
         if loop.progress.step < loop.total_steps:
             logger.info(

@@ -53,7 +53,7 @@ def test_trainings_of_one_process_may_differ_in_precision(monkeypatch: pytest.Mo
     first, second = (make_accelerator(config(**options)) for options in ({"bf16": True}, {}))
     assert (first.mixed_precision, second.mixed_precision) == ("bf16", "no")
     AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
-    with pytest.raises(ConfigError, match="has trained in precision no with FSDP, which .* to bf16 any more"):
+    with pytest.raises(ConfigError, match=r"has trained in precision no with FSDP, which .* to bf16 any more"):
         make_accelerator(config(bf16=True))
 
 

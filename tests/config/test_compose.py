@@ -201,7 +201,7 @@ def test_a_check_stops_before_the_configuration_is_printed(capsys: pytest.Captur
         (("--encoder.mean", "0.1", "x", "0.2"), "the command line: 'encoder.mean[1]' must be a number, not 'x'"),
         (
             ("--max_steps", "9"),
-            f"{EMBEDDED}: epochs and max_steps exclude each other: give one of them, and --epochs null or --max_steps null",
+            f"{EMBEDDED}: epochs and max_steps exclude each other: give one of them, and --epochs null or --max_steps",
         ),
         (("--eval_steps", "3"), f"{EMBEDDED}: eval_interval and eval_steps exclude each other: give one of them"),
     ],

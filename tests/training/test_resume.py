@@ -16,6 +16,7 @@ from deflect_hf.errors import CheckpointError
 from deflect_hf.evaluation import evaluate as evaluation
 from deflect_hf.training import checkpoint, run
 from deflect_hf.training.checkpoint import TRAINING, list_checkpoints
+from deflect_hf.training.distributed_exit import Preemption
 from deflect_hf.training.loop import TrainingLoop
 from tests.training.test_run import lines, losses, torch_file, train
 
@@ -24,19 +25,21 @@ def lines_without_time(folder: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(folder)]
 
 
-def train_until(now: Callable[..., bool], owner: Any, name: str, folder: Path, *words: str) -> None:
+def train_until(
+    now: Callable[..., bool], owner: Any, name: str, folder: Path, *words: str, by: signal.Signals = signal.SIGTERM
+) -> None:
     """Train; where ``now`` holds of the arguments of a call of ``owner.name``, the process is told to stop."""
     called = getattr(owner, name)
 
     def told_to_stop(*arguments: Any) -> Any:
         result = called(*arguments)
         if now(*arguments):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(by)
         return result
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(owner, name, told_to_stop)
-        with pytest.raises(SystemExit, match="143"):
+        with pytest.raises(SystemExit, match=str(128 + by)):
             train(folder, *words)
 
 
@@ -103,6 +106,23 @@ def test_sigterm_stops_after_a_step_and_damaged_checkpoints_are_passed_over(
     assert f"{broken} is damaged" in caplog.text
     assert lines_without_time(tmp_path) == lines_without_time(deflect_run[0])
     assert resumed["test"] == deflect_run[1]["test"] and resumed["best_epoch"] == deflect_run[1]["best_epoch"]
+
+
+def test_ctrl_c_saves_once_and_ends_at_once_the_second_time(tmp_path: Path, caplog, capfd, monkeypatch) -> None:
+    monkeypatch.setattr(signal, "default_int_handler", handler := signal.getsignal(signal.SIGINT))  # jobs ignore it
+    caplog.set_level("INFO")
+    at_three = lambda loop, *_: loop.progress.step == 3  # noqa: E731
+    train_until(at_three, TrainingLoop, "_log_step", tmp_path / "one", by=signal.SIGINT)
+    assert [path.name for path in list_checkpoints(tmp_path / "one")] == ["step-3"]
+    assert "stopped by SIGINT after step 3: --resume_from last goes on" in caplog.text
+    assert "Ctrl-C: this step is finished and saved; once more ends it at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is handler
+    twice = Preemption()
+    with pytest.raises(KeyboardInterrupt), twice:
+        for _ in range(2):  # the second is the launcher's
+            signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr("deflect_hf.training.distributed_exit.PASSED_ON", -1.0)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_sigterm_in_a_validation_leaves_the_state_before_it(deflect_run, tmp_path: Path) -> None:
