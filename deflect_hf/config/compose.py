@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.schema import Arguments, keys_of, unknown_key
 from deflect_hf.config.yaml import TYPED, read_yaml, yaml_text, yaml_value
-from deflect_hf.errors import ConfigError, nearest
+from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.files import CONFIG, LOG
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,22 @@ def flatten(values: Mapping[str, Any], schema: type[Arguments], origin: str, pre
         else:
             refuse_official_key(dotted, origin)
             raise ConfigError(f"{origin}: {unknown_key(dotted, schema)}")
-    return found
+    return refuse_two_values(found)
+
+
+def refuse_two_values(layers: Layers) -> Layers:
+    """Refuse a key that one file, or the command line, gives twice in two spellings, of which one would be lost."""
+    given: dict[str, Any] = {}
+    for key, value, origin in layers:
+        parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, Mapping) else {key: value}
+        for name, part in parts.items():
+            if name in given and given[name] != part:
+                raise ConfigError(
+                    f"{origin}: {name!r} is given twice, in two spellings, as {given[name]!r:.80} and as {part!r:.80}: "
+                    "give it once"
+                )
+            given[name] = part
+    return layers
 
 
 def groups_of(schema: type[Arguments]) -> list[str]:
@@ -105,9 +120,11 @@ def build_parser(schema: type[Arguments], description: str) -> Parser:
     parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("configuration files (typed files win over --config, typed flags over all)")
     if groups_of(schema):
-        files.add_argument("--config", metavar="YAML", help="the run: any key below, and the files of the groups")
+        files.add_argument(
+            "--config", metavar="YAML", action="append", help="the run: any key below, and the files of the groups"
+        )
     for group in groups_of(schema):
-        files.add_argument(f"--{group}_config", metavar="YAML", help=f"keys of the group '{group}'")
+        files.add_argument(f"--{group}_config", metavar="YAML", action="append", help=f"keys of the group '{group}'")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     known = keys_of(schema)
@@ -136,6 +153,7 @@ def typed_flags(
 ) -> Iterator[tuple[str, Any]]:
     """Keys and values of what was typed; ``words`` may reach into mappings: ``--method.rank 8``."""
     known = keys_of(schema)
+    reaching: dict[str, Any] = {}  # of one flag typed twice the last counts, as of all others
     for key, text in flags.items():
         if key in ALIASES:
             yield ALIASES[key][0], ALIASES[key][1](yaml_value(text, f"--{key}"))
@@ -156,7 +174,8 @@ def typed_flags(
         if not collected:
             raise ConfigError(f"{TYPED}: {flag} needs a value")
         values = [yaml_value(word, flag) for word in collected]
-        yield key, values[0] if len(values) == 1 else values
+        reaching[key] = values[0] if len(values) == 1 else values
+    yield from reaching.items()
 
 
 def config_file(name: str) -> Path:
@@ -237,9 +256,16 @@ def parse_arguments(
     printed = flags.pop("print_config")
     del flags["debug"]
     names = ["config", *(f"{group}_config" for group in GROUPS)]
-    paths = {name: flags.pop(name) for name in names if name in flags}
+    typed_files = {name: list(dict.fromkeys(flags.pop(name))) for name in names if name in flags}
+    for name, files in typed_files.items():
+        if len(files) > 1:
+            raise ConfigError(
+                f"{TYPED}: --{name} is given {len(files)} times, {listing(files)}, of which one would count: give one "
+                "file; further keys go into it, or are flags"
+            )
+    paths = {name: files[0] for name, files in typed_files.items()}
     typed = [(key, value, TYPED) for key, value in typed_flags(flags, rest, parser, schema)]
-    config = merge(schema, [*file_layers(schema, paths), *typed])
+    config = merge(schema, [*file_layers(schema, paths), *refuse_two_values(typed)])
     if printed:
         print(to_yaml(config), end="")
         raise SystemExit(0)

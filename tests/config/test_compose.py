@@ -210,6 +210,31 @@ def test_wrong_values_are_refused_in_plain_words(argv: tuple[str, ...], message:
     assert refused("--config", EMBEDDED, *argv).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--config", "other.yaml"), "the command line: --config is given 2 times, "),
+        (
+            ("--lr", "1", "--segmentor.optimizer.lr", "2"),
+            "'segmentor.optimizer.lr' is given twice, in two spellings, as ",
+        ),
+        (
+            ("--method", "{rank: 4}", "--method.rank", "8"),
+            "'method.rank' is given twice, in two spellings, as 4 and as 8",
+        ),
+    ],
+)
+def test_a_key_has_one_value_in_a_file_and_on_the_command_line(argv: tuple[str, ...], message: str, write) -> None:
+    assert message in refused("--config", EMBEDDED, *argv)
+    file = write("run.yaml", "lr: 1.0\nencoder: {name_or_path: x}\nsegmentor.optimizer.lr: 1.0\n")
+    assert parse(file, "--config", file, "--method.rank", "4", "--method.rank", "8").method["rank"] == 8
+    file = write("run.yaml", "segmentor.head: mlp\nencoder: {name_or_path: x}\nsegmentor: {head: conv}\n")
+    assert (
+        refused(file)
+        == f"{file}: 'segmentor.head' is given twice, in two spellings, as 'mlp' and as 'conv': give it once"
+    )
+
+
 def test_mappings_may_be_merged(write) -> None:
     merged = parse(
         "--config", EMBEDDED, "--segmentor_config", write("merged.yaml", "optimizer: {<<: {lr: 0.5}, lr: 0.25}")
