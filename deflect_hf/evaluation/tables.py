@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ def _class_lines(table: Mapping[str, Mapping[str, Any]], intervals: Mapping[str,
 def results_text(results: Mapping[str, Any], work_dir: Path) -> str:
     """What a run tells at its end: the scores of each split, and where the model is."""
     tables = [f"\n{split}: {score_table(results[split])}" for split in ("val", "test") if split in results]
-    told = f"\n{work_dir}: best/ holds the trained model. Look at it: python evaluate.py --eval_dir {work_dir}"
-    return "\n".join([*tables, told])
+    look = f"python evaluate.py --eval_dir {shlex.quote(str(work_dir))}"
+    return "\n".join([*tables, f"\n{work_dir}: best/ holds the trained model. Look at it: {look}"])
 
 
 def drop_table(dropped: Mapping[str, Any]) -> str:

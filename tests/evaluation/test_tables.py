@@ -56,6 +56,7 @@ def test_results_without_intervals_are_told_too() -> None:
 
 
 def test_a_run_ends_with_the_scores_of_each_split_and_where_the_model_is() -> None:
+    assert results_text({}, Path("my runs/1")).endswith("python evaluate.py --eval_dir 'my runs/1'")
     told = results_text({"test": SCORES, "val": SCORES, "seed": 0}, Path("runs/one"))
     table = score_table(SCORES)
     where = "runs/one: best/ holds the trained model. Look at it: python evaluate.py --eval_dir runs/one"
