@@ -63,9 +63,14 @@ def load_splits(
     where = config.dataset.root or config.dataset.name
     missing = [name for name in needed if name not in splits]
     if missing:
-        fix = "name the images in a split file" if given is None else "give validation= and test=, or more examples"
+        fix = (
+            "name the images in a split file, add images"
+            if given is None
+            else "give validation= and test=, or more examples"
+        )
         raise DataError(
-            f"the data set {where} has no split {listing(missing)}, only {listing(splits)}: {fix}, or set "
+            f"the data set {where} has no split {listing(missing)}, only {listing(splits)} with "
+            f"{sum(map(len, splits.values()))} image(s) in all: {fix}, or set "
             "dataset.val_fraction, dataset.test_fraction"
         )
     bare = [name for name, split in splits.items() if not split.is_labelled()]

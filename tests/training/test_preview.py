@@ -12,7 +12,7 @@ from tests.training.test_run import CONF
 
 def dry_run(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:
     with pytest.raises(SystemExit) as ended:
-        train([str(CONF / "segmentation.yaml"), "--dry_run", *words])
+        train([*([] if "--config" in words else [str(CONF / "segmentation.yaml")]), "--dry_run", *words])
     assert ended.value.code == status
     printed = capsys.readouterr()
     return printed.err if status else printed.out
@@ -30,7 +30,8 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path: Path, c
     assert "s per step (median of 5)" in told and str(folder) in told
     assert not list(tmp_path.iterdir())
     told = dry_run(capsys, "--work_dir", str(folder), "--dataset.val_fraction", "0", status=2)
-    assert "the data set synthetic has no split 'val', only 'train', 'test'" in told and not list(tmp_path.iterdir())
+    assert "the data set synthetic has no split 'val', only 'train', 'test' with 40 image(s) in all: " in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_time_is_that_of_all_steps_also_of_those_that_were_tried(

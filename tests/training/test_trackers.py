@@ -78,6 +78,6 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_done(
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
     with pytest.raises(ConfigError) as caught:
-        train(tmp_path / "run", "--use_wandb")
+        train(tmp_path / "run", "--tracker", "wandb")
     assert str(caught.value) == "--tracker wandb: the package is not installed: pip install wandb"
     assert not (tmp_path / "run").exists()
