@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,3 +87,31 @@ def known_temperature(results: Mapping[str, Any], folder: Path) -> float | None:
             f"{folder / RESULTS}: val.temperature is {found!r}, not a positive number: evaluate again"
         )
     return found
+
+
+def known_confusion(results: Mapping[str, Any], folder: Path, count: int) -> tuple[str, Any] | None:
+    """The split that a model of ``count`` classes was tested on, else validated on, and its confusion matrix."""
+    for split in dict.fromkeys(("test", "val", *results)):
+        scores = results.get(split)
+        if not isinstance(scores, Mapping) or "confusion_matrix" not in scores:
+            continue
+        rows = scores["confusion_matrix"]
+        square = isinstance(rows, list) and all(isinstance(row, list) and len(row) == count for row in rows)
+        if not square or len(rows) != count or any(type(cell) is not int or cell < 0 for row in rows for cell in row):
+            raise CheckpointError(
+                f"{folder / RESULTS}: {split}.confusion_matrix is not {count} x {count} whole numbers, a row and a "
+                "column for each class of the model: evaluate again, or remove the file"
+            )
+        return split, rows
+    return None
+
+
+def kept_scores(confusion: tuple[str, Any] | None, temperature: float | None) -> dict[str, dict[str, Any]]:
+    """The entries of ``results.json`` that the two are read from."""
+    scores: dict[str, dict[str, Any]] = {}
+    if confusion is not None:
+        split, counts = confusion
+        scores[split] = {"confusion_matrix": np.asarray(counts).tolist()}
+    if temperature is not None:
+        scores.setdefault("val", {})["temperature"] = temperature
+    return scores

@@ -118,12 +118,15 @@ def read_metadata(folder: Path, license: str | None = None) -> Metadata:
         path = folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
+    def scored(entry: Any) -> bool:  # `Predictor.save` keeps of a split what maps need, no scores
+        return not isinstance(entry, Mapping) or not {*entry} <= {"confusion_matrix", "temperature"}
+
     return Metadata(
         config=config,
         task=stored("config.json"),
         adapter=stored("adapter_config.json"),
         processor=MultispectralImageProcessor.from_pretrained(folder),
-        results=stored(checkpoints.RESULTS),
+        results={key: entry for key, entry in stored(checkpoints.RESULTS).items() if scored(entry)},
         files={
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         },

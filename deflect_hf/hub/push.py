@@ -29,7 +29,7 @@ from deflect_hf.training.loop import Publish
 logger = logging.getLogger(__name__)
 
 MAIN = "main"
-WRITTEN = [CARD, PICTURE, checkpoints.RESULTS, *TRAINED_FILES]  # what a push may leave in a repository
+WRITTEN = [CARD, PICTURE, *TRAINED_FILES]  # what a push may leave in a repository
 BRANCH = re.compile(r"(?!refs/)(?!.*\.\.)[\w](?:[\w./-]{0,98}[\w])?")
 
 

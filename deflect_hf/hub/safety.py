@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 
+from deflect_hf.artifacts.saved_model import RESULTS
 from deflect_hf.errors import CheckpointError, listing, nearest
 
 CONFIGS = ("config.json", "config.yaml", "adapter_config.json", "preprocessor_config.json")
@@ -25,7 +26,7 @@ TRAINED = ("adapter_model.safetensors", "head.safetensors", "model.safetensors")
 MODEL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 # What is fetched of a trained model, and of an encoder.
 ENCODER_FILES = ("config.json", *MODEL_WEIGHTS)
-TRAINED_FILES = (*CONFIGS, *TRAINED, *MODEL_WEIGHTS, *(f"{ENCODER}/{name}" for name in ENCODER_FILES))
+TRAINED_FILES = (*CONFIGS, RESULTS, *TRAINED, *MODEL_WEIGHTS, *(f"{ENCODER}/{name}" for name in ENCODER_FILES))
 # Entries through which a configuration makes transformers import or download something.
 CODE_KEYS = ("auto_map", "custom_pipelines", "quantization_config", "trust_remote_code")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
@@ -33,6 +34,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy",
 # The largest adapter_config.json of the catalogue (all indices of 13 bands) has 60 kB, a config.yaml 4 kB.
 MAX_CONFIG_BYTES = 1_000_000
 MAX_YAML_BYTES = 100_000
+MAX_RESULTS_BYTES = 64_000_000  # two confusion matrices of 1000 classes have 30 MB
 MAX_DEPTH = 12
 MAX_VALUES = 100_000
 MAX_CHARACTERS = 4_000
@@ -69,6 +71,10 @@ def check_encoder_listing(where: str, sizes: Mapping[str, int]) -> None:
 
 def _check_sizes(where: str, sizes: Mapping[str, int]) -> None:
     """Of the configurations alone: weights are as large as they are, and are not read into memory to be looked at."""
+    if sizes.get(RESULTS, 0) > MAX_RESULTS_BYTES:
+        raise CheckpointError(
+            f"{where}: {RESULTS} has {sizes[RESULTS]:,} bytes; scores have at most {MAX_RESULTS_BYTES:,}."
+        )
     for name in filter_repo_objects(sizes, allow_patterns=["*.json", "*.yaml"]):
         if PurePosixPath(name).name in (*CONFIGS, MODEL_WEIGHTS[1]) and sizes[name] > MAX_CONFIG_BYTES:
             raise CheckpointError(

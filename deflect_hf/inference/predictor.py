@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import MODEL_TYPES, TASKS, task_of
 from deflect_hf.data.processor import Image, MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, UnsupportedOperationError, listing
-from deflect_hf.evaluation.calibration import known_temperature
+from deflect_hf.evaluation.calibration import kept_scores, known_confusion, known_temperature
 from deflect_hf.evaluation.evaluate import sliding_logits
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.files import atomic_dir
@@ -246,7 +246,7 @@ class Predictor(MapModel):
             device=place,
             precision=precision,
             class_values=config.dataset.class_values if config.dataset is not None else None,
-            confusion=_scored(results),
+            confusion=known_confusion(results, found, len(settings.id2label)),
             temperature=known_temperature(results, found),
         )
         predictor.config = config
@@ -264,7 +264,10 @@ class Predictor(MapModel):
         """
         path = Path(folder)
         there = [path.name] if path.is_file() else sorted(one.name for one in path.glob("*"))
-        foreign = [name for name in there if path.is_file() or name not in checkpoints.SAVED]
+        ours = {*checkpoints.SAVED}
+        if "finetune" not in checkpoints.read_results(path):  # those of a run are not replaced
+            ours.add(checkpoints.RESULTS)
+        foreign = [name for name in there if path.is_file() or name not in ours]
         if foreign:
             raise ConfigError(f"{path} holds {listing(foreign[:4])}, which no save wrote: give another folder.")
         config = in_another_folder(self.config, self.model) or configuration_of(
@@ -275,8 +278,11 @@ class Predictor(MapModel):
             bf16=self.precision == torch.bfloat16,
             fp16=self.precision == torch.float16,
         )
+        scores = kept_scores(self.confusion, self.temperature)
         with atomic_dir(path) as new:
             checkpoints.save_model(new, self.model, config, self.processor)
+            if scores:
+                checkpoints.write_json(new / checkpoints.RESULTS, scores)
 
     def __call__(
         self,
@@ -336,9 +342,3 @@ def _without_places(settings: Any) -> Any:
     if isinstance(settings, dict):
         return {str(name): _without_places(value) for name, value in settings.items() if name not in PLACES}
     return sorted(map(str, settings)) if isinstance(settings, set) else settings
-
-
-def _scored(results: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The split that a model was tested on, else validated on, and its confusion matrix."""
-    known = (split for split in ("test", "val") if "confusion_matrix" in (results.get(split) or {}))
-    return next(((split, results[split]["confusion_matrix"]) for split in known), None)

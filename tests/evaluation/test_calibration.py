@@ -14,6 +14,7 @@ from deflect_hf.evaluation.calibration import (
     Calibration,
     calibration_error,
     fit_temperature,
+    known_confusion,
     known_temperature,
 )
 
@@ -66,3 +67,15 @@ def test_a_run_knows_its_temperature_or_says_that_it_has_none(tmp_path: Path) ->
     (tmp_path / RESULTS).write_text(json.dumps({"val": {"temperature": 0}}))
     with pytest.raises(CheckpointError, match=r"results.json: val.temperature is 0, not a positive number"):
         known_temperature(read_results(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "matrix", [[[1, 0]], [[1, 0], [1]], [[1, 0], [1, -1]], [[1, 0], [1, "x"]], [[1, 0], [1.5, 0]], "x"]
+)
+def test_counts_that_are_none_of_the_model_are_refused(matrix: object, tmp_path: Path) -> None:
+    assert known_confusion({"test": "x", "val": {"confusion_matrix": [[1, 0], [2, 3]]}}, tmp_path, 2) == (
+        "val",
+        [[1, 0], [2, 3]],
+    )
+    with pytest.raises(CheckpointError, match=r"results.json: test.confusion_matrix is not 2 x 2 whole numbers"):
+        known_confusion({"test": {"confusion_matrix": matrix}}, tmp_path, 2)

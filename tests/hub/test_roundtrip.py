@@ -32,8 +32,10 @@ def test_a_model_comes_back_from_its_name_alone(hub: Hub, runs: Runs) -> None:
         *("README.md", "adapter_config.json", "adapter_model.safetensors", "config.json", "config.yaml"),
         *("preprocessor_config.json", "results.json", "encoder/config.json", "encoder/model.safetensors"),
     }
-    predict = deflect_hf.load_predictor("alice/land")
-    assert torch.equal(predict(IMAGES), Predictor.from_folder(folder)(IMAGES))
+    predict, local = deflect_hf.load_predictor("alice/land"), Predictor.from_folder(folder)
+    assert torch.equal(predict(IMAGES), local(IMAGES))
+    assert predict.temperature is not None and predict.confusion is not None
+    assert (predict.temperature, predict.confusion) == (local.temperature, local.confusion)
     assert predict.classes == ("water", "vegetation", "bare", "wetland") and predict.task == "segmentation"
 
 
@@ -151,8 +153,10 @@ def test_a_model_of_any_loop_comes_back(method: str, settings: dict, hub: Hub, r
     model = deflect_hf.adapt(model, method, bands=bands, base_mean=[0.1] * 3, base_std=[0.1] * 3)
     for parameter in model.parameters():
         parameter.data.add_(0.01 * parameter.requires_grad)
-    predictor = Predictor(model, deflect_hf.MultispectralImageProcessor(bands, scale=1e-4))
-    predictor.save(tmp_path / "saved")
+    known: dict[str, Any] = {"confusion": ("val", [[3, 1], [0, 4]]), "temperature": 1.5} if method == "full" else {}
+    predictor = Predictor(model, deflect_hf.MultispectralImageProcessor(bands, scale=1e-4), **known)
+    for _ in range(2):  # the second replaces the first
+        predictor.save(tmp_path / "saved")
     push(tmp_path / "saved", "alice/mine")
     files = hub.files("alice/mine")
     if method != "full":
@@ -162,6 +166,7 @@ def test_a_model_of_any_loop_comes_back(method: str, settings: dict, hub: Hub, r
     again = deflect_hf.load_predictor("alice/mine")
     assert torch.equal(again(IMAGES[:, :4]), predictor(IMAGES[:, :4]))
     assert (again.classes, again.unit) == (tuple(settings["id2label"].values()), settings.get("target_unit"))
+    assert (again.confusion, again.temperature) == (known.get("confusion"), known.get("temperature"))
 
 
 def test_an_encoder_in_a_folder_must_be_on_the_hub(hub: Hub, runs: Runs, tmp_path: Path) -> None:
