@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
+from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.data.dataset import Stored
 from deflect_hf.data.processor import READING, MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError, listing
@@ -160,8 +161,7 @@ def settle_reader(
     """
     given = get_sensor(args.sensor) if args.sensor is not None else None
     sensor, source_bands = names_in_training(args.sensor, args.source_bands, info, trained)
-    quality = quality_layer(args)
-    quality = _quality_in_training(info, source_bands, trained) if quality is None and trained is not None else quality
+    quality = quality_of(args, info, source_bands, trained)
     names = file_bands(info, source_bands, sensor, None if quality is None else quality.band)
     named = [name for name in names if not is_unnamed(name)]
     unknown = _unknown(info, names, source_bands, quality)
@@ -272,12 +272,16 @@ def _entry(quality: Quality | None) -> list[Any] | None:
     return [quality.band, list(quality.invalid), list(quality.bits), *limit]
 
 
-def _quality_in_training(
-    info: RasterInfo, source_bands: Sequence[str] | None, trained: MultispectralImageProcessor
+def quality_of(
+    args: ReadingArguments,
+    info: RasterInfo,
+    source_bands: Sequence[str] | None,
+    trained: MultispectralImageProcessor | None,
 ) -> Quality | None:
-    """The quality layer of the training images, if the file has it."""
-    if "quality" not in trained.reading:
-        return None
+    """The quality layer of a file: as given, else that of the training images, if the file has it."""
+    given = quality_layer(args)
+    if given is not None or trained is None or "quality" not in trained.reading:
+        return given
     band, values, bits, *limit = trained.reading["quality"]
     if any(text.casefold() == str(band).casefold() for text in (*info.descriptions, *(source_bands or ()))):
         return Quality(band, tuple(values), tuple(bits), *limit)

@@ -26,7 +26,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deflect_hf.artifacts.environment import PACKAGES, version
 from deflect_hf.config.inference import SceneArguments
-from deflect_hf.data.folder_reader import layout_of, names_in_training
+from deflect_hf.data.folder_reader import layout_of, names_in_training, quality_of
 from deflect_hf.errors import DataError
 from deflect_hf.evaluation.metrics import scores
 from deflect_hf.figures.colors import IGNORED, Array, class_colors, composite, composites_of
@@ -127,7 +127,8 @@ def report_prediction(
     fills = sensor.nodata if sensor is not None and arguments.sensor is not None else predictor.processor.nodata
     fills = () if info.calibrated else fills
     nodata = arguments.nodata if arguments.nodata is not None else fills
-    reading = {"source_bands": source_bands, "sensor": sensor, "nodata": nodata}
+    quality = quality_of(arguments, info, source_bands, predictor.processor)
+    reading = {"source_bands": source_bands, "sensor": sensor, "nodata": nodata, "quality": quality}
     confidence = "not calibrated"
     if predictor.temperature is not None:
         confidence = f"calibrated on the validation split, temperature {predictor.temperature:.3g}"

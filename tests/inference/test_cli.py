@@ -118,6 +118,15 @@ def test_the_same_command_makes_what_is_missing_of_several_maps(
     assert f"a.tif: classes of {tmp_path}/a.tif, finished before" in told and "b.tif, finished" not in told
 
 
+def test_a_report_knows_the_quality_layer_by_its_name_in_source_bands(adapter: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((7, 24, 24), dtype=np.float32) * 0.4
+    values[6] = 3.0 * (np.arange(24) < 6)
+    scene = write_scene(tmp_path / "a.tif", values, nodata=float("nan"), descriptions=[""] * 7)
+    words = ["--source_bands", f"[{', '.join(ALL_BANDS)}, MINE]", "--qa_band", "MINE", "--qa_values", "[3]"]
+    cli.main([str(scene), str(tmp_path / "map.tif"), "--adapter", str(adapter), "--report", *words])
+    assert "25.00 % of the scene" in (tmp_path / "map.html").read_text()
+
+
 def test_user_errors_exit_with_2_before_anything_is_predicted(
     adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
