@@ -164,6 +164,12 @@ def class_legend(figure: Figure, classes: Sequence[str], maps: Iterable[Array], 
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG under a temporary name first, so that ``path`` is never half a picture; its folder is made."""
+    from matplotlib.text import Text
+
+    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
+    powers = {text for axis in axes if axis.get_scale() != "linear" for text in axis.findobj(Text)}
+    for text in {*figure.findobj(Text)} - powers:
+        text.set_parse_math(False)  # names of classes and files may hold dollars
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": "deflect_hf"})

@@ -73,11 +73,11 @@ def test_well_known_classes_have_the_colors_of_maps() -> None:
 
 def test_files_are_pictures(tmp_path: Path) -> None:
     labels = np.random.default_rng(1).integers(-1, 3, (16, 20))
-    classes = ["land", "water", "snow"]
+    classes = ["land", "water $\\frac{$", "$now"]  # no formulas
     full = prediction_panel(tmp_path / "a.png", pixels(), BANDS, classes, np.abs(labels), labels, "image 7")
     narrow = prediction_panel(tmp_path / "b.png", pixels()[:1], ["S1"], classes, np.abs(labels), None, "image 8")
     chip = prediction_panel(tmp_path / "c.png", pixels(), BANDS, classes, np.array(1), np.array(0), "image 9")
-    matrix = confusion_figure(tmp_path / "d.png", np.array([[3, 1, 0], [0, 0, 0], [2, 0, 9]]), classes, "test")
+    matrix = confusion_figure(tmp_path / "d.png", np.array([[3, 1, 0], [0, 0, 0], [2, 0, 9]]), classes, "$_ test$")
     widths = [Image.open(path).size[0] for path in (full, narrow, chip, matrix)]
     assert widths[0] == 2 * widths[1] == 2 * widths[2] and widths[3] > 300
     assert not list(tmp_path.glob("*.partial"))
