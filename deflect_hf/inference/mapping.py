@@ -148,6 +148,8 @@ def refuse(predictor: MapModel, image: PathLike, target: Path, arguments: SceneA
         raise ConfigError(f"{target} is the image itself: give the map another name.")
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the map a name.")
+    if target.suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError(f"{target}: maps are GeoTIFFs, call it {target.with_suffix('.tif')}.")
     polygons = None if arguments.polygons is None else Path(arguments.polygons)
     if polygons is not None and not (target.exists() and polygons.exists()):
         refuse_polygons(polygons, arguments.overwrite)

@@ -112,6 +112,9 @@ def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(ConfigError, match=r"in\.tif is the image itself: give the map another name\."):
         map_of(predictor, scene, tmp_path / "." / "in.tif", overwrite=True)
+    for name in ("map", "map.png"):
+        with pytest.raises(ConfigError, match=rf"{name}: maps are GeoTIFFs, call it .*map\.tif\."):
+            map_of(predictor, scene, tmp_path / name)
     map_of(predictor, scene, tmp_path / "out.tif")
     with pytest.raises(ConfigError, match=r"out\.tif is there already: .* or replace it with --overwrite\."):
         map_of(predictor, scene, tmp_path / "out.tif", overlap=0.5)
