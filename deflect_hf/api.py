@@ -10,6 +10,7 @@ from typing import Any
 
 from deflect_hf.artifacts.saved_model import read_results, result_folder
 from deflect_hf.config.compose import Layers, file_layers, flatten, groups_of, merge, plain
+from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.run import EvaluateArguments, RunArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.report import report
@@ -57,14 +58,17 @@ class Run:
         """Scores of the best model, with 95 % intervals, as ``evaluate.py`` computes them.
 
         Args:
-            dataset: Other images with labels, as ``train`` takes them; None: those of the run.
+            dataset: Other images with labels, as ``train`` takes them, or keys that replace those of the run's
+                configuration, ``{"root": "other"}``; None: those of the run.
             split: ``"train"``, ``"val"`` or ``"test"``; None: ``"test"`` if the run has it, else ``"val"``.
             output_dir: Where scores, confusion matrix and pictures are to be written; None: nowhere.
-            options: Further keys of ``evaluate.py``, such as ``batch_size``, ``drop_bands`` or ``dataset={...}``.
+            options: Further keys of ``evaluate.py``, such as ``batch_size`` or ``drop_bands``.
 
         Raises:
             DeflectError: There is no such split, or the images are not those that the model takes.
         """
+        if isinstance(dataset, Mapping) and {*dataset} <= {*DatasetArguments.model_fields}:
+            dataset, options = None, {**options, "dataset": dataset}
         given = self.datasets if dataset is None else {split or "test": dataset}
         split = split or ("test" if dataset is not None or "test" in self.results else "val")
         values = {"eval_dir": str(self.folder), "split": split, "output_dir": output_dir, **options}

@@ -47,11 +47,15 @@ def test_examples_of_a_program_train_on_the_road_of_files(trained: deflect_hf.Ru
     assert {path.name for path in trained.folder.iterdir()} >= {"best", "results.json", "config.yaml", "log.jsonl"}
     assert trained.results["images"] == {"train": 7, "val": 3, "test": 2}
     assert trained.evaluate()["confusion_matrix"] == trained.results["test"]["confusion_matrix"]
+    darker = trained.evaluate(dataset={"scale": 5e-5})  # keys, no examples
+    assert darker["images"] == 2 and darker["loss"] != trained.results["test"]["loss"]
     others = trained.evaluate(chips(3))
     assert others["images"] == 3 and others["intervals"]
     again = deflect_hf.Run(trained.folder)
     adapted = deflect_hf.adapt_dataset(chips(3), CHANNELS, task="segmentation", classes=["land", "water"], scale=1e-4)
     assert again.evaluate(adapted)["confusion_matrix"] == others["confusion_matrix"]
+    with pytest.raises(ConfigError, match="root"):
+        trained.evaluate(dataset={"root": "elsewhere"})
     with pytest.raises(ConfigError, match=r"whose examples a program hands over: .*Run\(FOLDER\)\.evaluate\(dataset"):
         again.evaluate()
 
