@@ -106,6 +106,8 @@ def predict(arguments: PredictArguments) -> None:
             finished.add(target)
         elif arguments.report and not arguments.overwrite and page.exists():
             raise ConfigError(f"{page} is there already: replace it with --overwrite.")
+        elif arguments.report and page.exists() and b"deflect_hf" not in page.read_bytes():
+            raise ConfigError(f"{page} is no report of deflect_hf, and is not replaced: move it, or rename the map.")
     try:
         for image, target in jobs:
             if target not in finished:

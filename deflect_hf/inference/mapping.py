@@ -26,7 +26,7 @@ from deflect_hf.inference.blocks import Block, Overhang, SceneWindows
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.model import NODATA, STEPS, MapModel, map_layout
 from deflect_hf.inference.parts import Parts
-from deflect_hf.inference.polygons import refuse_polygons, write_polygons
+from deflect_hf.inference.polygons import refuse_polygons, refuse_style, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, files_of
 from deflect_hf.raster.access import is_address, stamp_of
 from deflect_hf.raster.header import PathLike, RasterInfo
@@ -153,6 +153,8 @@ def refuse(predictor: MapModel, image: PathLike, target: Path, arguments: SceneA
     polygons = None if arguments.polygons is None else Path(arguments.polygons)
     if polygons is not None and not (target.exists() and polygons.exists()):
         refuse_polygons(polygons, arguments.overwrite)
+    if arguments.overwrite and arguments.output == "confidence":
+        refuse_style(style_of(target))
     if not target.exists():
         ours = {sidecar(target): category_names(predictor.classes)}
         if arguments.output == "confidence":

@@ -91,6 +91,10 @@ def test_what_cannot_become_polygons_is_refused_before_anything_is_predicted(sce
     with pytest.raises(ConfigError, match="is there already"):
         map_of(predictor, scene, target, output="classes", polygons=str(tmp_path / "map.gpkg"))
     assert not target.exists() and (tmp_path / "map.gpkg").read_text() == "mine"
+    (tmp_path / "own.qml").write_text("mine")
+    for options in ({"output": "confidence"}, {"output": "classes", "polygons": str(tmp_path / "own.gpkg")}):
+        with pytest.raises(ConfigError, match=r"own\.qml was not written by deflect_hf, and is not replaced"):
+            map_of(predictor, scene, tmp_path / "own.tif", overwrite=True, **options)
 
 
 def test_the_same_command_again_makes_nothing_again(scene: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import shutil
+import sys
 import tracemalloc
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -322,6 +323,11 @@ def test_the_command_line_writes_a_report_beside_the_map(tmp_path: Path, monkeyp
     with pytest.raises(SystemExit):
         cli.main()
     assert "out.html is there already: replace it with --overwrite." in capsys.readouterr().err
+    (tmp_path / "mine.html").write_text("mine")
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "mine.tif") if "out.tif" in word else word for word in words])
+    with pytest.raises(SystemExit):
+        cli.main([*sys.argv[1:], "--overwrite"])
+    assert "mine.html is no report of deflect_hf, and is not replaced" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", [*words, "--output", "probabilities"])
     with pytest.raises(SystemExit):
         cli.main()
