@@ -301,6 +301,7 @@ class Predictor(MapModel):
             source_bands: Band codes of the channels; None: those of the training images.
             scale: What the values are: reflectance = value * scale + offset, 1.0 for reflectance itself, in which NaN
                 alone is no measurement. None: stored as the training images were, with their nodata values.
+                A list goes by ``processor.bands``, whatever the order of ``source_bands``.
             offset: See ``scale``.
             valid: Booleans shaped like each image, or (H, W) for all its channels; False: not a measurement.
 
