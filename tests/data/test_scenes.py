@@ -155,6 +155,13 @@ def test_a_raster_of_classes_on_another_grid_is_as_good_as_polygons(
     assert counts.tolist() == [400, 500]
 
 
+def test_a_class_that_a_raster_tags_as_nodata_is_refused(scenes: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    mask = (np.arange(SIDE * SIDE).reshape(1, SIDE, SIDE) % 2).astype(np.uint8)
+    write_raster(tmp_path / "mask.tif", mask, like=header(tmp_path), nodata=0)
+    with pytest.raises(DataError, match=r"mask\.tif tags 0 as nodata, which is the value of class 'land'"):
+        load(scenes(scenes=[{"image": "one.tif", "labels": "mask.tif"}], attribute=None, classes=list(CLASSES)))
+
+
 def test_splits_by_scene_by_column_and_as_said(
     scenes: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

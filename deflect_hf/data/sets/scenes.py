@@ -206,6 +206,12 @@ def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning
     if not is_vector(entry.labels):
         label = raster_info(entry.labels)
         refuse_no_mask(label, args.class_colors is not None)
+        if args.class_colors is None and label.nodata[0] in meaning.values:
+            raise DataError(
+                f"{entry.labels} tags {label.nodata[0]:g} as nodata, which is the value of class "
+                f"{meaning.classes[meaning.values.index(int(label.nodata[0]))]!r}: remove the tag (gdal_edit.py "
+                "-unsetnodata), or take the class out of `classes` and `class_values` if those pixels have no label."
+            )
         if args.label_alignment == "strict" or not (label.georeferenced and info.georeferenced):
             refuse_misplaced(label, info)
         return RasterLabels(entry.labels, label.georeferenced and info.georeferenced, args.color_table)
