@@ -128,10 +128,11 @@ def _from_parquet(path: str | Path) -> tuple[str | None, Array, dict[str, Array]
         described = json.loads((table.schema.metadata or {})[b"geo"])
         name = described["primary_column"]
         column = described["columns"][name]
-        crs = CRS.from_user_input(column.get("crs", "OGC:CRS84"))  # which it is where nothing is said
+        said = column.get("crs", "OGC:CRS84")  # which it is where nothing is said; null says that it is not known
+        crs = None if said is None else CRS.from_user_input(said).to_wkt()
         wkb = table[name].to_numpy()
     columns = {one: _as_text(table[one].to_numpy()) for one in table.column_names if one != name}
-    return crs.to_wkt(), wkb, columns
+    return crs, wkb, columns
 
 
 def write_features(path: Path, geometries: Array, columns: Mapping[str, Array], crs: str | None) -> None:

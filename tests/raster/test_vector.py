@@ -88,11 +88,15 @@ def test_geoparquet(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     box = shapely.box(2.9999, 45.1, 3.001, 45.2)
-    geo = {"version": "1.0.0", "primary_column": "shape", "columns": {"shape": {"encoding": "WKB"}}}
+    geo: dict[str, Any] = {"version": "1.0.0", "primary_column": "shape", "columns": {"shape": {"encoding": "WKB"}}}
     table = pyarrow.table({"shape": [shapely.to_wkb(box)], "class": ["water"]})
     pyarrow.parquet.write_table(table.replace_schema_metadata({"geo": json.dumps(geo)}), tmp_path / "a.parquet")
     _, labelled = shapes_of(tmp_path / "a.parquet").burn((0, 0, 40, 50))
     assert labelled[:, :7].all() and not labelled[:, 9:].any()  # 0.001 degrees are 78 m east of the meridian
+    geo["columns"]["shape"]["crs"] = None
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"geo": json.dumps(geo)}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet does not say which reference system it is in: give it one"):
+        shapes_of(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(
