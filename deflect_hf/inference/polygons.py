@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from deflect_hf.errors import ConfigError, listing
-from deflect_hf.raster.georeference import pixel_areas, pixels_of
+from deflect_hf.raster.georeference import PixelAreas, pixel_areas, pixels_of
 from deflect_hf.raster.header import IDENTITY, RasterInfo
 from deflect_hf.raster.maps import Array, MapLayout, Square, is_ours, style_of
 from deflect_hf.raster.vector import Shapes, need_vector, write_features
@@ -57,8 +57,8 @@ def write_polygons(
 
     geometries, values = _outlines(mapped, int(layout.nodata))
     shapes = Shapes(geometries, np.arange(len(geometries)), shapely.STRtree(geometries))
-    rows_m2 = pixel_areas(info).rows_m2
-    pixels, square_metres, confidence = _measured(shapes, squares, rows_m2)
+    ground = pixel_areas(info)
+    pixels, square_metres, confidence = _measured(shapes, squares, ground)
     plain = shapely.coverage_simplify(geometries, tolerance) if tolerance and len(geometries) else geometries
     grid: RasterInfo | None = dataclasses.replace(info, transform=IDENTITY)  # the map itself
     system = info.crs
@@ -71,7 +71,7 @@ def write_polygons(
         "pixels": pixels,
         "confidence": np.round(confidence / steps, 4),
     }
-    if rows_m2 is not None:
+    if ground.rows_m2 is not None:
         columns["area_ha"] = square_metres / 1e4
     write_features(path, on_map, columns, system)
     return len(values)
@@ -95,7 +95,7 @@ def _outlines(mapped: Path, nodata: int) -> tuple[Array, Array]:
     return geometries, np.array([value for _, value in found], dtype=np.int64)
 
 
-def _measured(shapes: Shapes, squares: Iterable[Square], rows_m2: Array | None) -> tuple[Array, Array, Array]:
+def _measured(shapes: Shapes, squares: Iterable[Square], ground: PixelAreas) -> tuple[Array, Array, Array]:
     """(n,) pixels, square metres (0 where they are not known) and mean confidence of each polygon."""
     count = len(shapes.values)
     pixels, square_metres, confidence = np.zeros(count, np.int64), np.zeros(count), np.zeros(count)
@@ -105,7 +105,7 @@ def _measured(shapes: Shapes, squares: Iterable[Square], rows_m2: Array | None) 
         own = numbers[inside]
         pixels += np.bincount(own, minlength=count)
         confidence += np.bincount(own, square.values[1][inside].astype(float), minlength=count)
-        if rows_m2 is not None:
-            sizes = np.broadcast_to(rows_m2[square.row : square.row + height, None], (height, width))
+        if ground.rows_m2 is not None:
+            sizes = ground.of((square.row, square.column, height, width))
             square_metres += np.bincount(own, sizes[inside], minlength=count)
     return pixels, square_metres, confidence / np.maximum(pixels, 1)

@@ -32,7 +32,7 @@ from deflect_hf.evaluation.metrics import scores
 from deflect_hf.figures.colors import IGNORED, Array, class_colors, composite, composites_of
 from deflect_hf.files import write_text
 from deflect_hf.inference.model import Facts, MapModel
-from deflect_hf.raster.georeference import crs_name, pixel_areas
+from deflect_hf.raster.georeference import PixelAreas, crs_name, pixel_areas
 from deflect_hf.raster.header import PathLike, RasterInfo, file_bands, overview_size
 from deflect_hf.raster.maps import SQUARE
 from deflect_hf.raster.read import open_raster, raster_info, read_mask, read_raster
@@ -73,7 +73,7 @@ def write_report(
             f"{scene.width}: give the scene that the map was predicted from."
         )
     ground = pixel_areas(mapped)
-    pixels, square_metres = measure(prediction, mapped, ground.rows_m2, classes)
+    pixels, square_metres = measure(prediction, mapped, ground, classes)
     in_pixels = ground.rows_m2 is None
     colors = class_colors(classes, [color[:3] for color in mapped.colors[: len(classes)]])
     rows = _rows(pixels if in_pixels else square_metres / 1e4, classes, colors)
@@ -146,11 +146,11 @@ def report_prediction(
     )
 
 
-def measure(prediction: Path, info: RasterInfo, rows_m2: Array | None, classes: Sequence[str]) -> tuple[Array, Array]:
+def measure(prediction: Path, info: RasterInfo, ground: PixelAreas, classes: Sequence[str]) -> tuple[Array, Array]:
     """(K + 1,) pixels of each class and last those without one, square by square, and the same in square metres.
 
     Args:
-        rows_m2: (H,) square metres of a pixel of each row; None where the map does not tell: all are 0.
+        ground: areas of its pixels; where the map does not tell, all are 0.
     """
     count = len(classes)
     pixels = np.zeros(count + 1, dtype=np.int64)
@@ -167,12 +167,10 @@ def measure(prediction: Path, info: RasterInfo, rows_m2: Array | None, classes: 
                     f"{prediction} holds the value {wrong.min()}, but the model has {count} classes, 0 to {count - 1}: "
                     "give the map that this model predicted, in classes."
                 )
-            # one histogram per row, because the area of a pixel may change from row to row
-            flat = (values + np.arange(len(values))[:, None] * (count + 1)).ravel()
-            histogram = np.bincount(flat, minlength=len(values) * (count + 1)).reshape(-1, count + 1)
-            pixels += histogram.sum(axis=0)
-            if rows_m2 is not None:
-                square_metres += rows_m2[row : row + len(values)] @ histogram
+            flat = values.ravel()
+            pixels += np.bincount(flat, minlength=count + 1)
+            if ground.rows_m2 is not None:
+                square_metres += np.bincount(flat, ground.of((row, column, *size)).ravel(), minlength=count + 1)
     return pixels, square_metres
 
 

@@ -18,11 +18,11 @@ import numpy as np
 from affine import Affine
 
 from deflect_hf.errors import DataError
-from deflect_hf.raster.header import Array, RasterInfo
+from deflect_hf.raster.header import Array, Box, RasterInfo
 
 # A projection that shows areas more than this share too large or too small is corrected for it. UTM stays below.
 TOLERATED_DISTORTION = 0.01
-SAMPLED_ROWS = 65
+SAMPLED = 65  # rows and columns
 GEOGRAPHIC = "geographic"
 TOLERATED_SHIFT = 0.1  # pixels of the image
 EARTH_RADIUS_KM = 6371.0088  # mean radius
@@ -82,18 +82,34 @@ def projection(info: RasterInfo) -> str | None:
 
 @dataclass(frozen=True)
 class PixelAreas:
-    """Area of a pixel in each row of a raster."""
+    """Area of the pixels of a raster."""
 
-    rows_m2: Array | None  # (H,) square metres of a pixel of that row, None where they cannot be known
+    rows_m2: Array | None  # (H,) square metres of a pixel of the middle of that row, None where they cannot be known
     method: str  # one sentence for people: how the areas were found, or why there are none
+    samples: tuple[Array, Array, Array] | None = None  # rows (n,), columns (m,) and areas (n, m), unless rows say all
+
+    def of(self, box: Box) -> Array:
+        """(h, w) square metres of the pixels of a box."""
+        row, column, height, width = box
+        assert self.rows_m2 is not None
+        if self.samples is None:
+            return np.broadcast_to(self.rows_m2[row : row + height, None], (height, width))
+        rows, columns, areas = self.samples
+        down = _between_samples(rows, row + np.arange(height) + 0.5)
+        return down @ areas @ _between_samples(columns, column + np.arange(width) + 0.5).T
+
+
+def _between_samples(samples: Array, wanted: Array) -> Array:
+    """(w, n) shares of the samples in what lies linearly between them."""
+    return np.stack([np.interp(wanted, samples, share) for share in np.eye(len(samples))], axis=1)
 
 
 def pixel_areas(info: RasterInfo) -> PixelAreas:
-    """Square metres of a pixel in each row, from the pixel size of a projected system or by latitude.
+    """Square metres of the pixels, from the pixel size of a projected system or by latitude.
 
     A projected system gives |a e - b d| of the geotransform in its linear unit; where the projection shows areas more
     than 1 % wrong (Web Mercator away from the equator), and in a geographic system, they are those of the pixel's
-    corners on the system's ellipsoid, row by row.
+    corners on the system's ellipsoid, by row in degrees and else by row and column.
     """
     if info.crs is None:
         return PixelAreas(None, "The file has no georeference: areas are in pixels.")
@@ -104,7 +120,7 @@ def pixel_areas(info: RasterInfo) -> PixelAreas:
             return PixelAreas(None, f"The grid is rotated in {name}, in degrees: areas are in pixels.")
         if max(abs(f), abs(f + e * info.height)) * _unit(crs) > math.pi / 2 + 1e-9:
             return PixelAreas(None, f"The latitudes of the file leave -90 to 90 degrees ({name}): areas are in pixels.")
-        areas = _ground_m2(info, crs, np.arange(info.height) + 0.5)
+        areas = _ground_m2(info, crs, np.arange(info.height) + 0.5, np.array([info.width / 2]))[:, 0]
         shape = "ellipsoid" if crs.ellipsoid.inverse_flattening else "sphere"
         return PixelAreas(
             areas, f"Areas by latitude on the {shape} of {name}: {areas.min():.6g} to {areas.max():.6g} m2 a pixel."
@@ -115,17 +131,18 @@ def pixel_areas(info: RasterInfo) -> PixelAreas:
     plane = abs(a * e - b * d) * metres**2
     width, height = math.hypot(a, d) * metres, math.hypot(b, e) * metres
     size = f"{width:.6g} m" if math.isclose(width, height) else f"{width:.6g} m x {height:.6g} m"
-    rows = np.linspace(0.5, info.height - 0.5, SAMPLED_ROWS)
-    ground = _ground_m2(info, crs, rows)
+    rows, columns = (np.linspace(0.5, side - 0.5, SAMPLED) for side in (info.height, info.width))
+    ground = _ground_m2(info, crs, rows, columns)
     known = np.isfinite(ground).all() and (ground > 0).all()
     if not known or np.abs(plane / ground - 1).max() <= TOLERATED_DISTORTION:
         areas = np.full(info.height, plane)
         return PixelAreas(areas, f"Areas are those of the map: pixels of {size} in {name}.")
     scales = sorted({f"{plane / ground.max():.3g}", f"{plane / ground.min():.3g}"}, key=float)
     return PixelAreas(
-        np.interp(np.arange(info.height) + 0.5, rows, ground),
+        np.interp(np.arange(info.height) + 0.5, rows, ground[:, SAMPLED // 2]),
         f"Pixels are {size} in {name}, which shows areas here {' to '.join(scales)} times as large as they "
-        "are: areas are those on the ellipsoid, corrected row by row.",
+        "are: areas are those on the ellipsoid, corrected by row and column.",
+        (rows, columns, ground),
     )
 
 
@@ -158,12 +175,13 @@ def _unit(crs: Any) -> float:
     return float(crs.axis_info[0].unit_conversion_factor)
 
 
-def _ground_m2(info: RasterInfo, crs: Any, rows: Array) -> Array:
-    """(n,) square metres on the ellipsoid of the pixels of the middle column that are centred on these rows."""
+def _ground_m2(info: RasterInfo, crs: Any, rows: Array, columns: Array) -> Array:
+    """(n, m) square metres on the ellipsoid of the pixels that are centred on these rows and columns."""
     from pyproj import Transformer
 
     across, down = np.array([-0.5, 0.5, 0.5, -0.5]), np.array([-0.5, -0.5, 0.5, 0.5])
-    x, y = _affine(info) @ (info.width / 2 + np.tile(across, (len(rows), 1)), rows[:, None] + down)
+    middle_rows, middle_columns = (middles.reshape(-1, 1) for middles in np.meshgrid(rows, columns, indexing="ij"))
+    x, y = _affine(info) @ (middle_columns + across, middle_rows + down)
     longitude, latitude = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)
     degrees = math.degrees(_unit(crs.geodetic_crs))
     geod = crs.get_geod()
@@ -172,7 +190,7 @@ def _ground_m2(info: RasterInfo, crs: Any, rows: Array) -> Array:
             abs(geod.polygon_area_perimeter(lon, lat)[0])
             for lon, lat in zip(longitude * degrees, latitude * degrees, strict=True)
         ]
-    )
+    ).reshape(len(rows), len(columns))
 
 
 def is_geographic(crs: str) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyproj import Proj
 from rasterio.crs import CRS
 
 from deflect_hf.errors import DataError
@@ -101,6 +102,18 @@ def test_web_mercator_is_corrected_row_by_row() -> None:
     assert areas.rows_m2[5] == pytest.approx(true, rel=1e-4)
     assert (np.diff(areas.rows_m2) > 0).all()
     assert areas.method.startswith("Pixels are 10 m in EPSG:3857, which shows areas here 3.99 times as large as ")
+
+
+@pytest.mark.parametrize("corner", [(-4e6, 4e6), (0.0, 3e6)])
+def test_polar_maps_are_corrected_by_row_and_column(corner: tuple[float, float]) -> None:
+    info = header("EPSG:3031", (1e4, 0, corner[0], 0, -1e4, corner[1]), 300, 300)
+    found = pixel_areas(info).of((0, 0, 300, 300))
+    rows, columns = np.mgrid[:300, :300] + 0.5
+    x, y = corner[0] + 1e4 * columns, corner[1] - 1e4 * rows
+    longitude, latitude = Proj("EPSG:3031")(x, y, inverse=True)
+    true = 1e8 / Proj("EPSG:3031").get_factors(longitude, latitude).areal_scale
+    assert found.sum() == pytest.approx(true.sum(), rel=1e-4) and found == pytest.approx(true, rel=1e-3)
+    assert pixel_areas(info).of((40, 200, 7, 9)) == pytest.approx(found[40:47, 200:209])
 
 
 def test_equal_area_projections_are_left_alone() -> None:
