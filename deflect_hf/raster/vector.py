@@ -5,6 +5,7 @@ pyogrio and shapely (`pip install deflect_hf[vector]`) are imported when a vecto
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.errors import DataError, data_errors, listing, named_extras, nearest
-from deflect_hf.raster.georeference import is_geographic, to_pixels
+from deflect_hf.raster.georeference import is_geographic, pixels_of, to_pixels
 from deflect_hf.raster.header import Array, Box, RasterInfo
 from deflect_hf.raster.local import OFFLINE, refuse_remote
 
@@ -236,8 +237,10 @@ def on_grid(features: Features, values: Array, image: RasterInfo) -> Shapes:
             f"{features.path} has coordinates up to {largest:.0f}, but its reference system is in degrees (as that of "
             "GeoJSON without `crs` is): give it the system that they are in (ogr2ogr -a_srs EPSG:CODE NEW.gpkg OLD)."
         )
+    near = _near(features, image)
+    west, south, east, north = shapely.total_bounds(near)
     stretch = max(east - west, north - south) / STRETCHES
-    fine = shapely.segmentize(features.geometries, stretch) if stretch > 0 else features.geometries
+    fine = shapely.segmentize(near, stretch) if stretch > 0 else near
     geometries = shapely.transform(
         fine, lambda points: np.stack(to_pixels(features.crs, image, points[:, 0], points[:, 1]), axis=1)
     )
@@ -245,6 +248,23 @@ def on_grid(features: Features, values: Array, image: RasterInfo) -> Shapes:
     inside[inside] &= shapely.intersects(geometries[inside], shapely.box(0, 0, image.width, image.height))
     geometries, values = geometries[inside], np.asarray(values)[inside]
     return Shapes(geometries, values, shapely.STRtree(geometries))
+
+
+def _near(features: Features, image: RasterInfo) -> Array:
+    """(n,) features without what lies far from an image, where its reference system may not reach; empty beyond."""
+    import shapely
+
+    columns, rows = (np.linspace(0, side, STRETCHES) for side in (image.width, image.height))
+    ground = dataclasses.replace(image, crs=features.crs, transform=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    x, y = pixels_of(image, ground, *np.meshgrid(columns, rows))
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return features.geometries
+    margin = max(np.ptp(x), np.ptp(y))
+    part = shapely.box(x.min() - margin, y.min() - margin, x.max() + margin, y.max() + margin)
+    beyond = ~shapely.covers(part, features.geometries)
+    near = features.geometries.copy()
+    near[beyond] = shapely.intersection(near[beyond], part)
+    return near
 
 
 def without_class(features: Features, attribute: str, ignored: Sequence[int] = ()) -> Array:

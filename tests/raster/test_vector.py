@@ -81,6 +81,16 @@ def test_numbers_are_class_values_and_some_are_no_label(tmp_path: Path) -> None:
     assert values.tolist() == [7] and len(features.geometries) == 1
 
 
+def test_a_layer_of_the_world_keeps_what_lies_on_the_image(tmp_path: Path) -> None:
+    shapes = np.array([shapely.box(-180, -90, 180, 90), shapely.box(100, -20, 130, 20)])
+    path = tmp_path / "world.gpkg"
+    pyogrio.raw.write(path, shapely.to_wkb(shapes), [np.array(["water", "grass"])], ["class"], geometry_type="Polygon",
+                      crs="EPSG:4326")  # fmt: skip
+    found = shapes_of(path)
+    values, labelled = found.burn((0, 0, 40, 50))
+    assert len(found.geometries) == 1 and labelled.all() and (values == CLASSES.index("water")).all()
+
+
 def test_geoparquet(tmp_path: Path) -> None:
     import json
 
