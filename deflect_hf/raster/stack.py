@@ -117,10 +117,26 @@ def stack(
     target = _target(own, where, grid)
     root = _root(target)
     if composite:
+        _refuse_unlike_dates(headers, where)
         _text(ElementTree.SubElement(root, "Metadata", domain=COMPOSITE["ns"]), "MDI", "median", key="COMPOSITE")
     for header in headers:
         _append_band(root, header, target, Resampling[resampling], where)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _refuse_unlike_dates(headers: Sequence[_Header], where: str) -> None:
+    """Refuse dates whose bands are tagged otherwise: a median is of stored numbers, which then mean several things."""
+    first: dict[str, _Header] = {}
+    for header in headers:
+        usual = first.setdefault(split_date(header.layer.name)[0], header)
+        tags, others = ((one.scale, one.offset) for one in (header, usual))
+        if header.layer.scale is None and not header.layer.classes and tags != others:
+            raise DataError(
+                f"{where}: band {usual.layer.name} is tagged scale {others[0]:g}, offset {others[1]:g} in "
+                f"{usual.layer.file}, but scale {tags[0]:g}, offset {tags[1]:g} in {header.layer.file}, so that their "
+                "median means nothing: give dates that are stored alike, or correct the tags (gdal_edit.py -scale "
+                "-offset)."
+            )
 
 
 def unnamed(number: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from deflect_hf.config.data import DatasetArguments
@@ -85,6 +86,16 @@ def test_a_date_that_is_the_image_and_one_without_the_quality_layer_are_refused(
     clouds = quality_layer(ReadingArguments(qa="sentinel2_scl"))
     with pytest.raises(BandError, match=r"a\.tif, @1 of its `dates` .*: 0 bands .* 'SCL', .* are 'G@1', 'R@1', 'N@1':"):
         read_raster(Product.of(scene, dates=(str(other),)), ["N", "N@1"], quality=clouds)
+
+
+def test_a_median_of_dates_that_are_tagged_otherwise_is_refused(tmp_path: Path) -> None:
+    write_dates(tmp_path)
+    with rasterio.open(tmp_path / "1" / "a.tif", "r+") as file:
+        file.scales = (1.0, 1e-4, 1.0, 1.0)
+    scene = Product.of(tmp_path / "0" / "a.tif", dates=(str(tmp_path / "1" / "a.tif"),))
+    assert raster_info(scene).scales == (1.0,) * 5 + (1e-4, 1.0, 1.0)
+    with pytest.raises(DataError, match=r"band R is tagged scale 1, .*0/a\.tif, but scale 0\.0001, .*1/a\.tif"):
+        raster_info(dataclasses.replace(scene, composite=True))
 
 
 @pytest.mark.parametrize("described", [True, False])
