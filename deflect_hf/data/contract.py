@@ -290,18 +290,19 @@ def refuse_mixed_units(stored: NDArray[Any], scale: NDArray[Any], bands: Sequenc
         )
 
 
-def refuse_coarse(dtype: np.dtype[Any], scale: float | Sequence[float], where: str) -> None:
+def refuse_coarse(dtype: np.dtype[Any], scale: float | Sequence[float], bands: Sequence[str], where: str) -> None:
     """Refuse whole numbers that are too few steps of reflectance to be it, whatever their values.
 
     Args:
         dtype: of the stored values, which :func:`check_reflectance` has found nothing wrong with.
+        bands: those that are no reflectance (DEM, VV) are not judged.
 
     Raises:
         UnitError: 8 bits under a scale for 16, or a scale of 1 or so.
     """
-    if dtype.kind not in "iu":
+    scales = np.broadcast_to(np.abs(scale), len(bands))[[is_reflectance(band) for band in bands]]
+    if dtype.kind not in "iu" or not scales.size:
         return
-    scales = np.abs(np.atleast_1d(scale))
     highest = float(scales.max()) * np.iinfo(dtype).max
     if dtype.itemsize == 1 and highest < DIMMEST:
         raise UnitError(

@@ -250,7 +250,7 @@ class MultispectralImageProcessor(BaseImageProcessor):
         if self.unit_check and self.unit == "reflectance":
             refuse_mixed_units(stored, _column(self.scale), self.bands, where)
             check_reflectance(values, where, self.bands)
-            refuse_coarse(stored.dtype, self.scale, where)
+            refuse_coarse(stored.dtype, self.scale, self.bands, where)
         pixels = torch.from_numpy(values)
         return pixels if self.size is None else resize(pixels, (self.size["height"], self.size["width"]))
 

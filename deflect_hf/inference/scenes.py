@@ -158,7 +158,7 @@ class Scene:
             scene.refuse_mixed_units()
             sample = scene.sample()
             check_reflectance(sample, info.path, processor.bands)
-            refuse_coarse(np.dtype(info.dtype), processor.scale, info.path)
+            refuse_coarse(np.dtype(info.dtype), processor.scale, processor.bands, info.path)
             trained.contract.check_values(sample, info.path)
             fills = Fills(processor.scale, processor.offset)
             fills.update(sample)

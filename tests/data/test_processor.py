@@ -95,6 +95,15 @@ def test_eight_bit_images_are_not_taken_for_reflectance() -> None:
     assert torch.equal(pixel_values, torch.ones(1, 3, 2, 2))
 
 
+def test_whole_numbers_of_bands_that_are_no_reflectance_are_not_judged() -> None:
+    stored = np.full((2, 4, 4), 900, np.int16)
+    for bands, scale in ((["VV", "DEM"], 1.0), (["R", "DEM"], [1e-4, 1.0])):
+        pixels = MultispectralImageProcessor(bands, source_bands=bands, scale=scale).convert(stored)
+        assert float(pixels[1, 0, 0]) == pytest.approx(900 * np.atleast_1d(scale)[-1])
+    with pytest.raises(UnitError, match="whole numbers, with scale 1:"):
+        MultispectralImageProcessor(["R", "DEM"], source_bands=["R", "DEM"], scale=1.0).convert(stored // 900)
+
+
 def test_sensor_presets_give_scale_offset_and_nodata() -> None:
     processor = MultispectralImageProcessor.from_sensor("sentinel2_l2a", bands=["B4", "B8A"], gsd_m=20.0)
     assert (processor.bands, processor.scale, processor.offset, processor.nodata) == (["R", "N2"], 1e-4, -0.1, [0.0])
