@@ -20,7 +20,7 @@ from deflect_hf.raster.access import LOCAL, Access
 from deflect_hf.raster.arrays import SUFFIX
 from deflect_hf.raster.header import PathLike
 from deflect_hf.raster.products import Product
-from deflect_hf.raster.read import CACHE_BYTES, OpenRaster, open_raster
+from deflect_hf.raster.read import CACHE_BYTES, OpenRaster, open_raster, raster_info
 from deflect_hf.raster.stack import sources_of
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def decoded_bytes(file: OpenRaster) -> int:
     source = file.source
     rows, columns = source.block_shapes[0]
     rows = min(source.height, max(rows, ROWS) if columns >= source.width else rows)
-    sizes = [rows * columns * source.count * np.result_type(*source.dtypes).itemsize]
+    sizes = [rows * columns * source.count * np.dtype(raster_info(file).dtype).itemsize]
     names = sources_of(source.name) if source.name.startswith("<") else source.files[1:]
     arrays = all(name.lower().endswith(SUFFIX) for name in names)  # of single rows
     for name in names if source.driver == "VRT" and not arrays else []:

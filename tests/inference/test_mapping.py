@@ -133,6 +133,11 @@ def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
     whole = Predictor(predictor.model, predictor.processor, task="classification", classes=("a", "b"))
     with pytest.raises(UnsupportedOperationError, match=r"of whole images, which makes no map"):
         map_of(whole, scene, tmp_path / "other.tif")
+    radar = tmp_path / "radar.tif"  # complex numbers of a type that NumPy does not have
+    with rasterio.open(radar, "w", driver="GTiff", count=3, height=8, width=8, dtype="complex_int16") as sink:
+        sink.write(np.ones((3, 8, 8), np.complex64))
+    with pytest.raises(DataError, match=r"radar\.tif holds complex numbers \(complex_int16\)"):
+        map_of(predictor, radar, tmp_path / "other.tif")
     assert not list(tmp_path.glob("other*"))
 
 
