@@ -4,6 +4,9 @@ Scenes of 7 bands are generated as tiled GeoTIFFs, and predicted by a vision tra
 --width and --depth are not given, as `deflect-predict` does it in one thread. Memory includes Python and the libraries,
 which is most of it; processor time is that of the command after its imports, over what the model's forward took of it.
 
+--terratorch maps each scene also with TerraTorch's tiled inference, where that is installed (it needs torchvision: an
+environment of its own): the same model, windows, overlap and batches, the whole scene and its logits in memory.
+
 --train measures a training on each scene instead, as `deflect-train` does it without workers: polygons all over it are
 the labels, the statistics pass goes through all windows, a few steps are made, validation and test go through theirs.
 """
@@ -45,6 +48,7 @@ BLOCK = 256
 GSD_M = 30.0
 
 CHILD = "from tests.benchmarks.scenes import child; child()"
+TERRATORCH = "from tests.benchmarks.scenes import terratorch; terratorch()"
 TRAINED = "from tests.benchmarks.scenes import trained; trained()"
 POLYGON, APART = 60, 200  # pixels: side of a square of labels, and from one to the next
 STEPS = 4
@@ -63,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--width", type=int, default=24, help="of the transformer, a multiple of 2; 768: of a ViT-B")
     parser.add_argument("--depth", type=int, default=2, help="blocks of the transformer; 12: of a ViT-B")
     parser.add_argument("--train", action="store_true", help="measure a training on each scene, not its map")
+    parser.add_argument("--terratorch", action="store_true", help="map it with TerraTorch's tiled inference, too")
     parser.add_argument("--map", choices=["classes", "probabilities"], default="classes", help="what is written")
     parser.add_argument("--cog", action="store_true", help="write Cloud Optimized GeoTIFFs")
     parser.add_argument("--scratch", type=Path, help="where scenes and maps lie meanwhile, up to 4 bytes per value")
@@ -77,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
             scene = write_scene(Path(name) / f"{side}.tif", side)
             found = measure_training(scene, own) if adapter is None else measure(scene, adapter, own)
             measured.append({"side": side, **found})
+            if adapter is not None and own.terratorch:
+                measured[-1]["terratorch"] = measure_terratorch(scene, adapter, own)
             logger.info("%s", measured[-1])
             scene.unlink()
     (report_training if own.train else report_maps)(measured, own)
@@ -84,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
 
 def report_maps(measured: Sequence[dict[str, Any]], own: argparse.Namespace) -> None:
     """The table of the maps."""
+    columns = "scene | peak memory | ratio | seconds | processor time over the model's | windows predicted over windows"
     rows = [
         (
             f"{one['side']} x {one['side']} x {len(BANDS)}",
@@ -95,9 +103,21 @@ def report_maps(measured: Sequence[dict[str, Any]], own: argparse.Namespace) -> 
         )
         for one in measured
     ]
+    if own.terratorch:
+        columns += " | TerraTorch: peak memory over ours | processor time over ours | over the model's"
+        rows = [(*row, *beside(one)) for row, one in zip(rows, measured, strict=True)]
     note = f"Map of {own.map}, windows of {own.window} px, a transformer of width {own.width}, depth {own.depth}."
-    columns = "scene | peak memory | ratio | seconds | processor time over the model's | windows predicted over windows"
     report(own.output, "scenes", measured, markdown(columns, rows, note))
+
+
+def beside(one: dict[str, Any]) -> tuple[str, ...]:
+    """TerraTorch's memory and processor time over ours, and over the forward passes in it."""
+    other = one["terratorch"]
+    spent = [
+        other["processor_seconds"] / one["processor_seconds"],
+        other["processor_seconds"] / other["forward_seconds"],
+    ]
+    return tuple(f"{ratio:.2f}" for ratio in (other["peak_bytes"] / one["peak_bytes"], *spent))
 
 
 def report_training(measured: Sequence[dict[str, Any]], own: argparse.Namespace) -> None:
@@ -186,6 +206,22 @@ def measure(scene: Path, adapter: Path, own: argparse.Namespace) -> dict[str, An
             "windows": len(Axis.cover(side, min(own.window, side), OVERLAP, own.patch_size)) ** 2}  # fmt: skip
 
 
+def measure_terratorch(scene: Path, adapter: Path, own: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory, processor time, of the forward too, and windows of TerraTorch's tiled inference of the same model.
+
+    Raises:
+        DeflectError: it failed; with what it said.
+    """
+    target = scene.with_name("tiled.tif")
+    words = [str(scene), str(target), str(adapter), str(own.window), str(round(own.window * (1 - OVERLAP)))]
+    peak, processor, forward, predicted = run_alone(TERRATORCH, words, "TerraTorch's tiled inference failed").split()[
+        -4:
+    ]
+    target.unlink()
+    return {"peak_bytes": int(peak), "processor_seconds": float(processor),
+            "forward_seconds": float(forward), "predicted": int(predicted)}  # fmt: skip
+
+
 def measure_training(scene: Path, own: argparse.Namespace) -> dict[str, Any]:
     """Peak memory and processor time of the process that trains on a scene, and how many windows each split has.
 
@@ -255,6 +291,35 @@ def child() -> None:
     Predictor.forward = timed
     imported = time.process_time()
     predict()
+    print(peak_bytes(), time.process_time() - imported, sum(spent), sum(windows))
+
+
+def terratorch() -> None:
+    """Map a scene (SCENE MAP ADAPTER WINDOW STRIDE) as one does with TerraTorch; print what :func:`child` prints."""
+    from terratorch.tasks.tiled_inference import tiled_inference
+
+    from deflect_hf import load_predictor
+
+    scene, target, adapter, window, stride = sys.argv[1:]
+    spent, windows = [], []
+    imported = time.process_time()
+    predictor = load_predictor(adapter)
+
+    def forward(images: torch.Tensor, **_: Any) -> torch.Tensor:
+        started = time.thread_time()
+        with torch.no_grad():
+            logits = predictor.forward(images, None)
+        spent.append(time.thread_time() - started)
+        windows.append(len(images))
+        return logits
+
+    with rasterio.open(scene) as source:
+        stored, profile = source.read(), {**source.profile, "count": 1, "dtype": "uint8", "nodata": 255}
+    reflectance = torch.from_numpy(stored.astype(np.float32) * np.float32(1e-4))[None]
+    sizes = {"crop": int(window), "stride": int(stride), "delta": 0, "padding": False, "batch_size": 8}
+    classes = tiled_inference(forward, reflectance, **sizes).argmax(dim=1)
+    with rasterio.open(target, "w", **profile) as sink:
+        sink.write(classes.numpy().astype(np.uint8))
     print(peak_bytes(), time.process_time() - imported, sum(spent), sum(windows))
 
 

@@ -121,6 +121,12 @@ def test_scenes_are_predicted_in_a_process_of_their_own(tmp_path: Path, monkeypa
     table = (tmp_path / "out" / "scenes.md").read_text()
     assert f"| 300 x 300 x 7 | {found['peak_bytes'] / 2**20:.0f} MiB | 1.00 |" in table
     assert list((tmp_path / "scratch").iterdir()) == []
+    tiled = "import sys; open(sys.argv[2], 'w'); print(int(sys.argv[4]) * 2**30, int(sys.argv[5]), 7.0, 9)"
+    monkeypatch.setattr(scenes, "TERRATORCH", tiled)  # stands in for it: 32 GiB, and 28 s with its 7 of the forward
+    scenes.main(["--output", str(tmp_path / "out"), *words, "--terratorch"])
+    (found,) = numbers_of(tmp_path / "out", "scenes")
+    ratios = (2**35 / found["peak_bytes"], 28 / found["processor_seconds"], 4)
+    assert " | ".join(f"{ratio:.2f}" for ratio in ratios) in (tmp_path / "out" / "scenes.md").read_text()
     monkeypatch.setattr(scenes, "CHILD", "import os; os.kill(os.getpid(), 9)")
     own = argparse.Namespace(map="classes", window=32, cog=False)
     with pytest.raises(DeflectError, match=r"a\.tif could not be predicted, status -9: it said nothing"):

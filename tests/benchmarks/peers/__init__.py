@@ -1,9 +1,10 @@
 """What training costs beside what else a user would write: processor time of an epoch, peak memory, lines of code.
 
 The same encoder, images, batches and crops by the training command with DEFLECT and with LoRA, by the Trainer of
-transformers and by a loop of plain PyTorch, both with PEFT's LoRA, each in a process of its own with one thread, in
-turns. An epoch is what lies between optimizer steps, from the third epoch on; what follows the last step (evaluation)
-is not run. A round gives the median epoch of each row, and its ratio to that of the last row.
+transformers, by a loop of plain PyTorch, and by TerraTorch's fit where that is installed (it needs torchvision: an
+environment of its own), these with PEFT's LoRA, each in a process of its own with one thread, in turns. An epoch is
+what lies between optimizer steps, from the third epoch on; what follows the last step (evaluation) is not run. A round
+gives the median epoch of each row, and its ratio to that of the last row.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -33,12 +35,14 @@ TRAIN = (
     "--epochs {epochs} --eval_interval {epochs} --ckpt_interval {epochs}"
 )
 LORA = " --finetune lora --method.rank 16 --method.target all-linear --method.patch_embed rgb+random"
+TERRATORCH = "TerraTorch's fit, LoRA"
 OWN = "tests.benchmarks.peers.{} {{data}} {{encoder}} {{epochs}} {{folder}}/run"
 # a program with its arguments, and the files that a user writes for it
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "deflect-train, DEFLECT": (TRAIN, ()),
     "deflect-train, LoRA": (TRAIN + LORA, ()),
     "Trainer of transformers, LoRA": (OWN.format("trainer"), ("parts.py", "trainer.py")),
+    **({TERRATORCH: (OWN.format("terratorch_fit"), ("terratorch_fit.py",))} if find_spec("terratorch") else {}),
     "bare PyTorch loop, LoRA": (OWN.format("loop"), ("parts.py", "loop.py")),
 }
 COLUMNS = "row | epoch, s | over the bare loop | peak memory, MiB | lines of Python"
