@@ -73,11 +73,12 @@ def test_encoders_of_another_kind_are_refused_by_name(config, model, reason):
         get_peft_model(encoder, DeflectConfig())
 
 
-def test_default_config_leaves_rgb_models_unchanged(architecture, attention):
-    pixels = torch.randn(2, 3, 32, 32)
-    base = make_encoder(architecture, attention)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_default_config_leaves_rgb_models_unchanged(architecture, attention, dtype):
+    pixels = torch.randn(2, 3, 32, 32, dtype=dtype)
+    base = make_encoder(architecture, attention).to(dtype)
     expected = run(base, pixels)
-    model = get_peft_model(make_encoder(architecture, attention), DeflectConfig(aux_dim=16))
+    model = get_peft_model(make_encoder(architecture, attention).to(dtype), DeflectConfig(aux_dim=16))
     assert torch.equal(run(model.eval(), pixels), expected)
     randomise(model)
     assert not torch.allclose(run(model, pixels), expected)
@@ -130,8 +131,10 @@ def test_deflection_is_finite_at_its_singular_points(case):
     assert all(torch.isfinite(tensor).all() for tensor in (bent, displacement.grad, push.grad))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_gradient_of_the_deflection_is_that_of_its_formula_and_keeps_the_inputs_alone(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+)
+def test_the_gradient_of_the_deflection_is_that_of_its_formula_and_keeps_the_inputs_alone(dtype, tolerance):
     torch.manual_seed(0)
     shapes = ((2, 5, WIDTH), (2, 5, 3), (WIDTH, 3), (WIDTH,))
     inputs = [(0.3 * torch.randn(shape)).to(dtype).requires_grad_() for shape in shapes]
@@ -146,7 +149,6 @@ def test_the_gradient_of_the_deflection_is_that_of_its_formula_and_keeps_the_inp
         torch.autograd.grad(answer.double().pow(3).sum(), given, create_graph=True)
         for answer, given in ((bent, inputs), (formula, exact))
     )
-    tolerance = 1e-5 if dtype == torch.float32 else 0.02
     second = [
         torch.autograd.grad(sum(one.double().pow(2).sum() for one in first), given)
         for first, given in ((found, inputs), (expected, exact))

@@ -204,7 +204,8 @@ class _WithGradientOf(torch.autograd.Function):
 def _inner(deflect: Deflection, radiometry: torch.Tensor) -> torch.Tensor:
     """(B, N, d) own and (B, N, d) gathered radiometry -> (B, N, r): gelu(G [norm(a) ; norm(m)]) (equation 4)."""
     width = (deflect.stream.shape[-1],)
-    pair = [F.layer_norm(part.float(), width) for part in (deflect.stream, radiometry)]
+    wide = torch.promote_types(deflect.stream.dtype, torch.float32)
+    pair = [F.layer_norm(part.to(wide), width) for part in (deflect.stream, radiometry)]
     inner = torch.cat(pair, dim=-1).to(deflect.down.weight.dtype)
     return F.gelu(deflect.down(inner))
 

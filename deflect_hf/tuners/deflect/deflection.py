@@ -29,7 +29,8 @@ def deflect_displacement(
 
     u is in lengths of the displacement, so that the angle by which it bends one does not depend on how long that is.
 
-    All is computed in float32, under autocast too. With u = 0 the result equals the displacement.
+    All is computed in float32, under autocast too, or in float64 for displacements in it. With u = 0 the result equals
+    the displacement.
     """
     bent: torch.Tensor = _Bent.apply(displacement, inner, weight, bias)
     return bent
@@ -60,7 +61,8 @@ class _Bent(torch.autograd.Function):
     ) -> torch.Tensor:
         """(B, N, D), (B, N, r), (D, r), (D,) -> (B, N, D)."""
         with torch.autocast(device_type=displacement.device.type, enabled=False):
-            found = _sum(displacement.float(), inner.float(), _rows(weight, bias))
+            dtype = torch.promote_types(displacement.dtype, torch.float32)
+            found = _sum(displacement.to(dtype), inner.to(dtype), _rows(weight, bias, dtype))
             ratio = found.length / torch.maximum(found.bent_length, found.floor)
             return found.bent.mul_(ratio).to(displacement.dtype)
 
@@ -74,8 +76,9 @@ class _Bent(torch.autograd.Function):
         """(B, N, D) -> (B, N, D) or none, (B, N, r), (D, r), (D,)."""
         displacement, inner, weight, bias = ctx.saved_tensors
         with torch.autocast(device_type=displacement.device.type, enabled=False):
-            step, factors, rows = displacement.float(), inner.float(), _rows(weight, bias)
-            gradient = gradients[0].float()
+            dtype = torch.promote_types(displacement.dtype, torch.float32)
+            step, factors, rows = displacement.to(dtype), inner.to(dtype), _rows(weight, bias, dtype)
+            gradient = gradients[0].to(dtype)
             length, pushes, bent, bent_length, floor = _sum(step, factors, rows)
             divisor = torch.maximum(bent_length, floor)
             ratio = length / divisor
@@ -98,9 +101,9 @@ class _Bent(torch.autograd.Function):
             )
 
 
-def _rows(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """(D, r), (D,) -> (r + 1, D) float32."""
-    return torch.cat([weight.float(), bias.float().unsqueeze(-1)], dim=-1).t()
+def _rows(weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(D, r), (D,) -> (r + 1, D)."""
+    return torch.cat([weight.to(dtype), bias.to(dtype).unsqueeze(-1)], dim=-1).t()
 
 
 def _sum(step: torch.Tensor, inner: torch.Tensor, rows: torch.Tensor) -> _Sum:
