@@ -14,7 +14,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import task_of
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, listing
-from deflect_hf.methods import HEAD, deflect_config, task_model
+from deflect_hf.methods import HEAD, deflect_config, task_model, unwrapped
 from deflect_hf.methods.builtin import Deflect
 from deflect_hf.models.base import EncoderWithHead
 
@@ -28,6 +28,7 @@ def configuration_of(
     **precision: bool,
 ) -> RunArguments:
     """What ``config.yaml`` has to say of a model, for it to be loaded, evaluated and mapped with like that of a run."""
+    model = unwrapped(model)
     inner = task_model(model)
     if not isinstance(inner, EncoderWithHead):
         raise ConfigError(

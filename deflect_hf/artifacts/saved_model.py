@@ -30,7 +30,7 @@ from deflect_hf.errors import CheckpointError, ConfigError, DeflectError, brief,
 from deflect_hf.files import CONFIG as CONFIG
 from deflect_hf.files import LOG, REPLACED
 from deflect_hf.files import write_json as write_json
-from deflect_hf.methods import needed_bands, taken_bands, task_model, trained_projection
+from deflect_hf.methods import needed_bands, taken_bands, task_model, trained_projection, unwrapped
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation, load_encoder
 from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.models.encoders import chosen_gsd, set_gsd
@@ -66,6 +66,7 @@ def save_model(
         weights: the model's tensors by name, where ``model`` itself holds only a share of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    model = unwrapped(model)
     inner = task_model(model)
     if isinstance(model, PeftModel):
         model.save_pretrained(folder, state_dict=weights)

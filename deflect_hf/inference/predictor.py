@@ -28,7 +28,7 @@ from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.files import atomic_dir
 from deflect_hf.inference.mapping import predict_raster
 from deflect_hf.inference.model import Facts, MapModel, chosen_device, measured_only, refuse_overflow
-from deflect_hf.methods import taken_bands, task_model
+from deflect_hf.methods import taken_bands, task_model, unwrapped
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.targets import KINDS
 
@@ -147,7 +147,8 @@ class Predictor(MapModel):
         hook = encoder.register_forward_hook(lambda _module, _inputs, outputs: found.append(outputs.last_hidden_state))
         try:
             with nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision):
-                self.model(pixel_values.to(self.device))
+                # not as it was compiled, perhaps, before there was a hook
+                unwrapped(self.model)(pixel_values.to(self.device))
         finally:
             hook.remove()
         grid = [length // step for length, step in zip(pixel_values.shape[-2:], self.token_size, strict=True)]
@@ -165,7 +166,7 @@ class Predictor(MapModel):
 
         Not of the head with random weights that PEFT keeps beside the trained one, nor of names of places and versions.
         """
-        model, digest = self.model, hashlib.blake2b(digest_size=16)
+        model, digest = unwrapped(self.model), hashlib.blake2b(digest_size=16)
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if ".original_module." in f".{name}":
                 continue
@@ -181,8 +182,9 @@ class Predictor(MapModel):
         """Method and base encoder."""
         encoder: Any = getattr(getattr(task_model(self.model), "encoder", None), "name_or_path", None)
         method, revision = "no adapter", None
-        if isinstance(self.model, PeftModel):
-            saved = self.model.active_peft_config
+        model = unwrapped(self.model)
+        if isinstance(model, PeftModel):
+            saved = model.active_peft_config
             # what the adapter was trained on; it may have been loaded from another place
             method, encoder, revision = saved.peft_type.value, saved.base_model_name_or_path, saved.revision
         return [

@@ -19,4 +19,5 @@ from deflect_hf.methods.inspect import (
     patch_embedding_parameters,
     taken_bands,
     task_model,
+    unwrapped,
 )

@@ -17,6 +17,7 @@ from deflect_hf.tuners.deflect.architectures import block_layers, find_encoder, 
 from deflect_hf.tuners.mergeable import pattern
 
 HEAD = "head"
+PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 Target = Literal["qv", "qkvo", "all-linear"]
 ENDINGS = {
     "qv": ("q_proj", "v_proj"),
@@ -26,13 +27,23 @@ ENDINGS = {
 }
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of torch.compile, DistributedDataParallel and DataParallel."""
+    # of its own modules: a PeftModel hands on names that it lacks, to a compiled base, say
+    while inner := model._modules.get("_orig_mod" if not isinstance(model, PARALLEL) else "module"):
+        model = inner
+    return model
+
+
 def task_model(model: nn.Module) -> EncoderWithHead:
     """The task model inside a PEFT model, or the model itself."""
+    model = unwrapped(model)
     return cast("EncoderWithHead", model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def deflect_config(model: nn.Module) -> DeflectConfig | None:
     """The configuration of the active DEFLECT adapter, None if the model has none."""
+    model = unwrapped(model)
     config = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
     return config if isinstance(config, DeflectConfig) else None
 

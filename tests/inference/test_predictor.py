@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deflect_hf import MultiAdapterPredictor, load_predictor
+from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ArchitectureError, BandError, ConfigError, DataError, UnitError
 from deflect_hf.evaluation.evaluate import predict_logits
 from deflect_hf.inference.predictor import Predictor
@@ -31,6 +32,21 @@ def test_probabilities_are_those_of_the_logits_that_evaluation_sees(task: str, e
     torch.testing.assert_close(found, expected)
     assert found.shape == ((2, 3, SIDE, SIDE) if task == "segmentation" else (2, 3))
     torch.testing.assert_close(predictor(pixels[0]), found[:1])  # one image, and the bands of training
+
+
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), torch.nn.DataParallel])
+def test_a_compiled_or_a_parallel_model_is_the_model_inside(wrap, encoder: Path, tmp_path: Path) -> None:
+    alone = Predictor.from_folder(result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2), device="cpu")
+    other = MultispectralImageProcessor(alone.processor.bands[::-1])
+    wrapped = wrap(alone.model)
+    with pytest.raises(ConfigError, match="the processor gives the bands"):
+        Predictor(wrapped, other)
+    predictor, pixels = Predictor(wrapped, alone.processor), images()
+    assert (predictor.digest(), predictor.origin()) == (alone.digest(), alone.origin())
+    assert torch.equal(predictor(pixels), alone(pixels))
+    assert torch.equal(predictor.embeddings(pixels), alone.embeddings(pixels))
+    predictor.save(tmp_path / "copy")
+    assert torch.equal(Predictor.from_folder(tmp_path / "copy", device="cpu")(pixels), alone(pixels))
 
 
 def test_larger_images_go_through_the_windows_of_evaluation(encoder: Path, tmp_path: Path) -> None:
