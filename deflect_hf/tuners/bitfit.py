@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from peft.tuners import tuners_utils
 from torch import Tensor, nn
 
 from deflect_hf.errors import ArchitectureError, listing
@@ -20,7 +21,10 @@ from deflect_hf.tuners.mergeable import MergeableLayer, MergeableModel, pattern
 from deflect_hf.tuners.registration import register
 
 # The bias is added along the last axis, by a convolution along the second one.
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 BIASED = (nn.Linear, nn.LayerNorm, *CONVOLUTIONS)
 
 
@@ -61,6 +65,17 @@ class BitFitLayer(MergeableLayer):
             self.in_features, self.out_features = base_layer.in_channels, base_layer.out_channels
         else:
             self.in_features = self.out_features = self.bias.numel()
+        self._trailing = _axes_after_channels(self.get_base_layer())
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias with its changes, for who reads it instead of calling this, as nn.MultiheadAttention does."""
+        bias: Tensor = self.get_base_layer().bias
+        if not (self.disable_adapters or self.merged):
+            for name in self.active_adapters:
+                if name in self.bitfit_delta:
+                    bias = (bias + self.bitfit_delta[name]).to(bias.dtype)
+        return bias
 
     def update_layer(self, adapter_name: str, config: BitFitConfig) -> None:
         """Add the change of an adapter."""
@@ -74,14 +89,28 @@ class BitFitLayer(MergeableLayer):
         """(*, in) -> (*, out), or (B, C, *) -> (B, D, *) for a convolution"""
         result = self.base_layer(x)
         delta = torch.stack([self.bitfit_delta[name] for name in names]).sum(dim=0)
-        base = self.get_base_layer()
-        if isinstance(base, CONVOLUTIONS):
-            delta = delta.view(-1, *(1 for _ in base.kernel_size))
+        if self._trailing:
+            delta = delta.view(-1, *(1 for _ in range(self._trailing)))
         return (result + delta).to(result.dtype)
 
     def folded(self, adapter_name: str) -> dict[str, Tensor]:
         """The bias `b + delta`."""
-        return {"bias": self.bias + self.bitfit_delta[adapter_name]}
+        return {"bias": self.get_base_layer().bias + self.bitfit_delta[adapter_name]}
+
+
+def _axes_after_channels(module: nn.Module) -> int:
+    """How many axes follow the one that the bias lies along."""
+    if isinstance(module, CONVOLUTIONS):
+        return len(module.kernel_size)
+    if type(module) is nn.LayerNorm or not isinstance(module, nn.LayerNorm) or module.bias.ndim > 1:
+        return 0
+    # a class of its own (ConvNext, EoMT), which may norm images (B, C, H, W): it takes this one then, and no other does
+    channels = module.bias.numel()
+    try:
+        module(module.bias.detach().new_zeros(1, channels, 1, channels + 1))
+    except RuntimeError:
+        return 0
+    return 2
 
 
 class BitFitModel(MergeableModel):
@@ -100,6 +129,8 @@ class BitFitModel(MergeableModel):
     tuner_layer_cls = BitFitLayer
 
     def _prepare_adapter_config(self, peft_config: BitFitConfig, model_config: dict) -> BitFitConfig:
+        # PEFT names all linear layers later, after what follows has looked for biases
+        peft_config = tuners_utils._maybe_include_all_linear_layers(peft_config, self.model)
         modules = outermost_modules(self.model)
         biased = [name for name, module in modules.items() if isinstance(module, BIASED) and module.bias is not None]
         if peft_config.target_modules is None:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 
 from deflect_hf import BitFitConfig
 from deflect_hf.errors import ArchitectureError
@@ -32,6 +33,9 @@ def test_by_default_every_bias_is_trained(architecture):
         (nn.Conv1d(4, 6, 3), (2, 4, 9)),
         (nn.Conv2d(4, 6, 3), (2, 4, 9, 9)),
         (nn.Conv3d(4, 6, 3), (2, 4, 5, 9, 9)),
+        (nn.ConvTranspose2d(4, 6, 3), (2, 4, 9, 9)),
+        (ConvNextLayerNorm(4), (2, 4, 4, 4)),
+        (ConvNextLayerNorm(4, data_format="channels_first"), (2, 4, 4, 4)),
     ],
 )
 def test_it_is_the_module_with_another_bias(module, shape):
@@ -43,6 +47,32 @@ def test_it_is_the_module_with_another_bias(module, shape):
     with torch.no_grad():
         module.bias.copy_(bias)
     torch.testing.assert_close(output, module(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_that_reads_the_bias_of_its_projection_takes_the_change(training):
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(1, 4, 8)
+    with torch.no_grad():
+        before = attention(x, x, x)[0]
+        model = get_peft_model(nn.Sequential(attention), BitFitConfig(init_weights=False)).train(training)
+        delta = attention.out_proj.bitfit_delta["default"]
+        torch.testing.assert_close(attention(x, x, x)[0], before + delta)
+        model.merge_adapter()
+        torch.testing.assert_close(attention(x, x, x)[0], before + delta)
+        model.unmerge_adapter()
+    attention(x, x, x)[0].sum().backward()
+    assert delta.grad.abs().sum() > 0
+    with model.disable_adapter():
+        torch.testing.assert_close(attention(x, x, x)[0], before)
+
+
+def test_all_linear_names_the_layers_that_it_names_for_lora():
+    named = [
+        get_peft_model(make_encoder(), kind(target_modules="all-linear")).peft_config["default"].target_modules
+        for kind in (BitFitConfig, LoraConfig)
+    ]
+    assert named[0] == named[1] and named[0]
 
 
 def test_modules_without_a_bias_are_left_alone():
