@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from peft.config import PeftConfig
@@ -53,7 +54,12 @@ class TunerConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType[self.method]
-        kinds = (("target_modules", list, set), ("exclude_modules", list, set))  # as PEFT keeps names
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, list | tuple):  # numpy's numbers are none of JSON's
+                value = type(value)(one.item() if isinstance(one, np.generic) else one for one in value)
+            setattr(self, item.name, value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
+        kinds = (("target_modules", list | tuple, set), ("exclude_modules", list | tuple, set))  # as PEFT keeps names
         for name, given, kept in (*kinds, ("layers_to_transform", tuple | set | range, list)):  # what a file can hold
             if isinstance(value := getattr(self, name, None), given):
                 setattr(self, name, kept(value))

@@ -13,6 +13,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from peft import TaskType
 
@@ -62,6 +63,19 @@ def test_of_peft(test, variant, mandatory, peft_class, tmp_path, monkeypatch, re
     known = {"config_class": config_class, "mandatory_kwargs": dict(fields), "tmp_path": tmp_path,
              "monkeypatch": monkeypatch, "recwarn": recwarn, **variant}  # fmt: skip
     run(**{name: known[name] for name in inspect.signature(run).parameters})
+
+
+def test_numbers_of_numpy_and_tuples_are_kept_as_those_of_a_file(tmp_path):
+    spectral = {"bands": SPECTRAL["bands"], "band_dropout": np.float32(0.5), "base_mean": np.full(3, 0.5, np.float32)}
+    configs = [
+        DeflectConfig(**spectral, base_std=[np.float64(1)] * 3, rank=np.int64(4), layers_to_transform=np.arange(2)),
+        DeflectConfig(layers_to_transform=np.int64(1)),
+        ScaledLoraConfig(r=np.int64(2), target_modules=("q_proj", "v_proj")),
+    ]
+    assert (configs[0].rank, configs[0].band_dropout, configs[0].layers_to_transform) == (4, 0.5, [0, 1])
+    for config in configs:
+        config.save_pretrained(tmp_path)
+        assert type(config).from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
 def test_every_peft_type_makes_its_config(peft_class):
