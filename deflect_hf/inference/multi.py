@@ -166,43 +166,42 @@ class MultiAdapterPredictor:
         return predictor
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, name: str, images: Images, source_bands: Bands = None, valid: Images | None = None
+    def __call__(
+        self, name: str, images: Images, source_bands: Bands = None, valid: Images | None = None, **unit: Any
     ) -> Tensor: ...
 
     @overload
     def __call__(
-        self, name: Sequence[str], images: Images, source_bands: Bands = None, valid: Images | None = None
+        self, name: Sequence[str], images: Images, source_bands: Bands = None, valid: Images | None = None, **unit: Any
     ) -> list[Tensor]: ...
 
     def __call__(
-        self, name: str | Sequence[str], images: Images, source_bands: Bands = None, valid: Images | None = None
+        self, name: Any, images: Images, source_bands: Bands = None, valid: Images | None = None, **unit: Any
     ) -> Tensor | list[Tensor]:
         """Stored values -> probabilities of one task, (B, K) or (B, K, H, W), as [`Predictor`] gives them.
 
         Args:
             name: a task, or one for each image; the result is then a list of (K,) or (K, H, W). Images of one task
                 are one batch, and may have other classes than those of another.
-            valid: as a predictor takes it; with a task for each image one for each, or (H, W) for all.
+            valid, unit (`scale`, `offset`): as a predictor; valid with several tasks one for each image, or (H, W).
 
         Raises:
             DeflectError: as a predictor, with the name of the task where there are several; there is no task of that
                 name; or there are not as many names as images.
         """
         if isinstance(name, str):
-            return self[name](images, source_bands, valid)
+            return self[name](images, source_bands, valid, **unit)
         if len(name) != len(images) or not (isinstance(images, Sequence) or images.ndim == 4):
             raise ConfigError(
                 f"{len(name)} names of tasks, but not as many images: give (B, C, H, W) or a list, and a name for each."
             )
-        for one in dict.fromkeys(name):
-            self[one]
         found: dict[int, Tensor] = {}
-        for one in dict.fromkeys(name):
+        for one in {task: self[task] for task in name}:  # all of them known, before the first predicts
             rows = [row for row, other in enumerate(name) if other == one]
             given = valid if valid is None or getattr(valid, "ndim", 0) == 2 else [valid[row] for row in rows]
             with _naming(one):
-                found.update(zip(rows, self[one]([images[row] for row in rows], source_bands, given), strict=True))
+                chosen = self[one]([images[row] for row in rows], source_bands, given, **unit)
+            found.update(zip(rows, chosen, strict=True))
         return [found[row] for row in range(len(name))]
 
     def predict_all(
@@ -212,6 +211,7 @@ class MultiAdapterPredictor:
         valid: Image | Sequence[Image] | None = None,
         *,
         tasks: Iterable[str] | None = None,
+        **unit: Any,
     ) -> dict[str, Tensor]:
         """Stored values -> probabilities of several tasks, by name; each as [`Predictor`] gives them.
 
@@ -221,6 +221,7 @@ class MultiAdapterPredictor:
         Args:
             source_bands: band codes of the channels; None: for each task those of its training images.
             tasks: their names; None: all.
+            unit: `scale` and `offset`, as a predictor takes them.
 
         Raises:
             DeflectError: as a predictor, with the name of the task, or there is no task of that name.
@@ -231,7 +232,7 @@ class MultiAdapterPredictor:
             for name, predictor in chosen.items():
                 cache.next_task()
                 with _naming(name):
-                    found[name] = predictor(images, source_bands, valid)
+                    found[name] = predictor(images, source_bands, valid, **unit)
         return found
 
     def _refuse_taken(self, name: str) -> None:

@@ -71,6 +71,13 @@ def test_each_task_gives_bit_for_bit_what_it_gives_alone(tasks: MultiAdapterPred
     assert tasks.tasks == ("water", "burn", "scene", "linear")
     assert_equal({name: tasks(name, images()) for name in tasks.tasks}, alone)
     assert_equal(tasks.predict_all(images()), alone)
+    stored = {"scale": 1e-4, "offset": -0.1}
+    assert_equal(
+        tasks.predict_all((images() + 0.1) * 1e4, **stored),
+        {name: tasks(name, (images() + 0.1) * 1e4, **stored) for name in tasks.tasks},
+    )
+    (found,) = tasks(["water"], (images()[:1] + 0.1) * 1e4, **stored)
+    torch.testing.assert_close(found, alone["water"][0], rtol=1e-3, atol=1e-4)
     assert_equal(
         tasks.predict_all(images(), tasks=["burn", "water"]), {name: alone[name] for name in ("burn", "water")}
     )
