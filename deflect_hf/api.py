@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from deflect_hf.evaluation.report import report
 from deflect_hf.hub.load import load_predictor
 from deflect_hf.hub.push import Publication
 from deflect_hf.inference.predictor import Predictor
+from deflect_hf.training.distributed_exit import STATUS
 from deflect_hf.training.run import run
 
 ORIGIN = "deflect_hf.train"
@@ -99,7 +101,8 @@ def train(
 
     Raises:
         DeflectError: What the configuration or the data got wrong.
-        SystemExit: With 143 after SIGTERM, 130 after Ctrl-C: everything is saved; with 0 after ``dry_run=True``.
+        KeyboardInterrupt: After Ctrl-C: everything is saved.
+        SystemExit: With status 143, after SIGTERM: everything is saved; with 0 after ``dry_run=True``.
 
     Example:
         >>> run = deflect_hf.train(
@@ -119,7 +122,12 @@ def train(
     if given and resolved.dataset.name != GIVEN:
         raise ConfigError(f"{ORIGIN}: dataset.name is {resolved.dataset.name!r}, but train= gives the examples: one.")
     publication = Publication.of(resolved)
-    _, folder, first = run(resolved, publication.publish, given or None)
+    try:
+        _, folder, first = run(resolved, publication.publish, given or None)
+    except SystemExit as stopped:
+        if stopped.code == STATUS + signal.SIGINT:  # which ends a program, but not somebody's session
+            raise KeyboardInterrupt("everything is saved: resume_from='last' goes on") from None
+        raise
     if first:
         publication.finish(folder)
     return Run(folder, given or None)

@@ -84,6 +84,16 @@ def test_a_program_trains_in_two_processes(tmp_path: Path) -> None:
     assert first == second and first["again"]["confusion_matrix"] == first["test"]["confusion_matrix"]
 
 
+@pytest.mark.parametrize(("status", "error"), [(130, KeyboardInterrupt), (143, SystemExit)])
+def test_ctrl_c_ends_a_training_but_not_the_session_around_it(status: int, error: type, monkeypatch) -> None:
+    def stopped(*_: Any) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr("deflect_hf.api.run", stopped)
+    with pytest.raises(error):
+        deflect_hf.train("configs/run/embedded.yaml")
+
+
 @pytest.mark.parametrize("task", ["multi_label", "regression", "pixel_regression"])
 def test_examples_with_vectors_and_numbers_train_and_are_scored(task: str, tmp_path: Path) -> None:
     examples = []
