@@ -259,6 +259,8 @@ def parse_arguments(
     typed_files = {name: list(dict.fromkeys(flags.pop(name))) for name in names if name in flags}
     for name, files in typed_files.items():
         if len(files) > 1:
+            for file in files:
+                read_yaml(config_file(file))  # one that is not there is the mistake to speak of
             raise ConfigError(
                 f"{TYPED}: --{name} is given {len(files)} times, {listing(files)}, of which one would count: give one "
                 "file; further keys go into it, or are flags"

@@ -213,7 +213,7 @@ def test_wrong_values_are_refused_in_plain_words(argv: tuple[str, ...], message:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--config", "other.yaml"), "the command line: --config is given 2 times, "),
+        (("--config", "configs/run/default.yaml"), "the command line: --config is given 2 times, "),
         (
             ("--lr", "1", "--segmentor.optimizer.lr", "2"),
             "'segmentor.optimizer.lr' is given twice, in two spellings, as ",
