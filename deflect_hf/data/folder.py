@@ -105,7 +105,7 @@ def load_folder(args: DatasetArguments, trained: MultispectralImageProcessor | N
 def read_headers(rows: Sequence[Row], layout: Product) -> list[RasterInfo]:
     """The headers of the images of all rows."""
     products = [dataclasses.replace(layout, path=row["image"]) for row in rows]
-    said = dataclasses.replace(layout, composite=False, classes=()) != LOOSE
+    said = dataclasses.replace(layout, composite=False, classes=(), nodata=None) != LOOSE
     idle = said and all(product.layers is None for product in products)
     if idle:
         raise ConfigError(

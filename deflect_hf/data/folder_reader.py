@@ -127,6 +127,7 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
         composite=bool(args.composite or reading.get("composite")),
         written=path != "",
         classes=_classified(args, reading),
+        nodata=_nodata(args, trained),
     )
     if path and product.composite and not product.dates:
         logger.warning("%s: the model was trained on medians of several dates, but this is one: give `dates`", path)
@@ -139,6 +140,14 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
 def at_root(root: PathLike, name: str) -> str:
     """A file below ``root``; an address as it is written."""
     return name if is_address(name) else os.path.join(root, name)
+
+
+def _nodata(args: Any, trained: MultispectralImageProcessor | None) -> tuple[float, ...] | None:
+    """The stored values that are no measurement, as they are said of the files, of their sensor or in training."""
+    if args.nodata is not None:
+        return tuple(args.nodata)
+    known = get_sensor(args.sensor).nodata if args.sensor is not None else trained.nodata if trained else ()
+    return tuple(known) or None  # a sensor without such a value says nothing of it
 
 
 def _classified(args: Any, reading: Mapping[str, Any]) -> tuple[str, ...]:
@@ -200,16 +209,17 @@ def settle_reader(
     # a band that this file lacks is taken to be tagged as the others are
     sources = [first if position is None else position for position in positions]
     scale, offset = _calibration(args, info, sources, given, trained)
+    layout = layout_of(args, trained)
     # reflectance has no stored value that means nodata
-    known = [] if info.calibrated else given.nodata if given is not None else trained.nodata if trained else []
-    reading = {key: getattr(args, key, None) for key in READING} | {"quality": _entry(quality)}
+    fills = () if info.calibrated and args.nodata is None else layout.nodata or ()
+    reading = {key: getattr(args, key, None) for key in READING} | {"quality": quality and quality.entry}
     processor = MultispectralImageProcessor(
         bands=bands,
         needed_bands=needed,
         source_bands=names,
         scale=scale,
         offset=offset,
-        nodata=args.nodata if args.nodata is not None else list(known),
+        nodata=list(fills),
         unit=unit,
         unit_check=args.unit_check and (trained is None or trained.unit_check),
         size=args.size if trained is None else trained.size,
@@ -219,8 +229,6 @@ def settle_reader(
     )
     resample = args.label_alignment == "resample"
     listed = tuple(source_bands) if source_bands is not None else None
-    layout = layout_of(args, trained)
-    fills = tuple(processor.nodata)
     reader = FolderReader(
         tuple(bands), tuple(needed), listed, sensor, quality, resample, False, layout, fills, args.color_table
     )
@@ -263,13 +271,6 @@ def names_in_training(
     if own and not names_bands(info, settled):
         source_bands = known.get("source_bands")
     return settled, source_bands
-
-
-def _entry(quality: Quality | None) -> list[Any] | None:
-    if quality is None:
-        return None
-    limit = [] if quality.above is None else [quality.above]
-    return [quality.band, list(quality.invalid), list(quality.bits), *limit]
 
 
 def quality_of(

@@ -124,9 +124,7 @@ def report_prediction(
     product = layout_of(arguments, predictor.processor, os.fspath(source))
     info = raster_info(product)
     sensor, source_bands = names_in_training(arguments.sensor, arguments.source_bands, info, predictor.processor)
-    fills = sensor.nodata if sensor is not None and arguments.sensor is not None else predictor.processor.nodata
-    fills = () if info.calibrated else fills
-    nodata = arguments.nodata if arguments.nodata is not None else fills
+    nodata = () if info.calibrated and arguments.nodata is None else product.nodata or ()
     quality = quality_of(arguments, info, source_bands, predictor.processor)
     reading = {"source_bands": source_bands, "sensor": sensor, "nodata": nodata, "quality": quality}
     confidence = "not calibrated"

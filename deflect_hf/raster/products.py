@@ -46,6 +46,7 @@ class Product(os.PathLike[str]):
         written: The user wrote the path, as an argument or in a configuration: it may then be an address, ``https://``,
             ``s3://``, ``/vsizip/...``, of a GeoTIFF, a JPEG 2000 file or a STAC item. What a file names is none.
         classes: Names of layers, in lower case, that are never interpolated, besides the known layers of classes.
+        nodata: Stored values that are no measurement, so that no others are interpolated from them; None: not said.
     """
 
     path: str
@@ -56,6 +57,7 @@ class Product(os.PathLike[str]):
     composite: bool = False
     written: bool = False
     classes: tuple[str, ...] = ()
+    nodata: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, path: PathLike, files: str | Mapping[str, str] | None = None, **said: Any) -> Product:
@@ -98,7 +100,11 @@ class Product(os.PathLike[str]):
             )
         found = self._dated() if self.dates else find_layers(self)
         return found and [
-            dataclasses.replace(layer, classes=layer.classes or split_date(layer.name)[0].casefold() in self.classes)
+            dataclasses.replace(
+                layer,
+                classes=layer.classes or split_date(layer.name)[0].casefold() in self.classes,
+                fills=self.nodata,
+            )
             for layer in found
         ]
 

@@ -35,6 +35,11 @@ class Quality:
     bits: tuple[int, ...] = ()  # numbers of the bits, from 0, any of which says so
     above: float | None = None  # value above which no band is valid, of a probability of clouds; None: there is none
 
+    @property
+    def entry(self) -> list[Any]:
+        """As a saved processor keeps it."""
+        return [self.band, list(self.invalid), list(self.bits), *([] if self.above is None else [self.above])]
+
     def flags(self, layer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Stored values of the layer -> bool: the ground was not measured there, or NaN does not say so."""
         found = np.isin(layer, self.invalid) | np.isnan(layer)

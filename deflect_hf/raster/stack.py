@@ -24,7 +24,8 @@ from deflect_hf.errors import ConfigError, DataError, data_errors, listing
 from deflect_hf.raster.access import LOCAL, SERVERS
 from deflect_hf.raster.header import REFLECTANCE
 from deflect_hf.raster.quality import is_quality_layer
-from deflect_hf.spectral.bands import fold, split_date
+from deflect_hf.spectral.bands import fold, is_reflectance, split_date
+from deflect_hf.spectral.selection import band_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Layer:
         classes: Classes or bits, which are never interpolated.
         band: Where it is in its file, from 1; None: the file holds it alone.
         remote: At an address that the user wrote, or that belongs to one.
+        fills: What a configuration has for ``nodata`` where ``scale`` is None; None: it says nothing of it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Layer:
     classes: bool = False
     band: int | None = None
     remote: bool = False
+    fills: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,12 +241,10 @@ def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampli
         band = _band(root, layer.name, header.dtype, header.nodata)
         _source(band, layer.file, "SimpleSource", header)
     elif there:
-        band = _measured(root, header, nodata)
+        band = _measured(root, header, *(() if nodata is None else (nodata,)))
     else:
-        # whole numbers of 16 bits without a tag: 0 is no measurement in all products that store reflectance so
-        unsaid = 0 if header.dtype == "uint16" and not header.masked else None
         single = _root(header.grid)
-        _measured(single, header, unsaid if nodata is None else nodata)
+        _measured(single, header, *_fills(header, nodata))
         name = ElementTree.tostring(single, encoding="unicode")
         band = _band(root, layer.name, "float32", math.nan)
         _source(band, _warped(name, target, resampling, math.nan, where, layer.remote), "SimpleSource", None)
@@ -264,16 +265,26 @@ def _coverage(layer: _Grid, target: _Grid) -> float:
     return float(((columns > 0) & (rows > 0) & (columns < layer.width) & (rows < layer.height)).mean())
 
 
-def _measured(root: Any, header: _Header, nodata: float | None) -> Any:
+def _fills(header: _Header, nodata: float | None) -> list[float]:
+    """The stored values of a layer that must not be interpolated."""
+    layer, plain = header.layer, split_date(header.layer.name)[0]
+    if layer.scale is None and layer.fills is not None:
+        return [value for value in {*layer.fills, nodata} if value is not None and not math.isnan(value)]
+    if nodata is not None or header.masked or header.dtype != "uint16":
+        return [] if nodata is None else [nodata]
+    # 16 bits of which nothing is said: 0 is no measurement in all products that store reflectance so
+    code = band_or_none(plain)
+    return [0.0] if (is_reflectance(code) if code else any(map(str.isdigit, plain))) else []
+
+
+def _measured(root: Any, header: _Header, *fills: float) -> Any:
     """A band of the layer's own grid: reflectance where the unit is known, NaN where nothing was measured."""
-    layer = header.layer
-    name, masked = layer.file, header.masked
-    if masked and nodata is not None:  # of a value and a mask, GDAL looks at the value alone
-        if not (header.tagged and header.nodata == nodata):
-            single = _root(header.grid)
-            _measured(single, replace(header, layer=replace(layer, scale=None)), None)
-            name = ElementTree.tostring(single, encoding="unicode")
-        masked = False
+    layer, name = header.layer, header.layer.file
+    masked = header.masked and not (header.tagged and header.nodata in fills)
+    if len(fills) > 1 or (fills and masked):  # GDAL looks at one value, and then at no mask
+        single = _root(header.grid)
+        _measured(single, replace(header, layer=replace(layer, scale=None)), *fills[:-1])
+        name, masked = ElementTree.tostring(single, encoding="unicode"), False
     band = _band(root, layer.name, "float32", math.nan)
     source = _source(band, name, "ComplexSource", header)
     if layer.scale is not None:
@@ -281,8 +292,8 @@ def _measured(root: Any, header: _Header, nodata: float | None) -> Any:
         _text(source, "ScaleRatio", repr(layer.scale))
     if masked:
         _text(source, "UseMaskBand", "true")
-    if nodata is not None:
-        _text(source, "NODATA", repr(nodata))
+    if fills:
+        _text(source, "NODATA", repr(fills[-1]))
     return band
 
 
@@ -335,13 +346,3 @@ def _warped(name: str, target: _Grid, resampling: Resampling, fill: float, where
         file = Path(folder) / "warped.vrt"
         rasterio.shutil.copy(warped, file, driver="VRT")
         return file.read_text(encoding="utf-8")
-
-
-def sources_of(xml: str) -> list[str]:
-    """The files that a virtual raster refers to, also by way of others."""
-    found: list[str] = []
-    for element in ElementTree.fromstring(xml).iter():
-        text = element.text or ""
-        if element.tag in ("SourceFilename", "SourceDataset"):
-            found += sources_of(text) if text.lstrip().startswith("<") else [text]
-    return list(dict.fromkeys(found))

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ from deflect_hf.raster.arrays import SUFFIX
 from deflect_hf.raster.header import PathLike
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.read import CACHE_BYTES, OpenRaster, open_raster, raster_info
-from deflect_hf.raster.stack import sources_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,16 @@ def decoded_bytes(file: OpenRaster) -> int:
         with contextlib.suppress(DataError), open_raster(part) as behind:  # a sidecar is no raster
             sizes.append(decoded_bytes(behind))
     return max(sizes)
+
+
+def sources_of(xml: str) -> list[str]:
+    """The files that a virtual raster refers to, also by way of others."""
+    found: list[str] = []
+    for element in ElementTree.fromstring(xml).iter():
+        text = element.text or ""
+        if element.tag in ("SourceFilename", "SourceDataset"):
+            found += sources_of(text) if text.lstrip().startswith("<") else [text]
+    return list(dict.fromkeys(found))
 
 
 def tiled_copy(path: PathLike, name: str, access: Access, folder: Path, decoded: int) -> PathLike:

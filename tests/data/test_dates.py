@@ -120,6 +120,19 @@ def folder(root: Path, **said: Any) -> DatasetArguments:
     return DatasetArguments(name="folder", root=str(root), task="segmentation", **{**reading, **said})
 
 
+def test_values_that_are_no_measurement_are_those_that_are_said_of_the_files(tmp_path: Path) -> None:
+    trained = MultispectralImageProcessor(["R"], nodata=[-9999.0])
+    for said, processor, expected in (
+        ({"nodata": [7.0], "sensor": "sentinel2_l2a"}, trained, (7.0,)),
+        ({"nodata": []}, trained, ()),
+        ({"sensor": "sentinel2_l2a"}, trained, (0.0,)),
+        ({"sensor": {"bands": ["R"]}}, trained, None),
+        ({}, trained, (-9999.0,)),
+        ({}, None, None),
+    ):
+        assert layout_of(folder(tmp_path, **said), processor).nodata == expected
+
+
 def test_a_folder_of_dates_and_what_does_nothing(tmp_path: Path) -> None:
     from PIL import Image
 

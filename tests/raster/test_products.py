@@ -325,3 +325,27 @@ def test_hls_and_stac_items(tmp_path: Path) -> None:
     path.write_text(json.dumps(item).replace("nir.tif", "https://example.org/nir.tif"))
     with pytest.raises(DataError, match=r"asset 'nir' is at https://example.org/nir.tif: what a file names"):
         raster_info(path)
+
+
+@pytest.mark.parametrize(
+    ("band", "nodata", "last"),
+    [
+        ("S1", (-999.0, 7.0), [False, True]),
+        ("S1", None, [False, True]),
+        ("S1", (), [True, True]),
+        ("DEM", None, [True, True]),
+    ],
+)
+def test_values_that_are_no_measurement_are_not_interpolated(
+    band: str, nodata: tuple[float, ...] | None, last: list[bool], tmp_path: Path
+) -> None:
+    """Of whole numbers of 16 bits of which nothing is said, 0 is none, where they are reflectance."""
+    coarse = np.full((4, 4), 900, np.int16 if nodata else np.uint16)
+    coarse[0], coarse[1] = nodata or (0, 900)
+    write_layer(tmp_path / "B04.tif", np.full((8, 8), 700, np.uint16), 10, driver="GTiff")
+    write_layer(tmp_path / f"{band}.tif", coarse, 20, driver="GTiff")
+    product = Product.of(tmp_path, "{band}.tif", nodata=nodata)
+    sensor = get_sensor({"bands": ["R", {"code": band}]})
+    raster = read_raster(product, [band], sensor=sensor)
+    assert raster.valid[0, [0, -1], 0].tolist() == last
+    assert last[0] or set(raster.values[raster.valid]) == {900}

@@ -79,7 +79,7 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     """Build the splits of scenes; bands, unit and size of a ``trained`` model's processor stand."""
     where = str(args.root or args.name)
     entries = read_entries(args)
-    layout = layout_of(args)
+    layout = dataclasses.replace(layout_of(args), nodata=layout_of(args, trained).nodata)
     written = not isinstance(args.scenes, str)  # what a table names is not fetched
     products = [
         dataclasses.replace(layout, path=entry.image, dates=entry.dates or layout.dates, written=written)
