@@ -16,7 +16,7 @@ from deflect_hf.data.dataset import Labels
 from deflect_hf.data.folder_reader import FolderReader
 from deflect_hf.errors import DataError, listing
 from deflect_hf.raster.georeference import projection, refuse_misplaced
-from deflect_hf.raster.header import RasterInfo, is_unnamed, refuse_no_mask
+from deflect_hf.raster.header import RasterInfo, is_unnamed, refuse_no_mask, reordered
 from deflect_hf.raster.read import raster_info, read_quality
 from deflect_hf.spectral.selection import match_bands
 
@@ -98,10 +98,17 @@ def _fills(info: RasterInfo, known: Sequence[float] = ()) -> str:
 
 
 def _refuse_other_bands(infos: Iterable[RasterInfo], info: RasterInfo, reader: FolderReader, args: Any) -> None:
-    """Refuse images that lack a needed band, or whose scale or offset tags are not those of ``info``."""
-    expected = _tags(info, reader)
+    """Refuse images that lack a needed band or have another order, or other scale or offset tags, than ``info``."""
+    expected, usual_names = _tags(info, reader), reader.names(info)
     problems = []
     for other in infos:
+        if reordered(other.descriptions, reader.names(other), info.descriptions, usual_names):
+            problems.append(
+                f"{other.path} describes its bands as {listing(other.descriptions)}, most others as "
+                f"{listing(info.descriptions)}, but all are named in file order ({listing(usual_names)}): store them "
+                "in one order, or call them by their codes in the files"
+            )
+            continue
         differing = [
             f"{other.path} has the {name} tag {tag} for band {band!r}, unlike the other images ({usual}): "
             f"give `{name}` in the config, or separate the images"

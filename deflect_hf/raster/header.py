@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -26,6 +27,7 @@ REFLECTANCE = "reflectance"  # the unit of bands that hold it, 1.0 = 100 %
 BAND = "{band}"  # in the names of the files of a scene, where a band has a file of its own
 LONGEST_UM = 100.0  # numbers above it are nanometres
 FAR_OFF = 1.15  # how far off its range the wavelength of a band is that is called wrongly
+_COLORS = {"red": "R", "green": "G", "blue": "B"}
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the geotransform of files that have none
 
 # Presets that name the bands of both HLS products, whose numbers contradict each other: B05 of S30 is a red edge, B11
@@ -149,12 +151,19 @@ def file_bands(
         dates[split_date(text)[1]].append(position)
     if len(dates) > 1 and not any(split_date(name)[1] for name in source_bands or ()):
         found: dict[int, str] = {}
+        first: tuple[Sequence[str], list[str]] = ((), [])
         for date, positions in dates.items():
             plain = tuple(split_date(info.descriptions[position])[0] for position in positions)
             part = dataclasses.replace(info, count=len(positions), descriptions=plain, alpha=None)
-            found |= zip(
-                positions, [name + date for name in file_bands(part, source_bands, sensor, quality)], strict=True
-            )
+            names = file_bands(part, source_bands, sensor, quality)
+            first = first if first[1] else (plain, names)
+            if reordered(plain, names, *first):
+                raise BandError(
+                    f"{info.path}: the bands of {date} of its `dates` are described as {listing(plain)}, those of the "
+                    f"image as {listing(first[0])}, but both are called {listing(names)} in file order: store them in "
+                    "one order, or call them by their codes in the files."
+                )
+            found |= zip(positions, [name + date for name in names], strict=True)
         return [found[position] for position in range(info.count)]
     unnamed = [f"band {number} {text}".strip() for number, text in enumerate(info.descriptions, start=1)]
     own = _described(info.descriptions, sensor)
@@ -192,13 +201,43 @@ def file_bands(
             f"({listing(name or SKIPPED for name in given)}): correct `source_bands` (or `sensor`) to the bands of "
             f"this file, in file order, with {SKIPPED!r} for a layer to be left out.{turned}"
         )
-    for position, (code, stated) in enumerate(zip(own, given, strict=True), start=1):
+    for position, (code, stated, text) in enumerate(zip(own, given, info.descriptions, strict=True), start=1):
+        code = code or (_color(text) if stated in _COLORS.values() else None)
         if code is not None and stated is not None and code != stated:
+            said = "`source_bands`" if source_bands is not None or sensor is None else f"sensor {sensor.name!r}"
             raise BandError(
-                f"{info.path}: band {position} is described as {info.descriptions[position - 1]!r} (= {code}) in the "
-                f"file, but `source_bands` calls it {stated!r}: remove `source_bands` to trust the file, or correct it."
+                f"{info.path}: band {position} is described as {text!r} (= {code}) in the file, but {said} calls it "
+                f"{stated!r}: remove `source_bands` to trust the file where it has codes, or correct what is wrong."
             )
     return [stated or name for stated, name in zip(given, unnamed, strict=True)]
+
+
+def reordered(
+    texts: Sequence[str], names: Sequence[str], usual_texts: Sequence[str], usual_names: Sequence[str]
+) -> bool:
+    """Whether a file has the descriptions of a usual one in another order, and bands are named by where they are."""
+    words, usual = _words(texts), _words(usual_texts)
+    if words == usual or len({*words}) < len(words) or {*words} != {*usual}:
+        return False
+    known = dict(zip(usual, usual_names, strict=True))
+    return any(
+        known[word] != name and not is_unnamed(name) and not is_unnamed(known[word])
+        for word, name in zip(words, names, strict=True)
+    )
+
+
+def _words(texts: Sequence[str]) -> list[str]:
+    """Descriptions without what all of them begin and end with, such as a tile or a date."""
+    for _ in ("begin", "end"):
+        common = sum(1 for _ in itertools.takewhile(lambda letters: len({*letters}) == 1, zip(*texts, strict=False)))
+        texts = [text[common:][::-1] for text in texts]
+    return [*texts]
+
+
+def _color(text: str) -> str | None:
+    """The band of the one color that a description names among other words, if it does."""
+    named = {_COLORS[word] for word in re.split(r"[\W_\d]+", text.lower()) if word in _COLORS}
+    return named.pop() if len(named) == 1 else None
 
 
 def only_counts(descriptions: Sequence[str], codes: Sequence[str | None]) -> bool:

@@ -88,6 +88,16 @@ def test_a_date_that_is_the_image_and_one_without_the_quality_layer_are_refused(
         read_raster(Product.of(scene, dates=(str(other),)), ["N", "N@1"], quality=clouds)
 
 
+def test_dates_whose_descriptions_are_in_another_order_are_refused(tmp_path: Path) -> None:
+    names = ["x3", "x4", "x8", "SCL"]
+    for date, order in (("0", [0, 1, 2, 3]), ("1", [2, 1, 0, 3])):
+        described = [names[k] for k in order]
+        write_scene(tmp_path / date / "a.tif", np.full((4, 8, 8), 700, np.int16), descriptions=described)
+    scene = Product.of(tmp_path / "0" / "a.tif", dates=(str(tmp_path / "1" / "a.tif"),))
+    with pytest.raises(BandError, match=r"@1 of its `dates` are described as 'x8', 'x4', 'x3', 'SCL', .* 'x3', 'x4'"):
+        read_raster(scene, ["N"], source_bands=[*BANDS[:3], "_"])
+
+
 def test_a_median_of_dates_that_are_tagged_otherwise_is_refused(tmp_path: Path) -> None:
     write_dates(tmp_path)
     with rasterio.open(tmp_path / "1" / "a.tif", "r+") as file:

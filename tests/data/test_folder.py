@@ -1,6 +1,7 @@
 """Folders of GeoTIFFs: what is read, and what is said about broken folders."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,19 @@ def test_images_of_other_bands_are_named(
     write_raster(segmentation_folder / "images" / "a4.tif", values, descriptions=names)
     load_dataset_splits(segments(segmentation_folder, bands=bands))
     assert said in caplog.text and ("unlike the others" in caplog.text) == bool(said)
+
+
+@pytest.mark.parametrize(("last", "refused"), [("2021_x{}", True), ("2021_x{}", False), ("band {}", False)])
+def test_descriptions_in_another_order_are_not_named_by_it(last: str, refused: bool, segmentation_folder: Path) -> None:
+    """Of other files those that are no codes are, too, where nothing says that they are the same bands."""
+    for path in (segmentation_folder / "images").iterdir():
+        other, numbers = path.stem == "a4", (2, 3, 4, 8)
+        text, numbers = (last, numbers[::-1] if refused else numbers) if other else ("2020_x{}", numbers)
+        described = [text.format(number) for number in numbers]
+        write_raster(path, stored_image(int(path.stem[1:])), descriptions=described)
+    told = pytest.raises(DataError, match=r"a4\.tif describes its bands as '2021_x8', .* others as '2020_x2', ")
+    with told if refused else nullcontext():
+        load_dataset_splits(segments(segmentation_folder, source_bands=list(BANDS)))
 
 
 def test_pictures_beside_rasters_are_previews_and_train_alone(class_folder: Callable[..., Path]) -> None:

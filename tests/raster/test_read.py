@@ -1,5 +1,6 @@
 """Rasters in and out: bands by name, windows, validity, georeference, broken files."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,17 @@ def test_bands_that_are_only_counted_have_no_names(tmp_path: Path) -> None:
     write_raster(path, VALUES, descriptions=("T32_B08_10m", "T32_B03_10m", "T32_B04_10m", "T32_B02_10m"))
     with pytest.raises(BandError, match=r"not the standard order .*: give `source_bands`.* \('N', 'G', 'R', 'B'\?\)"):
         read_raster(path, sensor=four)
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"), [("S2 red (median)", True), ("green 10m", False), ("red_green_ratio", False)]
+)
+def test_a_color_in_a_description_is_not_that_of_another_band(text: str, refused: bool, tmp_path: Path) -> None:
+    path = tmp_path / "colors.tif"
+    write_raster(path, VALUES, descriptions=("", text, "", ""))
+    told = pytest.raises(BandError, match=r"band 2 is described as 'S2 red \(median\)' \(= R\) .* calls it 'G'")
+    with told if refused else nullcontext():
+        assert read_raster(path, source_bands=["B", "G", "R", "N"]).bands == BANDS
 
 
 def test_masks_are_pictures_or_rasters(tmp_path: Path) -> None:
