@@ -31,10 +31,9 @@ from deflect_hf.raster.header import (
     off_wavelength,
     only_counts,
 )
-from deflect_hf.raster.products import Product, is_known_product
+from deflect_hf.raster.products import Product, is_known_product, unnamed
 from deflect_hf.raster.quality import Quality, is_quality_layer, quality_layer
 from deflect_hf.raster.read import OpenRaster, Raster, read_mask, read_raster
-from deflect_hf.raster.stack import unnamed
 from deflect_hf.spectral.bands import Sensor, split_date
 from deflect_hf.spectral.selection import match_bands, resolve_bands
 from deflect_hf.spectral.sensors import get_sensor

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rasterio.enums import ColorInterp
+
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.raster import metadata
 from deflect_hf.raster.access import LOCAL, Access, access_to, gdal_name, is_address, is_item
@@ -23,7 +25,7 @@ from deflect_hf.raster.header import BAND, PathLike
 from deflect_hf.raster.local import refuse_remote
 from deflect_hf.raster.metadata import ARCHIVES, Folder
 from deflect_hf.raster.quality import is_quality_layer
-from deflect_hf.raster.stack import Layer, layers_of, stack
+from deflect_hf.raster.stack import Layer, opened_layer, stack
 from deflect_hf.spectral.bands import is_band_number, split_date
 from deflect_hf.spectral.selection import band_or_none
 
@@ -142,6 +144,22 @@ def _stack(layers: Sequence[Layer], where: str, grid: str | float | None, resamp
         if not layer.remote and not layer.file.startswith(tuple(ARCHIVES.values())):
             refuse_remote(layer.file)
     return stack(layers, where, grid, resampling, composite)
+
+
+def unnamed(number: int) -> str:
+    """What a band is called that its file does not describe, counted from 1."""
+    return f"layer {number}"
+
+
+def layers_of(file: str, where: str, remote: bool = False) -> list[Layer]:
+    """The bands of a raster as layers, by their descriptions; ``remote``: at an address."""
+    with opened_layer(file, remote, f"{where}: {file}") as source:
+        named = [text or unnamed(number) for number, text in enumerate(source.descriptions, start=1)]
+        return [
+            Layer(name, file, classes=is_quality_layer(name), band=number, remote=remote)
+            for number, (name, kind) in enumerate(zip(named, source.colorinterp, strict=True), start=1)
+            if kind != ColorInterp.alpha
+        ]
 
 
 def find_layers(product: Product) -> list[Layer] | None:

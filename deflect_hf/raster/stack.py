@@ -16,21 +16,20 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 import rasterio.warp
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
 from deflect_hf.errors import ConfigError, DataError, data_errors, listing
 from deflect_hf.raster.access import LOCAL, SERVERS
 from deflect_hf.raster.header import REFLECTANCE
-from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.spectral.bands import fold, is_reflectance, split_date
 from deflect_hf.spectral.selection import band_or_none
 
 logger = logging.getLogger(__name__)
 
-GDAL_TYPES = {"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32",
-              "int32": "Int32", "float32": "Float32", "float64": "Float64"}  # fmt: skip
+GDAL_TYPES = {"uint8": "Byte"} | {name.lower(): name for name in (
+    "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64", "Float32", "Float64")}  # fmt: skip
 COMPOSITE = {"ns": "DATES"}  # of the tags that say that bands without a date are composites of those with one
 COVERAGE_POINTS = 33  # along each side
 WHOLE = 0.9  # of the points: small chips may be cut half a coarse pixel too short
@@ -93,6 +92,11 @@ class _Header:
     scale: float
     offset: float
 
+    @property
+    def measured(self) -> str:
+        """The type of its values once NaN is where nothing was measured: one that holds all that is stored."""
+        return str(np.result_type(self.dtype, np.float32)) if self.layer.scale is None else "float32"
+
 
 def stack(
     layers: Sequence[Layer], where: str, grid: str | float | None, resampling: str, composite: bool = False
@@ -142,24 +146,9 @@ def _refuse_unlike_dates(headers: Sequence[_Header], where: str) -> None:
             )
 
 
-def unnamed(number: int) -> str:
-    """What a band is called that its file does not describe, counted from 1."""
-    return f"layer {number}"
-
-
-def layers_of(file: str, where: str, remote: bool = False) -> list[Layer]:
-    """The bands of a raster as layers, by their descriptions; ``remote``: at an address."""
-    with _opened(file, remote, f"{where}: {file}") as source:
-        named = [text or unnamed(number) for number, text in enumerate(source.descriptions, start=1)]
-        return [
-            Layer(name, file, classes=is_quality_layer(name), band=number, remote=remote)
-            for number, (name, kind) in enumerate(zip(named, source.colorinterp, strict=True), start=1)
-            if kind != ColorInterp.alpha
-        ]
-
-
 @contextmanager
-def _opened(file: str, remote: bool, what: str) -> Iterator[Any]:
+def opened_layer(file: str, remote: bool, what: str) -> Iterator[Any]:
+    """A file of layers, open for reading; ``remote``: at an address; ``what``: for messages."""
     refused = data_errors(f"{what} cannot be opened", "copy it again.", RasterioError)
     with refused, (SERVERS if remote else LOCAL).opened(file) as source:
         yield source
@@ -168,12 +157,14 @@ def _opened(file: str, remote: bool, what: str) -> Iterator[Any]:
 def _header(layer: Layer, where: str) -> _Header:
     band = (layer.band or 1) - 1
     what = f"{where}: {layer.file}, band {layer.name},"
-    with _opened(layer.file, layer.remote, what) as source:
+    with opened_layer(layer.file, layer.remote, what) as source:
         if source.count != 1 and layer.band is None:
             raise DataError(
                 f"{what} holds {source.count} bands: only files of one band are put together; give a file with all "
                 "bands by itself."
             )
+        if source.dtypes[band] not in GDAL_TYPES:
+            raise DataError(f"{what} holds numbers of type {source.dtypes[band]}: store reflectance as real numbers.")
         flags = source.mask_flag_enums[band]
         masked, tagged = MaskFlags.all_valid not in flags, MaskFlags.nodata in flags
         placed = _Grid(source.crs, source.transform, source.width, source.height)
@@ -246,7 +237,7 @@ def _append_band(root: Any, header: _Header, target: _Grid, resampling: Resampli
         single = _root(header.grid)
         _measured(single, header, *_fills(header, nodata))
         name = ElementTree.tostring(single, encoding="unicode")
-        band = _band(root, layer.name, "float32", math.nan)
+        band = _band(root, layer.name, header.measured, math.nan)
         _source(band, _warped(name, target, resampling, math.nan, where, layer.remote), "SimpleSource", None)
     if layer.scale is not None:
         _text(band, "UnitType", REFLECTANCE)
@@ -285,7 +276,7 @@ def _measured(root: Any, header: _Header, *fills: float) -> Any:
         single = _root(header.grid)
         _measured(single, replace(header, layer=replace(layer, scale=None)), *fills[:-1])
         name, masked = ElementTree.tostring(single, encoding="unicode"), False
-    band = _band(root, layer.name, "float32", math.nan)
+    band = _band(root, layer.name, header.measured, math.nan)
     source = _source(band, name, "ComplexSource", header)
     if layer.scale is not None:
         _text(source, "ScaleOffset", repr(layer.offset))

@@ -349,3 +349,19 @@ def test_values_that_are_no_measurement_are_not_interpolated(
     raster = read_raster(product, [band], sensor=sensor)
     assert raster.valid[0, [0, -1], 0].tolist() == last
     assert last[0] or set(raster.values[raster.valid]) == {900}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64", "uint64", "int32", "uint32"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_numbers_of_32_and_64_bits_keep_their_digits_in_a_stack(dtype: str, step: int, tmp_path: Path) -> None:
+    large = np.array(2**30 + 1 if "32" in dtype else 2**40 + 1, dtype)
+    write_layer(tmp_path / "R.tif", np.full((4 * step, 4 * step), 700, np.uint16), 10 / step, driver="GTiff")
+    write_layer(tmp_path / "N.tif", np.full((4, 4), large), 10, driver="GTiff")
+    assert set(read_raster(tmp_path, ["N", "R"]).values[0].flat) == {large}
+
+
+def test_complex_numbers_in_a_stack_are_refused(tmp_path: Path) -> None:
+    write_layer(tmp_path / "R.tif", np.ones((4, 4), np.uint16), 10, driver="GTiff")
+    write_layer(tmp_path / "N.tif", np.ones((4, 4), np.complex64), 10, driver="GTiff")
+    with pytest.raises(DataError, match=r"N\.tif, band N, holds numbers of type complex64: store .* real numbers"):
+        read_raster(tmp_path, ["R"])
