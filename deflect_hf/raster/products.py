@@ -154,11 +154,16 @@ def unnamed(number: int) -> str:
 def layers_of(file: str, where: str, remote: bool = False) -> list[Layer]:
     """The bands of a raster as layers, by their descriptions; ``remote``: at an address."""
     with opened_layer(file, remote, f"{where}: {file}") as source:
-        named = [text or unnamed(number) for number, text in enumerate(source.descriptions, start=1)]
+        texts, kinds = source.descriptions, source.colorinterp
+        named = [text or unnamed(number) for number, text in enumerate(texts, start=1)]
+        alpha = kinds.index(ColorInterp.alpha) if ColorInterp.alpha in kinds and len(kinds) > 1 else None
+        if alpha is not None and texts[alpha] and (is_band_number(texts[alpha]) or band_or_none(texts[alpha])):
+            alpha = None  # GDAL calls the last of four bands of 8 bits so
+        mask = None if alpha is None else alpha + 1
         return [
-            Layer(name, file, classes=is_quality_layer(name), band=number, remote=remote)
-            for number, (name, kind) in enumerate(zip(named, source.colorinterp, strict=True), start=1)
-            if kind != ColorInterp.alpha
+            Layer(name, file, classes=is_quality_layer(name), band=number, remote=remote, alpha=mask)
+            for number, name in enumerate(named, start=1)
+            if number != mask
         ]
 
 

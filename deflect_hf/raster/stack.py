@@ -50,6 +50,7 @@ class Layer:
         classes: Classes or bits, which are never interpolated.
         band: Where it is in its file, from 1; None: the file holds it alone.
         remote: At an address that the user wrote, or that belongs to one.
+        alpha: The band of its file, from 1, that says where the others were measured.
         fills: What a configuration has for ``nodata`` where ``scale`` is None; None: it says nothing of it.
     """
 
@@ -62,6 +63,7 @@ class Layer:
     classes: bool = False
     band: int | None = None
     remote: bool = False
+    alpha: int | None = None
     fills: tuple[float, ...] | None = None
 
 
@@ -166,7 +168,9 @@ def _header(layer: Layer, where: str) -> _Header:
         if source.dtypes[band] not in GDAL_TYPES:
             raise DataError(f"{what} holds numbers of type {source.dtypes[band]}: store reflectance as real numbers.")
         flags = source.mask_flag_enums[band]
-        masked, tagged = MaskFlags.all_valid not in flags, MaskFlags.nodata in flags
+        # to GDAL the last of two or four bands is a mask, also where it has a name and is none
+        masked = layer.alpha is not None or not {MaskFlags.all_valid, MaskFlags.alpha} & {*flags}
+        tagged = layer.alpha is None and MaskFlags.nodata in flags
         placed = _Grid(source.crs, source.transform, source.width, source.height)
         return _Header(layer, placed, source.dtypes[band], source.block_shapes[band], source.nodatavals[band],
                        masked, tagged, source.scales[band], source.offsets[band])  # fmt: skip
@@ -271,6 +275,12 @@ def _fills(header: _Header, nodata: float | None) -> list[float]:
 def _measured(root: Any, header: _Header, *fills: float) -> Any:
     """A band of the layer's own grid: reflectance where the unit is known, NaN where nothing was measured."""
     layer, name = header.layer, header.layer.file
+    if layer.alpha is not None:  # GDAL makes masks of some alone
+        single = _root(header.grid)
+        _source(_band(single, layer.name, header.dtype, None), name, "SimpleSource", header)
+        mask = ElementTree.SubElement(ElementTree.SubElement(single, "MaskBand"), "VRTRasterBand", dataType="Byte")
+        _source(mask, name, "SimpleSource", replace(header, layer=replace(layer, band=layer.alpha)))
+        name = ElementTree.tostring(single, encoding="unicode")
     masked = header.masked and not (header.tagged and header.nodata in fills)
     if len(fills) > 1 or (fills and masked):  # GDAL looks at one value, and then at no mask
         single = _root(header.grid)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.enums import ColorInterp
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.reading import ReadingArguments
@@ -74,6 +75,23 @@ def test_dates_come_onto_the_grid_of_the_scene(tmp_path: Path) -> None:
     assert raster.values.shape == (2, 8, 8) and set(raster.values[1].flat) == {900} and raster.info.gsd_m == 10
     with pytest.raises(DataError, match=r"gone\.tif is not there"):
         raster_info(Product.of(tmp_path / "new.tif", dates=(str(tmp_path / "gone.tif"),)))
+
+
+@pytest.mark.parametrize("side", [8, 16])
+@pytest.mark.parametrize("last", ["", "N2"])
+def test_the_alpha_band_of_a_date_says_where_that_date_was_measured(last: str, side: int, tmp_path: Path) -> None:
+    for name, pixels, unseen in (("new.tif", 8, 2), ("old.tif", side, side // 2)):
+        values = np.full((5, pixels, pixels), 700, np.uint16)
+        values[0, -1], values[4, :unseen] = 65535, 0
+        placed = {"crs": "EPSG:32632", "transform": (80 / pixels, 0.0, 6e5, 0.0, -80 / pixels, 4.8e6)}
+        write_scene(tmp_path / name, values, nodata=65535, descriptions=["B", *BANDS[:3], last], **placed)
+        with rasterio.open(tmp_path / name, "r+") as file:
+            file.colorinterp = [ColorInterp.gray, *[ColorInterp.undefined] * 3, ColorInterp.alpha]
+    raster = read_raster(Product.of(tmp_path / "new.tif", dates=(str(tmp_path / "old.tif"),)), ["B", "N", "N@1"])
+    unseen = [0, 0, 0] if last else [2, 2, 4]  # a band that has a name is no mask
+    assert raster.valid[1:, :, 0].sum(axis=1).tolist() == [8 - rows for rows in unseen[1:]]
+    assert raster.valid[0, :, 0].tolist() == [row >= unseen[0] and row < 7 for row in range(8)]
+    assert set(raster.values[raster.valid]) == {700}
 
 
 def test_a_date_that_is_the_image_and_one_without_the_quality_layer_are_refused(tmp_path: Path) -> None:

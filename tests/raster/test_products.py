@@ -354,9 +354,9 @@ def test_values_that_are_no_measurement_are_not_interpolated(
 @pytest.mark.parametrize("dtype", ["float64", "int64", "uint64", "int32", "uint32"])
 @pytest.mark.parametrize("step", [1, 2])
 def test_numbers_of_32_and_64_bits_keep_their_digits_in_a_stack(dtype: str, step: int, tmp_path: Path) -> None:
-    large = np.array(2**30 + 1 if "32" in dtype else 2**40 + 1, dtype)
+    large = 2**30 + 1 if "32" in dtype else 2**40 + 1
     write_layer(tmp_path / "R.tif", np.full((4 * step, 4 * step), 700, np.uint16), 10 / step, driver="GTiff")
-    write_layer(tmp_path / "N.tif", np.full((4, 4), large), 10, driver="GTiff")
+    write_layer(tmp_path / "N.tif", np.full((4, 4), large, dtype), 10, driver="GTiff")
     assert set(read_raster(tmp_path, ["N", "R"]).values[0].flat) == {large}
 
 
