@@ -317,7 +317,7 @@ def _calibration(
 ) -> tuple[Factor, Factor]:
     """Scale and offset: the config's, else the file's tags, else the sensor's, else as in training.
 
-    Tags and sensor must not disagree.
+    Tags and sensor must not disagree, but a sensor of the user's own need not say a scale.
 
     Args:
         sources: Where the bands are in the file.
@@ -331,7 +331,8 @@ def _calibration(
                 )
         return 1.0, 0.0
     tagged = set(scales) != {1.0} or set(offsets) != {0.0}
-    explicit = args.scale is not None and args.offset is not None
+    silent = isinstance(args.sensor, Mapping) and not {"scale", "offset"} & {*args.sensor}
+    explicit = silent or (args.scale is not None and args.offset is not None)
     scale: Factor = scales[0] if len(set(scales)) == 1 else scales
     offset: Factor = offsets[0] if len(set(offsets)) == 1 else offsets
     if not tagged and sensor is not None:

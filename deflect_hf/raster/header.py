@@ -82,8 +82,10 @@ class RasterInfo:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the file says that it holds reflectance."""
-        return REFLECTANCE in self.units
+        """Whether the file says that it holds reflectance as it is stored: no tag makes it of the numbers first."""
+        said = zip(self.units, self.scales, self.offsets, strict=False)
+        tags = {(scale, offset) for unit, scale, offset in said if unit == REFLECTANCE}
+        return tags == {(1.0, 0.0)}
 
     def parts(self, position: int) -> list[int]:
         """The bands, counted from 0, whose median a band is: itself alone, unless it is a composite."""

@@ -36,6 +36,27 @@ def test_the_files_scale_tags_are_used_unless_told_otherwise(segmentation_folder
         load_dataset_splits(segments(segmentation_folder, scale=None))
 
 
+@pytest.mark.parametrize("sensor", [None, {"name": "mine", "bands": [*BANDS]}])
+@pytest.mark.parametrize("unit", [None, "reflectance"])
+def test_tags_of_each_band_are_its_scale_whatever_its_unit_says(
+    unit: str | None, sensor: dict[str, Any] | None, segmentation_folder: Path
+) -> None:
+    scales = (1e-4, 2e-4, 1e-4, 5e-5)
+    for path in (segmentation_folder / "images").iterdir():
+        with rasterio.open(path, "r+") as sink:
+            sink.scales = scales
+            if unit is not None:
+                sink.units = [unit] * 4
+    tagged = load_dataset_splits(segments(segmentation_folder, scale=None, sensor=sensor))["train"]
+    assert tagged.processor.scale == list(scales)
+    told = load_dataset_splits(segments(segmentation_folder, scale=1e-4, sensor=sensor))["train"]
+    factors = torch.tensor([1.0, 2.0, 1.0, 0.5])[:, None, None]
+    torch.testing.assert_close(tagged[0]["pixel_values"], told[0]["pixel_values"] * factors)
+    stated = {"name": "mine", "bands": [*BANDS], "scale": 1e-4}
+    with pytest.raises(DataError, match=r"but sensor 'mine' has scale 0\.0001"):
+        load_dataset_splits(segments(segmentation_folder, scale=None, sensor=stated))
+
+
 def test_offset_tags_still_count_where_only_the_scale_is_given(segmentation_folder: Path) -> None:
     train = load_dataset_splits(segments(segmentation_folder, scale=1e-4))["train"]
     with rasterio.open(segmentation_folder / "images" / f"{train.names[-1]}.tif", "r+") as sink:
