@@ -30,6 +30,7 @@ from deflect_hf.spectral.bands import is_band_number, split_date
 from deflect_hf.spectral.selection import band_or_none
 
 LAYER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")
+PICTURES = {"tci", "pvi"}  # of the bands of a Sentinel-2 product, beside them
 ZARR = {"zarr.json", ".zgroup", ".zarray"}  # in the folder of a store
 
 
@@ -221,7 +222,7 @@ def _by_pattern(folder: Folder, pattern: str) -> list[Layer]:
     found: dict[str, str] = {}
     for name in _matches(folder, below.replace(BAND, "*")):
         match = named.fullmatch(name)
-        if match is None:
+        if match is None or match["band"].casefold() in PICTURES:
             continue
         band = match["band"]
         if band in found:

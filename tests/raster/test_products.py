@@ -16,6 +16,7 @@ from deflect_hf.errors import ConfigError, DataError, UnitError
 from deflect_hf.raster.products import Product
 from deflect_hf.raster.quality import quality_layer
 from deflect_hf.raster.read import open_raster, raster_info, read_raster
+from deflect_hf.raster.write import write_raster
 from deflect_hf.spectral.sensors import get_sensor
 from tests.raster.safe import BANDS, IMAGES, NAME, write_l1c, write_layer, write_safe
 
@@ -162,6 +163,14 @@ def test_one_file_per_band_by_pattern_by_mapping_and_by_name(tmp_path: Path) -> 
         raster_info(Product.of(tmp_path, {"N": "*_B8A.tif"}))
     with pytest.raises(DataError, match=r"no file fits '\*-\{band\}.tif'"):
         raster_info(tmp_path / "*-{band}.tif")
+
+
+def test_a_pattern_passes_over_the_picture_of_a_sentinel_2_product(tmp_path: Path) -> None:
+    for band in ("B04", "B08"):
+        write_layer(tmp_path / f"T32_{band}_10m.tif", np.full((8, 8), 700, np.uint16), 10, driver="GTiff")
+    write_raster(tmp_path / "T32_TCI_10m.tif", np.ones((3, 8, 8), np.uint8))
+    for product in (Product.of(tmp_path, "*_{band}_10m.tif"), tmp_path / "*_{band}_10m.tif"):
+        assert raster_info(product).descriptions == ("B04", "B08")
 
 
 def test_files_without_a_unit_keep_their_values_also_on_another_grid(tmp_path: Path) -> None:
