@@ -264,7 +264,8 @@ def _fills(header: _Header, nodata: float | None) -> list[float]:
     """The stored values of a layer that must not be interpolated."""
     layer, plain = header.layer, split_date(header.layer.name)[0]
     if layer.scale is None and layer.fills is not None:
-        return [value for value in {*layer.fills, nodata} if value is not None and not math.isnan(value)]
+        said = dict.fromkeys([*layer.fills, nodata])  # in one order, as a map's parts are known again by it
+        return [value for value in said if value is not None and not math.isnan(value)]
     if nodata is not None or header.masked or header.dtype != "uint16":
         return [] if nodata is None else [nodata]
     # 16 bits of which nothing is said: 0 is no measurement in all products that store reflectance so
