@@ -7,7 +7,6 @@ import csv
 import io
 import logging
 import math
-import os
 import posixpath
 import re
 import unicodedata
@@ -16,10 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deflect_hf.data.splits import SPLIT_OF, SPLITS, by_any_name
+from deflect_hf.data.splits import SPLIT_OF, SPLITS, by_any_name, without_suffix
 from deflect_hf.errors import DataError, data_errors, listing, nearest
-from deflect_hf.raster.arrays import SUFFIX as ARRAY
-from deflect_hf.raster.products import LAYER_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +39,7 @@ def read_table(path: Path) -> tuple[Table, list[str]]:
         raise DataError(f"{path}: the columns {listing(columns)} need a name each, all different.")
     table: Table = {}
     for cells in rows:
-        called = unicodedata.normalize("NFC", cells[0])
-        name, suffix = os.path.splitext(called)
-        name = name if suffix.lower() in (*LAYER_SUFFIXES, ARRAY) else called
+        name = without_suffix(unicodedata.normalize("NFC", cells[0]))
         if name in table:
             raise DataError(f"{path}: {name!r} has two rows, keep one.")
         table[name] = dict(zip(columns, cells[1:], strict=True))

@@ -16,6 +16,8 @@ import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.raster.arrays import SUFFIX as ARRAY
+from deflect_hf.raster.products import LAYER_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +208,12 @@ def read_lines(path: Path) -> list[str]:
     return [unicodedata.normalize("NFC", line.strip()) for line in text.splitlines() if line.strip()]
 
 
+def without_suffix(name: str) -> str:
+    """A name of an image without the ending of a file; ``t_1.5`` has none."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in (*LAYER_SUFFIXES, ".gtif", ARRAY) else name
+
+
 def by_any_name(images: Mapping[str, Path]) -> dict[str, str]:
     """What a list may call each image -> its name: that, without its folders, the path of its file or the end of it.
 
@@ -229,7 +237,7 @@ def read_split_file(path: Path, images: Mapping[str, Path]) -> list[str]:
     names = by_any_name(images)
     paths = [posixpath.normpath(line.replace("\\", "/")) for line in lines]  # ./images/a.tif, images\a.tif
     ids = [
-        next((names[word] for word in (line, line.rsplit(".", 1)[0], path) if word in names), None)
+        next((names[word] for word in (line, without_suffix(line), path) if word in names), None)
         for line, path in zip(lines, paths, strict=True)
     ]
     missing = [line for line, id_ in zip(lines, ids, strict=True) if id_ is None]

@@ -165,6 +165,18 @@ def test_a_line_is_the_path_of_an_image_however_it_is_written(line: str, segment
     assert load_dataset_splits(segments(segmentation_folder, val_fraction=0))["train"].names == ["a0", "ä1"]
 
 
+@pytest.mark.parametrize(("line", "found"), [("a1.png", True), ("a1.GTIF", True), ("a1.5", False), ("a1.v2", False)])
+def test_a_line_may_end_as_another_file_and_is_no_other_image(
+    line: str, found: bool, segmentation_folder: Path
+) -> None:
+    (segmentation_folder / "train.txt").write_text(f"a0\n{line}\n")
+    if found:
+        assert load_dataset_splits(segments(segmentation_folder, val_fraction=0))["train"].names == ["a0", "a1"]
+        return
+    with pytest.raises(DataError, match=rf"1 id\(s\) without an image, first '{line}'"):
+        load_dataset_splits(segments(segmentation_folder))
+
+
 @pytest.mark.parametrize("link", [True, False])
 def test_an_image_of_two_splits_under_two_names_is_told(
     link: bool, segmentation_folder: Path, caplog: pytest.LogCaptureFixture
