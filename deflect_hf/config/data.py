@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
@@ -81,6 +83,8 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Batch = Annotated[int, Field(ge=1, le=2**16)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Size = Annotated[list[int], AfterValidator(_height_and_width)]
+# macOS writes letters with accents in the names of folders as two
+Name = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Chance = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -115,10 +119,10 @@ class PlaceArguments(Arguments):
     labels: UserPath | None = option(
         None, "'scenes': polygons, points or a raster of classes, for scenes that name no labels of their own."
     )
-    attribute: str | None = option(
+    attribute: Name | None = option(
         None, "'scenes': attribute of the polygons or points that holds the class: names of classes, or class_values."
     )
-    background: str | None = option(
+    background: Name | None = option(
         None, "'scenes': class of the ground outside of all polygons. null: it has no label."
     )
     all_touched: bool = option(
@@ -134,7 +138,7 @@ class PlaceArguments(Arguments):
         None, "'scenes': side in km of the blocks that are drawn into splits or folds. null: each scene is one."
     )
     buffer_km: NonNegativeFloat = option(0.0, "'scenes': distance in km between blocks, in which no label counts.")
-    split_column: str | None = option(
+    split_column: Name | None = option(
         None,
         "Says train, val or test: 'scenes': an attribute of the polygons or points; 'folder': a column of label_table, "
         "where an empty cell leaves an image out.",
@@ -170,12 +174,12 @@ class DatasetArguments(ReadingArguments, PlaceArguments):
     resampling: Literal["nearest", "bilinear"] = option(
         "nearest", "'mados': how its 20 and 60 m bands come to 10 m; 'nearest' as published."
     )
-    classes: list[str] | None = option(
+    classes: list[Name] | None = option(
         None,
         "Class names in label order; needed for masks. null: the class folders, in alphabetical order.",
         min_length=2,
     )
-    class_colors: dict[str, Colors] | None = option(
+    class_colors: dict[Name, Colors] | None = option(
         None,
         "Masks that paint the classes: the color of each, or several, [0, 0, 255], '#0000ff' or 'blue'; under '_' "
         "those without a label.",
@@ -185,7 +189,7 @@ class DatasetArguments(ReadingArguments, PlaceArguments):
         "multi_label, regression, a class for each image, split_column: CSV or Parquet below root, first column the "
         "image's name. null: labels.csv.",
     )
-    target: str | None = option(
+    target: Name | None = option(
         None,
         "Column of label_table with the class or the value of an image; name of the value of a regression. null: the "
         "only column, 'value'.",

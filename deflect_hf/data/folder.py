@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -126,7 +127,7 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
     if task != "classification" or _has_images(next(iter(bases.values())), args):
         return _table_labels(args, task, bases)
     of_files = args.files is not None
-    folders = sorted({folder.name for base in bases.values() for folder in class_folders(base, of_files)})
+    folders = sorted({_class_of(folder) for base in bases.values() for folder in class_folders(base, of_files)})
     if not folders:
         raise DataError(
             f"{args.root} holds neither images/ and masks/ nor class folders with GeoTIFFs"
@@ -146,6 +147,10 @@ def _labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Lab
             'if these are no classes, say where images and masks are, `images: "images/*.tif"` and `masks`.'
         )
     return Labels.of(args, task, classes or folders)
+
+
+def _class_of(folder: Path) -> str:
+    return unicodedata.normalize("NFC", folder.name)
 
 
 def _table_labels(args: DatasetArguments, task: str, bases: Mapping[str, Path]) -> Labels:
@@ -174,7 +179,7 @@ def _rows(base: Path, labels: Labels, args: DatasetArguments, split: str) -> lis
     """One row per image of a split: name, image, and mask, label (of classification) or target."""
     if labels.task == "classification" and not _has_images(base, args):
         return [
-            {"name": f"{folder.name}/{name}", "image": str(path), "label": labels.classes.index(folder.name)}
+            {"name": f"{folder.name}/{name}", "image": str(path), "label": labels.classes.index(_class_of(folder))}
             for folder, files in class_folders(base, args.files is not None).items()
             for name, path in by_file_name(files, "images of the same name").items()
         ]

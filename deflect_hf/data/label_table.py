@@ -32,14 +32,15 @@ Table = dict[str, dict[str, str]]  # image -> column -> cell
 def read_table(path: Path) -> tuple[Table, list[str]]:
     """The rows of a table by their first column, an image's name with or without its ending, and the other columns."""
     missing = "write a CSV whose first column is the image's name, or name it by `label_table`."
-    (_, *columns), *rows = table_rows(path, missing)
+    written = table_rows(path, missing)
+    (_, *columns), *rows = [[unicodedata.normalize("NFC", cell) for cell in row] for row in written]
     if not rows or not columns:
         raise DataError(f"{path} has no labels: write a line of column names, then one line per image: name, labels.")
     if len(set(columns)) < len(columns) or "" in columns:
         raise DataError(f"{path}: the columns {listing(columns)} need a name each, all different.")
     table: Table = {}
     for cells in rows:
-        name = without_suffix(unicodedata.normalize("NFC", cells[0]))
+        name = without_suffix(cells[0])
         if name in table:
             raise DataError(f"{path}: {name!r} has two rows, keep one.")
         table[name] = dict(zip(columns, cells[1:], strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,8 @@ def check_classes(model: nn.Module, images: ImageDataset, folder: Path) -> None:
     if task != images.task:
         raise DataError(f"{folder} was trained for {task}, but the labels are for {images.task}: give dataset.task")
     trained = [config.id2label[k] for k in range(config.num_labels)]
-    if trained != images.classes:
+    same = [[unicodedata.normalize("NFC", name) for name in names] for names in (trained, images.classes)]
+    if same[0] != same[1]:
         raise DataError(
             f"{folder} was trained on the classes {listing(trained)}, but the data set has {listing(images.classes)}: "
             "give the same dataset.classes in the same order (dataset.target of a regression)"

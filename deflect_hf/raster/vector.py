@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,18 +54,24 @@ class Features:
     columns: Mapping[str, Array]  # (n,) values of each attribute
 
     def column(self, name: str, key: str) -> Array:
-        """The values of an attribute that the configuration names in ``key``."""
-        if name not in self.columns:
+        """The values of an attribute that the configuration names in ``key``, text composed as names of classes are."""
+        columns = {_composed(one): values for one, values in self.columns.items()}
+        if name not in columns:
             raise DataError(
-                f"{self.path} has no attribute {name!r}, only {listing(self.columns)}: correct `{key}`."
-                f"{nearest(name, self.columns)}"
+                f"{self.path} has no attribute {name!r}, only {listing(columns)}: correct `{key}`."
+                f"{nearest(name, columns)}"
             )
-        return self.columns[name]
+        values = columns[name]
+        return np.frompyfunc(_composed, 1, 1)(values) if values.dtype.kind == "O" else values
 
     def chosen(self, which: Array) -> Features:
         """Some of them."""
         columns = {name: values[which] for name, values in self.columns.items()}
         return Features(self.path, self.crs, self.geometries[which], columns)
+
+
+def _composed(value: Any) -> Any:
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 def read_features(path: str | Path, layer: str | None = None) -> Features:

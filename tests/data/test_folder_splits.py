@@ -190,6 +190,15 @@ def test_an_image_of_two_splits_under_two_names_is_told(
     assert "1 image(s) of the test split are those of the train split, byte for byte: a9.tif (= a0.tif)" in caplog.text
 
 
+def test_class_folders_are_named_as_macos_writes_letters_or_as_others_do(class_folder: Callable[..., Path]) -> None:
+    root = class_folder(**{"fore\N{COMBINING CIRCUMFLEX ACCENT}t": 4, "river": 4})
+    for classes in (["river", "forêt"], ["river", "fore\N{COMBINING CIRCUMFLEX ACCENT}t"]):
+        splits = load_dataset_splits(scenes(root, classes=classes))
+        assert splits["train"].classes == ["river", "forêt"]
+        assert {row["label"] for row in splits["train"].table if "river" not in row["name"]} == {1}
+    assert load_dataset_splits(scenes(root))["train"].classes == ["forêt", "river"]
+
+
 @pytest.mark.parametrize("name", ["lake/2020/a.tif", "lake/a.png"])
 def test_a_folder_that_is_no_class_beside_classes_is_told(
     name: str, class_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture

@@ -31,6 +31,13 @@ def test_classes_as_columns_and_as_a_list(tmp_path: Path) -> None:
     assert [class_labels(row, ["sea", "marsh"], "here") for row in table.values()] == [[1.0, 1.0], [0.0, 0.0]]
 
 
+def test_names_are_composed_as_macos_does_not_write_them(tmp_path: Path) -> None:
+    table, columns = read_table(
+        write(tmp_path / "a.csv", "name,fore\N{COMBINING CIRCUMFLEX ACCENT}t,kind", "a,1,e\u0301")
+    )
+    assert (columns, table) == (["forêt", "kind"], {"a": {"forêt": "1", "kind": "é"}})
+
+
 def test_semicolons_or_tabs_between_the_cells_and_programs_words_for_empty_ones(tmp_path: Path) -> None:
     table, columns = read_table(
         write(tmp_path / "a.csv", "name;class;height", 'one.tif;"sea;marsh";1.5', "two;land;NA")

@@ -157,6 +157,13 @@ def test_dates_are_classes_as_they_are_written(tmp_path: Path) -> None:
     assert labelled.tolist() == [[True, False, True]] and values[labelled].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("values", [["ma\u0301r", None], ["már", None]])
+def test_names_are_classes_however_their_letters_are_composed(tmp_path: Path, values: list[str | None]) -> None:
+    path = write(tmp_path / "labels.gpkg", [shapely.box(k, 0, k + 1, 1) for k in range(2)], values)
+    stored, labelled = shapes_of(path, ("grass", "már")).burn((0, 0, 1, 2))
+    assert labelled.tolist() == [[True, False]] and stored[0, 0] == 1
+
+
 def test_real_polygons_are_the_raster_that_was_made_of_them(shared_data: Path) -> None:
     folder = shared_data / "workflow" / "le7_etm"
     if not folder.is_dir():
