@@ -26,6 +26,7 @@ BETWEEN = (",", ";", "\t")  # cells, by the names of the columns; spreadsheets o
 SEPARATOR = ";"
 EMPTY = ("nan", "na", "n/a", "<na>", "null")  # what programs write for an empty cell
 LIST = "labels"  # the column of a list of classes
+YES_NO = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}  # pandas writes True and False
 Table = dict[str, dict[str, str]]  # image -> column -> cell
 
 
@@ -202,11 +203,16 @@ def class_labels(cells: dict[str, str], classes: Sequence[str], where: str) -> l
             f"{where}: there is no column {missing[0]!r}, only {listing(cells)}: give a column of 0 and 1 for each "
             f"class, or one column {LIST!r} with the names of an image's classes, separated by {SEPARATOR!r}."
         )
-    values = [number_of(cells[name], f"{where}, column {name!r}") for name in classes]
+    values = [_yes_or_no(cells[name], f"{where}, column {name!r}") for name in classes]
     wrong = [value for value in values if value not in (0.0, 1.0) and not math.isnan(value)]
     if wrong:
         raise DataError(f"{where} holds {wrong[0]:g}: write 1 for a class that the image shows, 0 for others.")
     return values
+
+
+def _yes_or_no(cell: str, where: str) -> float:
+    said = YES_NO.get(cell.casefold())
+    return number_of(cell, where) if said is None else said
 
 
 def number_of(cell: str, where: str) -> float:

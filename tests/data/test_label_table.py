@@ -26,6 +26,8 @@ def test_classes_as_columns_and_as_a_list(tmp_path: Path) -> None:
     assert class_names(table, columns) == ["sea", "marsh"] and list(table) == ["one", "two.v2"]
     assert class_labels(table["one"], ["marsh", "sea"], "here") == [0.0, 1.0]
     assert math.isnan(class_labels(table["two.v2"], ["sea"], "here")[0])
+    table, columns = read_table(write(tmp_path / "c.csv", "name,sea,marsh", "one,True,FALSE"))
+    assert class_labels(table["one"], columns, "here") == [1.0, 0.0]
     table, columns = read_table(write(tmp_path / "b.csv", "name,labels", "one,sea; marsh", "two,"))
     assert class_names(table, columns) == ["marsh", "sea"]
     assert [class_labels(row, ["sea", "marsh"], "here") for row in table.values()] == [[1.0, 1.0], [0.0, 0.0]]
