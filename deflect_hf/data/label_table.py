@@ -152,8 +152,8 @@ def splits_of(
 
 
 def class_names(table: Table, columns: Sequence[str]) -> list[str]:
-    """The classes of a table: those of its lists, else its columns."""
-    if list(columns) != [LIST]:
+    """The classes of a table: those of its lists, whatever stands beside them, else its columns."""
+    if LIST not in columns or (len(columns) > 1 and all(_is_number(row[LIST]) for row in table.values())):
         return list(columns)
     found = {name for row in table.values() for name in _listed(row[LIST])}
     several = any(len(_listed(row[LIST])) > 1 for row in table.values())
@@ -196,6 +196,12 @@ def class_labels(cells: dict[str, str], classes: Sequence[str], where: str) -> l
         unknown = [name for name in found if name not in classes]
         if unknown:
             raise DataError(f"{where}: {unknown[0]!r} is none of {listing(classes)}.{nearest(unknown[0], classes)}")
+        for name in classes:
+            if YES_NO.get(cells.get(name, "").casefold(), name in found) != (name in found):
+                raise DataError(
+                    f"{where}: the column {LIST!r} holds {cells[LIST]!r}, but the column {name!r} {cells[name]!r}: "
+                    "correct one of them, or take it away."
+                )
         return [float(name in found) for name in classes]
     missing = [name for name in classes if name not in cells]
     if missing:
@@ -208,6 +214,13 @@ def class_labels(cells: dict[str, str], classes: Sequence[str], where: str) -> l
     if wrong:
         raise DataError(f"{where} holds {wrong[0]:g}: write 1 for a class that the image shows, 0 for others.")
     return values
+
+
+def _is_number(cell: str) -> bool:
+    with contextlib.suppress(DataError):
+        _yes_or_no(cell, LIST)
+        return True
+    return False
 
 
 def _yes_or_no(cell: str, where: str) -> float:

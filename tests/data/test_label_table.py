@@ -33,6 +33,17 @@ def test_classes_as_columns_and_as_a_list(tmp_path: Path) -> None:
     assert [class_labels(row, ["sea", "marsh"], "here") for row in table.values()] == [[1.0, 1.0], [0.0, 0.0]]
 
 
+def test_a_list_of_classes_stands_beside_other_columns(tmp_path: Path) -> None:
+    table, columns = read_table(write(tmp_path / "a.csv", "name,label,labels", "one,x,sea;marsh", "two,y,"))
+    assert class_names(table, columns) == ["marsh", "sea"]
+    table, columns = read_table(write(tmp_path / "b.csv", "name,sea,labels", "one,1,0", "two,0,True"))
+    assert class_names(table, columns) == ["sea", "labels"]  # which is a class here
+    table, _ = read_table(write(tmp_path / "c.csv", "name,sea,marsh,labels", "one,1,0,sea", "two,0,1,"))
+    assert class_labels(table["one"], ["sea", "marsh"], "here") == [1.0, 0.0]
+    with pytest.raises(DataError, match="here: the column 'labels' holds '', but the column 'marsh' '1': correct"):
+        class_labels(table["two"], ["sea", "marsh"], "here")
+
+
 def test_names_are_composed_as_macos_does_not_write_them(tmp_path: Path) -> None:
     table, columns = read_table(
         write(tmp_path / "a.csv", "name,fore\N{COMBINING CIRCUMFLEX ACCENT}t,kind", "a,1,e\u0301")
