@@ -157,8 +157,8 @@ def _info(source: Any, path: PathLike | OpenRaster) -> RasterInfo:
 def _lossy(source: Any) -> str:
     """What changes the values of a file as it stores them, ``""`` if nothing does."""
     tags = source.tags(ns="IMAGE_STRUCTURE")
-    compression = tags.get("COMPRESSION", source.driver)
-    if source.driver == "JPEG" or "JPEG" in compression.replace("JPEG2000", ""):
+    compression = tags.get("COMPRESSION", source.driver.replace("JP2OpenJPEG", "JPEG2000"))
+    if "JPEG" in compression.replace("JPEG2000", ""):
         return "JPEG"
     changed = tags.get("COMPRESSION_REVERSIBILITY") == "LOSSY" or float(tags.get("MAX_Z_ERROR", 0)) >= 1
     return f"lossy {compression}" if changed else ""

@@ -134,6 +134,14 @@ def test_labels_are_those_on_the_ground_or_refused(tmp_path: Path) -> None:
 def test_masks_that_lost_their_values_are_refused(tmp_path: Path) -> None:
     write_raster(tmp_path / "image.tif", np.ones((1, 16, 16), dtype=np.uint8))
     profile = {"dtype": "uint8", "count": 1, "height": 16, "width": 16}
+    wavelets = {"driver": "JP2OpenJPEG", "QUALITY": "100"}  # without loss where reversible
+    with rasterio.open(tmp_path / "a.jp2", "w", **profile, **wavelets, REVERSIBLE="YES") as sink:
+        sink.write(np.eye(16, dtype=np.uint8)[None])
+    assert (read_mask(tmp_path / "a.jp2").values[0] == np.eye(16)).all()
+    with rasterio.open(tmp_path / "b.jp2", "w", **profile, **wavelets, REVERSIBLE="NO") as sink:
+        sink.write(np.eye(16, dtype=np.uint8)[None])
+    with pytest.raises(DataError, match=r"b\.jp2 is stored as lossy JPEG2000, which changes class values"):
+        read_mask(tmp_path / "b.jp2")
     for name, how in (("a.png", {"driver": "JPEG"}), ("a.tif", {"driver": "GTiff", "compress": "jpeg"})):
         with rasterio.open(tmp_path / name, "w", **profile, **how) as sink:
             sink.write(np.eye(16, dtype=np.uint8)[None])
