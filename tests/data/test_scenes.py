@@ -188,6 +188,20 @@ def test_ground_without_polygons_can_be_a_class(scenes: Callable[..., dict[str, 
     assert np.bincount(labels[labels >= 0]).tolist() == [SIDE * SIDE - 216, 108, 108]
 
 
+def test_a_scene_without_polygons_is_background_and_told(
+    scenes: Callable[..., dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = [{"image": f"{name}.tif", "labels": "one.geojson", "split": split}
+              for name, split in (("one", "train"), ("far", "val"))]  # fmt: skip
+    splits = load(scenes(scenes=listed, background="field", block_km=None))
+    assert all(bool((example["labels"] == 0).all()) for example in splits["val"])
+    assert sum(int((example["labels"] >= 0).sum()) for example in splits["val"]) == SIDE * SIDE
+    assert "no polygon lies on 1 of 2 scenes, such as" in caplog.text and "far.tif: all of it is 'field'" in caplog.text
+    for one in (listed, listed[1:]):
+        with pytest.raises(DataError, match=r"one\.geojson: none of its 6 features lies on .*far\.tif"):
+            load(scenes(scenes=one, background=None if len(one) > 1 else "field", block_km=None))
+
+
 def test_folds_go_through_all_blocks(scenes: Callable[..., dict[str, Any]]) -> None:
     tested = [{row["name"] for row in load(scenes(num_folds=3, fold=fold))["test"].table} for fold in range(3)]
     assert len(set.union(*tested)) == sum(map(len, tested)) > 6

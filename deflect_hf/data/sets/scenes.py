@@ -95,6 +95,7 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     if len(values) != len(classes):
         raise ConfigError(f"class_values has {len(values)} values for the classes {listing(classes)}: one value each.")
     labels = [scene_labels(entry, info, args, meaning) for entry, info in zip(entries, infos, strict=True)]
+    _report_bare(entries, labels, args)
     info = typical(infos)
     gsd_m = args.gsd_m if args.gsd_m is not None else ground_m(info)
     reader, processor = settle_reader(args.replace(gsd_m=gsd_m), info, trained, height=args.window)
@@ -227,11 +228,6 @@ def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning
             *(entry.labels, len(bare.geometries), len(found.geometries), attribute),
         )
     everything = on_grid(features, values, info)
-    if not len(everything.geometries):
-        raise DataError(
-            f"{entry.labels}: none of its {len(values)} features lies on {entry.image}: give the labels of this scene, "
-            "or correct the reference system of the file."
-        )
     pairs = everything.overlaps()
     if pairs:
         logger.warning(
@@ -246,6 +242,24 @@ def scene_labels(entry: Entry, info: RasterInfo, args: DatasetArguments, meaning
     if background is not None and len(bare.geometries):
         unknown = on_grid(bare, np.zeros(len(bare.geometries), np.int64), info)
     return ShapeLabels(entry.labels, shapes, args.all_touched, background, unknown)
+
+
+def _report_bare(entries: Sequence[Entry], labels: Sequence[SceneLabels], args: DatasetArguments) -> None:
+    """Refuse scenes on which no polygon lies, or log them where they are background beside others."""
+    shapes = [one.shapes.values() if isinstance(one, ShapeLabels) else None for one in labels]
+    bare = [entry for entry, parts in zip(entries, shapes, strict=True)
+            if parts is not None and not any(len(part.geometries) for part in parts)]  # fmt: skip
+    if bare and (args.background is None or len(bare) == len(entries)):
+        count = len(read_once(bare[0].labels, bare[0].layer).geometries)
+        raise DataError(
+            f"{bare[0].labels}: none of its {count} features lies on {bare[0].image}: give the labels of this scene, "
+            "or correct the reference system of the file."
+        )
+    if bare:
+        logger.warning(
+            "no polygon lies on %d of %d scenes, such as %s: all of it is %r",
+            len(bare), len(entries), bare[0].image, args.background,
+        )  # fmt: skip
 
 
 def _by_split(features: Features, values: Any, info: RasterInfo, column: str) -> dict[str, Any]:
