@@ -8,7 +8,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,12 +191,19 @@ def called(root: Path, split: str, kind: Callable[[Path], bool], suffix: str = "
         DataError: There are several, of which one would be left out.
     """
     words = {word + suffix for word in SPLIT_WORDS[split]}
-    found = sorted(path for path in root.glob("*") if path.name.casefold() in words and kind(path))
+    found = _called(root, words, kind)
+    if split == "val" and not found and _called(root, {word + suffix for word in SPLIT_WORDS["train"]}, kind):
+        for path in _called(root, {f"dev{suffix}"}, kind):
+            logger.warning("%s is not read: if it is the validation split, call it val%s", path, suffix)
     if suffix and root / f"{split}{suffix}" in found:  # beside train.txt, training.txt may be anything
         return root / f"{split}{suffix}"
     if len(found) > 1:
         raise DataError(f"{root} has {listing(path.name for path in found)} for the {split} split: keep one of them.")
     return found[0] if found else None
+
+
+def _called(root: Path, words: Collection[str], kind: Callable[[Path], bool]) -> list[Path]:
+    return sorted(path for path in root.glob("*") if path.name.casefold() in words and kind(path))
 
 
 def read_lines(path: Path) -> list[str]:

@@ -46,14 +46,18 @@ def test_random_splits_are_disjoint_complete_and_repeatable(segmentation_folder:
     assert [len(names) for names in first.values()] == [6, 2, 2]
 
 
-def test_subfolders_named_after_splits_are_splits(class_folder: Callable[..., Path]) -> None:
+def test_subfolders_named_after_splits_are_splits(
+    class_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     root = class_folder(forest=3, river=3)
     for split in ("train", "test"):
         for name in ("forest", "river"):
             for path in list((root / name).glob("*_[01].tif" if split == "train" else "*_2.tif")):
                 (root / split / name).mkdir(parents=True, exist_ok=True)
                 path.rename(root / split / name / path.name)
+    (root / "dev" / "forest").mkdir(parents=True)
     splits = load_dataset_splits(scenes(root, val_fraction=0.0))
+    assert "classes/dev is not read: if it is the validation split, call it val\n" in caplog.text
     assert splits["train"].names == ["forest/forest_0", "forest/forest_1", "river/river_0", "river/river_1"]
     assert splits["test"].names == ["forest/forest_2", "river/river_2"]
     assert set(splits) == {"train", "test"}

@@ -19,8 +19,13 @@ from tests.data.test_folder import segments
 from tests.training.test_build import configured
 
 
-def listed(name: str) -> Callable[[Path], object]:
-    return lambda root: ((root / name).parent.mkdir(exist_ok=True), (root / name).write_text("a0\na1\n"))
+def listed(*names: str) -> Callable[[Path], object]:
+    def change(root: Path) -> None:
+        for name in names:
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text("a0\na1\n")
+
+    return change
 
 
 def moved(name: str) -> Callable[[Path], object]:
@@ -43,6 +48,7 @@ def tagged(*numbers: int) -> Callable[[Path], object]:
         (listed("train.csv"), "'train.csv' look like lists of splits, and are not read: name them by `train_split`"),
         (listed("splits/val_ids.txt"), "'splits/val_ids.txt' look like lists"),
         (listed("constrained.txt"), ""),
+        (listed("train.txt", "dev.txt"), "dev.txt is not read: if it is the validation split, call it val.txt"),
         (moved("deep/a9.tif"), "1 image(s) in folders below, such as deep/a9.tif, are not read"),
         (moved("a9.png"), "1 of 10 masks have no image, such as a9.tif"),
         (tagged(*range(9)), "no measurement is not tagged in 1 of 10 images, unlike 0 in the others: a9.tif"),
