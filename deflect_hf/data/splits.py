@@ -50,8 +50,9 @@ def split_indices(
             val = members[len(test) : len(test) + _share(len(members), args.val_fraction, len(test))]
         else:
             if len(members) < args.num_folds:
+                which = "The data set" if stratum is None else f"Class {stratum!r}"
                 raise DataError(
-                    f"Class {stratum!r} has {len(members)} image(s), too few for num_folds={args.num_folds}: "
+                    f"{which} has {len(members)} image(s), too few for num_folds={args.num_folds}: "
                     f"lower num_folds or add images."
                 )
             test = members[(args.fold - dealt) % args.num_folds :: args.num_folds]

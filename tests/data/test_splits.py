@@ -92,6 +92,11 @@ def test_too_few_places_are_refused() -> None:
         split_indices([None] * 9, DatasetArguments(**PLACES), [0] * 5 + [1] * 4)
 
 
+def test_too_few_images_for_the_folds_are_refused() -> None:
+    with pytest.raises(DataError, match=r"The data set has 3 image\(s\), too few for num_folds=5"):
+        split_indices([None] * 3, DatasetArguments(num_folds=5))
+
+
 def test_a_place_that_holds_most_images_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     split_indices([None] * 9, DatasetArguments(**PLACES), [0] * 4 + [1, 1, 2, 3, 4])
     assert not caplog.text
