@@ -1,7 +1,6 @@
 """What a published model's configurations say, checked before anything is built of them.
 
-They may come from anybody. A local folder that the user trained passes the same checks, except that its encoder may
-lie on this machine.
+They may come from anybody. What the user of this machine trained may be all that transformers and PEFT take.
 """
 
 from __future__ import annotations
@@ -29,6 +28,9 @@ from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import CheckpointError, DeflectError, listing
 from deflect_hf.hub import safety
 from deflect_hf.hub.client import check_repo_id
+from deflect_hf.methods import method_options
+from deflect_hf.methods.adaptation import PeftMethod
+from deflect_hf.models.encoders import encoder_config
 from deflect_hf.models.loading import ENCODERS
 from deflect_hf.models.rivals import PixelNetConfig, UNetConfig
 from deflect_hf.tuners.deflect import DeflectConfig
@@ -56,6 +58,23 @@ MODULE_NAMES = ("target_modules", "exclude_modules", "layers_pattern", "modules_
 # Text and lists that a method needs; every other entry is a number, a switch, or as the method's defaults have it.
 FREE_KEYS = (*MODULE_NAMES, "layers_to_transform", "base_model_name_or_path", "revision", "peft_type", "peft_version",
              "auto_mapping")  # fmt: skip
+
+
+def check_own(folder: Path) -> RunArguments:
+    """The configuration of a trained model on this machine, which no code from the Hub is run for (CheckpointError)."""
+    path = folder / "config.json"
+    encoder = safety.read_json(path).get("encoder_config")
+    _refuse_kernels(path, encoder if isinstance(encoder, dict) else {}, "encoder_config.")
+    return checkpoints.read_config(folder)
+
+
+def check_plan(config: RunArguments) -> None:
+    """Refuse (CheckpointError) a run whose model nobody else could load afterwards."""
+    encoder = encoder_config(config.encoder)
+    check_encoder(Path("encoder"), encoder.to_dict())
+    options = method_options(config.finetune, config.method)
+    if isinstance(options, PeftMethod):
+        _check_fields(Path("method"), options.fields, options._schema, encoder.hidden_size)
 
 
 def check_folder(folder: Path, *, published: bool) -> RunArguments:
@@ -119,12 +138,18 @@ def _check_source(path: Path, key: str, entries: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: the revision {revision!r:.100} is no branch, tag or commit.")
 
 
+def _refuse_kernels(path: Path, entries: Mapping[str, Any], prefix: str) -> None:
+    """Refuse an attention that may name a kernel on the Hub, which would be downloaded and run (CheckpointError)."""
+    for key, value in entries.items():
+        if value and key.lstrip("_").startswith(("attn_implementation", "experts_impl")):
+            raise CheckpointError(safety.needs_code(path, prefix + key))
+
+
 def check_encoder(path: Path, entries: Mapping[str, Any], prefix: str = "") -> None:
     """Refuse (CheckpointError) an encoder's configuration that needs foreign code, or is larger than any there is."""
+    _refuse_kernels(path, entries, prefix)
     for key in entries:
-        # attn_implementation may name a kernel on the Hub, which would be downloaded and run
-        kernel = key.lstrip("_").startswith(("attn_implementation", "experts_impl")) and entries[key]
-        if kernel or key in safety.CODE_KEYS:
+        if key in safety.CODE_KEYS:
             raise CheckpointError(safety.needs_code(path, prefix + key))
     kind = entries.get("model_type")
     if kind not in KNOWN:
@@ -194,6 +219,12 @@ def check_adapter(path: Path, width: int) -> dict[str, Any]:
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if mapping is not None and not (isinstance(library, str) and LIBRARIES.fullmatch(library)):
         raise CheckpointError(safety.needs_code(path, "auto_mapping"))
+    _check_fields(path, entries, schema, width)
+    return entries
+
+
+def _check_fields(path: Path, entries: Mapping[str, Any], schema: type[PeftConfig], width: int) -> None:
+    """What the fields of a method's configuration may be."""
     for key, value, _ in safety.walk(entries):
         if key.partition(".")[0] not in ("base_model_name_or_path", "formulas") and safety.is_path(value):
             raise CheckpointError(f"{path}: {key} is {value!r:.80}: a path of some machine has no place here.")
@@ -205,7 +236,6 @@ def check_adapter(path: Path, width: int) -> dict[str, Any]:
         _check_deflect(path, entries)
     else:
         _check_method(path, entries, schema)
-    return entries
 
 
 def _check_number(path: Path, key: str, value: int, schema: type[PeftConfig], width: int) -> None:

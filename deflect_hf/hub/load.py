@@ -11,7 +11,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, HubError
 from deflect_hf.files import REPLACED
 from deflect_hf.hub import safety
-from deflect_hf.hub.check import check_configs, check_encoder, check_encoder_weights, check_folder, check_weights
+from deflect_hf.hub.check import check_configs, check_encoder, check_encoder_weights, check_own, check_weights
 from deflect_hf.hub.client import Hub, check_repo_id
 from deflect_hf.inference.predictor import Predictor
 
@@ -42,7 +42,7 @@ def load_predictor(
 
     Raises:
         HubError: a repository, revision or file cannot be had, or arrived broken.
-        CheckpointError: it is no trained model, or one that is not safe to load; the message says why.
+        CheckpointError: it is no trained model, or one from the Hub that is not safe to load; the message says why.
 
     Example:
         >>> import deflect_hf
@@ -65,7 +65,7 @@ def load_predictor(
         raise ConfigError(f"revision={revision!r} is for the Hub, but {name_or_path} is a folder on this machine.")
 
     def load(found: Path) -> Predictor:
-        config = loaded if published else check_folder(found, published=False)
+        config = loaded if published else check_own(found)
         source = encoder_folder(hub, found, config, encoder=encoder, published=published)
         return Predictor.from_result(found, config, encoder=source, device=device)
 
@@ -90,9 +90,18 @@ def pull(hub: Hub, repo_id: str, revision: str | None = None) -> tuple[Path, Run
     return folder, config
 
 
-def pull_encoder(hub: Hub, repo_id: str, revision: str | None) -> Path:
-    """An encoder's files in the cache, checked like a trained model's (HubError, CheckpointError)."""
+def pull_encoder(hub: Hub, repo_id: str, revision: str | None, *, published: bool = True) -> Path:
+    """An encoder's files in the cache, checked like a trained model's (HubError, CheckpointError).
+
+    The one that a run of this machine was trained on (not ``published``) is loaded by the rules that training has.
+    """
     check_repo_id(repo_id)
+    if not published:
+        sizes: dict[str, int] = {}
+        hub.fetch(repo_id, revision, ["config.json"], lambda _, found: sizes.update(found))
+        whole = any(name in sizes for name in safety.MODEL_WEIGHTS[:2])
+        files = safety.ENCODER_FILES if whole else ["config.json", "pytorch_model*"]
+        return hub.fetch(repo_id, revision, files, lambda where, found: None)
     first = safety.ENCODER_FILES if hub.offline else ["config.json"]
     folder = hub.fetch(repo_id, revision, first, safety.check_encoder_listing)
     check_encoder(folder / "config.json", safety.read_json(folder / "config.json"))
@@ -116,9 +125,10 @@ def encoder_folder(
             raise ConfigError(f"encoder={str(encoder)!r}: {folder} was trained with --finetune full, it holds its own.")
         return None
     if encoder is not None:
-        return str(encoder) if Path(encoder).is_dir() else str(pull_encoder(hub, str(encoder), None))
+        given = str(encoder)
+        return given if Path(given).is_dir() else str(pull_encoder(hub, given, None, published=published))
     source = checkpoints.encoder_source(folder, config)
     # a name that came from the Hub is a name there, whatever folders this machine has
     if config.encoder.name_or_path is None or (not published and Path(source).is_dir()):
         return source
-    return str(pull_encoder(hub, source, config.encoder.revision))
+    return str(pull_encoder(hub, source, config.encoder.revision, published=published))

@@ -8,6 +8,8 @@ import re
 import shlex
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,12 +19,12 @@ from huggingface_hub.utils import filter_repo_objects
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.config.run import RunArguments
-from deflect_hf.errors import ConfigError, HubError
+from deflect_hf.errors import CheckpointError, ConfigError, HubError
 from deflect_hf.hub.card import write_card
-from deflect_hf.hub.check import check_folder
+from deflect_hf.hub.check import check_encoder, check_folder, check_plan
 from deflect_hf.hub.client import LOG_IN, Hub, as_hub_error, check_repo_id, file_hash
 from deflect_hf.hub.picture import draw_prediction
-from deflect_hf.hub.safety import TRAINED_FILES, check_encoder_listing
+from deflect_hf.hub.safety import TRAINED_FILES, check_encoder_listing, read_json
 from deflect_hf.hub.sanitize import CARD, PICTURE, Base, refuse_leaks, stage
 from deflect_hf.training.loop import Publish
 
@@ -88,6 +90,12 @@ class Destination:
         if self.hub.offline:
             raise HubError(f"{self.repo_id}: nothing can be pushed while HF_HUB_OFFLINE is set: unset it.")
         base = self.find_base(config, folder)
+        with _loadable_by_others():
+            if base.name is not None and config.finetune != "full":
+                path = self.hub.fetch(base.name, base.commit, ["config.json"], check_encoder_listing) / "config.json"
+                check_encoder(path, read_json(path))
+            if folder is None:
+                check_plan(config)
         self.make_repository()
         return base
 
@@ -160,7 +168,8 @@ class Destination:
                 stage(found, staged, config, base, picture=picture)
                 write_card(staged, repo_id=self.repo_id, revision=self.branch, license=base.license)
                 refuse_leaks(staged, config, found)
-                check_folder(staged, published=True)
+                with _loadable_by_others():
+                    check_folder(staged, published=True)
 
             checkpoints.while_whole(folder, copy)
             paths = sorted(path for path in staged.rglob("*") if path.is_file())
@@ -185,6 +194,17 @@ class Destination:
         words += ["--base_model_id", self.base_model_id] if self.base_model_id is not None else []
         words += [] if picture else ["--picture", "false"]
         return shlex.join(words)
+
+
+@contextmanager
+def _loadable_by_others() -> Iterator[None]:
+    """What would be refused when it is pulled is not pushed (HubError)."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise HubError(
+            f"Nobody else could load this model from the Hub, only this machine from its folder: {error}"
+        ) from error
 
 
 def _on_the_hub(hub: Hub, name: str, revision: str | None) -> Base:

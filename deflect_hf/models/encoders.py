@@ -72,12 +72,16 @@ def random_encoder(arguments: EncoderArguments) -> PreTrainedModel:
     return adopt_encoder(model)
 
 
+def encoder_config(arguments: EncoderArguments) -> PreTrainedConfig:
+    """The configuration of the encoder that is loaded, or drawn at random."""
+    if arguments.name_or_path is None:
+        return random_config(arguments)
+    return load_encoder_config(arguments.name_or_path, revision=arguments.revision)
+
+
 def pretraining_size(arguments: EncoderArguments) -> list[int]:
     """[height, width] in pixels of the encoder's pretraining images, rounded down to whole patches (ConfigError)."""
-    if arguments.name_or_path is None:
-        config = random_config(arguments)
-    else:
-        config = load_encoder_config(arguments.name_or_path, revision=arguments.revision)
+    config = encoder_config(arguments)
     image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     if not image or not patch:
         raise ConfigError(

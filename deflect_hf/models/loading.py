@@ -32,8 +32,9 @@ def _encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
     """Arguments of a model's class for one without pooler: no head reads it, and many checkpoints lack its weights."""
-    if config.model_type == "siglip_vision_model":
-        config.vision_use_head = False  # it pools by attention
+    for name in ("vision_use_head", "use_head"):  # SigLIP and AIMv2 pool by attention
+        if hasattr(config, name):
+            setattr(config, name, False)
     takes_option = "add_pooling_layer" in inspect.signature(_encoder_class(config).__init__).parameters
     return {"add_pooling_layer": False} if takes_option else {}
 

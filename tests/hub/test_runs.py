@@ -8,19 +8,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from peft import PeftModel, get_peft_model
-from transformers import ViTConfig, ViTModel
+from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 import deflect_hf
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import CheckpointError, ConfigError, HubError
 from deflect_hf.hub import __main__ as command
-from deflect_hf.hub.push import Publication
+from deflect_hf.hub.push import Publication, push
 from deflect_hf.inference.predictor import Predictor
 from deflect_hf.training.run import run
 from tests.hub.conftest import CONF, environment
@@ -111,6 +113,56 @@ def test_what_would_fail_at_the_end_fails_before_training(
     with pytest.raises(error) as caught:
         Publication.of(parsed(*words))
     assert message in str(caught.value)
+
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16}
+LORA = {"target_modules": r"encoder\.(?!x).*q_proj", "r": 40, "bias": "lora_only", "init_lora_weights": "pissa"}
+LORA |= {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"q_proj": 5}}
+IA3 = {"target_modules": ["q_proj", "fc2"], "feedforward_modules": ["fc2"]}
+
+
+@pytest.mark.parametrize(
+    ("finetune", "method", "encoder", "message"),
+    [
+        ("peft:LoraConfig", LORA, "vit", "is a pattern that may take for ever|r is 40; a whole number up to"),
+        ("peft:IA3Config", IA3, "vit", "feedforward_modules is \\['fc2'\\]; adapters from elsewhere are loaded"),
+        ("peft:VeraConfig", {"target": "qv", "projection_prng_key": 123456}, "vit", "projection_prng_key is 123456"),
+        ("frozen", {}, "aimv2_vision_model", "model_type is 'aimv2_vision_model', which is none of the encoders that"),
+        ("full", {}, "aimv2_vision_model", "model_type is 'aimv2_vision_model', which is none of the encoders that"),
+    ],
+)
+def test_what_is_not_loaded_from_elsewhere_is_loaded_where_it_was_trained_and_not_pushed(
+    finetune: str, method: dict[str, Any], encoder: str, message: str, hub: Hub, tmp_path: Path
+) -> None:
+    made = json.dumps({"model_type": encoder, "patch_size": 8, **VIT})
+    words = ["--finetune", finetune, "--method", json.dumps(method), "--encoder.random", made]
+    message = f"Nobody else could load this model from the Hub, only this machine from its folder: .*({message})"
+    with pytest.raises(HubError, match=message):
+        Publication.of(parsed(*PUSH, *words))
+    assert not hub.repositories
+    train(tmp_path / "run", *words)
+    trained = Predictor.from_folder(tmp_path / "run")
+    assert torch.equal(deflect_hf.load_predictor(tmp_path / "run")(IMAGES), trained(IMAGES))
+    with pytest.raises(HubError, match=message):
+        push(tmp_path / "run", "alice/land", picture=False)
+    assert not hub.files("alice/land")
+
+
+def test_an_encoder_of_the_hub_is_loaded_as_it_was_for_training(hub: Hub, tmp_path: Path) -> None:
+    source = tmp_path / "clip"
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config={"patch_size": 8, **VIT})).save_pretrained(source)
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    hub.put("bob/clip", {name: (source / name).read_bytes() for name in ("config.json", "pytorch_model.bin")})
+    words = ["--encoder.random", "null", "--encoder.name_or_path", "bob/clip"]
+    train(tmp_path / "run", *words)
+    predict = deflect_hf.load_predictor(tmp_path / "run", cache_dir=tmp_path / "other")
+    assert torch.equal(predict(IMAGES), Predictor.from_folder(tmp_path / "run")(IMAGES))
+    offline = deflect_hf.load_predictor(tmp_path / "run", cache_dir=tmp_path / "other", local_files_only=True)
+    assert torch.equal(predict(IMAGES), offline(IMAGES))
+    hub.put("bob/both", {"config.json": (source / "config.json").read_bytes(), "model.safetensors": b""})
+    with pytest.raises(HubError, match="model_type is 'clip', which is none of the encoders that are loaded from"):
+        Publication.of(parsed(*PUSH, *words[:3], "bob/both"))
 
 
 def test_a_run_that_is_not_published_asks_nothing_of_the_hub_and_gets_a_card(
