@@ -249,3 +249,10 @@ def test_a_mask_of_whole_numbers_is_that_of_booleans(reflectance):
     output = run(model, reflectance, bool_masked_pos=masked)
     assert torch.equal(output, run(model, reflectance, bool_masked_pos=masked.bool()))
     assert not torch.equal(output, run(model, reflectance))
+
+
+def test_a_traced_model_is_saved_and_computes_the_same(reflectance, tmp_path):
+    model = get_peft_model(make_encoder("vit"), spectral_config(init_weights=False)).eval()
+    torch.jit.trace(model, reflectance, strict=False).save(tmp_path / "traced.pt")
+    traced = torch.jit.load(tmp_path / "traced.pt")(reflectance)["last_hidden_state"]
+    torch.testing.assert_close(traced, model(reflectance).last_hidden_state)

@@ -32,7 +32,9 @@ def deflect_displacement(
     All is computed in float32, under autocast too, or in float64 for displacements in it. With u = 0 the result equals
     the displacement.
     """
-    bent: torch.Tensor = _Bent.apply(displacement, inner, weight, bias)
+    # a file of torch.jit.trace holds no autograd functions of Python
+    bend = _Bent.forward if torch.jit.is_tracing() else _Bent.apply
+    bent: torch.Tensor = bend(displacement, inner, weight, bias)
     return bent
 
 
