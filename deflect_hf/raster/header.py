@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.errors import BandError, DataError, listing
-from deflect_hf.spectral.bands import SPECTRUM, Sensor, fold, is_band_number, split_date
+from deflect_hf.raster.quality import is_quality_layer
+from deflect_hf.spectral.bands import SPECTRUM, Sensor, fold, is_band_number, is_reflectance, split_date
 from deflect_hf.spectral.selection import band_or_none, resolve_bands
 
 PathLike = str | os.PathLike[str]
@@ -210,6 +211,12 @@ def file_bands(
             raise BandError(
                 f"{info.path}: band {position} is described as {text!r} (= {code}) in the file, but {said} calls it "
                 f"{stated!r}: remove `source_bands` to trust the file where it has codes, or correct what is wrong."
+            )
+        if stated is not None and is_reflectance(stated) and is_quality_layer(info.descriptions[position - 1]):
+            raise BandError(
+                f"{info.path}: band {position} is called {info.descriptions[position - 1]!r}, a quality layer, in the "
+                f"file or by its file's name, but {stated!r} in `source_bands` (where none is given, those of the "
+                "training images): give the `source_bands` or the `sensor` of this scene."
             )
     return [stated or name for stated, name in zip(given, unnamed, strict=True)]
 

@@ -47,6 +47,13 @@ def test_bands_are_found_by_name_and_a_missing_one_is_named(tmp_path: Path) -> N
     np.testing.assert_array_equal(read(told), straight)
 
 
+def test_names_in_training_do_not_make_a_band_of_a_quality_layer(tmp_path: Path) -> None:
+    predictor = predictor_of(Stub(), reading={"source_bands": ["R", "G", "N"]})
+    scene = write_scene(tmp_path / "in.tif", stored(64, 64), descriptions=["B04", "B03", "SCL"])
+    with pytest.raises(BandError, match=r"band 3 is called 'SCL', a quality layer, .* but 'N' in `source_bands` .*"):
+        map_of(predictor, scene, tmp_path / "out.tif")
+
+
 def test_a_fill_that_no_tag_tells_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = stored(64, 64)
     values[:, 0, :5] = 32767
