@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.methods import methods_help
 from deflect_hf.config.run import EvaluateArguments, RunArguments
-from deflect_hf.errors import show_log, user_errors
+from deflect_hf.errors import counted, show_log, user_errors
 from deflect_hf.training.distributed_exit import distributed_exit
 
 TRAIN = """Adapt a vision transformer to multispectral images.
@@ -74,7 +74,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         show_log()
         results, output = report(arguments)
         if output is not None:
-            print(f"{results['split']}, {results['images']} images: {score_table(results)}")
+            print(f"{results['split']}, {counted(results['images'], 'image')}: {score_table(results)}")
             if "drop_bands" in results:
                 print(f"\n{drop_table(results['drop_bands'])}")
             print(f"\nScores, their picture and panels are in {output}")

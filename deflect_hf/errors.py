@@ -186,6 +186,11 @@ def brief(error: BaseException) -> str:
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON].rstrip()} ..."
 
 
+def counted(number: int, what: str) -> str:
+    """``"1 image"``, ``"2 images"``."""
+    return f"{number} {what}" + "s" * (number != 1)
+
+
 def listing(choices: Iterable[str], most: int | None = None) -> str:
     """Join choices for an error message: ``'a', 'b', 'c'``, with ``most`` 2 of them ``'a', 'b' and 1 more``."""
     names = [repr(choice) for choice in choices]

@@ -23,7 +23,7 @@ from deflect_hf.data.collate import IGNORED
 from deflect_hf.data.kept import example_file, kept
 from deflect_hf.data.order import example_generator
 from deflect_hf.data.processor import MultispectralImageProcessor
-from deflect_hf.errors import DataError, listing
+from deflect_hf.errors import DataError, counted, listing
 from deflect_hf.raster.validity import HUGE
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ def make_datasets(
     for split, rows in rows_by_split.items():
         counts = Counter(labels.classes[row["label"]] for row in rows) if labels.task == "classification" else {}
         per_class = "".join(f", {name} {counts[name]}" for name in counts)
-        logger.info("%s: %s split, %d images%s", title, split, len(rows), per_class)
+        logger.info("%s: %s split, %s%s", title, split, counted(len(rows), "image"), per_class)
     return {
         split: ImageDataset(Table.from_list([*rows]), reader, processor, labels, gsd_m, seed)
         for split, rows in rows_by_split.items()

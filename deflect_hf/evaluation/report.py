@@ -25,7 +25,7 @@ from deflect_hf.data.dataset import Example
 from deflect_hf.data.order import Rank, evaluation_loader
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.transforms import for_evaluation
-from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.errors import ConfigError, DataError, counted, listing
 from deflect_hf.evaluation.bootstrap import REPLICATES
 from deflect_hf.evaluation.calibration import known_temperature
 from deflect_hf.evaluation.evaluate import at_labels, evaluate, predict_logits
@@ -191,7 +191,7 @@ def draw(
     task = protocol.task
     unit = "" if protocol.unit is None else protocol.unit
     score = f"{TITLES[task.metric]} {results[task.metric]:.3g}" + (f" {unit}" if unit and task.lower_is_better else "")
-    title = f"{results['split']}: {score}, {results['images']} images"
+    title = f"{results['split']}: {score}, {counted(results['images'], 'image')}"
     scores_figure(output / FIGURES[task.output], results, images.classes, title)
     for number, index in enumerate(spread(len(images), panels)):
         example = images[index]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deflect_hf.config.tasks import SCORES
+from deflect_hf.errors import counted
 from deflect_hf.evaluation.boundaries import TOLERANCE
 
 
@@ -29,8 +30,8 @@ def score_table(scores: Mapping[str, Any]) -> str:
         lines = [f"{means}, bias {scores['bias']:.4g}{unit}, over {scores['labels']} labels"]
     if intervals:
         lines.append(
-            f"intervals: {intervals['level']:.0%}, bootstrap over {intervals['images']} images; they say nothing of "
-            "other places or other seeds"
+            f"intervals: {intervals['level']:.0%}, bootstrap over {counted(intervals['images'], 'image')}; they say "
+            "nothing of other places or other seeds"
         )
     if scores.get("boundary_f1") is not None:
         lines.append(f"boundaries: F1 {scores['boundary_f1']:.4f}, found within {TOLERANCE} pixels")

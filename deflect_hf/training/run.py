@@ -19,7 +19,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.yaml import read_yaml
 from deflect_hf.data.places import write_regions
 from deflect_hf.data.scene_reader import SceneReader
-from deflect_hf.errors import CheckpointError, ConfigError
+from deflect_hf.errors import CheckpointError, ConfigError, counted
 from deflect_hf.evaluation.bootstrap import REPLICATES
 from deflect_hf.figures import curves_figure, rates_figure
 from deflect_hf.files import CONFIG, atomic_dir, write_json, write_text
@@ -193,8 +193,8 @@ def log_start(config: RunArguments, loop: TrainingLoop, counts: Mapping[str, Any
     passes = loop.total_steps / loop.epoch_steps
     logger.log(
         logging.INFO if passes >= 1 else logging.WARNING,
-        "%d optimizer steps are %.3g passes over the training split (max_steps, epochs); evaluated every %d steps%s",
-        *(loop.total_steps, passes, loop.eval_steps),
+        "%s (max_steps, epochs), passes over the training split: %.3g; evaluated every %s%s",
+        *(counted(loop.total_steps, "optimizer step"), passes, counted(loop.eval_steps, "step")),
         f", at most {config.patience} times in a row without a better score" if config.patience else "",
     )
 
