@@ -30,6 +30,7 @@ from deflect_hf.raster.header import (
     names_bands,
     off_wavelength,
     only_counts,
+    report_numbers,
 )
 from deflect_hf.raster.products import Product, is_known_product, unnamed
 from deflect_hf.raster.quality import Quality, is_quality_layer, quality_layer
@@ -238,6 +239,7 @@ def _report_names(
     info: RasterInfo, names: Sequence[str], sensor: Sensor | None, source_bands: Sequence[str] | None
 ) -> None:
     """Log names of bands that a file may not mean, or that it contradicts."""
+    report_numbers(info, source_bands or (), sensor)
     if sensor is not None and source_bands is None and only_counts(info.descriptions, names):
         logger.warning(
             "%s calls its bands %s, which are %s of sensor %r: if these names only count the bands, say which they "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
 import os
 import re
 from collections import defaultdict
@@ -18,7 +19,9 @@ from deflect_hf.errors import BandError, DataError, listing
 from deflect_hf.raster.quality import is_quality_layer
 from deflect_hf.spectral.bands import SPECTRUM, Sensor, fold, is_band_number, is_reflectance, split_date
 from deflect_hf.spectral.selection import band_or_none, resolve_bands
+from deflect_hf.spectral.sensors import SENSORS
 
+logger = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
 Array = np.ndarray[Any, Any]
 Box = tuple[int, int, int, int]  # row, column, height, width
@@ -302,6 +305,23 @@ def _refuse_another_order(info: RasterInfo, sensor: Sensor) -> None:
 def names_bands(info: RasterInfo, sensor: Sensor | None = None) -> bool:
     """Whether a description of a file is the name of a band."""
     return any(_described(info.descriptions, sensor))
+
+
+def report_numbers(info: RasterInfo, source_bands: Sequence[str], sensor: Sensor | None) -> None:
+    """Warn of ``source_bands`` for band numbers that are other bands on each sensor that has them."""
+    if all(fold(text) == f"b{k}" for k, text in enumerate(info.descriptions, 1)):
+        return  # they only count
+    odd = []
+    for text, name in zip(info.descriptions, source_bands, strict=False):
+        meant = {band_or_none(text, one) for one in SENSORS.values()} - {None} if is_band_number(text) else set()
+        if meant and name != SKIPPED and band_or_none(name, sensor) not in meant:
+            odd.append(f"{text} {name!r}")
+    if odd:
+        logger.warning(
+            "%s: `source_bands` (where none is given, those of the training images) go by place and call %s, as no "
+            "known sensor does: if these numbers are those of a sensor, give it as `sensor`",
+            *(info.path, ", ".join(odd)),
+        )
 
 
 def is_unnamed(band: str) -> bool:

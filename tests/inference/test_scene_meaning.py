@@ -54,6 +54,24 @@ def test_names_in_training_do_not_make_a_band_of_a_quality_layer(tmp_path: Path)
         map_of(predictor, scene, tmp_path / "out.tif")
 
 
+def test_names_in_training_of_other_band_numbers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    predictor = predictor_of(Stub(), reading={"source_bands": ["R", "G", "N"]})
+    map_of(
+        predictor,
+        write_scene(tmp_path / "a.tif", stored(64, 64), descriptions=["B04", "B03", "B08"]),
+        tmp_path / "1.tif",
+    )
+    assert "go by place" not in caplog.text
+    map_of(
+        predictor,
+        write_scene(tmp_path / "b.tif", stored(64, 64), descriptions=["B02", "B03", "B04"]),
+        tmp_path / "2.tif",
+    )
+    assert "b.tif: `source_bands` (where none is given, those of the training images) go by place and call B02 'R'" in (
+        caplog.text
+    )
+
+
 def test_a_fill_that_no_tag_tells_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = stored(64, 64)
     values[:, 0, :5] = 32767
