@@ -64,14 +64,14 @@ def load_splits(
     missing = [name for name in needed if name not in splits]
     if missing:
         fix = (
-            "name the images in a split file, add images"
+            "name its images in a split file, or by `split` or `split_column` of scenes, add images"
             if given is None
             else "give validation= and test=, or more examples"
         )
         raise DataError(
             f"the data set {where} has no split {listing(missing)}, only {listing(splits)} with "
-            f"{sum(map(len, splits.values()))} image(s) in all: {fix}, or set "
-            "dataset.val_fraction, dataset.test_fraction"
+            f"{sum(map(len, splits.values()))} image(s) in all: {fix}, or, "
+            "where splits are drawn, set dataset.val_fraction, dataset.test_fraction"
         )
     bare = [name for name, split in splits.items() if not split.is_labelled()]
     if bare:

@@ -31,6 +31,10 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path: Path, c
     assert not list(tmp_path.iterdir())
     told = dry_run(capsys, "--work_dir", str(folder), "--dataset.val_fraction", "0", status=2)
     assert "the data set synthetic has no split 'val', only 'train', 'test' with 40 image(s) in all: " in told
+    assert (
+        "by `split` or `split_column` of scenes, add images, or, where splits are drawn, set dataset.val_fraction"
+        in told
+    )
     assert not list(tmp_path.iterdir())
 
 
