@@ -17,6 +17,7 @@ from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.figures import class_colors
 from deflect_hf.raster.maps import Array, MapLayout
+from deflect_hf.spectral.selection import match_bands
 
 Facts = Sequence[tuple[str, str]]
 NODATA = 255  # of uint8 maps
@@ -35,6 +36,27 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
             f"device={str(device)!r}: torch cannot compute there; on this machine it is {there}."
         ) from error
     return chosen
+
+
+def in_unit(
+    processor: MultispectralImageProcessor, source_bands: Sequence[str] | None, scale: Any, offset: Any
+) -> MultispectralImageProcessor:
+    """The processor for images of which reflectance is value * scale + offset; lists go by their channels."""
+    channels = source_bands or processor.source_bands or processor.bands
+
+    def of_bands(name: str, value: Any) -> Any:
+        if np.ndim(value) == 0:
+            return value
+        if len(value) != len(channels):
+            raise ConfigError(
+                f"{name} has {len(value)} values for the {len(channels)} channels {listing(channels)}: give one "
+                "number, or one per channel, in their order."
+            )
+        found = match_bands(channels, processor.bands, processor.needed_bands)
+        return [value[position or 0] for position in found]
+
+    own = {"scale": of_bands("scale", scale), "offset": of_bands("offset", offset), "nodata": ()}
+    return MultispectralImageProcessor.from_dict({**processor.to_dict(), **own})
 
 
 class MapModel:

@@ -27,7 +27,7 @@ from deflect_hf.evaluation.evaluate import sliding_logits
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.files import atomic_dir
 from deflect_hf.inference.mapping import predict_raster
-from deflect_hf.inference.model import Facts, MapModel, chosen_device, measured_only, refuse_overflow
+from deflect_hf.inference.model import Facts, MapModel, chosen_device, in_unit, measured_only, refuse_overflow
 from deflect_hf.methods import taken_bands, task_model, unwrapped
 from deflect_hf.models.configuration import as_pair
 from deflect_hf.models.targets import KINDS
@@ -303,7 +303,7 @@ class Predictor(MapModel):
             source_bands: Band codes of the channels; None: those of the training images.
             scale: What the values are: reflectance = value * scale + offset, 1.0 for reflectance itself, in which NaN
                 alone is no measurement. None: stored as the training images were, with their nodata values.
-                A list goes by ``processor.bands``, whatever the order of ``source_bands``.
+                A list has one for each channel of the images, in their order.
             offset: See ``scale``.
             valid: Booleans shaped like each image, or (H, W) for all its channels; False: not a measurement.
 
@@ -314,8 +314,7 @@ class Predictor(MapModel):
         """
         processor = self.processor
         if scale is not None:
-            own = {"scale": scale, "offset": offset, "nodata": ()}
-            processor = MultispectralImageProcessor.from_dict({**processor.to_dict(), **own})
+            processor = in_unit(processor, source_bands, scale, offset)
         elif offset != 0.0:
             raise ConfigError("offset goes with scale: reflectance = value * scale + offset.")
         return self.probabilities(processor(images, source_bands, valid)["pixel_values"])

@@ -96,6 +96,17 @@ def test_devices_and_encoders_that_are_none_are_told(encoder: Path, tmp_path: Pa
         MultiAdapterPredictor.from_folders({"water": folder}, device="gpu")
 
 
+def test_a_list_of_scales_goes_by_the_channels_of_the_images(encoder: Path, tmp_path: Path) -> None:
+    predictor = Predictor.from_folder(result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2), device="cpu")
+    pixels, scale, offset = images(), 2.0 ** -torch.arange(3, 10), [0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0]
+    channels = ["A", *ALL_BANDS[::-1]]
+    turned = torch.cat([pixels[:, :1], pixels.flip(1)], dim=1)
+    stored = (turned - torch.tensor(offset).view(-1, 1, 1)) / scale.view(-1, 1, 1)
+    torch.testing.assert_close(predictor(stored, channels, scale=scale.tolist(), offset=offset), predictor(pixels))
+    with pytest.raises(ConfigError, match=r"scale has 6 values for the 7 channels 'A', 'S2', .* one per channel"):
+        predictor(stored, channels, scale=scale[1:])
+
+
 def test_images_that_do_not_fit_are_refused(encoder: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_folder(result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2), device="cpu")
     with pytest.raises(BandError, match=r"image 0: the images lack the band\(s\) 'S2'"):
