@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset as Table
 
 from deflect_hf.config.tasks import TASKS, Output
+from deflect_hf.data.contract import refuse_order
 from deflect_hf.data.dataset import ImageDataset, Labels, Stored
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.errors import ConfigError, DataError, listing
@@ -115,6 +116,7 @@ class ExampleReader:
                 f"the image of {where} has the shape {image.shape}: it must be (C, H, W), with C = {len(self.bands)} "
                 f"for the bands {listing(self.bands)}.{' The channels are its last axis: move them first.' * last}"
             )
+        refuse_order(given, self.bands, f"the image of {where}")
         target = _numbers(labelled, f"the label of {where}", "a number, or an array of numbers")
         valid, known = unmasked(given), unmasked(labelled)
         kind = TASKS[self.labels.task]

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deflect_hf.errors import UnitError, listing
+from deflect_hf.errors import BandError, UnitError, listing
 from deflect_hf.spectral.bands import Unit, is_reflectance
-from deflect_hf.spectral.selection import match_bands
+from deflect_hf.spectral.selection import band_or_none, match_bands
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +241,18 @@ def check_reflectance(values: NDArray[Any] | Tensor, where: str, bands: Sequence
             )
     if 0 < brightest < TOO_DARK:
         raise UnitError(f"{where}: no value is above {brightest:.3g}, but 1.0 is 100 % reflectance; {_FIXES['dark']}")
+
+
+def refuse_order(image: Any, bands: Sequence[str], where: str) -> None:
+    """Refuse a labelled array, as xarray's, whose coordinate ``band`` gives its channels other names than ``bands``."""
+    coordinates = getattr(image, "coords", None)
+    labels = np.asarray(coordinates.get("band", ()) if isinstance(coordinates, Mapping) else ())
+    for label, band in zip(labels if labels.ndim == 1 else (), bands, strict=False):
+        if band_or_none(str(label)) in {*bands} - {band}:
+            raise BandError(
+                f"{where} has the coordinate band={label!s:.20} where the band {band!r} was announced: give the names "
+                "of its channels in its own order, `source_bands` (or `bands`)."
+            )
 
 
 def refuse_dark(quantiles: Mapping[str, Sequence[float] | NDArray[np.float64]], where: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from deflect_hf.data.contract import BandContract, check_reflectance, refuse_coarse, refuse_mixed_units
+from deflect_hf.data.contract import BandContract, check_reflectance, refuse_coarse, refuse_mixed_units, refuse_order
 from deflect_hf.errors import BandError, ConfigError, DataError, listing, nearest
 from deflect_hf.raster.validity import unmasked
 from deflect_hf.spectral.bands import UNITS, Unit
@@ -202,7 +202,7 @@ class MultispectralImageProcessor(BaseImageProcessor):
 
         if return_tensors not in ("pt", "np"):
             raise ConfigError(f"return_tensors={return_tensors!r}: choose one of 'pt', 'np'.")
-        single = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 3
+        single = getattr(images, "ndim", 0) == 3
         if isinstance(images, str) or not isinstance(images, Iterable):
             raise DataError(f"images are a {type(images).__name__}: give arrays (channels, height, width), or a list.")
         items: list[Any] = [images] if single else list(images)
@@ -224,15 +224,13 @@ class MultispectralImageProcessor(BaseImageProcessor):
     def convert(
         self, image: Image, source_bands: Sequence[str] | None = None, valid: Image | None = None, where: str = "image"
     ) -> torch.Tensor:
-        """``(C_in, H, W) stored values -> (C, H, W) float32 reflectance``, NaN where invalid.
-
-        As :meth:`__call__`, for one image that errors call ``where``.
-        """
+        """As :meth:`__call__`, for one image that errors call ``where``: -> ``(C, H, W)`` float32 reflectance."""
         valid = unmasked(image, valid)
         if isinstance(image, torch.Tensor):
             image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
         stored = np.asarray(image)
         names = self._names(stored, source_bands, where)
+        refuse_order(image, names, where)
         found = match_bands(names, self.bands, self.needed_bands, where)
         positions = [position or 0 for position in found]
         stored = stored[positions]

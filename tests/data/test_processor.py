@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deflect_hf.data import adapt_dataset
 from deflect_hf.data.contract import BandContract
 from deflect_hf.data.processor import MultispectralImageProcessor, resize
 from deflect_hf.errors import BandError, ConfigError, DataError, UnitError
@@ -53,6 +54,24 @@ def test_validity_masks_per_image_and_per_band(processor: MultispectralImageProc
     assert torch.isnan(both).any(dim=-1).nonzero().tolist() == [[0, 0, 3], [0, 1, 3], [1, 1, 3]]
     batch = processor(np.stack([STORED, STORED]), valid=np.stack([plane, plane]))["pixel_values"]
     assert torch.equal(torch.isnan(batch[1]), torch.isnan(both[0]))
+
+
+def test_labelled_arrays_are_not_read_in_another_order_than_their_labels(
+    processor: MultispectralImageProcessor,
+) -> None:
+    class Labelled(np.ndarray):  # as xarray.DataArray has them
+        coords: dict[str, Any]
+
+    image = STORED.view(Labelled)
+    for labels in (["red", "G", "nir"], [1, 2, 3], ["x", "y", "z"], "green"):
+        image.coords = {"band": labels}
+        assert torch.equal(processor([image])["pixel_values"], processor(STORED)["pixel_values"])
+    image.coords = {"band": ["N", "green", "R"]}
+    with pytest.raises(BandError, match="image 0 has the coordinate band=N where the band 'R' was announced: give"):
+        processor([image])
+    with pytest.raises(BandError, match="the image of example 0 of list has the coordinate band=N where"):
+        adapt_dataset([{"image": image, "label": 0}], ["R", "G", "N"], task="classification", classes=["a", "b"])
+    assert processor(image, source_bands=["N", "G", "R"])["pixel_values"].shape == (1, 2, 6, 8)
 
 
 def test_masked_arrays_bring_their_validity(processor: MultispectralImageProcessor) -> None:
