@@ -137,6 +137,8 @@ def _write_plain(
     """Write the map as a plain GeoTIFF; returns the checksum of each square."""
     profile = geotiff_profile(layout.count, layout.dtype, like, layout.nodata)
     profile |= {"predictor": 3 if layout.dtype == "float32" else 1, "interleave": "band"}
+    if not layout.colours:
+        profile["photometric"] = "minisblack"  # four bands of 8 bits are red, green, blue and alpha otherwise
     if layout.side < SQUARE:
         profile |= {"tiled": True, "blockxsize": layout.side, "blockysize": layout.side}
     checksums = []

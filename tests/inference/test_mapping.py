@@ -14,10 +14,12 @@ import rasterio.shutil
 
 from deflect_hf.errors import ConfigError, DataError, UnsupportedOperationError
 from deflect_hf.inference.predictor import Predictor
+from deflect_hf.raster.maps import MapLayout, Square, write_map
 from tests.inference.folders import encoder_folder, result_folder
 from tests.inference.scenes_and_models import (
     UTM,
     Stub,
+    info_of,
     map_of,
     predictor_of,
     probabilities_of,
@@ -62,6 +64,16 @@ def test_probabilities_in_eight_bits_are_scaled(predictor: Predictor, scene: Pat
     valid = steps != 255
     np.testing.assert_array_equal(valid, np.isfinite(exact))
     np.testing.assert_allclose(steps[valid] * 0.004, exact[valid], atol=0.002 + 1e-6)
+
+
+@pytest.mark.parametrize("cog", [False, True])
+def test_probabilities_of_four_classes_are_no_colours_with_alpha(cog: bool, tmp_path: Path) -> None:
+    values = np.zeros((4, 32, 32), dtype=np.uint8)
+    layout = MapLayout("uint8", 255, ("land", "water", "ice", "cloud"), (0.004,) * 4)
+    path = tmp_path / "map.tif"
+    write_map(path, layout, info_of(values), iter([Square(0, 0, values)]), cog=cog, final=path)
+    with rasterio.open(path) as made:
+        assert [kind.name for kind in made.colorinterp] == ["gray", "undefined", "undefined", "undefined"]
 
 
 @pytest.mark.parametrize("temperature", [None, 4.0])
