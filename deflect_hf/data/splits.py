@@ -17,7 +17,7 @@ import numpy as np
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.raster.arrays import SUFFIX as ARRAY
-from deflect_hf.raster.products import LAYER_SUFFIXES
+from deflect_hf.raster.header import LAYER_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

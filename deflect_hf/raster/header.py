@@ -28,6 +28,7 @@ Box = tuple[int, int, int, int]  # row, column, height, width
 Color = tuple[int, int, int]  # red, green, blue, 0 to 255
 SKIPPED = "_"  # in `source_bands`: a layer that is no band of the model
 REFLECTANCE = "reflectance"  # the unit of bands that hold it, 1.0 = 100 %
+LAYER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")
 BAND = "{band}"  # in the names of the files of a scene, where a band has a file of its own
 LONGEST_UM = 100.0  # numbers above it are nanometres
 FAR_OFF = 1.15  # how far off its range the wavelength of a band is that is called wrongly

@@ -21,7 +21,7 @@ from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.raster import metadata
 from deflect_hf.raster.access import LOCAL, Access, access_to, gdal_name, is_address, is_item
 from deflect_hf.raster.arrays import SUFFIX, array_xml
-from deflect_hf.raster.header import BAND, PathLike
+from deflect_hf.raster.header import BAND, LAYER_SUFFIXES, PathLike
 from deflect_hf.raster.local import refuse_remote
 from deflect_hf.raster.metadata import ARCHIVES, Folder
 from deflect_hf.raster.quality import is_quality_layer
@@ -29,7 +29,6 @@ from deflect_hf.raster.stack import Layer, opened_layer, stack
 from deflect_hf.spectral.bands import is_band_number, split_date
 from deflect_hf.spectral.selection import band_or_none
 
-LAYER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".png", ".jpg", ".jpeg")
 PICTURES = {"tci", "pvi"}  # of the bands of a Sentinel-2 product, beside them
 ZARR = {"zarr.json", ".zgroup", ".zarray"}  # in the folder of a store
 
