@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import TypeAdapter, ValidationError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
@@ -174,7 +174,7 @@ def check_task(path: Path) -> int:
     """Check a task model's ``config.json``; returns the width of its encoder (CheckpointError)."""
     entries = safety.read_json(path)
     kind = entries.get("model_type")
-    if kind not in MODEL_TYPES:
+    if kind not in [*MODEL_TYPES]:  # anything may stand there
         raise CheckpointError(f"{path}: model_type is {kind!r:.80}; {listing(MODEL_TYPES)} are loaded.")
     known = {item.name for item in dataclasses.fields(CONFIG_MAPPING[str(kind)])}
     safety.check_keys(path, entries, {*known, "model_type", "transformers_version", "_name_or_path"}, "a task model")
@@ -232,6 +232,8 @@ def _check_fields(path: Path, entries: Mapping[str, Any], schema: type[PeftConfi
             _check_number(path, key, value, schema, width)
     for key in MODULE_NAMES:
         _check_names(path, key, entries.get(key))
+    if (task := entries.get("task_type")) not in [None, *TaskType]:
+        raise CheckpointError(f"{path}: task_type is {task!r:.80}, which is none of PEFT's.")
     if schema is DeflectConfig:
         _check_deflect(path, entries)
     else:

@@ -69,6 +69,7 @@ def test_bounds_that_are_not_written_out_follow_from_the_formulas(published: Pat
         ({"peft_type": "EVIL"}, "peft_type is 'EVIL', which is no method"),
         ({"peft_type": "XLORA"}, "peft_type is 'XLORA', which is no method"),
         ({"peft_type": ["DEFLECT"]}, "which is no method that is loaded from elsewhere"),
+        ({"task_type": ["x"]}, "task_type is ['x'], which is none of PEFT's"),
         ({"trust_remote_code": True}, "asks for code that is not part of transformers, PEFT or deflect_hf"),
         ({"auto_mapping": {"base_model_class": "x", "parent_library": "os"}}, "'auto_mapping' asks for code"),
         ({"auto_mapping": {"parent_library": "transformers.evil/../x"}}, "'auto_mapping' asks for code"),
@@ -126,6 +127,7 @@ def test_hostile_adapter_configs(
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
+        (TASK, {"model_type": ["llama"]}, "model_type is ['llama']; 'deflect_image_classification'"),
         (TASK, {"model_type": "llama"}, "model_type is 'llama'; 'deflect_image_classification'"),
         (TASK, {"auto_map": {"AutoModel": "evil.Model"}}, "'auto_map' asks for code that is not part"),
         (TASK, {"launch": 1}, "unknown entry 'launch' for a task model"),
