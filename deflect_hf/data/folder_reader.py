@@ -127,7 +127,7 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
         composite=bool(args.composite or reading.get("composite")),
         written=path != "",
         classes=_classified(args, reading),
-        nodata=_nodata(args, trained),
+        nodata=nodata_of(args, trained),
     )
     if path and product.composite and not product.dates:
         logger.warning("%s: the model was trained on medians of several dates, but this is one: give `dates`", path)
@@ -142,7 +142,7 @@ def at_root(root: PathLike, name: str) -> str:
     return name if is_address(name) else os.path.join(root, name)
 
 
-def _nodata(args: Any, trained: MultispectralImageProcessor | None) -> tuple[float, ...] | None:
+def nodata_of(args: Any, trained: MultispectralImageProcessor | None) -> tuple[float, ...] | None:
     """The stored values that are no measurement, as they are said of the files, of their sensor or in training."""
     if args.nodata is not None:
         return tuple(args.nodata)

@@ -19,7 +19,7 @@ import numpy as np
 
 from deflect_hf.errors import DataError, data_errors, listing, named_extras, nearest
 from deflect_hf.raster.georeference import is_geographic, pixels_of, to_pixels
-from deflect_hf.raster.header import Array, Box, RasterInfo
+from deflect_hf.raster.header import IDENTITY, Array, Box, RasterInfo
 from deflect_hf.raster.local import OFFLINE, refuse_remote
 
 logger = logging.getLogger(__name__)
@@ -262,7 +262,7 @@ def _near(features: Features, image: RasterInfo) -> Array:
     import shapely
 
     columns, rows = (np.linspace(0, side, STRETCHES) for side in (image.width, image.height))
-    ground = dataclasses.replace(image, crs=features.crs, transform=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    ground = dataclasses.replace(image, crs=features.crs, transform=IDENTITY)
     x, y = pixels_of(image, ground, *np.meshgrid(columns, rows))
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return features.geometries

@@ -20,7 +20,7 @@ from deflect_hf.config.data import DatasetArguments
 from deflect_hf.config.readers import DatasetSpec
 from deflect_hf.config.reading import ReadingArguments
 from deflect_hf.data.dataset import ImageDataset, Labels, compare_with_training, make_datasets
-from deflect_hf.data.folder_reader import at_root, layout_of, settle_reader
+from deflect_hf.data.folder_reader import at_root, layout_of, nodata_of, settle_reader
 from deflect_hf.data.label_table import table_rows
 from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
 from deflect_hf.data.processor import MultispectralImageProcessor
@@ -79,7 +79,7 @@ def load(args: DatasetArguments, trained: MultispectralImageProcessor | None = N
     """Build the splits of scenes; bands, unit and size of a ``trained`` model's processor stand."""
     where = str(args.root or args.name)
     entries = read_entries(args)
-    layout = dataclasses.replace(layout_of(args), nodata=layout_of(args, trained).nodata)
+    layout = dataclasses.replace(layout_of(args), nodata=nodata_of(args, trained))
     written = not isinstance(args.scenes, str)  # what a table names is not fetched
     products = [
         dataclasses.replace(layout, path=entry.image, dates=entry.dates or layout.dates, written=written)
