@@ -243,8 +243,14 @@ class EncoderWithHead(PreTrainedModel):
             widen(self.encoder, len(config.encoder_bands))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The encoder's patch embedding."""
-        return self.encoder.get_input_embeddings()
+        """The encoder's patch embedding (UnsupportedOperationError: its class does not say which module that is)."""
+        try:
+            return self.encoder.get_input_embeddings()
+        except NotImplementedError as error:
+            raise UnsupportedOperationError(
+                f"{type(self.encoder).__name__} does not say where its patches are embedded, which training asks for. "
+                "Fix: give an encoder of the guide's table, or a subclass of it with get_input_embeddings()."
+            ) from error
 
     def encode(self, pixel_values: Tensor, **kwargs: Any) -> EncoderFeatures:
         """(B, C, H, W) reflectance -> tokens of the output layers, each (B, prefix + N, D)

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     PreTrainedModel,
+    RadioConfig,
+    RadioModel,
     ResNetConfig,
     ResNetModel,
     ViTConfig,
@@ -20,7 +22,15 @@ from transformers import (
     ViTModel,
 )
 
-from deflect_hf.errors import ArchitectureError, BandError, CheckpointError, ConfigError, DataError
+from deflect_hf.errors import (
+    ArchitectureError,
+    BandError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    UnsupportedOperationError,
+)
+from deflect_hf.methods import adapt, patch_embedding_parameters
 from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation, load_encoder
 from tests.models.conftest import SIZES
 
@@ -266,3 +276,10 @@ def test_device_placement_and_embeddings_are_the_encoders(encoder: PreTrainedMod
     model = EncoderForImageClassification.from_encoder(encoder, num_labels=3)
     assert model._no_split_modules >= set(encoder._no_split_modules)
     assert model.get_input_embeddings() is encoder.get_input_embeddings()
+
+
+def test_an_encoder_that_does_not_say_where_its_patches_are_embedded_is_named() -> None:
+    encoder = RadioModel(RadioConfig(**CONFIG))
+    model = adapt(EncoderForImageClassification.from_encoder(encoder, num_labels=3), "frozen", bands=["R", "G", "B"])
+    with pytest.raises(UnsupportedOperationError, match="RadioModel does not say where its patches are embedded"):
+        patch_embedding_parameters(model)
