@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from deflect_hf.benchmark.flags import markdown
 from deflect_hf.benchmark.runs import Row
 from deflect_hf.config.run import RunArguments
-from deflect_hf.config.tasks import TITLES
+from deflect_hf.config.tasks import SCORES, TITLES
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.evaluation.metrics import scores
 from deflect_hf.figures.colors import new_figure, plain, save
@@ -50,11 +50,16 @@ def cross_validation(folds: int, repeats: int) -> tuple[Trial, ...]:
 
 @dataclass(frozen=True)
 class Design:
-    """What is repeated and reported: `metric` is a mean (`miou`, `accuracy`, `f1_macro`) or a class's (`iou:water`)."""
+    """What is repeated and reported: `metric` is of all classes (`miou`, `ece`) or of one (`iou:water`)."""
 
     trials: tuple[Trial, ...]
     folds: int | None  # of the cross-validation; None where the trials are seeds
     metric: str
+
+    @property
+    def of_confusion(self) -> bool:
+        """Whether the confusion matrix has the metric."""
+        return ":" in self.metric or self.metric in SCORES["class"]
 
     @property
     def title(self) -> str:
@@ -69,7 +74,7 @@ def score(test: dict[str, Any], metric: str) -> float:
         raise ConfigError("the data set has no test images to report on: give it a test split (dataset.test_fraction).")
     name, _, kind = metric.partition(":")
     if not kind:
-        means = [key for key in ("accuracy", "miou", "f1_macro", "boundary_f1") if key in test]
+        means = [key for key in test if isinstance(test[key], float) and key not in ("loss", "temperature")]
         if name not in means:
             raise ConfigError(f"--report {metric!r} is no mean; there are {listing(means)}.{nearest(name, means)}")
         return test[name]
@@ -110,8 +115,8 @@ def summarise(
         **results[0]["parameters"],
         **{name: distinct(results, name) for name in ("packages", "git_revision", "device")},
     }
-    if design.folds is not None:
-        tests = [one["test"] for one in results]
+    tests = [one["test"] for one in results]
+    if design.folds is not None and "confusion_matrix" in tests[0] and design.of_confusion:
         starts = range(0, len(tests), design.folds)
         summary["pooled"] = [score(pooled(tests[start : start + design.folds]), design.metric) for start in starts]
     if first is not None:
@@ -179,7 +184,7 @@ def as_markdown(summary: Sequence[dict[str, Any]], design: Design) -> str:
         "step time": lambda one: f"{one['seconds_per_step'] / first['seconds_per_step']:.2f}",
         "peak memory": lambda one: f"{one['memory']['peak_bytes'] / first['memory']['peak_bytes']:.2f}",
     }
-    idle = {"pooled": design.folds is None, "peak memory": any(one["memory"] is None for one in summary)}
+    idle = {"pooled": "pooled" not in first, "peak memory": any(one["memory"] is None for one in summary)}
     shown = {name: cell for name, cell in columns.items() if not idle.get(name, False)}
     rows = [[cell(one) for cell in shown.values()] for one in summary]
     return markdown(" | ".join(shown), rows, footnote(summary, design))
@@ -203,9 +208,10 @@ def footnote(summary: Sequence[dict[str, Any]], design: Design) -> str:
     else:
         note = (
             f"{len(trials) // design.folds} x {design.folds}-fold cross-validation: mean over the folds, 95 % interval "
-            "by the corrected resampled variance (Nadeau & Bengio 2003). Pooled: of each repeat's test images "
-            "together, mean over the repeats. Gain: fold by fold."
+            "by the corrected resampled variance (Nadeau & Bengio 2003). Gain: fold by fold."
         )
+        if "pooled" in summary[0]:
+            note += " Pooled: of each repeat's test images together, mean over the repeats."
     note += (
         " Step time: median in training, loading included, ratio to the first row; it depends on the machine's load."
     )

@@ -289,6 +289,20 @@ def test_the_table_has_means_pooled_scores_and_gains(tmp_path: Path, monkeypatch
     assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {13}
 
 
+def test_scores_that_no_confusion_matrix_has_are_reported_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretend(plan: Plan, row: Row, lr: float, trial: Trial) -> dict[str, Any]:
+        found = result(np.array([[2, 1], [1, 2]]), 0.5)
+        return found | {"test": found["test"] | {"ece": 0.1 * (1 + (trial.fold or 0)), "temperature": 2.0}}
+
+    monkeypatch.setattr(accuracy, "train", pretend)
+    accuracy.main(folds(tmp_path, "--report", "ece"))
+    assert summary(tmp_path)[0]["scores"] == pytest.approx([0.1, 0.2])
+    assert "pooled" not in (tmp_path / "table.md").read_text().lower()
+    (tmp_path / "rows").mkdir()  # where finished runs lie, of which these are none
+    with pytest.raises(ConfigError, match="--report 'temperature' is no mean; there are 'accuracy', 'miou', 'f1_macro', 'ece'"):
+        accuracy.main(folds(tmp_path, "--report", "temperature"))
+
+
 def test_the_rate_is_chosen_on_validation_of_the_first_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
