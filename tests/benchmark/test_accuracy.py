@@ -299,7 +299,7 @@ def test_scores_that_no_confusion_matrix_has_are_reported_too(tmp_path: Path, mo
     assert summary(tmp_path)[0]["scores"] == pytest.approx([0.1, 0.2])
     assert "pooled" not in (tmp_path / "table.md").read_text().lower()
     (tmp_path / "rows").mkdir()  # where finished runs lie, of which these are none
-    with pytest.raises(ConfigError, match="--report 'temperature' is no mean; there are 'accuracy', 'miou', 'f1_macro', 'ece'"):
+    with pytest.raises(ConfigError, match="'temperature' is no mean; there are 'accuracy', 'miou', 'f1_macro', 'ece'"):
         accuracy.main(folds(tmp_path, "--report", "temperature"))
 
 
