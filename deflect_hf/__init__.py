@@ -13,28 +13,37 @@ from deflect_hf.lazy import lazy_names
 
 try:
     import deflect_hf.auto
-    from deflect_hf.tuners.bitfit import BitFitConfig, BitFitModel
-    from deflect_hf.tuners.deflect import DeflectConfig, DeflectModel
-    from deflect_hf.tuners.scaled_lora import ScaledLoraConfig, ScaledLoraModel
+    from deflect_hf.tuners.bitfit import BitFitConfig as BitFitConfig
+    from deflect_hf.tuners.bitfit import BitFitModel as BitFitModel
+    from deflect_hf.tuners.deflect import DeflectConfig as DeflectConfig
+    from deflect_hf.tuners.deflect import DeflectModel as DeflectModel
+    from deflect_hf.tuners.scaled_lora import ScaledLoraConfig as ScaledLoraConfig
+    from deflect_hf.tuners.scaled_lora import ScaledLoraModel as ScaledLoraModel
 except ModuleNotFoundError as error:
     if error.name not in ("peft", "transformers"):  # something is missing inside of them, or inside of ours
         raise
 
 if TYPE_CHECKING:
-    from deflect_hf.api import Run, train
-    from deflect_hf.data.adapt import adapt_dataset
-    from deflect_hf.data.processor import MultispectralImageProcessor
-    from deflect_hf.errors import DeflectError
-    from deflect_hf.hub.load import load_adapter, load_predictor
-    from deflect_hf.inference.multi import MultiAdapterPredictor
-    from deflect_hf.inference.predictor import Predictor
-    from deflect_hf.methods import adapt
-    from deflect_hf.models import EncoderForImageClassification, EncoderForSemanticSegmentation
-    from deflect_hf.spectral.bands import Band, Sensor
-    from deflect_hf.spectral.selection import resolve_bands, select_bands
-    from deflect_hf.spectral.sensors import SENSORS, get_sensor
-    from deflect_hf.tuners.check import check
-    from deflect_hf.tuners.statistics import fit_statistics
+    from deflect_hf.api import Run as Run
+    from deflect_hf.api import train as train
+    from deflect_hf.data.adapt import adapt_dataset as adapt_dataset
+    from deflect_hf.data.processor import MultispectralImageProcessor as MultispectralImageProcessor
+    from deflect_hf.errors import DeflectError as DeflectError
+    from deflect_hf.hub.load import load_adapter as load_adapter
+    from deflect_hf.hub.load import load_predictor as load_predictor
+    from deflect_hf.inference.multi import MultiAdapterPredictor as MultiAdapterPredictor
+    from deflect_hf.inference.predictor import Predictor as Predictor
+    from deflect_hf.methods import adapt as adapt
+    from deflect_hf.models import EncoderForImageClassification as EncoderForImageClassification
+    from deflect_hf.models import EncoderForSemanticSegmentation as EncoderForSemanticSegmentation
+    from deflect_hf.spectral.bands import Band as Band
+    from deflect_hf.spectral.bands import Sensor as Sensor
+    from deflect_hf.spectral.selection import resolve_bands as resolve_bands
+    from deflect_hf.spectral.selection import select_bands as select_bands
+    from deflect_hf.spectral.sensors import SENSORS as SENSORS
+    from deflect_hf.spectral.sensors import get_sensor as get_sensor
+    from deflect_hf.tuners.check import check as check
+    from deflect_hf.tuners.statistics import fit_statistics as fit_statistics
 
 __version__ = "0.1.0"
 
@@ -67,33 +76,6 @@ _LAZY = {
     "train": "api",
 }
 
-__all__ = [
-    "SENSORS",
-    "Band",
-    "BitFitConfig",
-    "BitFitModel",
-    "DeflectConfig",
-    "DeflectError",
-    "DeflectModel",
-    "EncoderForImageClassification",
-    "EncoderForSemanticSegmentation",
-    "MultiAdapterPredictor",
-    "MultispectralImageProcessor",
-    "Predictor",
-    "Run",
-    "ScaledLoraConfig",
-    "ScaledLoraModel",
-    "Sensor",
-    "adapt",
-    "adapt_dataset",
-    "check",
-    "fit_statistics",
-    "get_sensor",
-    "load_adapter",
-    "load_predictor",
-    "resolve_bands",
-    "select_bands",
-    "train",
-]
+__all__ = [*_LAZY]
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -57,11 +57,9 @@ def with_terms(own: Tensor, logits: Tensor, labels: Tensor, target: Target, weig
     loss: Tensor = weights.cross_entropy * own
     if weights.focal:
         loss = loss + weights.focal * focal(logits, labels, target, weights.focal_gamma)
-    if weights.dice:
-        loss = loss + weights.dice * soft_dice(logits, labels, target)
-    if weights.tversky:
-        costs = weights.tversky_alpha, 1 - weights.tversky_alpha
-        loss = loss + weights.tversky * tversky(logits, labels, target, *costs)
+    for weight, alpha in ((weights.dice, 0.5), (weights.tversky, weights.tversky_alpha)):
+        if weight:
+            loss = loss + weight * tversky(logits, labels, target, alpha)
     return loss
 
 
@@ -85,23 +83,14 @@ def focal(logits: Tensor, labels: Tensor, target: Target, gamma: float) -> Tenso
     return (terms * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def soft_dice(logits: Tensor, labels: Tensor, target: Target) -> Tensor:
-    """(B, K, ...) logits and their labels of classes -> scalar 1 - mean Dice over the classes that the labels hold.
-
-    Zero, and still tied to the graph, without known labels.
-
-    Source: F. Milletari et al., "V-Net", 3DV 2016 (arXiv 1606.04797), with linear instead of squared denominators.
-    """
-    return tversky(logits, labels, target, 0.5, 0.5)
-
-
-def tversky(logits: Tensor, labels: Tensor, target: Target, alpha: float, beta: float) -> Tensor:
+def tversky(logits: Tensor, labels: Tensor, target: Target, alpha: float = 0.5) -> Tensor:
     """(B, K, ...) logits and their labels of classes -> scalar 1 - mean Tversky index over those that the labels hold.
 
-    ``alpha`` is the cost of pixels (or images, of several labels each) taken for a class that they are not of, ``beta``
-    that of missed ones; 0.5 and 0.5 are the Dice loss. Zero, and still tied to the graph, without known labels.
+    ``alpha`` is the cost of pixels (or images, of several labels each) taken for a class that they are not of, 1 -
+    ``alpha`` that of missed ones; 0.5 is the soft Dice loss. Zero, and still tied to the graph, without known labels.
 
-    Source: S. Salehi et al., "Tversky loss function for image segmentation", MLMI 2017 (arXiv 1706.05721).
+    Source: S. Salehi et al., "Tversky loss function for image segmentation", MLMI 2017 (arXiv 1706.05721); F. Milletari
+    et al., "V-Net", 3DV 2016 (arXiv 1606.04797) for Dice, here with linear instead of squared denominators.
     """
     known = target.known(labels)
     if labels.is_floating_point():  # (K, B)
@@ -112,7 +101,7 @@ def tversky(logits: Tensor, labels: Tensor, target: Target, alpha: float, beta: 
     probabilities = target.predict(logits.float()).transpose(0, 1).flatten(1) * known
     hits = (probabilities * targets).sum(dim=1)
     size, predicted = targets.sum(dim=1), probabilities.sum(dim=1)
-    index = hits / (hits + alpha * (predicted - hits) + beta * (size - hits)).clamp(min=1e-6)
+    index = hits / (hits + alpha * (predicted - hits) + (1 - alpha) * (size - hits)).clamp(min=1e-6)
     present = size > 0
     return ((1 - index) * present).sum() / present.sum().clamp(min=1)
 

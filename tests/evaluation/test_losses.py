@@ -12,7 +12,7 @@ from deflect_hf.config.run import RunArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.models.targets import KINDS, AnyClasses, OneClass
-from deflect_hf.training.optimization import balanced_weights, focal, soft_dice, tversky, with_terms
+from deflect_hf.training.optimization import balanced_weights, focal, tversky, with_terms
 from deflect_hf.training.run import run
 
 IGNORE = -1
@@ -36,9 +36,9 @@ def test_weighted_means_add_up_to_the_mean_over_all_labels() -> None:
 def test_dice_of_perfect_and_opposite_predictions() -> None:
     labels = torch.tensor([[[0, 1], [1, IGNORE]]])
     perfect = F.one_hot(labels.clamp(min=0), 3).permute(0, 3, 1, 2) * 50.0
-    assert soft_dice(perfect, labels, OneClass(IGNORE)) == pytest.approx(0.0, abs=1e-6)
+    assert tversky(perfect, labels, OneClass(IGNORE)) == pytest.approx(0.0, abs=1e-6)
     opposite = F.one_hot(1 - labels.clamp(min=0), 3).permute(0, 3, 1, 2) * 50.0
-    assert soft_dice(opposite, labels, OneClass(IGNORE)) == pytest.approx(1.0, abs=1e-6)
+    assert tversky(opposite, labels, OneClass(IGNORE)) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_dice_does_not_see_ignored_pixels() -> None:
@@ -48,12 +48,12 @@ def test_dice_does_not_see_ignored_pixels() -> None:
     changed = logits.clone()
     changed[:, :, 0] = 7 * torch.randn(2, 3, 4)
     target = OneClass(IGNORE)
-    torch.testing.assert_close(soft_dice(logits, labels, target), soft_dice(changed, labels, target))
+    torch.testing.assert_close(tversky(logits, labels, target), tversky(changed, labels, target))
 
 
 def test_dice_without_labels_is_zero_with_a_finite_gradient() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
-    loss = soft_dice(logits, torch.full((2,), IGNORE), OneClass(IGNORE))
+    loss = tversky(logits, torch.full((2,), IGNORE), OneClass(IGNORE))
     loss.backward()
     assert loss == 0 and logits.grad is not None and bool((logits.grad == 0).all())
 
@@ -81,16 +81,12 @@ def test_focal_loss_is_the_cross_entropy_of_hard_labels() -> None:
 def test_tversky_weighs_misses_and_false_alarms() -> None:
     labels = torch.tensor([[0, 0, 0, 1]])
     logits = F.one_hot(torch.tensor([[0, 0, 1, 1]]), 2).movedim(-1, 1) * 50.0  # one pixel of class 0 taken for class 1
-    costs = {alpha: float(tversky(logits, labels, OneClass(IGNORE), alpha, 1 - alpha)) for alpha in (0.5, 0.1)}
-    assert (
-        costs[0.5]
-        == pytest.approx(1 - (2 / 2.5 + 1 / 1.5) / 2)
-        == pytest.approx(float(soft_dice(logits, labels, OneClass())))
-    )
+    costs = {alpha: float(tversky(logits, labels, OneClass(IGNORE), alpha)) for alpha in (0.5, 0.1)}
+    assert costs[0.5] == pytest.approx(1 - (2 / 2.5 + 1 / 1.5) / 2)
     assert costs[0.1] == pytest.approx(1 - (2 / 2.9 + 1 / 1.1) / 2)
     several = torch.tensor([[1.0, 0.0, torch.nan], [1.0, 0.0, 1.0]])
     sure = torch.tensor([[50.0, -50.0, 50.0], [-50.0, -50.0, 50.0]])  # the first class of the second image is missed
-    assert float(tversky(sure, several, AnyClasses(), 0.1, 0.9)) == pytest.approx((1 - 1 / 1.9) / 2)
+    assert float(tversky(sure, several, AnyClasses(), 0.1)) == pytest.approx((1 - 1 / 1.9) / 2)
 
 
 TERMS = {"cross_entropy": "0.5", "focal": "1", "dice": "1", "tversky": "1"}
