@@ -37,10 +37,9 @@ FEWEST_IMAGES = 2  # of one image alone, every replicate has the same score
 class Bootstrap:
     """Replicates of a split's counts; add batches with :meth:`update`, then ask for :meth:`intervals`."""
 
-    def __init__(self, num_classes: int, ignore_index: int, replicates: int = REPLICATES, seed: int = SEED) -> None:
+    def __init__(self, num_classes: int, ignore_index: int, replicates: int = REPLICATES) -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.seed = seed
         # float64 adds and multiplies counts below 2^53 exactly, in any order
         self.totals = torch.zeros(replicates, 3 * num_classes, dtype=torch.float64)
         self.images = torch.zeros(1 + num_classes, dtype=torch.int64)  # labelled ones, those with each class
@@ -49,7 +48,7 @@ class Bootstrap:
     def update(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         """Add (B, K) logits with (B,) labels, or (B, K, H, W) logits with (B, H, W) labels, of B named images."""
         counts = image_counts(logits.argmax(dim=1), labels, self.num_classes, self.ignore_index).cpu()  # (B, 3, K)
-        weights = replicate_weights(names, self.totals.shape[0], self.seed).double()
+        weights = replicate_weights(names, self.totals.shape[0]).double()
         self.totals += weights @ counts.flatten(1).double()
         present = counts.sum(dim=1) > 0  # (B, K)
         self.images += torch.cat([present.any(dim=1, keepdim=True), present], dim=1).sum(dim=0)
@@ -88,12 +87,12 @@ def mean_intervals(means: Mapping[str, Tensor], images: int, replicates: int) ->
     return {"level": LEVEL, "replicates": replicates, "images": images, **intervals}
 
 
-def replicate_weights(names: Sequence[str], replicates: int, seed: int = SEED) -> Tensor:
+def replicate_weights(names: Sequence[str], replicates: int) -> Tensor:
     """(R, B) uint8: how often each of B named images counts in each replicate."""
 
     def drawn(name: str) -> np.ndarray:
         identity = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
-        return np.random.default_rng([seed, identity]).poisson(1.0, replicates).astype(np.uint8)
+        return np.random.default_rng([SEED, identity]).poisson(1.0, replicates).astype(np.uint8)
 
     return torch.from_numpy(np.stack([drawn(name) for name in names], axis=1))
 

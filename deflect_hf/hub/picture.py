@@ -21,17 +21,14 @@ logger = logging.getLogger(__name__)
 LOOKED_AT = 8  # images among which the one that is drawn is chosen
 
 
-def draw_prediction(folder: Path, encoder: str | None = None) -> Path | None:
+def draw_prediction(folder: Path) -> Path | None:
     """Write ``prediction.png`` into a result folder: an image of the test split, its labels, and the prediction.
 
     None, and a line in the log, where the data is not here any more.
-
-    Args:
-        encoder: folder of the base encoder, where it is not found as the run's configuration says.
     """
     config = checkpoints.read_config(folder)
     try:
-        predictor = Predictor.from_folder(folder, encoder=encoder)
+        predictor = Predictor.from_folder(folder)
         splits = load_dataset_splits(config.dataset, predictor.processor)
         split = next(name for name in ("test", "val", "train") if name in splits)
         images = splits[split].with_transform(build_transform(config.augmentation, "val"))

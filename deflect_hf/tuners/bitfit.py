@@ -117,12 +117,6 @@ class BitFitModel(MergeableModel):
     """Trains biases alone, those of norms and convolutions included.
 
     Source: Ben Zaken, Goldberg, Ravfogel, ACL 2022 (arXiv 2106.10199).
-
-    Args:
-        model ([`torch.nn.Module`]): the model.
-        config ([`BitFitConfig`]): the configuration.
-        adapter_name (`str`): name of the adapter.
-        low_cpu_mem_usage (`bool`): create empty adapter weights on the meta device.
     """
 
     prefix: str = "bitfit_"

@@ -142,12 +142,6 @@ class ScaledLoraModel(MergeableModel):
 
     Source: Scheibenreif, Mommert, Borth, CVPR 2024. Their code also has a convolutional adapter for the patch
     embedding, which does not start at the identity; it is not offered here.
-
-    Args:
-        model ([`torch.nn.Module`]): the model.
-        config ([`ScaledLoraConfig`]): the configuration.
-        adapter_name (`str`): name of the adapter.
-        low_cpu_mem_usage (`bool`): create empty adapter weights on the meta device.
     """
 
     prefix: str = "slr_"

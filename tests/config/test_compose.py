@@ -319,12 +319,6 @@ def test_the_learning_rate_is_the_method_s_own_unless_it_is_given(write) -> None
     assert refused(mine, "--lr", "fast").endswith("must be a number or 'auto', not 'fast'")
 
 
-def test_one_file_may_be_the_only_word(write) -> None:
-    mine = write("mine.yaml", "epochs: 3\nencoder: {random: {model_type: vit}}\ndataset: {num_samples: 8}\n")
-    config = parse(mine, "--seed", "1")
-    assert (config.epochs, config.dataset.num_samples, config.seed) == (3, 8, 1)
-
-
 def test_what_is_no_text_or_no_configuration_is_refused(write) -> None:
     assert "half a character" in refused(write("a.yaml", 'work_dir: "a\\ud800"\n'))
     assert "larger than" in refused("--config", "/dev/zero")

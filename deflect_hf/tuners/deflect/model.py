@@ -49,12 +49,6 @@ class DeflectModel(Tuner):
 
     Source: arXiv 2503.09493; the equations are this project's definition (README, "The method").
 
-    Args:
-        model ([`torch.nn.Module`]): a model that holds one vision transformer of a supported architecture.
-        config ([`DeflectConfig`]): the configuration.
-        adapter_name (`str`): name of the adapter.
-        low_cpu_mem_usage (`bool`): create empty adapter weights on the meta device.
-
     Example:
         ```py
         >>> import deflect_hf
