@@ -1,21 +1,14 @@
 """Keys that do nothing in a combination are refused, by name and with the reason."""
 
-from pathlib import Path
-
 import pytest
 
-from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import RunArguments
 from deflect_hf.config.schema import keys_of
 from deflect_hf.config.unused import RULES, refuse_unused
 from deflect_hf.errors import ConfigError
+from tests.tiny_runs import CONF, tiny_run
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 HUB = ("--encoder_config", str(CONF.parents[1] / "configs" / "foundation_models" / "vit_hub.yaml"))
-
-
-def parse(*words: str, task: str = "classification") -> RunArguments:
-    return parse_arguments(RunArguments, "test", ["--config", str(CONF / f"{task}.yaml"), *words])
 
 
 @pytest.mark.parametrize(
@@ -86,13 +79,13 @@ def parse(*words: str, task: str = "classification") -> RunArguments:
 )
 def test_an_idle_key_is_refused(task: str, words: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(*words, task=task)
+        tiny_run(task, *words)
     assert message in str(caught.value)
 
 
 def test_a_task_that_only_the_opened_data_set_tells_is_checked_then() -> None:
     folder = ("--dataset.name", "folder", "--dataset.root", "x", "--dataset.num_samples", "640")
-    config = parse(*folder, "--dataset.task", "null", "--segmentor.pooling", "mean")
+    config = tiny_run("classification", *folder, "--dataset.task", "null", "--segmentor.pooling", "mean")
     refuse_unused(config, task="classification")
     with pytest.raises(ConfigError, match=r"segmentor\.pooling is for classification"):
         refuse_unused(config, task="segmentation")
@@ -104,7 +97,7 @@ def test_every_rule_is_about_keys_that_exist() -> None:
 
 
 def test_the_schedules_numbers_are_filled_in_where_they_are_used() -> None:
-    multistep = parse().segmentor.scheduler
+    multistep = tiny_run("classification").segmentor.scheduler
     assert (multistep.milestones, multistep.gamma) == ([0.6, 0.9], 0.1)
-    cosine = parse("--segmentor.scheduler.name", "cosine").segmentor.scheduler
+    cosine = tiny_run("classification", "--segmentor.scheduler.name", "cosine").segmentor.scheduler
     assert (cosine.milestones, cosine.gamma) == (None, None)

@@ -14,9 +14,9 @@ from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.models.targets import KINDS, AnyClasses, OneClass
 from deflect_hf.training.optimization import balanced_weights, focal, tversky, with_terms
 from deflect_hf.training.run import run
+from tests.tiny_runs import CONF, tiny_run
 
 IGNORE = -1
-CONF = Path(__file__).parents[1] / "conf" / "segmentation.yaml"
 
 
 def test_weighted_means_add_up_to_the_mean_over_all_labels() -> None:
@@ -90,7 +90,7 @@ TAKEN = {"class": {*TERMS, *CLASSES_ONLY}, "labels": {*TERMS}, "value": {"cross_
 @pytest.mark.parametrize("key", [*TERMS, *CLASSES_ONLY])
 @pytest.mark.parametrize("task", TASKS)
 def test_each_term_of_the_loss_trains_a_task_or_is_refused_by_name(task: str, key: str) -> None:
-    words = ["--encoder_config", str(CONF.parent / "tiny_vit.yaml"), "--dataset.name", "folder", "--dataset.root", "x"]
+    words = ["--encoder_config", str(CONF / "tiny_vit.yaml"), "--dataset.name", "folder", "--dataset.root", "x"]
     words += ["--dataset.task", task, f"--segmentor.loss.{key}", *(TERMS | CLASSES_ONLY)[key].split()]
     output = TASKS[task].output
     if key not in TAKEN[output]:
@@ -121,13 +121,9 @@ def test_balanced_weights_average_to_one_over_the_labels() -> None:
         balanced_weights([1, 0], ["a", "b"])
 
 
-def parse(*words: str) -> RunArguments:
-    return parse_arguments(RunArguments, "test", ["--config", str(CONF), "--epochs", "1", *words])
-
-
 def test_dice_alone_trains(tmp_path: Path) -> None:
-    alone = ("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "1")
-    run(parse(*alone, "--segmentor.loss.class_weights", "null", "--work_dir", str(tmp_path)))
+    alone = ("--segmentor.loss.cross_entropy", "0", "--segmentor.loss.dice", "1", "--epochs", "1")
+    run(tiny_run("segmentation", *alone, "--segmentor.loss.class_weights", "null", "--work_dir", str(tmp_path)))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     # the cross-entropy of four classes would begin near 1.4

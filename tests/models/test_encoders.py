@@ -15,6 +15,7 @@ from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.models.encoders import chosen_gsd, pretraining_size, set_gsd, with_encoder_size
 from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from deflect_hf.training.build import load_splits
+from tests.tiny_runs import tiny_run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -58,12 +59,6 @@ def protocol(folder: Path, side: int, *words: str) -> RunArguments:
     return with_encoder_size(parse_arguments(RunArguments, "test", argv))
 
 
-def embedded(*words: str) -> RunArguments:
-    """The tiny classification run of the tests."""
-    conf = CONFIGS.parent / "tests" / "conf" / "classification.yaml"
-    return parse_arguments(RunArguments, "test", ["--config", str(conf), *words])
-
-
 @pytest.mark.parametrize(
     ("image", "side", "seen", "windows"),
     [
@@ -102,7 +97,9 @@ def test_training_crops_and_evaluation_slides_windows_of_the_encoders_size(
 
 
 def test_images_come_in_the_encoders_size() -> None:
-    config = with_encoder_size(embedded("--encoder.random.image_size", "32", "--dataset.image_size", "encoder"))
+    config = with_encoder_size(
+        tiny_run("classification", "--encoder.random.image_size", "32", "--dataset.image_size", "encoder")
+    )
     assert config.dataset.image_size == [32, 32]
     train = load_splits(config, ("train",))["train"]
     assert train[0]["pixel_values"].shape[-2:] == (32, 32)
@@ -144,5 +141,5 @@ def test_gsd_changes_the_positions_and_is_refused_where_there_are_none() -> None
 
 
 def test_data_sets_know_their_pixels_on_the_ground() -> None:
-    train = load_splits(embedded(), ("train",))["train"]
+    train = load_splits(tiny_run("classification"), ("train",))["train"]
     assert chosen_gsd(EncoderArguments(name_or_path="x", gsd="data"), train.gsd_m) == 30.0

@@ -1,14 +1,14 @@
 """What is fitted or read before training."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from deflect_hf.config.compose import parse_arguments
-from deflect_hf.config.run import EncoderArguments, RunArguments
+from deflect_hf.config.run import EncoderArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.models.encoders import random_encoder, stored_normalisation
@@ -16,12 +16,9 @@ from deflect_hf.spectral.features import RunningMoments
 from deflect_hf.training.build import base_statistics, build
 from deflect_hf.training.statistics import Statistics
 from deflect_hf.tuners.deflect.spectral_input import SpectralInput
+from tests.tiny_runs import tiny_run
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-
-
-def configured(*words: str) -> RunArguments:
-    return parse_arguments(RunArguments, "test", ["--config", str(CONF / "segmentation.yaml"), *words])
+configured = partial(tiny_run, "segmentation")
 
 
 def test_statistics_of_the_configuration_and_of_the_encoder_come_first(tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from deflect_hf.artifacts.processes import make_accelerator
-from deflect_hf.config.compose import load_config, parse_arguments
+from deflect_hf.config.compose import load_config
 from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.training import rehearsal
 from deflect_hf.training.build import build
 from deflect_hf.training.loop import TrainingLoop
 from deflect_hf.training.rehearsal import RangeTest, range_test
+from tests.tiny_runs import tiny_run
 from tests.training.test_resume import best_weights, lines_without_time
-from tests.training.test_run import CONF, ONE_EPOCH, train
+from tests.training.test_run import ONE_EPOCH, train
 
 RATES = np.geomspace(1e-6, 1, 84)
 
@@ -64,17 +65,8 @@ def test_a_run_does_not_notice_the_test_and_a_resumed_one_keeps_its_rate(
 def test_the_test_leaves_parameters_and_buffers_and_ends_where_the_loss_explodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [
-        "--config",
-        str(CONF / "segmentation.yaml"),
-        "--segmentor.head",
-        "upernet",
-        "--segmentor.output_layers",
-        "null",
-        "--lr",
-        "auto",
-    ]
-    config = parse_arguments(RunArguments, "test", [*words, "--finetune", "full", "--method", "{}"])
+    words = ("--segmentor.head", "upernet", "--segmentor.output_layers", "null", "--lr", "auto")
+    config = tiny_run("segmentation", *words, "--finetune", "full", "--method", "{}")
     accelerator = make_accelerator(config)
     experiment = build(config, tmp_path, accelerator)
     before = {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}

@@ -7,17 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import AugmentationArguments
-from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.methods import adapt
 from deflect_hf.models import EncoderForImageClassification
 from deflect_hf.training.prefix import with_stored_prefix
 from deflect_hf.training.run import run
+from tests.tiny_runs import tiny_run
 from tests.tuners.tiny import BANDS, DEPTH, make_encoder, randomise
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 FIXED = AugmentationArguments(random_crop=None, horizontal_flip=0.0, vertical_flip=0.0, rot90=False)
 LATE = {"layers_to_transform": [DEPTH - 1]}
 
@@ -90,14 +88,12 @@ def test_what_changes_from_epoch_to_epoch_is_refused(augmentation, options, mess
 
 
 def test_a_run_with_the_prefix_kept_has_the_losses_and_scores_of_one_without(tmp_path: Path) -> None:
-    words = ["--config", str(CONF / "classification.yaml"), "--augmentation.horizontal_flip", "0"]
-    words += ["--augmentation.rot90", "false", "--method.layers_to_transform", "-1", "--dataset.num_samples", "24"]
+    words = ["--augmentation.horizontal_flip", "0", "--augmentation.rot90", "false"]
+    words += ["--method.layers_to_transform", "-1", "--dataset.num_samples", "24"]
     told = []
     for kept in ("false", "true"):
         folder = tmp_path / kept
-        results, *_ = run(
-            parse_arguments(RunArguments, "test", [*words, "--cache_prefix", kept, "--work_dir", str(folder)])
-        )
+        results, *_ = run(tiny_run("classification", *words, "--cache_prefix", kept, "--work_dir", str(folder)))
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         told.append(([line["loss"] for line in lines if "loss" in line], results["test"]["accuracy"]))
     assert told[1][0] == pytest.approx(told[0][0], rel=1e-4) and len(told[0][0]) >= 8

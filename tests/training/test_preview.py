@@ -7,7 +7,7 @@ import pytest
 
 from deflect_hf.cli import train
 from deflect_hf.training import rehearsal
-from tests.training.test_run import CONF
+from tests.tiny_runs import CONF
 
 
 def dry_run(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from deflect_hf.artifacts import saved_model as checkpoints
 from deflect_hf.artifacts.processes import make_accelerator
-from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.run import EncoderArguments, EvaluateArguments, RunArguments
 from deflect_hf.errors import CheckpointError, ConfigError, DataError
 from deflect_hf.evaluation import evaluate as evaluation
@@ -25,14 +25,13 @@ from deflect_hf.training import sharding
 from deflect_hf.training.checkpoint import TRAINING
 from deflect_hf.training.run import run, warn_of_changes
 from deflect_hf.training.sharding import prepared
+from tests.tiny_runs import tiny_run
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 ONE_EPOCH = ("--epochs", "1")
 
 
 def train(folder: Path, *words: str, task: str = "classification") -> dict:
-    argv = ["--config", str(CONF / f"{task}.yaml"), "--work_dir", str(folder), *words]
-    results, work_dir, first = run(parse_arguments(RunArguments, "test", argv))
+    results, work_dir, first = run(tiny_run(task, "--work_dir", str(folder), *words))
     assert first and work_dir == folder
     assert json.loads((folder / "results.json").read_text()) == results
     return results
@@ -52,14 +51,14 @@ def torch_file(folder: Path, step: str) -> dict[str, torch.Tensor]:
 
 
 def test_settings_that_a_continued_run_did_not_have_are_named(tmp_path: Path, caplog) -> None:
-    argv = ["--config", str(CONF / "classification.yaml"), "--work_dir", str(tmp_path)]
-    before = parse_arguments(RunArguments, "test", argv)
+    tiny = partial(tiny_run, "classification", "--work_dir", str(tmp_path))
+    before = tiny()
     source = tmp_path / "checkpoints" / "step-3"
     warn_of_changes(before, tmp_path, source)  # its configuration was not copied with it
     (tmp_path / "config.yaml").write_text(checkpoints.to_yaml(before))
-    warn_of_changes(parse_arguments(RunArguments, "test", [*argv, "--resume_from", "last"]), tmp_path, source)
+    warn_of_changes(tiny("--resume_from", "last"), tmp_path, source)
     assert not caplog.messages
-    after = parse_arguments(RunArguments, "test", [*argv, "--epochs", "77", "--segmentor.loss.dice", "0.5"])
+    after = tiny("--epochs", "77", "--segmentor.loss.dice", "0.5")
     changes = f"goes on with other settings: epochs {before.epochs} -> 77, segmentor.loss.dice 0.0 -> 0.5"
     for folder in (tmp_path, tmp_path / "another"):  # in its own folder, and in a new one
         warn_of_changes(after, folder, source)
@@ -225,9 +224,8 @@ def test_evaluation_says_before_it_reads_an_image_that_it_cannot_write(
 
 def test_evaluation_refuses_a_size_and_leaves_out_the_random_crops_of_training(tmp_path: Path) -> None:
     folder = EvaluateArguments(eval_dir="x", dataset={"name": "folder", "root": "x", "image_size": [8, 8]})
-    config = parse_arguments(RunArguments, "test", ["--config", str(CONF / "segmentation.yaml")])
     with pytest.raises(ConfigError, match=r"--dataset\.image_size: images are resized as they were in training"):
-        overlay(config, folder)
+        overlay(tiny_run("segmentation"), folder)
     train(tmp_path, *ONE_EPOCH, task="segmentation")
     twice = [report(EvaluateArguments(eval_dir=str(tmp_path), split="train", panels=0))[0] for _ in range(2)]
     assert twice[0]["confusion_matrix"] == twice[1]["confusion_matrix"]

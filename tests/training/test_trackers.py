@@ -7,18 +7,14 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from deflect_hf.config.compose import parse_arguments
-from deflect_hf.config.run import RunArguments
 from deflect_hf.errors import ConfigError
 from deflect_hf.training.run import run
 from deflect_hf.training.trackers import flat_settings
-
-CONF = Path(__file__).resolve().parents[1] / "conf" / "classification.yaml"
+from tests.tiny_runs import tiny_run
 
 
 def train(folder: Path, *words: str) -> dict:
-    argv = ["--config", str(CONF), "--work_dir", str(folder), "--tracker", "tensorboard", *words]
-    return run(parse_arguments(RunArguments, "test", argv))[0]
+    return run(tiny_run("classification", "--work_dir", str(folder), "--tracker", "tensorboard", *words))[0]
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -64,8 +60,7 @@ def test_other_trackers_run_offline_and_their_files_go_with_the_run(
 
 
 def test_settings_are_flat_and_plain() -> None:
-    config = parse_arguments(RunArguments, "test", ["--config", str(CONF), "--method.rank", "4"])
-    settings = dict(flat_settings(config))
+    settings = dict(flat_settings(tiny_run("classification", "--method.rank", "4")))
     assert settings["method.rank"] == 4 and settings["encoder.base_bands"] == '["R", "G", "B"]'
     assert settings["segmentor.scheduler.milestones"] == "[0.6, 0.9]"
     assert all(isinstance(value, bool | int | float | str) for value in settings.values())
