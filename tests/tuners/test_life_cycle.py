@@ -224,6 +224,15 @@ def test_a_file_cast_to_halves_is_loaded(dtype, tmp_path, reflectance):
     assert torch.allclose(run(again, reflectance), run(model, reflectance), atol=0.05)
 
 
+def test_a_running_mean_of_weights_keeps_what_they_assume(reflectance):
+    """As training loops keep one: bytes of the text then lie between whole numbers, by rounding."""
+    model, again = adapted("vit"), adapted("vit", trained=False)
+    state = get_peft_model_state_dict(model)
+    mean = {name: 0.997 * tensor + tensor * 0.003 for name, tensor in state.items()}
+    set_peft_model_state_dict(again, mean)
+    assert torch.allclose(run(again, reflectance), run(model, reflectance), atol=1e-4)
+
+
 def test_what_would_be_trained_wrongly_without_a_word_is_said(reflectance, caplog):
     model = get_peft_model(make_encoder(), spectral_config())
     with pytest.raises(UnitError, match=r"whole numbers \(torch.int32\)"):

@@ -83,7 +83,8 @@ class SpectralInput(nn.Module):
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Take what the weights assume that are being loaded, before any of them is (CheckpointError)."""
         try:
-            stored = json.loads(bytes(state.to(torch.uint8).tolist()))  # a whole file may have been cast to halves
+            # a whole file may have been cast to halves, or be a running mean of those of one training
+            stored = json.loads(bytes(state.float().round().to(torch.uint8).tolist()))
             there = dataclasses.replace(self.config, **stored)
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"What the adapter's weights assume of their input cannot be read: {error}") from None
