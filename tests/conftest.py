@@ -58,10 +58,8 @@ def deflect_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 
 @pytest.fixture(autouse=True)
-def own_log() -> Iterator[None]:
-    """Entry points called in a test set the package's log level and handler: the next test starts without them."""
+def own_log() -> None:
+    """Entry points called in a test or in a shared fixture set our's log level and handler: tests start bare."""
     logger = logging.getLogger("deflect_hf")
-    level, handlers = logger.level, list(logger.handlers)
-    yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()

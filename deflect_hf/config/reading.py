@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat
 
 from deflect_hf.config.schema import Arguments, option
 from deflect_hf.errors import ConfigError
 
-Number = Annotated[float, Field(allow_inf_nan=True)]  # NaN marks nodata, and does harm anywhere else
+# NaN marks nodata by itself, and does harm anywhere else
+Number = Annotated[float, Field(allow_inf_nan=True)]
+Numbers = Annotated[list[Number], AfterValidator(lambda given: [value for value in given if math.isfinite(value)])]
 QualityPreset = Literal["sentinel2_scl", "landsat_qa_pixel", "hls_fmask"]
 QualityClass = Literal["cloud", "cirrus", "shadow", "snow", "water"]
 Bit = Annotated[int, Field(ge=0, lt=32)]
@@ -56,7 +59,7 @@ class ReadingArguments(Arguments):
         "reflectance = stored * scale + offset. null: the files' own tags, else the sensor's, else as in training.",
     )
     offset: float | None = option(None, "See scale; -0.1 for Sentinel-2 baseline >= 04.00.")
-    nodata: list[Number] | None = option(
+    nodata: Numbers | None = option(
         None,
         "Stored values that are no measurements, besides NaN and the files' tags. null: the sensor's, as in training.",
     )

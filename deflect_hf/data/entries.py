@@ -28,6 +28,7 @@ class Reading(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     sensor: str | dict[str, Any] | None = None
     source_bands: list[str] | None = None
+    nodata: list[Number] | None = None
     quality: Annotated[list[str | list[int] | float], Field(min_length=3, max_length=4)] | None = None
     files: str | dict[str, str] | None = None
     grid: float | str | None = None

@@ -144,10 +144,12 @@ def at_root(root: PathLike, name: str) -> str:
 
 def nodata_of(args: Any, trained: MultispectralImageProcessor | None) -> tuple[float, ...] | None:
     """The stored values that are no measurement, as they are said of the files, of their sensor or in training."""
-    if args.nodata is not None:
-        return tuple(args.nodata)
-    known = get_sensor(args.sensor).nodata if args.sensor is not None else trained.nodata if trained else ()
-    return tuple(known) or None  # a sensor without such a value says nothing of it
+    known = trained.reading if trained is not None and args.sensor is None else {}
+    said = known.get("nodata") if args.nodata is None else args.nodata
+    if said is not None:  # an empty list says that there is none
+        return tuple(said)
+    usual = get_sensor(args.sensor).nodata if args.sensor is not None else trained.nodata if trained else ()
+    return tuple(usual) or None  # a sensor without such a value says nothing of it
 
 
 def _classified(args: Any, reading: Mapping[str, Any]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
+from deflect_hf.data.splits import refuse_idle_shares
 from deflect_hf.errors import ConfigError, DataError, MissingPackageError
 from deflect_hf.raster.georeference import is_geographic, pixels_of, unit_m
 from deflect_hf.raster.header import IDENTITY, Array, Box, RasterInfo
@@ -96,6 +97,7 @@ def draw_splits(counts: Sequence[Sequence[int]], args: DatasetArguments) -> list
     if args.num_folds is None:
         test, val = args.test_fraction, args.val_fraction
         return balanced(counts, {"train": 1 - val - test, "val": val, "test": test}, args.seed)
+    refuse_idle_shares(args, ["test_fraction"])
     folds = balanced(counts, {str(fold): 1 / args.num_folds for fold in range(args.num_folds)}, args.seed)
     splits = ["test" if fold == str(args.fold) else "" for fold in folds]
     rest = [place for place, split in enumerate(splits) if not split]

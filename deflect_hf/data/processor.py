@@ -40,7 +40,7 @@ except ModuleNotFoundError as error:  # where exported models make maps
 
 Image = np.ndarray | torch.Tensor
 Size = int | Sequence[int] | Mapping[str, int]
-READING = ("sensor", "source_bands", "quality", "files", "grid", "band_resampling", "composite")
+READING = ("sensor", "source_bands", "nodata", "quality", "files", "grid", "band_resampling", "composite")
 
 
 class MultispectralImageProcessor(BaseImageProcessor):
@@ -65,8 +65,9 @@ class MultispectralImageProcessor(BaseImageProcessor):
             sets it: windows of a scene are best of the same size.
         quantiles: Band -> reflectance of the training images at `contract.QUANTILES`, which scenes are compared with.
             Training sets it.
-        reading: How the training files were read, where the configuration said it: ``sensor``, ``source_bands``, and
-            ``quality`` (band, values, bits). A scene is read the same way, unless it says something else itself.
+        reading: How the training files were read, where the configuration said it: ``sensor``, ``source_bands``,
+            ``nodata`` and ``quality`` (band, values, bits). A scene is read the same way, unless it says something else
+            itself.
 
     Raises:
         BandError: An output band is not among the source bands, or is unknown; or there is none.
@@ -112,7 +113,7 @@ class MultispectralImageProcessor(BaseImageProcessor):
         self.offset = _per_band("offset", offset, self.bands)
         if 0.0 in np.atleast_1d(self.scale):
             raise ConfigError("scale is 0, which would turn every value into the offset: give DN -> reflectance.")
-        self.nodata = _numbers("nodata", nodata)
+        self.nodata = [fill for fill in _numbers("nodata", nodata) if math.isfinite(fill)]  # others never are measured
         if unit not in UNITS:
             raise ConfigError(f"Unknown unit {unit!r}: choose one of {listing(UNITS)}.{nearest(unit, UNITS)}")
         self.unit: Unit = unit
@@ -238,8 +239,7 @@ class MultispectralImageProcessor(BaseImageProcessor):
         invalid = ~np.isfinite(values)
         invalid[[position is None for position in found]] = True
         for fill in self.nodata:
-            if not math.isnan(fill):
-                invalid |= stored == fill
+            invalid |= stored == fill
         if valid is not None:
             invalid |= ~self._validity(np.asarray(valid, dtype=bool), positions, (len(names), *stored.shape[1:]), where)
         values *= _column(self.scale)

@@ -163,8 +163,8 @@ def refuse_idle_shares(args: DatasetArguments, keys: Sequence[str]) -> None:
         share = getattr(args, key)
         if share not in (0, DatasetArguments.model_fields[key].default):
             raise ConfigError(
-                f"{key}={share} does nothing for {args.root or args.name}, where files, folders or folds make that "
-                f"split: remove it."
+                f"{key}={share} does nothing for {args.root or args.name}, where files, folders, scenes or folds make "
+                "that split: remove it."
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ GDAL_TYPES = {"uint8": "Byte"} | {name.lower(): name for name in (
 COMPOSITE = {"ns": "DATES"}  # of the tags that say that bands without a date are composites of those with one
 COVERAGE_POINTS = 33  # along each side
 WHOLE = 0.9  # of the points: small chips may be cut half a coarse pixel too short
+_BAND_NUMBER = re.compile(r"(?:^|[\W_])(?:b|band)?\d+(?:a|nm)?(?:[\W_]|$)", re.IGNORECASE)  # none is in dem_10m
 SAME_PIXELS = 1e-3  # of a pixel, by which the corners of one grid may miss those of another
 
 
@@ -270,7 +272,7 @@ def _fills(header: _Header, nodata: float | None) -> list[float]:
         return [] if nodata is None else [nodata]
     # 16 bits of which nothing is said: 0 is no measurement in all products that store reflectance so
     code = band_or_none(plain)
-    return [0.0] if (is_reflectance(code) if code else any(map(str.isdigit, plain))) else []
+    return [0.0] if (is_reflectance(code) if code else _BAND_NUMBER.search(plain)) else []
 
 
 def _measured(root: Any, header: _Header, *fills: float) -> Any:

@@ -156,6 +156,8 @@ def test_values_that_are_no_measurement_are_those_that_are_said_of_the_files(tmp
         ({"sensor": "sentinel2_l2a"}, trained, (0.0,)),
         ({"sensor": {"bands": ["R"]}}, trained, None),
         ({}, trained, (-9999.0,)),
+        ({}, MultispectralImageProcessor(["R"], reading={"nodata": []}), ()),
+        ({"sensor": "sentinel2_l2a"}, MultispectralImageProcessor(["R"], reading={"nodata": []}), (0.0,)),
         ({}, None, None),
     ):
         assert layout_of(folder(tmp_path, **said), processor).nodata == expected

@@ -266,6 +266,7 @@ def test_a_list_that_is_no_table_is_told(
         ({"buffer_km": 0.4}, "give a larger block_km"),
         ({"split_column": "kind"}, "remove `block_km`"),
         ({"split_column": "kind", "block_km": None}, "holds 'land', 'water': it must be one of 'train', "),
+        ({"split_column": "part", "block_km": None, "val_fraction": 0.3}, "val_fraction=0.3 does nothing"),
         ({"background": "sea", "classes": ["land", "water"]}, "is none of `classes`"),
         ({"background": "watr"}, "is no class of the labels. Did you mean 'water'?"),
     ],

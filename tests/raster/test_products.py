@@ -343,6 +343,8 @@ def test_hls_and_stac_items(tmp_path: Path) -> None:
         ("S1", None, [False, True]),
         ("S1", (), [True, True]),
         ("DEM", None, [True, True]),
+        ("dem_10m", None, [True, True]),
+        ("x_B05", None, [False, True]),
     ],
 )
 def test_values_that_are_no_measurement_are_not_interpolated(

@@ -25,7 +25,7 @@ from deflect_hf.data.label_table import table_rows
 from deflect_hf.data.places import Region, blocks_of, cells_of, report_splits, settled
 from deflect_hf.data.processor import MultispectralImageProcessor
 from deflect_hf.data.scene_reader import RasterLabels, SceneLabels, SceneReader, ShapeLabels
-from deflect_hf.data.splits import SPLIT_OF, SPLITS, Row, limited
+from deflect_hf.data.splits import SPLIT_OF, SPLITS, Row, limited, refuse_idle_shares
 from deflect_hf.data.survey import survey, typical
 from deflect_hf.errors import ConfigError, DataError, listing, nearest
 from deflect_hf.raster.georeference import ground_m, refuse_misplaced
@@ -301,6 +301,8 @@ def place(
     order = [index for index, region in enumerate(regions) if sum(region.counts)]
     given = {number: entry.split for number, entry in enumerate(entries) if entry.split is not None}
     chosen = [regions[index] for index in order]
+    if given or args.split_column is not None:
+        refuse_idle_shares(args, ["val_fraction", "test_fraction"])
     final = chosen if args.split_column is not None else settled(chosen, args, given)
     rows = [{**row, "split": region.split} for index, region in zip(order, final, strict=True) for row in found[index]]
     return final, rows
