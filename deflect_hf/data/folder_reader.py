@@ -115,13 +115,12 @@ def layout_of(args: Any, trained: MultispectralImageProcessor | None = None, pat
             by its own.
     """
     reading = trained.reading if trained is not None else {}
-    grid = args.grid if args.grid is not None else reading.get("grid")
     resampling = args.band_resampling or reading.get("band_resampling") or "bilinear"
     known = "files" not in reading or (path != "" and is_known_product(path))
     product = Product.of(
         path,
         args.files if args.files is not None or known else reading["files"],
-        grid=grid,
+        grid=args.grid if args.grid is not None else reading.get("grid"),
         resampling=resampling,
         dates=tuple(at_root(getattr(args, "root", None) or "", date) for date in args.dates or ()),
         composite=bool(args.composite or reading.get("composite")),

@@ -47,8 +47,7 @@ class Layer:
         file: What GDAL opens.
         alias: What the product calls it.
         scale: reflectance = stored * scale + offset; None where the product does not say.
-        nodata: Stored value that is no measurement, besides the file's own tag and mask; of a layer of classes, the
-            value beyond its edges.
+        nodata: Stored value that is no measurement, besides the file's tag and mask; of classes, that beyond its edges.
         classes: Classes or bits, which are never interpolated.
         band: Where it is in its file, from 1; None: the file holds it alone.
         remote: At an address that the user wrote, or that belongs to one.
@@ -118,14 +117,13 @@ def stack(
         composite: Say in its tags that bands without a date are composites; see :mod:`deflect_hf.raster.read`.
     """
     headers = [_header(layer, where) for layer in layers]
-    own = [header for header in headers if not split_date(header.layer.name)[1]]
     measured = {header.layer.name: header.layer.scale is not None for header in headers}
     if any(known != measured.get(split_date(name)[0], known) for name, known in measured.items()):
         raise DataError(
             f"{where}: some dates are reflectance by the metadata of their product, others are not: give products of "
             "one kind for all dates."
         )
-    target = _target(own, where, grid)
+    target = _target([header for header in headers if not split_date(header.layer.name)[1]], where, grid)
     root = _root(target)
     if composite:
         _refuse_unlike_dates(headers, where)
