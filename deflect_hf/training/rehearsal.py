@@ -164,6 +164,7 @@ def preview(
     images = ", ".join(f"{name} {len(split)}" for name, split in experiment.splits.items())
     there = "replacing the run that is there" if config.overwrite and work_dir.exists() else "nothing is written yet"
     given = config.segmentor.optimizer.lr
+    rounds = loop.total_steps / loop.epoch_steps
     rate = f"auto: a test of at most {STEPS} steps before these" if given == "auto" else str(given)
     name = config.encoder.name_or_path or "random " + (config.encoder.random or {})["model_type"]
     lines = {
@@ -175,7 +176,7 @@ def preview(
         f"and {counts['head_trainable']:,} of the {config.segmentor.head} head",
         "steps": f"{loop.epoch_steps} per epoch, each of {config.accumulate} x {config.batch_size} images"
         f"{f' in each of {processes} processes' if processes > 1 else ''}; "
-        f"{loop.total_steps / loop.epoch_steps:.3g} epochs: {loop.total_steps} steps"
+        f"{rounds:.3g} epoch{'s' * (rounds != 1)}: {loop.total_steps} steps"
         f"{f', {done} of them done' if done else ''}; learning rate {rate}",
         "time": f"{step:.3g} s per step (median of {TIMED}) and {reading:.3g} s to read its images, by "
         f"{readers(config.num_workers)} workers: about {timedelta(seconds=round(seconds))} "

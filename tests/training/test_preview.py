@@ -20,12 +20,14 @@ def dry_run(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) ->
 
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
-    told = " ".join(dry_run(capsys, "--work_dir", str(folder), "--accumulate", "2", "--lr", "auto").split())
+    told = " ".join(
+        dry_run(capsys, "--work_dir", str(folder), "--accumulate", "2", "--lr", "auto", "--epochs", "1").split()
+    )
     assert "train 28, val 6, test 6 images; 24 x 24 pixels, 16 x 16 in training; 7 bands: A, B, G, R, N, S1, S2" in told
     assert "water 4,029 (25.0 %)" in told and "--finetune deflect on cpu: 952 of 8,616 encoder parameters" in told
     assert (
         "660 of the mlp head" in told
-        and "4 per epoch, each of 2 x 4 images; 2 epochs: 8 steps; learning rate auto: a test of at" in told
+        and "4 per epoch, each of 2 x 4 images; 1 epoch: 4 steps; learning rate auto: a test of at" in told
     )
     assert "s per step (median of 5)" in told and str(folder) in told
     assert not list(tmp_path.iterdir())

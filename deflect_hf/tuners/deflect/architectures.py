@@ -142,7 +142,7 @@ def find_encoder(model: nn.Module) -> Encoder:
     if not found:
         known = listing(dict.fromkeys("timm's Block" if row.fused else row.block for row in ARCHITECTURES))
         raise ArchitectureError(
-            f"DEFLECT finds no vision transformer that it knows in {type(model).__name__}: "
+            f"deflect_hf finds no vision transformer that it knows in {type(model).__name__}: "
             f"{_what_is_missing(modules)}. It adapts models built of {known}. To add another one, enter its "
             "embeddings and block classes in deflect_hf.tuners.deflect.architectures.ARCHITECTURES."
         )
