@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 from transformers import PreTrainedConfig
 
 from deflect_hf.artifacts import saved_model as checkpoints
@@ -142,7 +142,7 @@ def known_license(encoder: str | None) -> str | None:
     if not card.is_file():
         return next((source.license for source in SOURCES.values() if source.hub_id == encoder), None)
     try:
-        stated = ModelCard.load(card).data.get("license")
+        stated = (metadata_load(card) or {}).get("license")
     except (ValueError, yaml.YAMLError):  # somebody's text, no card
         return None
     return stated if isinstance(stated, str) else None

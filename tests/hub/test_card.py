@@ -1,6 +1,7 @@
 """The model card: complete, true to the run, valid for the Hub, and the same again when it is read."""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -130,12 +131,16 @@ def test_licences_that_are_known() -> None:
     assert known_license("bob/vit") is None and known_license(None) is None
 
 
-def test_the_licence_in_an_encoders_folder_is_read(tmp_path: Path) -> None:
+def test_the_licence_in_an_encoders_folder_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# An encoder\n")
     assert known_license(str(tmp_path)) == "mit"
     for text in ("# No card\n", "---\nlicense: [\n---\n", "---\n- a list\n---\n", "---\nlicense: {a: b}\n---\n"):
         (tmp_path / "README.md").write_text(text)
         assert known_license(str(tmp_path)) is None
+    assert not caplog.text  # a text that is no card is nothing to warn of
 
 
 def test_data_that_is_gone_leaves_a_card_without_a_picture(best: Path, caplog: pytest.LogCaptureFixture) -> None:
