@@ -20,8 +20,14 @@ CONFIG = "config.yaml"  # of a run and of its checkpoints
 LOG = "log.jsonl"  # of a run
 PARTIAL = ".partial"  # ending of what is being written
 REPLACED = ".replaced"  # ending of what makes room for it
-# what tells a file that was written here: the program of a picture, the versions among results, the head of a card
-MARKS = {".png": rb"Software\0deflect_hf", ".json": rb'"deflect_hf": ', ".md": rb"^(- deflect_hf|library_name: peft)$"}
+# what tells a file that was written here: the program of a picture, the versions among results, the head of a card, ...
+MARKS = {
+    ".png": rb"Software\0deflect_hf",
+    ".json": rb'"deflect_hf": ',
+    ".md": rb"^(- deflect_hf|library_name: peft)$",
+    ".html": rb"deflect_hf",
+    ".qml": rb'made-by="deflect_hf"',
+}
 
 
 @contextmanager
@@ -87,14 +93,15 @@ def temp_dir(target: Path) -> Iterator[Path]:
 
 def refuse_foreign(*paths: Path) -> None:
     """Refuse to replace files that were not written by this project."""
-    foreign = [str(path) for path in paths if path.exists() and not _is_ours(path)]
+    foreign = [str(path) for path in paths if path.exists() and not is_ours(path)]
     if foreign:
         raise ConfigError(
             f"{listing(foreign)}: not written by deflect_hf, and not replaced: move it away, or give another place"
         )
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Whether a file, by whose ending MARKS has something, was written by this project."""
     return re.search(MARKS[path.suffix], path.read_bytes(), re.MULTILINE) is not None
 
 

@@ -31,6 +31,7 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.inference import PredictArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.errors import ConfigError, DataError, listing, show_log, user_errors
+from deflect_hf.files import refuse_foreign
 from deflect_hf.raster.access import is_address
 from deflect_hf.raster.header import BAND
 from deflect_hf.training.distributed_exit import distributed_exit
@@ -106,8 +107,8 @@ def predict(arguments: PredictArguments) -> None:
             finished.add(target)
         elif arguments.report and not arguments.overwrite and page.exists():
             raise ConfigError(f"{page} is there already: replace it with --overwrite.")
-        elif arguments.report and page.exists() and b"deflect_hf" not in page.read_bytes():
-            raise ConfigError(f"{page} is no report of deflect_hf, and is not replaced: move it, or rename the map.")
+        elif arguments.report:
+            refuse_foreign(page)
     try:
         for image, target in jobs:
             if target not in finished:

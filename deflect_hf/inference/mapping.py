@@ -21,12 +21,12 @@ from deflect_hf.config.inference import SceneArguments
 from deflect_hf.config.tasks import TASKS
 from deflect_hf.data.folder_reader import layout_of
 from deflect_hf.errors import ConfigError, DataError, DeflectError, UnsupportedOperationError
-from deflect_hf.files import write_text
+from deflect_hf.files import is_ours, refuse_foreign, write_text
 from deflect_hf.inference.blocks import Block, Overhang, SceneWindows
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.model import NODATA, STEPS, MapModel, map_layout
 from deflect_hf.inference.parts import Parts
-from deflect_hf.inference.polygons import refuse_polygons, refuse_style, write_polygons
+from deflect_hf.inference.polygons import refuse_polygons, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, files_of
 from deflect_hf.raster.access import is_address, stamp_of
 from deflect_hf.raster.header import PathLike, RasterInfo
@@ -35,7 +35,6 @@ from deflect_hf.raster.maps import (
     MapLayout,
     Square,
     category_names,
-    is_ours,
     job_of_map,
     qgis_style,
     sidecar,
@@ -154,7 +153,7 @@ def refuse(predictor: MapModel, image: PathLike, target: Path, arguments: SceneA
     if polygons is not None and not (target.exists() and polygons.exists()):
         refuse_polygons(polygons, arguments.overwrite)
     if arguments.overwrite and arguments.output == "confidence":
-        refuse_style(style_of(target))
+        refuse_foreign(style_of(target))
     if not target.exists():
         ours = {sidecar(target): category_names(predictor.classes)}
         if arguments.output == "confidence":

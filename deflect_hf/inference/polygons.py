@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from deflect_hf.errors import ConfigError, listing
+from deflect_hf.files import refuse_foreign
 from deflect_hf.raster.georeference import PixelAreas, pixel_areas, pixels_of
 from deflect_hf.raster.header import IDENTITY, RasterInfo
-from deflect_hf.raster.maps import Array, MapLayout, Square, is_ours, style_of
+from deflect_hf.raster.maps import Array, MapLayout, Square, style_of
 from deflect_hf.raster.vector import Shapes, need_vector, write_features
 
 SUFFIXES = (".gpkg", ".geojson", ".fgb")
@@ -28,13 +29,7 @@ def refuse_polygons(path: Path, overwrite: bool) -> None:
     for taken in (path, style_of(path)):
         if taken.exists() and not overwrite:
             raise ConfigError(f"{taken} is there already: give another name, or replace it with --overwrite.")
-    refuse_style(style_of(path))
-
-
-def refuse_style(path: Path) -> None:
-    """Refuse to replace a style that somebody else made."""
-    if path.exists() and not is_ours(path):
-        raise ConfigError(f"{path} was not written by deflect_hf, and is not replaced: move it, or give another name.")
+    refuse_foreign(style_of(path))
 
 
 def write_polygons(

@@ -185,11 +185,6 @@ def style_of(path: Path) -> Path:
     return path.with_suffix(".qml")
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file of that name was written here."""
-    return b'made-by="deflect_hf"' in path.read_bytes()[:300]
-
-
 def qgis_style(layout: MapLayout) -> str:
     """QML that paints polygons by their attribute ``class``, and a raster by its first band."""
     root = ElementTree.Element("qgis", {"version": "3.22.0", "styleCategories": "Symbology", "made-by": "deflect_hf"})

@@ -93,7 +93,7 @@ def test_what_cannot_become_polygons_is_refused_before_anything_is_predicted(sce
     assert not target.exists() and (tmp_path / "map.gpkg").read_text() == "mine"
     (tmp_path / "own.qml").write_text("mine")
     for options in ({"output": "confidence"}, {"output": "classes", "polygons": str(tmp_path / "own.gpkg")}):
-        with pytest.raises(ConfigError, match=r"own\.qml was not written by deflect_hf, and is not replaced"):
+        with pytest.raises(ConfigError, match=r"own\.qml': not written by deflect_hf, and not replaced"):
             map_of(predictor, scene, tmp_path / "own.tif", overwrite=True, **options)
 
 

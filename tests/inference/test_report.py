@@ -327,7 +327,7 @@ def test_the_command_line_writes_a_report_beside_the_map(tmp_path: Path, monkeyp
     monkeypatch.setattr("sys.argv", [str(tmp_path / "mine.tif") if "out.tif" in word else word for word in words])
     with pytest.raises(SystemExit):
         cli.main([*sys.argv[1:], "--overwrite"])
-    assert "mine.html is no report of deflect_hf, and is not replaced" in capsys.readouterr().err
+    assert "mine.html': not written by deflect_hf, and not replaced" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", [*words, "--output", "probabilities"])
     with pytest.raises(SystemExit):
         cli.main()
