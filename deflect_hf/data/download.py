@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import lzma
 import sys
 import tarfile
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from deflect_hf.errors import DataError
+from deflect_hf.errors import NO_ROOM, DataError
 from deflect_hf.files import temp_dir
 
 # what zipfile and tarfile raise on damaged, encrypted or oddly compressed archives
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 20
 _JUNK = "__MACOSX"  # what macOS adds to archives
 
@@ -79,11 +77,12 @@ def unpack(archive: Path, folder: Path) -> None:
     with temp_dir(folder.with_name(f".{folder.name}.unpacking")) as temporary:
         try:
             if zipfile.is_zipfile(archive):
-                _unpack_zip(archive, temporary)
+                with zipfile.ZipFile(archive) as source:
+                    source.extractall(temporary)  # checks the CRC of each; nothing outside, no links
             elif tarfile.is_tarfile(archive):
-                with tarfile.open(archive) as source:
-                    source.extractall(temporary, filter="data")  # nothing outside, no links to outside, no devices
-                    while source.fileobj and source.fileobj.read(_CHUNK):  # up to the checksum at its end
+                with tarfile.open(archive) as tar:
+                    tar.extractall(temporary, filter="data")  # nothing outside, no links to outside, no devices
+                    while tar.fileobj and tar.fileobj.read(_CHUNK):  # up to the checksum at its end
                         pass
             else:
                 raise DataError(f"{archive} is no zip or tar archive, or is cut off: remove it and download it again.")
@@ -97,22 +96,6 @@ def unpack(archive: Path, folder: Path) -> None:
         (inner if alone else temporary).rename(folder)
 
 
-def _unpack_zip(archive: Path, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as source:
-        for member in source.infolist():
-            # the name as it was before zipfile replaced the backslashes of Windows
-            path = PurePosixPath(member.orig_filename.replace("\\", "/"))
-            outside = path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]
-            link = (member.external_attr >> 16) & 0o170000 == 0o120000
-            if outside or link:
-                raise DataError(
-                    f"{archive} is refused: {member.orig_filename!r} "
-                    f"{'is a link' if link else 'would be written outside of its folder'}. It is not what was "
-                    f"published: remove it."
-                )
-        source.extractall(folder)  # checks the CRC of each
-
-
 def _refuse_full_disk(error: Exception, folder: Path) -> None:
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         raise DataError(f"{folder}: the disk is full. Make room, or give another `root`.") from error
