@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +57,9 @@ def crs_name(info: RasterInfo) -> str:
     """What people call the reference system: ``EPSG:32631``, else its own name; ``none`` without one."""
     if info.crs is None:
         return "none"
-    from rasterio.crs import CRS
-
-    code = CRS.from_wkt(info.crs).to_epsg()
-    if code is not None:
-        return f"EPSG:{code}"
-    named = re.search(r'^\w+\["([^"]*)"', info.crs)
-    return named[1] if named else "unnamed"
+    system = _system(info.crs)
+    code = system.to_epsg()
+    return str(system.name) if code is None else f"EPSG:{code}"
 
 
 def projection(info: RasterInfo) -> str | None:
@@ -198,17 +193,6 @@ def is_geographic(crs: str) -> bool:
     return bool(_system(crs).is_geographic)
 
 
-def to_pixels(crs: str, image: RasterInfo, x: Array, y: Array) -> tuple[Array, Array]:
-    """Columns and rows in an image of points in the reference system ``crs``; not finite where it does not reach."""
-    assert image.crs is not None
-    try:
-        between = _between(crs, image.crs)
-    except DataError as error:
-        raise DataError(f"{image.path}: {error}") from error
-    points: tuple[Array, Array] = ~_affine(image) @ (between.transform(x, y) if between is not None else (x, y))
-    return points
-
-
 def pixels_of(source: RasterInfo, target: RasterInfo | None, columns: Any, rows: Any) -> tuple[Any, Any]:
     """Where points of one grid are in another; None: as longitude and latitude, on the map where no system is known.
 
@@ -246,73 +230,54 @@ def ground_m(info: RasterInfo) -> float | None:
     return None if areas is None else float(np.sqrt(np.median(areas)))
 
 
-@dataclass(frozen=True)
-class Placement:
-    """How a label raster lies on the grid of its image."""
+def refuse_misplaced(label: RasterInfo, image: RasterInfo) -> Callable[[Array], Array]:
+    """What brings (..., h, w) of a label, as stored, to the rows and columns of its image, (..., H, W).
 
-    # swapped, upside_down, mirrored: its stored rows are the image's columns, run upwards, run to the left
-    swapped: bool
-    upside_down: bool
-    mirrored: bool
-    shift: Array  # (2,) pixels of the image by which the corner that is farthest off misses that of the image
+    Stored from the south, from the east or with rows for columns, a label lies on the same pixels all the same. Where
+    one of them has no georeference it lies as it is stored.
 
-    def turn(self, values: Array) -> Array:
-        """(..., h, w) as stored -> (..., H, W) in the order of the image's rows and columns."""
-        turned = values[..., :: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
-        return np.ascontiguousarray(turned.swapaxes(-1, -2) if self.swapped else turned)
-
-
-AS_STORED = Placement(False, False, False, np.zeros(2))
-
-
-def place(label: RasterInfo, image: RasterInfo) -> Placement:
-    """How a label lies on its image: as stored where one of them has no georeference, else by their georeferences.
-
-    Stored from the south, from the east or with rows for columns, a label lies on the same pixels all the same.
+    Raises:
+        DataError: It does not have the pixels of the image, to a tenth of one.
     """
-    if not (label.georeferenced and image.georeferenced):
-        return AS_STORED
-    if (label.transform, label.crs) == (image.transform, image.crs):
-        return AS_STORED
-    columns, rows = CORNERS * [[label.width], [label.height]]
-    found = np.stack(pixels_of(label, image, columns, rows))
-    best = None
-    for swapped, upside_down, mirrored in itertools.product((False, True), repeat=3):
-        flipped = np.abs(np.array([[mirrored], [upside_down]]) - CORNERS)
-        off = found - (flipped[::-1] if swapped else flipped) * [[image.width], [image.height]]
-        worst = off[:, np.abs(off).max(axis=0).argmax()]
-        if best is None or np.abs(worst).max() < np.abs(best.shift).max():
-            best = Placement(swapped, upside_down, mirrored, worst)
-    assert best is not None
-    return best
-
-
-def refuse_misplaced(label: RasterInfo, image: RasterInfo) -> Placement:
-    """How a label lies on its image, which has the same pixels to a tenth of one (DataError: it has not)."""
-    placement = place(label, image)
-    size = (label.width, label.height) if placement.swapped else (label.height, label.width)
-    if size == (image.height, image.width) and np.abs(placement.shift).max() <= TOLERATED_SHIFT:
-        return placement
-    if placement is AS_STORED:
+    size, wanted = (label.height, label.width), (image.height, image.width)
+    placed = label.georeferenced and image.georeferenced
+    if not placed or (label.transform, label.crs) == (image.transform, image.crs):
+        if size == wanted:
+            return np.asarray
         raise DataError(
-            f"{label.path} is {label.height} x {label.width} pixels, but its image {image.path} is {image.height} x "
-            f"{image.width}: make the mask on the grid of the image."
+            f"{label.path} is {size[0]} x {size[1]} pixels, but its image {image.path} is {wanted[0]} x {wanted[1]}: "
+            "make the mask on the grid of the image."
         )
-    pixels = math.hypot(*placement.shift)
-    metres = _metres(image, placement.shift)
+    found = np.stack(pixels_of(label, image, *CORNERS * [[label.width], [label.height]]))
+    along_row, along_column = (found[:, [1, 2]] - found[:, [0]]).T
+    swapped = abs(along_row[1]) > abs(along_row[0])  # its stored rows are the image's columns
+    upside_down, mirrored = along_column[int(not swapped)] < 0, along_row[int(swapped)] < 0
+    flipped = np.abs(np.array([[mirrored], [upside_down]]) - CORNERS)
+    off = found - (flipped[::-1] if swapped else flipped) * [[image.width], [image.height]]
+    shift = off[:, np.abs(off).max(axis=0).argmax()]  # pixels by which the corner that is farthest off is off
+    if (size[::-1] if swapped else size) == wanted and np.abs(shift).max() <= TOLERATED_SHIFT:
+
+        def turn(values: Array) -> Array:
+            turned = values[..., :: -1 if upside_down else 1, :: -1 if mirrored else 1]
+            return np.ascontiguousarray(turned.swapaxes(-1, -2) if swapped else turned)
+
+        return turn
+    pixels, metres = math.hypot(*shift), _metres(image, shift)
     ground = "" if metres is None else f" ({metres:.4g} m)"
-    off = f"it lies {pixels:.4g} pixels{ground} off the image" if math.isfinite(pixels) else "it lies elsewhere"
-    found = [] if pixels <= TOLERATED_SHIFT else [off]
-    if (label.height, label.width) != (image.height, image.width):
-        found.append(f"it has {label.height} x {label.width} pixels, the image {image.height} x {image.width}")
+    problems = []
+    if not pixels <= TOLERATED_SHIFT:
+        elsewhere = f"{pixels:.4g} pixels{ground} off the image" if math.isfinite(pixels) else "elsewhere"
+        problems.append(f"it lies {elsewhere}")
+    if size != wanted:
+        problems.append(f"it has {size[0]} x {size[1]} pixels, the image {wanted[0]} x {wanted[1]}")
     if label.gsd_m is not None and image.gsd_m is not None and not math.isclose(label.gsd_m, image.gsd_m, rel_tol=1e-3):
-        found.append(f"its pixels are {label.gsd_m:g} m, the image's {image.gsd_m:g} m")
+        problems.append(f"its pixels are {label.gsd_m:g} m, the image's {image.gsd_m:g} m")
     names = crs_name(label), crs_name(image)
     if names[0] != names[1]:
-        found.append(f"it is in {names[0]}, the image in {names[1]}")
+        problems.append(f"it is in {names[0]}, the image in {names[1]}")
     raise DataError(
-        f"{label.path} is not on the grid of its image {image.path}: {'; '.join(found)}. Make the mask on the grid of "
-        "the image, or set `label_alignment: resample` to take for each pixel the label at its middle."
+        f"{label.path} is not on the grid of its image {image.path}: {'; '.join(problems)}. Make the mask on the grid "
+        "of the image, or set `label_alignment: resample` to take for each pixel the label at its middle."
     )
 
 
@@ -321,9 +286,8 @@ def _metres(image: RasterInfo, shift: Array) -> float | None:
     if image.crs is None or _system(image.crs).is_engineering:
         return None
     columns, rows = image.width / 2 + np.array([0, shift[0]]), image.height / 2 + np.array([0, shift[1]])
-    crs = _system(image.crs)
-    longitude, latitude = _between(image.crs, None).transform(*(_affine(image) @ (columns, rows)))
-    metres = crs.get_geod().inv(longitude[0], latitude[0], longitude[1], latitude[1])[2]
+    longitude, latitude = pixels_of(image, None, columns, rows)
+    metres = _system(image.crs).get_geod().inv(longitude[0], latitude[0], longitude[1], latitude[1])[2]
     return float(metres) if math.isfinite(metres) else None
 
 

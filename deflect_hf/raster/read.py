@@ -340,7 +340,7 @@ def read_mask(
                 values[:, inside] = stored[:, rows - top, columns - left]
                 valid[:, inside] = labelled[:, rows - top, columns - left]
         else:
-            turn = refuse_misplaced(info, onto).turn
+            turn = refuse_misplaced(info, onto)
             values, valid = map(turn, _read(source, info, positions, None, None, Resampling.nearest))
     if colors is not None:
         values, valid = classes_of(values, valid, info, colors)

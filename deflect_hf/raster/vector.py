@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.errors import DataError, data_errors, listing, named_extras, nearest
-from deflect_hf.raster.georeference import is_geographic, pixels_of, to_pixels
+from deflect_hf.raster.georeference import is_geographic, pixels_of
 from deflect_hf.raster.header import IDENTITY, Array, Box, RasterInfo
 from deflect_hf.raster.local import OFFLINE, refuse_remote
 
@@ -244,25 +244,23 @@ def on_grid(features: Features, values: Array, image: RasterInfo) -> Shapes:
             f"{features.path} has coordinates up to {largest:.0f}, but its reference system is in degrees (as that of "
             "GeoJSON without `crs` is): give it the system that they are in (ogr2ogr -a_srs EPSG:CODE NEW.gpkg OLD)."
         )
-    near = _near(features, image)
+    ground = dataclasses.replace(image, path=features.path, crs=features.crs, transform=IDENTITY)
+    near = _near(features, image, ground)
     west, south, east, north = shapely.total_bounds(near)
     stretch = max(east - west, north - south) / STRETCHES
     fine = shapely.segmentize(near, stretch) if stretch > 0 else near
-    geometries = shapely.transform(
-        fine, lambda points: np.stack(to_pixels(features.crs, image, points[:, 0], points[:, 1]), axis=1)
-    )
+    geometries = shapely.transform(fine, lambda at: np.stack(pixels_of(ground, image, at[:, 0], at[:, 1]), axis=1))
     inside = np.isfinite(shapely.bounds(geometries)).all(axis=1)
     inside[inside] &= shapely.intersects(geometries[inside], shapely.box(0, 0, image.width, image.height))
     geometries, values = geometries[inside], np.asarray(values)[inside]
     return Shapes(geometries, values, shapely.STRtree(geometries))
 
 
-def _near(features: Features, image: RasterInfo) -> Array:
+def _near(features: Features, image: RasterInfo, ground: RasterInfo) -> Array:
     """(n,) features without what lies far from an image, where its reference system may not reach; empty beyond."""
     import shapely
 
     columns, rows = (np.linspace(0, side, STRETCHES) for side in (image.width, image.height))
-    ground = dataclasses.replace(image, crs=features.crs, transform=IDENTITY)
     x, y = pixels_of(image, ground, *np.meshgrid(columns, rows))
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return features.geometries
