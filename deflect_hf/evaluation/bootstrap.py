@@ -53,24 +53,17 @@ class Bootstrap:
         present = counts.sum(dim=1) > 0  # (B, K)
         self.images += torch.cat([present.any(dim=1, keepdim=True), present], dim=1).sum(dim=0)
 
-    def reduced(self, accelerator: Accelerator | None = None) -> tuple[Tensor, Tensor]:
-        """(R, 3, K) int64 hits, targets and predictions, and (1 + K,) images, on the CPU, over all processes."""
-        parts = [self.totals.long(), self.images]
-        if accelerator is not None:
-            parts = [accelerator.reduce(part.to(accelerator.device), reduction="sum").cpu() for part in parts]
-        return parts[0].unflatten(1, (3, self.num_classes)), parts[1]
-
-    def intervals(
-        self, classes: Sequence[str], convention: Convention, accelerator: Accelerator | None = None
-    ) -> dict[str, Any]:
+    def intervals(self, classes: Sequence[str], convention: Convention, accelerator: Accelerator) -> dict[str, Any]:
         """95 % percentile intervals ``[low, high]`` of ``accuracy``, ``miou``, ``f1_macro`` and each class's ``iou``.
 
-        None where fewer than two images have a label, or the class. A class that a replicate lacks is left out of that
-        replicate as ``convention`` says.
+        Over all processes. None where fewer than two images have a label, or the class. A class that a replicate lacks
+        is left out of that replicate as ``convention`` says.
         """
-        totals, images = self.reduced(accelerator)
+        parts = (part.to(accelerator.device) for part in (self.totals.long(), self.images))
+        totals, images = (accelerator.reduce(part, reduction="sum").cpu() for part in parts)
         labelled, *with_class = images.tolist()
-        drawn = totals[totals[:, 1].sum(dim=1) > 0]  # few images may all be left out of a replicate
+        counts = totals.unflatten(1, (3, self.num_classes))
+        drawn = counts[counts[:, 1].sum(dim=1) > 0]  # few images may all be left out of a replicate
         hits, targets, predictions = drawn.double().unbind(dim=1)
         found = class_scores(hits, targets, predictions, convention)
         iou = found.iou.where(found.present, torch.nan)

@@ -8,7 +8,6 @@ up over the images, as those of IoU are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,13 +57,3 @@ def boundary(inside: Tensor, labelled: Tensor) -> Tensor:
 def near(pixels: Tensor, distance: int = TOLERANCE) -> Tensor:
     """(B, H, W) -> pixels that are at most so far from one of ``pixels`` along both axes."""
     return F.max_pool2d(pixels.float().unsqueeze(1), 2 * distance + 1, 1, distance).squeeze(1) > 0
-
-
-def with_boundaries(scores: dict[str, Any], found: dict[str, float | None]) -> dict[str, Any]:
-    """Scores of classes with a column of boundary F1, before the support, and its mean over classes that have one."""
-    known = [score for score in found.values() if score is not None]
-    table = {
-        name: {**row, "boundary_f1": found[name], "support": row["support"]}
-        for name, row in scores["per_class"].items()
-    }
-    return {**scores, "boundary_f1": sum(known) / len(known) if known else None, "per_class": table}

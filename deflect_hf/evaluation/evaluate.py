@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from deflect_hf.errors import DataError
+from deflect_hf.errors import DataError, listing
 from deflect_hf.evaluation.task_metrics import METRICS, Protocol
 
 WINDOW_BATCH = 8
-NAMED_IMAGES = 16
+NAMED = 16  # images in a message
 
 
 class Interrupted(Exception):
@@ -147,7 +147,7 @@ def evaluate(
     if not math.isfinite(total):
         _refuse_overflow(losses)
     if not weight:
-        bare = named([str(name) for _, names in losses for name in names])
+        bare = listing((str(name) for _, names in losses for name in names), NAMED)
         raise DataError(
             f"none of the images {bare} has a label: all of their pixels are ignored or not measured. Correct the "
             "classes' values, ignore_values or nodata"
@@ -173,15 +173,10 @@ def _together(
         yield batches
 
 
-def named(images: Sequence[str]) -> str:
-    """The first of these images by name, for a message."""
-    return ", ".join(images[:NAMED_IMAGES]) + (" ..." if len(images) > NAMED_IMAGES else "")
-
-
 def _refuse_overflow(losses: Iterable[tuple[Tensor, Sequence[str]]]) -> None:
     """Name the images of the batches, of all processes, whose loss is not finite."""
     images = gather_object([str(name) for loss, names in losses if not math.isfinite(float(loss)) for name in names])
     raise DataError(
-        f"the model's outputs are not finite on the images {named(images)}: one of them holds values far from those of "
-        "training (correct dataset.scale, dataset.offset or dataset.nodata), or the learning rate was too high."
+        f"the model's outputs are not finite on the images {listing(images, NAMED)}: one of them holds values far from "
+        "those of training (correct dataset.scale, offset or nodata), or the learning rate was too high."
     )

@@ -21,7 +21,7 @@ from deflect_hf.config.tasks import TASKS, Output, Task
 from deflect_hf.data import ImageDataset
 from deflect_hf.errors import ConfigError
 from deflect_hf.evaluation.bootstrap import Bootstrap, by_name, interval, mean_intervals, replicate_weights
-from deflect_hf.evaluation.boundaries import Boundaries, with_boundaries
+from deflect_hf.evaluation.boundaries import Boundaries
 from deflect_hf.evaluation.calibration import Calibration
 from deflect_hf.evaluation.metrics import Convention, scores
 from deflect_hf.methods import task_model
@@ -123,7 +123,11 @@ class ClassMetrics:
             found["intervals"] = self.bootstrap.intervals(classes, convention, self.accelerator)
             found |= self.calibration.result(self.protocol.temperature)
         if self.boundaries is not None:
-            found = with_boundaries(found, self.boundaries.result(classes, self.accelerator))
+            outlines = self.boundaries.result(classes, self.accelerator)
+            known = [score for score in outlines.values() if score is not None]
+            found["boundary_f1"] = sum(known) / len(known) if known else None
+            for name, row in found["per_class"].items():
+                row |= {"boundary_f1": outlines[name], "support": row.pop("support")}  # the support stays last
         return found
 
 

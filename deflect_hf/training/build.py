@@ -22,7 +22,7 @@ from deflect_hf.data.dataset import compare_with_training
 from deflect_hf.data.load import described
 from deflect_hf.data.transforms import for_evaluation
 from deflect_hf.errors import ArchitectureError, ConfigError, DataError, listing
-from deflect_hf.evaluation.evaluate import named
+from deflect_hf.evaluation.evaluate import NAMED
 from deflect_hf.methods import adapt, as_values, extra_bands, method_options, task_model
 from deflect_hf.models import encoders, load_encoder
 from deflect_hf.models.checkpointing import enable_checkpointing
@@ -77,9 +77,9 @@ def load_splits(
     if bare:
         raise DataError(
             f"{where}: no measured pixel of the {bare[0]} split has a label, in none of its images "
-            f"({named(splits[bare[0]].names)}): the masks hold nothing but ignored values or nodata, or the images "
-            "nothing but nodata where the masks have labels. Correct dataset.class_values, dataset.ignore_values, "
-            "dataset.nodata or the quality layer, or the files"
+            f"({listing(splits[bare[0]].names, NAMED)}): the masks hold nothing but ignored values or nodata, or the "
+            "images nothing but nodata where the masks have labels. Correct dataset.class_values, "
+            "dataset.ignore_values, dataset.nodata or the quality layer, or the files"
         )
     splits = {
         name: split.with_transform(build_transform(config.augmentation, name), drawn=True)

@@ -21,8 +21,8 @@ from deflect_hf.artifacts import saved_model
 from deflect_hf.data.collate import fill_up, refuse_beyond_memory
 from deflect_hf.data.kept import IMAGES
 from deflect_hf.data.order import Rank, evaluation_loader, grouped, steps_of, training_loader
-from deflect_hf.errors import ConfigError, DataError
-from deflect_hf.evaluation.evaluate import Interrupted, evaluate, named
+from deflect_hf.errors import ConfigError, DataError, listing
+from deflect_hf.evaluation.evaluate import NAMED, Interrupted, evaluate
 from deflect_hf.evaluation.task_metrics import Protocol
 from deflect_hf.files import atomic_dir, temp_dir, write_json
 from deflect_hf.training import prefix
@@ -252,9 +252,9 @@ class TrainingLoop:
             step, loss, names = min(gather_object(broken))
             kept = list_checkpoints(self.work_dir)
             raise DataError(
-                f"the loss is {loss} in step {step} (epoch {self.progress.epoch + 1}), on the images {named(names)}. "
-                f"Last good checkpoint: {kept[-1] if kept else 'none'}. Look at these images, or lower the learning "
-                "rate."
+                f"the loss is {loss} in step {step} (epoch {self.progress.epoch + 1}), on the images "
+                f"{listing(names, NAMED)}. Last good checkpoint: {kept[-1] if kept else 'none'}. Look at these images, "
+                "or lower the learning rate."
             )
         self.unread.clear()
         return mean

@@ -22,6 +22,7 @@ from deflect_hf.models.targets import KINDS
 
 IGNORE = -100
 CLASSES = ("a", "b", "c")
+ALONE = Accelerator(cpu=True)
 
 
 def maps(images: int, seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
@@ -59,7 +60,7 @@ def test_intervals_are_those_of_the_plain_bootstrap() -> None:
     logits, labels, names = maps(120)
     bootstrap = Bootstrap(3, IGNORE, replicates=4000)
     bootstrap.update(logits, labels, names)
-    found = bootstrap.intervals(CLASSES, "present")
+    found = bootstrap.intervals(CLASSES, "present", ALONE)
     matrices = torch.stack([matrix_of(p[None], t[None]) for p, t in zip(logits.argmax(1), labels, strict=True)])
     rng = np.random.default_rng(3)
     drawn = [scores(matrices[torch.from_numpy(rng.integers(120, size=120))].sum(dim=0), CLASSES) for _ in range(2000)]
@@ -94,7 +95,7 @@ def result(task: str, batch: tuple[Tensor, Tensor, list[str]], order: Tensor, si
     """The scores of a task's batch, its images in this order, ``size`` at a time."""
     output = TASKS[task].output
     protocol = Protocol(TASKS[task], [*CLASSES], KINDS[output](IGNORE, std=2.0), None, "present", mean=4.0, unit="m")
-    metrics = METRICS[output](protocol, Accelerator(cpu=True), replicates)
+    metrics = METRICS[output](protocol, ALONE, replicates)
     for part in order.split(size):
         metrics.update(batch[0][part], batch[1][part], [batch[2][k] for k in part])
     return metrics.result()
@@ -158,7 +159,7 @@ def test_the_interval_of_an_accuracy_is_the_binomial_one(share: float) -> None:
     bootstrap = Bootstrap(2, IGNORE, replicates=4000)
     bootstrap.update(logits, torch.zeros(images, dtype=torch.int64), [str(k) for k in range(images)])
     half = 1.96 * math.sqrt(share * (1 - share) / images)
-    low, high = bootstrap.intervals(["a", "b"], "present")["accuracy"]
+    low, high = bootstrap.intervals(["a", "b"], "present", ALONE)["accuracy"]
     assert (low, high) == pytest.approx((share - half, share + half), abs=0.08 * half)
 
 
@@ -169,8 +170,8 @@ def test_batches_and_their_order_change_nothing() -> None:
     order = torch.randperm(11, generator=torch.Generator().manual_seed(5))
     for batch in order.split(3):  # the last one has two
         parts.update(logits[batch], labels[batch], [names[k] for k in batch])
-    assert all(torch.equal(*pair) for pair in zip(whole.reduced(), parts.reduced(), strict=True))
-    assert whole.intervals(CLASSES, "present") == parts.intervals(CLASSES, "present")
+    assert torch.equal(whole.totals, parts.totals) and torch.equal(whole.images, parts.images)
+    assert whole.intervals(CLASSES, "present", ALONE) == parts.intervals(CLASSES, "present", ALONE)
 
 
 def test_weights_follow_the_name() -> None:
@@ -179,7 +180,7 @@ def test_weights_follow_the_name() -> None:
     def totals(names: list[str]) -> Tensor:
         bootstrap = Bootstrap(3, IGNORE, 200)
         bootstrap.update(logits, labels, names)
-        return bootstrap.reduced()[0]
+        return bootstrap.totals
 
     assert torch.equal(totals(names), totals(names))
     assert not torch.equal(totals(names), totals([f"other {name}" for name in names]))
@@ -193,13 +194,13 @@ def test_what_no_second_image_holds_has_no_interval() -> None:
     labels[5] = IGNORE
     bootstrap = Bootstrap(4, IGNORE, replicates=60)
     bootstrap.update(torch.nn.functional.pad(logits, (0, 0, 0, 0, 0, 1), value=-9.0), labels, names)
-    found = bootstrap.intervals([*CLASSES, "d"], "present")
+    found = bootstrap.intervals([*CLASSES, "d"], "present", ALONE)
     assert found["images"] == 5
     assert found["iou"]["c"] is None and found["iou"]["d"] is None
     assert found["iou"]["a"][0] < found["iou"]["a"][1]
     alone = Bootstrap(3, IGNORE, replicates=60)
     alone.update(logits[1:2], labels[1:2], names[1:2])
-    result = alone.intervals(CLASSES, "present")
+    result = alone.intervals(CLASSES, "present", ALONE)
     assert [result[name] for name in ("accuracy", "miou", "f1_macro")] == [None] * 3
 
 
@@ -208,7 +209,7 @@ def test_replicates_without_a_class_say_nothing_about_it() -> None:
     logits = torch.nn.functional.one_hot(labels, 2).transpose(1, 2).float()
     bootstrap = Bootstrap(2, IGNORE, replicates=300)  # 14 % of the replicates leave out both images of the second class
     bootstrap.update(logits, labels, ["w", "x", "y", "z"])
-    assert bootstrap.intervals(["a", "b"], "present")["iou"] == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    assert bootstrap.intervals(["a", "b"], "present", ALONE)["iou"] == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
 
 
 def test_absent_classes_follow_the_convention() -> None:
@@ -216,5 +217,5 @@ def test_absent_classes_follow_the_convention() -> None:
     logits = torch.nn.functional.one_hot(labels, 2).transpose(1, 2).float()  # all right, no second class
     bootstrap = Bootstrap(2, IGNORE, replicates=300)  # 5 % of the replicates leave out all three images
     bootstrap.update(logits, labels, ["x", "y", "z"])
-    assert bootstrap.intervals(["a", "b"], "present")["miou"] == [1.0, 1.0]
-    assert bootstrap.intervals(["a", "b"], "pangaea")["miou"] == pytest.approx([0.5, 0.5])
+    assert bootstrap.intervals(["a", "b"], "present", ALONE)["miou"] == [1.0, 1.0]
+    assert bootstrap.intervals(["a", "b"], "pangaea", ALONE)["miou"] == pytest.approx([0.5, 0.5])
