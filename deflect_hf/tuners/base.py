@@ -89,7 +89,8 @@ class Tuner(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT does, with a copy of the configuration: what is filled in for this model stays out of the next."""
         config = self.peft_config[adapter_name]
-        if not config.inference_mode:  # PEFT promises to keep the one that a saved adapter is loaded with
+        # PEFT promises to keep the one that a saved adapter is loaded with, and its classes of tasks add to theirs
+        if not config.inference_mode and config.task_type is None:
             self.peft_config[adapter_name] = copy.copy(config)
         self._refuse_another_class(config)
         # PEFT's classes of tasks add the names that heads may have; of a saved adapter others say what does not fit

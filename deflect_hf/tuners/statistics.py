@@ -97,8 +97,10 @@ def store_statistics(model: nn.Module, moments: RunningMoments, adapter_name: st
             "Fix: check the nodata values, or leave the band out."
         )
     size = moments.mean[: len(features.feature_names)].abs().clamp_min(1.0).repeat(2)
-    std = torch.where(moments.std > RESOLUTION * size, moments.std, 0.0).tolist()
-    mean = moments.mean.tolist()
+    varying = torch.where(moments.std > RESOLUTION * size, moments.std, 0.0)
+    # More digits than float32 has, and fewer than depend on the images' order: adapters that assume the same can be
+    # averaged.
+    mean, std = ([float(f"{value:.9g}") for value in values.tolist()] for values in (moments.mean, varying))
     _warn_of_shift(config, mean)
     spectral.set_statistics(mean, std)
 

@@ -40,7 +40,8 @@ def test_the_file_holds_the_adapter_alone(tmp_path):
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         keys = list(file.keys())
         total = sum(file.get_tensor(key).numel() for key in keys if not key.endswith("_extra_state"))
-        assumed = json.loads(bytes(file.get_tensor("base_model.model.embeddings.deflect_input._extra_state").tolist()))
+        text = file.get_tensor("base_model.model.embeddings.deflect_input._extra_state").byte()
+    assumed = json.loads(bytes(text.tolist()))
     assert all("deflect_" in key and "default" not in key for key in keys)
     assert total == model.get_nb_trainable_parameters()[0]
     assert assumed["bands"] == BANDS and assumed["formulas"] == model.peft_config["default"].formulas
@@ -224,13 +225,30 @@ def test_a_file_cast_to_halves_is_loaded(dtype, tmp_path, reflectance):
     assert torch.allclose(run(again, reflectance), run(model, reflectance), atol=0.05)
 
 
-def test_a_running_mean_of_weights_keeps_what_they_assume(reflectance):
-    """As training loops keep one: bytes of the text then lie between whole numbers, by rounding."""
-    model, again = adapted("vit"), adapted("vit", trained=False)
-    state = get_peft_model_state_dict(model)
-    mean = {name: 0.997 * tensor + tensor * 0.003 for name, tensor in state.items()}
-    set_peft_model_state_dict(again, mean)
-    assert torch.allclose(run(again, reflectance), run(model, reflectance), atol=1e-4)
+@pytest.mark.parametrize(
+    "mean",
+    [
+        lambda states: 0.997 * states[0] + states[1] * 0.003,  # of one training: bytes lie between whole numbers
+        lambda states: torch.stack(states).mean(0),
+        lambda states: sum(states) / len(states),
+        lambda states: torch.lerp(*states, 0.3),
+    ],
+)
+def test_adapters_that_assume_the_same_are_averaged_and_others_are_refused(mean, reflectance):
+    models = [adapted("vit"), randomise(adapted("vit"), seed=1), adapted("vit", base_mean=[0.3, 0.32, 0.34])]
+    for model, images in zip(models, (reflectance, reflectance.flip(0), reflectance), strict=True):
+        fit_statistics(model, images.split(1), unit_check=False)
+    again = adapted("vit", trained=False)
+    states = [get_peft_model_state_dict(model) for model in models]
+    of_both = {name: mean([state[name] for state in states[:2]]) for name in states[0]}
+    set_peft_model_state_dict(again, of_both)
+    assert get_peft_model_state_dict(again)["base_model.model.embeddings.deflect_input._extra_state"].equal(
+        states[0]["base_model.model.embeddings.deflect_input._extra_state"]
+    )
+    assert torch.isfinite(run(again, reflectance)).all()
+    other = {name: torch.stack([state[name] for state in states[1:]]).mean(0) for name in states[0]}
+    with pytest.raises(CheckpointError, match=r"cannot be read.* Are they a mean of adapters with other"):
+        set_peft_model_state_dict(again, other)
 
 
 def test_what_would_be_trained_wrongly_without_a_word_is_said(reflectance, caplog):

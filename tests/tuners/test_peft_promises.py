@@ -7,6 +7,7 @@ from accelerate.hooks import remove_hook_from_submodules
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftConfig, PeftMixedModel, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
+from torch import nn
 from transformers import AutoModel
 
 from deflect_hf import BitFitConfig, EncoderForImageClassification, ScaledLoraConfig
@@ -158,3 +159,14 @@ def test_weights_that_accelerate_offloads_come_back(reflectance):
     assert torch.equal(run(model, reflectance), expected)
     remove_hook_from_submodules(model)
     assert torch.equal(run(model, reflectance), expected)
+
+
+@pytest.mark.parametrize("config", [spectral_config, BitFitConfig, ScaledLoraConfig])
+@pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS"])
+def test_classes_of_tasks_add_heads_to_the_configuration(config, task):
+    head = {"TOKEN_CLS": "classifier", "QUESTION_ANS": "qa_outputs"}[task]
+    model = make_encoder()
+    setattr(model, head, nn.Linear(2, 2, bias=False))  # PEFT adds it after BitFit has looked for biases
+    model = get_peft_model(model, config(task_type=task))
+    assert head in model.peft_config["default"].modules_to_save
+    assert getattr(model, head).modules_to_save["default"].weight.requires_grad

@@ -66,7 +66,7 @@ def test_resumed_training_is_the_uninterrupted_one(make_base, make_adapted, reen
     through.train()
     expected = get_peft_model_state_dict(model)
     assert len(losses(through)) == STEPS
-    weights = {key: value for key, value in expected.items() if value.is_floating_point()}
+    weights = {key: value for key, value in expected.items() if not key.endswith("_extra_state")}
     assert not any(torch.equal(value, start[key]) for key, value in weights.items())
 
     checkpoint = tmp_path / "through" / f"checkpoint-{STEPS // 2}"

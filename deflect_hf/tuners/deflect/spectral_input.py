@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,10 @@ CONTRACT = (
     *("bands", "base_bands", "base_mean", "base_std", "unit", "formulas", "index_bounds"),
     *("feature_mean", "feature_std", "band_dropout"),
 )
+
+
+def _checksum(assumed: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(assumed).encode())
 
 
 class SpectralInput(nn.Module):
@@ -75,19 +80,24 @@ class SpectralInput(nn.Module):
         }
 
     def get_extra_state(self) -> torch.Tensor:
-        """(bytes,) uint8: the JSON of what the weights assume."""
+        """(bytes,) float32: the JSON of what the weights assume, in numbers that can be averaged like the weights."""
         names = (*CONTRACT, "rank", "aux_dim", "layers_to_transform", "base_fingerprint")
-        text = json.dumps({name: getattr(self.config, name) for name in names})
-        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        assumed = {name: getattr(self.config, name) for name in names}
+        return torch.tensor([*json.dumps({**assumed, "checksum": _checksum(assumed)}).encode()], dtype=torch.float32)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Take what the weights assume that are being loaded, before any of them is (CheckpointError)."""
         try:
-            # a whole file may have been cast to halves, or be a running mean of those of one training
+            # a whole file may have been cast to halves, or be a mean of weights that assume the same
             stored = json.loads(bytes(state.float().round().to(torch.uint8).tolist()))
+            if stored.pop("checksum", None) not in (None, _checksum(stored)):
+                raise ValueError("its checksum is wrong")
             there = dataclasses.replace(self.config, **stored)
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"What the adapter's weights assume of their input cannot be read: {error}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"What the adapter's weights assume of their input cannot be read: {error}. Are they a mean of "
+                "adapters with other bands, formulas or statistics? Only those with the same can be averaged."
+            ) from None
         own, theirs = self._shapes(self.config), self._shapes(there)
         differing = [name for name in own if own[name] != theirs[name]]
         if differing:
