@@ -102,10 +102,6 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return value
 
 
-# What PEFT raises on options that do not fit a model.
-PEFT_ERRORS = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, ImportError)
-
-
 def method_options(method: str, options: Mapping[str, Any]) -> Method:
     """The options of `method`, defaults filled in (ConfigError)."""
     return peft_options(method, options) if method.startswith(PREFIX) else options_of(method, options)
@@ -159,7 +155,7 @@ def adapt(
             # PEFT writes the model's name into the adapter as that of its base: here, the encoder's.
             model.name_or_path = model.encoder.name_or_path
             adapted = get_peft_model(model, config, revision=revision)
-    except PEFT_ERRORS as error:
+    except Exception as error:  # PEFT raises whatever it stumbles on in options that do not fit
         if isinstance(error, DeflectError) or not isinstance(chosen, PeftMethod):
             raise
         raise ConfigError(f"finetune={method!r}: PEFT cannot adapt this encoder with these options: {error}") from error

@@ -70,7 +70,7 @@ class EncoderWithHead(PreTrainedModel):
     _can_compile_fullgraph = True
     # The loss is a mean over the batch, so Trainer has to divide it by its number of accumulation steps.
     accepts_loss_kwargs = False
-    head: nn.Module
+    make_head: Any  # the configuration -> its head
 
     def __init__(self, config: EncoderWithHeadConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -101,6 +101,8 @@ class EncoderWithHead(PreTrainedModel):
                 f"{type(encoder).__name__} was pretrained on rectangular images ({image_size[0]} x {image_size[1]}), "
                 "whose position embeddings transformers cannot interpolate; use an encoder pretrained on square ones."
             )
+        self.head = self.make_head(config)
+        self.post_init()
 
     def in_units(self, predictions: Tensor) -> Tensor:
         """(B, K, ...) outputs of the head -> logits, or values in the unit of the labels."""

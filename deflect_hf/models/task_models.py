@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput, SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -25,11 +24,7 @@ class EncoderForImageClassification(EncoderWithHead):
 
     config_class = EncoderForImageClassificationConfig
     config: EncoderForImageClassificationConfig
-
-    def __init__(self, config: EncoderForImageClassificationConfig, encoder: PreTrainedModel | None = None) -> None:
-        super().__init__(config, encoder)
-        self.head = TokenHead(config)
-        self.post_init()
+    make_head = TokenHead
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
@@ -69,11 +64,7 @@ class EncoderForSemanticSegmentation(EncoderWithHead):
 
     config_class = EncoderForSemanticSegmentationConfig
     config: EncoderForSemanticSegmentationConfig
-
-    def __init__(self, config: EncoderForSemanticSegmentationConfig, encoder: PreTrainedModel | None = None) -> None:
-        super().__init__(config, encoder)
-        self.head = segmentation_head(config)
-        self.post_init()
+    make_head = staticmethod(segmentation_head)
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:

@@ -160,16 +160,17 @@ def look_at(
             patches.update(features.raw_statistics(whole_patches(values.to(device), features.patch_size)))
     pixels.reduce(accelerator)
     unmeasured.counts = accelerator.reduce(unmeasured.counts.to(device), reduction="sum")
+    fills = accelerator.reduce(fills.to(device), reduction="sum")
     bright = gather_object(bright)
     if accelerator.is_main_process:
         unmeasured.report("the training split")
         report_lifted(bright, len(train))
         report_flat(train.bands, pixels)
+        report_label_fills(fills.tolist())
     if patches is not None:
         patches.reduce(accelerator)
     if targets is not None:
         targets.reduce(accelerator)
-        report_label_fills(accelerator.reduce(fills.to(device), reduction="sum").tolist(), accelerator)
     labels = accelerator.reduce(labels.to(device), reduction="sum")
     if isinstance(train.reader, SceneReader) and len(train) < len(train.reader.cells):
         labels = torch.from_numpy(train.reader.label_counts())  # rows stand for several cells, of which one was read
@@ -209,10 +210,10 @@ def report_flat(bands: Sequence[str], pixels: RunningMoments) -> None:
         )
 
 
-def report_label_fills(counts: Sequence[int], accelerator: Accelerator) -> None:
+def report_label_fills(counts: Sequence[int]) -> None:
     """Log numbers among the labels of a regression that seldom are values."""
     for fill, count in zip(FILLS, counts, strict=True):
-        if count and accelerator.is_main_process:
+        if count:
             logger.warning(
                 "%d label(s) of the training split are %g, which the model learns as any value: if it means that the "
                 "value is not known, say so (`ignore_values`, the nodata tag of masks, an empty cell of a table)",
