@@ -12,13 +12,13 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.peft_types import PeftType
 from torch import nn
 
@@ -81,6 +81,21 @@ class TunerConfig(PeftConfig):
         complete_card(Path(save_directory), self.method, self.card_note)
 
 
+class TunerLayer(nn.Module, BaseTunerLayer):
+    """A wrapper around one module."""
+
+    base_layer: nn.Module
+    if TYPE_CHECKING:  # PEFT has no types, and nn.Module says that any attribute may be a tensor
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+
 class Tuner(BaseTuner):
     """A tuner that applies the active adapters to a batch, or to each sample the one named for it (`adapter_names`)."""
 
@@ -127,13 +142,20 @@ class Tuner(BaseTuner):
             )
         logger.warning(text)
 
-    def _put(self, layer: nn.Module, parent: nn.Module, name: str, target: nn.Module, adapter_name: str) -> None:
-        """Put a tuner layer in the place of its target, unless it is there already."""
+    def _put(self, layer: TunerLayer, parent: nn.Module, name: str, target: nn.Module, adapter_name: str) -> None:
+        """Put a tuner layer, to which an adapter was added, in the place of its target, unless it is there already."""
+        layer._move_adapter_to_device_of_base_layer(adapter_name)
+        layer.set_adapter(layer.active_adapters, inference_mode=self.peft_config[adapter_name].inference_mode)
         if layer is target:
             return
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put `new_module` in the place of `child`. PEFT's own version copies a `weight`, which heads may not have."""
+        setattr(parent, child_name, new_module)
+        new_module.train(child.training)
 
     def _check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse what the model is called with."""

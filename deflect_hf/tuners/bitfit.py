@@ -82,8 +82,6 @@ class BitFitLayer(MergeableLayer):
         self.bitfit_delta[adapter_name] = nn.Parameter(torch.zeros(self.bias.shape))
         if not config.init_weights:
             nn.init.normal_(self.bitfit_delta[adapter_name])
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def adapted(self, x: Tensor, names: list[str]) -> Tensor:
         """(*, in) -> (*, out), or (B, C, *) -> (B, D, *) for a convolution"""

@@ -6,35 +6,27 @@ import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from deflect_hf.errors import CheckpointError, UnsupportedOperationError
 from deflect_hf.models.quantization import is_quantised
-from deflect_hf.tuners.base import Tuner
+from deflect_hf.tuners.base import Tuner, TunerLayer
 
 
-class MergeableLayer(nn.Module, BaseTunerLayer):
+class MergeableLayer(TunerLayer):
     """A wrapped module, on which several active adapters act one after the other, the first one innermost.
 
     It is as if each had been merged before the next was put on top. Merging keeps the module's own parameters, so that
     unmerging gives them back bit for bit; until then they take their memory a second time.
     """
 
-    base_layer: nn.Module
-    if TYPE_CHECKING:  # PEFT has no types, and nn.Module says that any attribute may be a tensor
-
-        def __getattr__(self, name: str) -> Any: ...
-
     def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
+        super().__init__(base_layer)
         self._unmerged: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -119,17 +111,6 @@ class MergeableModel(Tuner):
             return
         layer.update_layer(adapter_name, peft_config)
         self._put(layer, parent, target_name, target, adapter_name)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """Put `new_module` in the place of `child`.
-
-        What comes out of a wrapper is complete. PEFT's own version would copy a `weight` into it, which a task head
-        that was trained in full does not have.
-        """
-        if isinstance(new_module, MergeableLayer):
-            super()._replace_module(parent, child_name, new_module, child)
-        else:
-            setattr(parent, child_name, new_module)
 
     @abstractmethod
     def _wrap(self, target: nn.Module, name: str) -> MergeableLayer | None:

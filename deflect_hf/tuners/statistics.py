@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -113,9 +113,8 @@ def _warn_of_shift(config: DeflectConfig, means: Sequence[float]) -> None:
     base_bands = config.base_bands or []
     # By position, since one near-infrared band may stand for the other.
     positions = select_bands(config.bands or [], base_bands)
-    for band, position, mean, std in zip(
-        base_bands, positions, config.base_mean or [], config.base_std or [], strict=False
-    ):
+    assumed = zip(base_bands, positions, config.base_mean or [], config.base_std or [], strict=False)
+    for band, position, mean, std in assumed:
         shift = (means[position] - mean) / std
         if abs(shift) > LARGEST_SHIFT:
             logger.warning(
@@ -132,7 +131,7 @@ def _spectral_input(model: nn.Module, adapter_name: str | None) -> SpectralInput
     name = adapter_name or layer.adapter
     if name is None or name not in layer.deflect_input:
         raise ConfigError(f"No DEFLECT adapter {name!r} here; there are {listing(layer.deflect_input)}.")
-    spectral = cast(SpectralInput, layer.deflect_input[name])
+    spectral: SpectralInput = layer.deflect_input[name]
     if spectral.bands is None:
         raise ConfigError(f"The adapter {name!r} was made without bands=[...], so it has no features to standardise.")
     return spectral

@@ -8,13 +8,13 @@ block as the pixel-set features (no parameters, so the frozen prefix keeps no au
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from deflect_hf.errors import CheckpointError, UnsupportedOperationError, listing
+from deflect_hf.tuners.base import TunerLayer
 from deflect_hf.tuners.deflect.attention import Deflection, install, uninstall
 from deflect_hf.tuners.deflect.deflection import DeflectionUp
 from deflect_hf.tuners.deflect.spectral_input import SpectralInput
@@ -38,16 +38,8 @@ def feature_count(config: DeflectConfig, encoder: Encoder) -> int:
     return 2 * (bands + len(config.formulas or {}))
 
 
-class DeflectLayer(nn.Module, BaseTunerLayer):
+class DeflectLayer(TunerLayer):
     """What both tuner layers share: one active adapter, no merging, and the base layer's attributes shining through."""
-
-    base_layer: nn.Module
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -102,18 +94,16 @@ class DeflectEmbeddings(DeflectLayer):
 
     def __init__(self, base_layer: nn.Module, encoder: Encoder) -> None:
         super().__init__(base_layer)
-        self.deflect_input = nn.ModuleDict()
+        self.deflect_input: Any = nn.ModuleDict()
         self.in_features, self.out_features = encoder.num_channels, encoder.hidden_size
 
     def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder) -> None:
         """Add the input of an adapter: its bands, indices and statistics. It has no parameters."""
         self.deflect_input[adapter_name] = SpectralInput(config, encoder).train(self.training)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         others = any(key.startswith(f"{prefix}deflect_input.") for key in state_dict)
-        for spectral in cast("list[SpectralInput]", [*self.deflect_input.values()]):
+        for spectral in self.deflect_input.values():
             spectral.others_load = others  # of an adapter whose own entry is not there
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -122,7 +112,7 @@ class DeflectEmbeddings(DeflectLayer):
         name = self.adapter
         if name is None:
             return self.base_layer(pixel_values, *args, **kwargs)
-        spectral = cast(SpectralInput, self.deflect_input[name])
+        spectral: SpectralInput = self.deflect_input[name]
         output = self.base_layer(spectral.base_pixels(pixel_values), *args, **kwargs)
         if self.disable_adapters:
             return output
@@ -198,9 +188,9 @@ class DeflectBlock(DeflectLayer):
 
     def __init__(self, base_layer: nn.Module, encoder: Encoder) -> None:
         super().__init__(base_layer)
-        self.deflect_spectral = nn.ModuleDict()  # T, on the first deflected block alone
-        self.deflect_down = nn.ModuleDict()  # G
-        self.deflect_up = nn.ModuleDict()  # U
+        self.deflect_spectral: Any = nn.ModuleDict()  # T, on the first deflected block alone
+        self.deflect_down: Any = nn.ModuleDict()  # G
+        self.deflect_up: Any = nn.ModuleDict()  # U
         self.deflect_role: dict[str, Role] = {}
         self.in_features = self.out_features = encoder.hidden_size
         self.architecture = encoder.architecture
@@ -220,8 +210,6 @@ class DeflectBlock(DeflectLayer):
             if config.init_weights:  # U of zeros: the adapted model then equals the frozen one exactly
                 for parameter in self.deflect_up[adapter_name].parameters():
                     nn.init.zeros_(parameter)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -244,11 +232,10 @@ class DeflectBlock(DeflectLayer):
         role = self.deflect_role[name]
         tokens, stream = hidden_states.split([self.out_features, hidden_states.shape[-1] - self.out_features], dim=-1)
         if role.first:
-            spectral = cast(nn.Linear, self.deflect_spectral[name])
+            spectral = self.deflect_spectral[name]
             stream = spectral(stream.to(spectral.weight.dtype))
         if role.deflects:
-            down, up = cast(nn.Linear, self.deflect_down[name]), cast(DeflectionUp, self.deflect_up[name])
-            kwargs["deflect"] = Deflection(stream, down, up, self.architecture)
+            kwargs["deflect"] = Deflection(stream, self.deflect_down[name], self.deflect_up[name], self.architecture)
         # Not `self.base_layer(...)`: its class may checkpoint in `__call__`, and `deflected_block` does that itself.
         tokens = nn.Module.__call__(self.base_layer, tokens, *args, **kwargs)
         return tokens if role.last else torch.cat([tokens, stream.to(tokens.dtype)], dim=-1)

@@ -166,9 +166,7 @@ class DeflectModel(Tuner):
         self._put(layer, parent, target_name, target, adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """Put `new_module` in the place of `child`. PEFT's own version copies a `weight`, which blocks do not have."""
-        setattr(parent, child_name, new_module)
-        new_module.train(child.training)
+        super()._replace_module(parent, child_name, new_module, child)
         self._rename_unit(type(child).__name__, type(new_module).__name__)
         if isinstance(new_module, DeflectEmbeddings):
             install_positions(parent)
