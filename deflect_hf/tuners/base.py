@@ -138,7 +138,7 @@ class Tuner(BaseTuner):
         if saved_for in TASK_MODELS and config.inference_mode:
             raise ArchitectureError(
                 f"{text}, and so do AutoModelForImageClassification and AutoModelForSemanticSegmentation of "
-                "transformers where its config.json lies beside it (5.18: with config=AutoConfig.from_pretrained(ID))."
+                "transformers where its config.json lies beside it."
             )
         logger.warning(text)
 
