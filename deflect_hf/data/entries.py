@@ -14,14 +14,6 @@ from deflect_hf.errors import CheckpointError
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Size(BaseModel):
-    """Height and width in pixels."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    height: Side
-    width: Side
-
-
 class Reading(BaseModel):
     """How the training files were read; see ``MultispectralImageProcessor``."""
 
@@ -49,7 +41,7 @@ class ProcessorEntries(BaseModel):
     nodata: list[Number] = []
     unit: str = ""
     unit_check: bool = True
-    size: Size | None = None
+    size: Annotated[dict[Literal["height", "width"], Side], Field(min_length=2)] | None = None
     trained_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     gsd_m: Number | None = None
     projection: str | None = None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import logging
 import re
 from collections import Counter
@@ -28,6 +27,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.dataset import ImageDataset, Stored
@@ -72,7 +72,6 @@ class Misnamed:
     """A set whose files name the channels wrongly."""
 
     sensor: Sensor  # the bands as the files name them; their arrays are called as in SENTINEL2
-    corrected: Names  # what the arrays are called in files that name them rightly
     # from some images, by the codes that the channels are called by, to the band order that their values bear out
     # (``"true"``, ``"nominal"``, None: they do not tell), and why
     evidence: Callable[[Sequence[Image]], tuple[str | None, str]]
@@ -107,11 +106,6 @@ def geobench_dataset(
         fetch=partial(fetch_from_hub, REPO_ID, f"classification_v1.0/{name}.zip"),
         **facts,
     )
-
-
-def own_names(sensor: str) -> Names:
-    """Bands of a sensor under their own names."""
-    return {code: SENTINEL2[code] for code in SENSORS[sensor].codes}
 
 
 def names_in_sequence(sensor: str) -> Names:
@@ -216,28 +210,14 @@ def _rows(dataset: PublicDataset, folder: Path, partition: str) -> dict[str, lis
 
 def _lists(path: Path) -> dict[str, list[str]]:
     """A JSON file of lists of ids."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing: copy it again, or download the data again.")
-    with data_errors(f"{path} is damaged", "copy it again.", ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
-    ):
-        raise DataError(f"{path} does not hold lists of ids: copy it again, it is not the published file.")
-    return content
+    with data_errors(f"{path} is missing or damaged", "copy it again.", OSError, ValueError):
+        return TypeAdapter(dict[str, list[str]]).validate_json(path.read_bytes())
 
 
 def _settle_bands(dataset: GeoBenchDataset, order: str, folder: Path, sample: Sequence[Row]) -> tuple[Sensor, Names]:
     """The bands of the chosen order, and what their arrays are called, from a look at some files."""
     misnamed = dataset.misnamed
-    names = dataset.names if misnamed is None else SENTINEL2
-    if misnamed is not None and sample:
-        with _opened(sample[0]["image"]) as file:
-            found = _called(file).keys()
-            if found >= set(misnamed.corrected.values()) and not found >= set(names.values()):
-                logger.info("%s: these files name their bands rightly, band_order makes no difference", dataset.title)
-                names, misnamed = misnamed.corrected, None
-    reader = Hdf5Reader(names, dataset.side)
+    reader = Hdf5Reader(dataset.names if misnamed is None else SENTINEL2, dataset.side)
     images, problems = [], []
     for row in sample:
         try:
@@ -247,7 +227,7 @@ def _settle_bands(dataset: GeoBenchDataset, order: str, folder: Path, sample: Se
             problems.append(str(error))
     refuse_incomplete(dataset, folder, problems)
     if misnamed is None or not images:
-        return dataset.sensor, names
+        return dataset.sensor, dataset.names
     found_order, why = misnamed.evidence(images)
     if found_order is None:
         logger.warning("%s: the values do not tell the band order: %s", dataset.title, why)

@@ -15,7 +15,7 @@ import numpy as np
 
 from deflect_hf.config.data import DatasetArguments
 from deflect_hf.data.splits import refuse_idle_shares
-from deflect_hf.errors import ConfigError, DataError, MissingPackageError
+from deflect_hf.errors import DataError, MissingPackageError
 from deflect_hf.raster.georeference import is_geographic, pixels_of, unit_m
 from deflect_hf.raster.header import IDENTITY, Array, Box, RasterInfo
 from deflect_hf.raster.vector import need_vector, write_features
@@ -117,8 +117,9 @@ def balanced(counts: Sequence[Sequence[int]], shares: Mapping[str, float], seed:
     labels, names = np.asarray(counts, dtype=float), [name for name, share in shares.items() if share > 0]
     if len(labels) < len(names):
         raise DataError(
-            f"{len(labels)} place(s) with labels are too few for {len(names)} splits or folds: give smaller blocks "
-            "(block_km), more scenes, fewer folds, or val_fraction and test_fraction of 0."
+            f"{len(labels)} place(s) with labels are too few for {len(names)} splits or folds (without block_km, a "
+            "scene is one place): give smaller blocks (block_km), split_column, more scenes, fewer folds, or "
+            "val_fraction and test_fraction of 0."
         )
     labels = labels / np.maximum(labels.sum(axis=0), 1)  # of each class 1 in all
     wanted = np.array([shares[name] for name in names])[:, None] * (labels.sum(axis=0) > 0)
@@ -218,17 +219,7 @@ def write_regions(path: Path, regions: Sequence[Region], infos: Sequence[RasterI
 
 def settled(regions: Sequence[Region], args: DatasetArguments, given: Mapping[int, str]) -> list[Region]:
     """The regions with labels, each in a split: that of its scene where one is ``given``, else one that is drawn."""
-    labelled = [region for region in regions if sum(region.counts)]
     if given:
-        return [dataclasses.replace(region, split=given[region.scene]) for region in labelled]
-    if args.block_km is None:  # a scene is one place
-        places = sorted({region.scene for region in labelled})
-        if len(places) < 2:
-            raise ConfigError(
-                "one scene is one place, which cannot be split: give block_km, the side of blocks of it in km, "
-                "split_column, or more scenes."
-            )
-    return [
-        dataclasses.replace(region, split=split)
-        for region, split in zip(labelled, draw_splits([region.counts for region in labelled], args), strict=True)
-    ]
+        return [dataclasses.replace(region, split=given[region.scene]) for region in regions]
+    splits = draw_splits([region.counts for region in regions], args)
+    return [dataclasses.replace(region, split=split) for region, split in zip(regions, splits, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +19,6 @@ from deflect_hf.raster.read import read_mask
 from deflect_hf.raster.vector import Shapes
 
 
-class SceneLabels(Protocol):
-    """The labels of a scene."""
-
-    @property
-    def path(self) -> str:
-        """Their file."""
-
-    def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
-        """(h, w) stored class values of a box of the scene, and where there are any that the split may see."""
-
-
 @dataclass(frozen=True)
 class ShapeLabels:
     """Polygons and points."""
@@ -41,7 +30,7 @@ class ShapeLabels:
     unknown: Shapes | None = None  # features without a class, whose ground is no background
 
     def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
-        """(h, w) values burnt, and where."""
+        """(h, w) class values of a box of the scene, and where there are any that the split may see."""
         shapes = self.shapes.get(split, self.shapes.get(""))
         if shapes is None:
             return np.zeros(box[2:], np.int32), np.zeros(box[2:], dtype=bool)
@@ -63,12 +52,15 @@ class RasterLabels:
     colors: Mapping[Color, int] | None = None
 
     def read(self, info: RasterInfo, box: Box, split: str) -> tuple[Array, Array]:
-        """(h, w) stored values, and where they are valid."""
+        """(h, w) class values of a box of the scene, and where they are valid."""
         if self.georeferenced:
             mask = read_mask(self.path, onto=part_of(info, box), resample=True, colors=self.colors)
         else:
             mask = read_mask(self.path, window=box, colors=self.colors)
         return mask.values[0], mask.valid[0]
+
+
+SceneLabels = ShapeLabels | RasterLabels
 
 
 @dataclass(frozen=True)

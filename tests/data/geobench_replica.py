@@ -70,8 +70,7 @@ def kiln_stack(label: int, seed: int) -> dict[str, np.ndarray]:
 def stored_arrays(name: str, label: int, seed: int, order: str) -> dict[str, np.ndarray]:
     """What one file holds: name in the file -> (H, W).
 
-    ``order``: "published"; "genuine": 13 bands under their own names; "corrected": as a converter that names the bands
-    of m-brick-kiln rightly writes them.
+    ``order``: "published", or "genuine": 13 bands under their own names.
     """
     side, rng = SIDE[name], np.random.default_rng(seed)
     if name == "m-so2sat":
@@ -92,11 +91,7 @@ def stored_arrays(name: str, label: int, seed: int, order: str) -> dict[str, np.
     if name == "m-eurosat":
         stack = digital_numbers((*ALL_13[:8], *ALL_13[9:], "N2"), label, seed, side)  # B8A last
         return dict(zip(SENTINEL2, stack.values(), strict=True))
-    stack = kiln_stack(label, seed)
-    if order == "corrected":
-        own = [SENTINEL2[ALL_13.index(code)] for code in stack if code in ALL_13]
-        return dict(zip([*own, "Red", "Green", "Blue"], stack.values(), strict=True))
-    return dict(zip(SENTINEL2, stack.values(), strict=True))
+    return dict(zip(SENTINEL2, kiln_stack(label, seed).values(), strict=True))
 
 
 def write_geobench(

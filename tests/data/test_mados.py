@@ -141,7 +141,7 @@ MISPLACED = "Scene_0_L2R_rhorc_783_1.tif"
     [
         (
             remove("Scene_0/20/*_740_2.tif"),
-            "1 problem(s): Scene_0/20/Scene_0_L2R_rhorc_740_2.tif is missing (listed in splits/train_X.txt)",
+            "1 problem(s): Scene_0/20 holds 5 band(s) of crop 2 (704 nm, 783 nm, 865 nm, 1614 nm, 2202 nm) instead of ",
         ),
         (
             remove("Scene_0/60/*"),

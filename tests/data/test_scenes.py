@@ -260,7 +260,7 @@ def test_a_list_that_is_no_table_is_told(
         ({"scenes": [{"image": "one.tif"}]}, "has no labels"),
         ({"scenes": [{"image": "one.tif", "labels": "far.geojson"}]}, "none of its 6 features lies on"),
         ({"scenes": "gone.csv"}, "is not there"),
-        ({"block_km": None}, "one scene is one place"),
+        ({"block_km": None}, "without block_km, a scene is one place"),
         ({"block_km": 0.1}, "smaller than a window of 16"),
         ({"block_km": 5.0}, "1 place(s) with labels are too few for 3"),
         ({"buffer_km": 0.4}, "give a larger block_km"),

@@ -14,7 +14,6 @@ from deflect_hf.data.geobench import (
     load_geobench,
     mean_of,
     names_in_sequence,
-    own_names,
 )
 from deflect_hf.spectral.sensors import SENSORS
 
@@ -54,7 +53,6 @@ DATASET = geobench_dataset(
     names=names_in_sequence("brick_kiln"),  # the three arrays after these hold the true-color image
     misnamed=Misnamed(
         dataclasses.replace(SENSORS["sentinel2_l1c_harmonized"], name="brick_kiln as named", nodata=()),
-        own_names("brick_kiln"),
         evidence,
     ),
 )

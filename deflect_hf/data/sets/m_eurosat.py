@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 
 from deflect_hf.data.geobench import (
-    SENTINEL2,
     Image,
     Misnamed,
     geobench_dataset,
@@ -40,6 +39,6 @@ DATASET = geobench_dataset(
     "Pasture; PermanentCrop; Residential; River; SeaLake",
     side=64,
     names=names_in_sequence("eurosat"),
-    misnamed=Misnamed(SENSORS["eurosat"], SENTINEL2, evidence),
+    misnamed=Misnamed(SENSORS["eurosat"], evidence),
 )
 load = partial(load_geobench, DATASET)

@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from deflect_hf.data.geobench import geobench_dataset, load_geobench, own_names
+from deflect_hf.data.geobench import SENTINEL2, geobench_dataset, load_geobench
+from deflect_hf.spectral.sensors import SENSORS
 
 DATASET = geobench_dataset(
     "m-so2sat",
@@ -13,6 +14,6 @@ DATASET = geobench_dataset(
     "Lightweight low rise; Large low rise; Sparsely built; Heavy industry; Dense trees; Scattered trees; "
     "Bush or scrub; Low plants; Bare rock or paved; Bare soil or sand; Water",
     side=32,
-    names=own_names("so2sat"),
+    names={code: SENTINEL2[code] for code in SENSORS["so2sat"].codes},
 )
 load = partial(load_geobench, DATASET)

@@ -57,7 +57,7 @@ DATASET = PublicDataset(
     fetch=partial(fetch_from_zenodo, DOI, "MADOS.zip"),
 )
 BANDS_BY_GSD = {10: 4, 20: 6, 60: 1}  # pixel size in metres -> number of bands
-_BAND_FILE = re.compile(r".+_L2R_rhorc_(?P<nm>\d+)_[^_]+\.tif")
+_BAND_FILE = re.compile(r".+_L2R_rhorc_(?P<nm>\d+)_(?P<crop>[^_]+)\.tif")
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,10 @@ def crop_row(name: str, root: Path, sizes_in: Callable[[str], Mapping[str, int]]
     path_of: dict[int, str] = {}
     for gsd_m, folder in folders.items():
         published, sizes = BANDS_BY_GSD[gsd_m], sizes_in(folder)
-        # those of all crops of the scene tell what this one lacks
-        waves = {int(match["nm"]) for match in map(_BAND_FILE.fullmatch, sizes) if match}
-        file_of = {nm: f"{scene}_L2R_rhorc_{nm}_{crop}.tif" for nm in sorted(waves)}
-        found = {nm: file for nm, file in file_of.items() if file in sizes}
-        if len(found) == published:
-            problems += problems_of(found.values(), sizes, folder)
-        elif len(waves) == published:
-            problems += problems_of(file_of.values(), sizes, folder)
-        else:
+        matches = filter(None, map(_BAND_FILE.fullmatch, sizes))
+        found = dict(sorted((int(match["nm"]), match.string) for match in matches if match["crop"] == crop))
+        problems += problems_of(found.values(), sizes, folder)
+        if len(found) != published:
             known = f" ({', '.join(f'{nm} nm' for nm in found)})" if found else ""
             problems.append(f"{folder} holds {len(found)} band(s) of crop {crop}{known} instead of {published}")
         path_of |= {nm: str(root / folder / file) for nm, file in found.items()}

@@ -294,18 +294,19 @@ def place(
         for box in boxes:
             for split in SPLITS if args.split_column is not None else ("",):
                 rows, counts = _labelled(number, entry, info, labels[number], box, split, args.window, meaning)
-                regions.append(Region(number, box, split, tuple(counts.tolist())))
-                found.append(rows)
-    if not any(found):
+                if rows:
+                    regions.append(Region(number, box, split, tuple(counts.tolist())))
+                    found.append(rows)
+    if not found:
         raise DataError(f"no pixel of {listing(entry.image for entry in entries[:3])} has a label: correct `labels`.")
-    order = [index for index, region in enumerate(regions) if sum(region.counts)]
     given = {number: entry.split for number, entry in enumerate(entries) if entry.split is not None}
-    chosen = [regions[index] for index in order]
     if given or args.split_column is not None:
         refuse_idle_shares(args, ["val_fraction", "test_fraction"])
-    final = chosen if args.split_column is not None else settled(chosen, args, given)
-    rows = [{**row, "split": region.split} for index, region in zip(order, final, strict=True) for row in found[index]]
-    return final, rows
+    if args.split_column is None:
+        regions = settled(regions, args, given)
+    return regions, [
+        {**row, "split": region.split} for region, rows in zip(regions, found, strict=True) for row in rows
+    ]
 
 
 def _refuse_small_blocks(boxes: Sequence[Any], info: RasterInfo, args: DatasetArguments) -> None:
