@@ -161,11 +161,6 @@ class Sensor:
         """Return the band called ``name``: its code, or any alias, whatever the case and separators."""
         return resolve_among(name, self.bands, f"sensor {self.name!r}")
 
-    def index(self, names: Iterable[str]) -> list[int]:
-        """Return the channel of each band in ``names`` in this sensor's file order."""
-        codes = self.codes
-        return [codes.index(self.resolve(name).code) for name in names]
-
 
 def refuse_duplicates(codes: Sequence[str], where: str, names: Sequence[str] | None = None) -> None:
     """Raise a BandError if a code stands twice in ``codes``; ``names`` are what the user wrote for them."""

@@ -11,8 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from deflect_hf.config.reading import Numbers
+from deflect_hf.config.schema import Arguments, option
 from deflect_hf.errors import ConfigError, listing, nearest
 from deflect_hf.spectral.bands import BAND_CODES, SPECTRUM, Band, Sensor, Unit, fold, is_band_number, standard_band
 
@@ -120,8 +124,54 @@ SENSORS: Mapping[str, Sensor] = MappingProxyType(
     }
 )
 
-_SENSOR_KEYS = ("name", "bands", "wavelengths_nm", "scale", "offset", "unit", "nodata")
-_BAND_KEYS = ("code", "name", "wavelength_nm", "gsd_m", "aliases")
+_COMMON = tuple(standard_band(code) for code in BAND_CODES)
+
+
+def _code(written: str) -> str:
+    """The code of a user's band, which may be a common name of one of the catalogue."""
+    code = next((band.code for band in _COMMON if fold(written) in map(fold, (band.code, *band.aliases))), written)
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", code):
+        raise ConfigError("letters, digits and underscores, and start with a letter")
+    if is_band_number(code):
+        raise ConfigError(f"a code ({listing(BAND_CODES)}); a band number is an alias")
+    return code
+
+
+Wavelength = Annotated[float, Field(ge=100, le=99_999)]  # nm
+
+
+class _BandMapping(Arguments):
+    """A band as a user describes it."""
+
+    model_config = ConfigDict(strict=False, coerce_numbers_to_str=True)
+    prefix = "bands."
+    code: Annotated[str, AfterValidator(_code)] = option("", "", validate_default=True)
+    name: str | None = None
+    wavelength_nm: Wavelength | None = None
+    gsd_m: float | None = None
+    aliases: list[str] = option([], "")
+
+    def band(self) -> Band:
+        """With the common names of a band of the catalogue."""
+        known = next((band for band in _COMMON if band.code == self.code), Band(self.code, self.code))
+        aliases = (*self.aliases, *known.aliases)
+        return Band(self.code, self.name or known.name, self.wavelength_nm, self.gsd_m, aliases)
+
+
+class _SensorMapping(Arguments):
+    """A sensor as a user describes it; numbers may be text, which YAML makes of ``1e-4``."""
+
+    model_config = ConfigDict(strict=False, coerce_numbers_to_str=True)
+    prefix = "sensor."
+    name: str = "user"
+    bands: list[Any] | None = option(None, "", min_length=1)
+    wavelengths_nm: list[Wavelength] | None = option(None, "", min_length=1)
+    scale: float = 1.0
+    offset: float = 0.0
+    unit: Unit = "reflectance"
+    nodata: Annotated[Numbers, BeforeValidator(lambda one: one if isinstance(one, list | tuple) else [one])] = option(
+        [], ""
+    )
 
 
 def get_sensor(sensor: str | Sensor | Mapping[str, Any]) -> Sensor:
@@ -146,83 +196,15 @@ def get_sensor(sensor: str | Sensor | Mapping[str, Any]) -> Sensor:
         return SENSORS[sensor]
     if not isinstance(sensor, Mapping):
         raise ConfigError(f"a sensor is the name of a preset or a mapping, not {sensor!r:.80}")
-    _refuse_unknown_keys(sensor, _SENSOR_KEYS, "sensor")
-    name = str(sensor.get("name", "user"))
-    if ("bands" in sensor) == ("wavelengths_nm" in sensor):
-        raise ConfigError(f"sensor {name!r}: give either 'bands' or 'wavelengths_nm'.")
-    key = "bands" if "bands" in sensor else "wavelengths_nm"
-    entries = sensor[key]
-    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
-        raise ConfigError(f"sensor {name!r}: {key} must be a list with one entry per band, not {entries!r:.80}.")
-    if key == "bands":
-        bands = tuple(_user_band(entry) for entry in entries)
+    told = _SensorMapping.from_values(dict(sensor), {})
+    if (told.bands is None) == (told.wavelengths_nm is None):
+        raise ConfigError(f"sensor {told.name!r}: give either 'bands' or 'wavelengths_nm'.")
+    if told.bands is None:
+        bands = _hyperspectral_bands(told.wavelengths_nm or [])
     else:
-        bands = _hyperspectral_bands([_wavelength(value, f"sensor {name!r}: wavelength") for value in entries])
-    nodata = sensor.get("nodata", ())
-    unit: Unit = sensor.get("unit", "reflectance")
-    return Sensor(
-        name,
-        bands,
-        scale=_number(sensor.get("scale", 1.0), f"sensor {name!r}: scale"),
-        offset=_number(sensor.get("offset", 0.0), f"sensor {name!r}: offset"),
-        unit=unit,
-        nodata=tuple(
-            _number(value, f"sensor {name!r}: nodata")
-            for value in (nodata if isinstance(nodata, Sequence) and not isinstance(nodata, str) else [nodata])
-        ),
-    )
-
-
-def _number(value: Any, what: str) -> float:
-    """YAML reads ``1e-4`` as a string, so strings that are numbers are numbers."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{what} must be a number, not {value!r}.") from None
-
-
-def _wavelength(value: Any, what: str) -> float:
-    number = _number(value, what)
-    if not 100 <= number <= 99_999:
-        raise ConfigError(f"{what} must be in nanometres, from 100 to 99999, not {value!r}.")
-    return number
-
-
-def _refuse_unknown_keys(mapping: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    for key in mapping:
-        if key not in known:
-            raise ConfigError(f"{what}: unknown key {key!r}; the keys are {listing(known)}.{nearest(str(key), known)}")
-
-
-_COMMON = tuple(standard_band(code) for code in BAND_CODES)
-
-
-def _user_band(entry: str | Mapping[str, Any]) -> Band:
-    if isinstance(entry, str):
-        entry = {"code": entry}
-    if not isinstance(entry, Mapping):
-        raise ConfigError(f"a band must be a code, or a mapping of {listing(_BAND_KEYS)}, not {entry!r:.80}.")
-    _refuse_unknown_keys(entry, _BAND_KEYS, "band")
-    written = str(entry.get("code", ""))
-    code = next((band.code for band in _COMMON if fold(written) in map(fold, (band.code, *band.aliases))), written)
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", code):
-        raise ConfigError(f"band code {code!r} must be letters, digits and underscores, and start with a letter.")
-    if is_band_number(code):
-        raise ConfigError(
-            f"{code!r} is a band number, not a code: give the code ({listing(BAND_CODES)}) and {code!r} as an alias."
-        )
-    given = entry.get("aliases", ())
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise ConfigError(f"band {code!r}: aliases must be a list of names, not {given!r:.80}.")
-    aliases = tuple(str(alias) for alias in given)
-    wavelength_nm, gsd_m = (
-        None if entry.get(key) is None else read(entry[key], f"band {code!r}: {key}")
-        for key, read in (("wavelength_nm", _wavelength), ("gsd_m", _number))
-    )
-    if code in BAND_CODES:
-        known = standard_band(code, wavelength_nm, gsd_m, *aliases)
-        return Band(code, str(entry.get("name", known.name)), wavelength_nm, gsd_m, known.aliases)
-    return Band(code, str(entry.get("name", code)), wavelength_nm, gsd_m, aliases)
+        entries = [entry if isinstance(entry, Mapping) else {"code": entry} for entry in told.bands]
+        bands = tuple(_BandMapping.from_values(dict(entry), {}).band() for entry in entries)
+    return Sensor(told.name, bands, told.scale, told.offset, told.unit, tuple(told.nodata))
 
 
 def _hyperspectral_bands(wavelengths_nm: Sequence[float]) -> tuple[Band, ...]:
