@@ -65,13 +65,11 @@ def refuse_remote(path: PathLike) -> None:
     address = _ADDRESS.match(text)
     if text.lower().startswith("file:/"):
         raise DataError(f"{text}: give the path alone, /{text[5:].lstrip('/')}.")
-    if (address is not None and address[1].lower() in ("zip", "tar", "gzip", "file")) or text.startswith("/vsi"):
+    if address is not None or text.startswith("/vsi"):
         shown = text if address is None else f"{address[1]}://{text[address.end() :]}"
-        raise DataError(f"{shown}: only files on disk are read; unpack the archive and give the file in it.")
-    if address is not None:
-        raise DataError(
-            f"{address[1]}://{text[address.end() :]}: only files on disk are read; download it and give the file."
-        )
+        packed = address is None or address[1].lower() in ("zip", "tar", "gzip", "file")
+        fix = "unpack the archive and give the file in it" if packed else "download it and give the file"
+        raise DataError(f"{shown}: only files on disk are read; {fix}.")
     if not Path(path).is_file():
         raise DataError(f"{path} is not there: check the path, and the data folder it should lie in.")
     _refuse_remote_sources(Path(path), set())
@@ -83,10 +81,10 @@ def _refuse_remote_sources(path: Path, seen: set[Path]) -> None:
         head = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head.startswith((b"<", b"{")):
         return
-    if len(seen) > 1 and b"<VRTDataset" not in head:
-        raise DataError(f"{path} describes a raster that is elsewhere: only files on disk are read; download it.")
     if b"<VRTDataset" not in head:
-        return  # GDAL says that it is no raster
+        if len(seen) > 1:  # else GDAL says that it is no raster
+            raise DataError(f"{path} describes a raster that is elsewhere: only files on disk are read; download it.")
+        return
     kinds = (ElementTree.ParseError, ValueError, LookupError)
     with data_errors(f"{path} is no valid virtual raster", "make it again.", *kinds):
         root = ElementTree.fromstring(path.read_bytes())

@@ -84,7 +84,7 @@ class Raster:
 def open_raster(path: PathLike) -> Iterator[OpenRaster]:
     """Keep a file open for many reads by window, of one thread at a time, with little memory for decoded blocks."""
     with _opened(path) as source, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-        yield OpenRaster(str(path), source, _product(path).access)
+        yield OpenRaster(str(path), source, product_of(path).access)
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[
         with rasterio.Env(**path.access.options), _reading(path, window):
             yield path.source
         return
-    product = _product(path)
+    product = product_of(path)
     name = product.open_name()
     with ExitStack() as held:
         try:
@@ -105,7 +105,8 @@ def _opened(path: PathLike | OpenRaster, window: Box | None = None) -> Iterator[
             yield source
 
 
-def _product(path: PathLike) -> Product:
+def product_of(path: PathLike) -> Product:
+    """A path as a product of one file, unless it is a product already."""
     return path if isinstance(path, Product) else Product(str(path))
 
 

@@ -7,7 +7,6 @@ import json
 import logging
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,9 @@ from typing import Any
 import numpy as np
 
 from deflect_hf.errors import DataError, brief
-from deflect_hf.raster.access import LOCAL, Access
-from deflect_hf.raster.arrays import SUFFIX
 from deflect_hf.raster.header import PathLike
 from deflect_hf.raster.products import Product
-from deflect_hf.raster.read import CACHE_BYTES, OpenRaster, open_raster, raster_info
+from deflect_hf.raster.read import CACHE_BYTES, OpenRaster, open_raster, product_of, raster_info
 
 logger = logging.getLogger(__name__)
 
@@ -42,71 +39,56 @@ def in_pieces(path: PathLike, beside: Path) -> Iterator[OpenRaster]:
     Args:
         beside: the copy lies in the folder of this file meanwhile.
     """
-    with open_raster(path) as file:
-        decoded = decoded_bytes(file)
+    product = product_of(path)
+    with open_raster(product) as file:
+        decoded = decoded_bytes(product, file)
         if decoded <= CACHE_BYTES:
             yield file
             return
-        name, access = file.source.name, file.access
     beside.parent.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.parent) as folder,
-        open_raster(tiled_copy(path, name, access, Path(folder), decoded)) as copy,
+        open_raster(tiled_copy(product, Path(folder), decoded)) as copy,
     ):
         yield OpenRaster(str(path), copy.source)
 
 
-def decoded_bytes(file: OpenRaster) -> int:
+def decoded_bytes(product: Product, file: OpenRaster) -> int:
     """What GDAL decodes for a window, also of the files behind a virtual raster."""
-    source = file.source
+    source, layers = file.source, product.layers
     rows, columns = source.block_shapes[0]
     rows = min(source.height, max(rows, ROWS) if columns >= source.width else rows)
     sizes = [rows * columns * source.count * np.dtype(raster_info(file).dtype).itemsize]
-    names = sources_of(source.name) if source.name.startswith("<") else source.files[1:]
-    arrays = all(name.lower().endswith(SUFFIX) for name in names)  # of single rows
-    for name in names if source.driver == "VRT" and not arrays else []:
-        part = Product(name, written=file.access is not LOCAL)
-        with contextlib.suppress(DataError), open_raster(part) as behind:  # a sidecar is no raster
-            sizes.append(decoded_bytes(behind))
+    behind = {Product(name) for name in source.files[1:] if source.driver == "VRT"}
+    if layers is not None:
+        behind = {Product(layer.file, written=layer.remote) for layer in layers}
+    for part in behind:
+        with contextlib.suppress(DataError), open_raster(part) as opened:  # a sidecar is no raster
+            sizes.append(decoded_bytes(part, opened))
     return max(sizes)
 
 
-def sources_of(xml: str) -> list[str]:
-    """The files that a virtual raster refers to, also by way of others."""
-    found: list[str] = []
-    for element in ElementTree.fromstring(xml).iter():
-        text = element.text or ""
-        if element.tag in ("SourceFilename", "SourceDataset"):
-            found += sources_of(text) if text.lstrip().startswith("<") else [text]
-    return list(dict.fromkeys(found))
-
-
-def tiled_copy(path: PathLike, name: str, access: Access, folder: Path, decoded: int) -> PathLike:
-    """A copy in tiles in this folder, or the file itself where GeoTIFFs cannot hold all that it says.
-
-    Args:
-        name: what GDAL opens for it.
-        access: how.
-    """
+def tiled_copy(product: Product, folder: Path, decoded: int) -> PathLike:
+    """A copy in tiles in this folder, or the file itself where GeoTIFFs cannot hold all that it says."""
     logger.info(
         "%s is stored in blocks of which GDAL decodes %d MiB for a window: it is read through a copy in tiles, which "
-        "lies in %s until the map is there", path, decoded / 2**20, folder.parent
+        "lies in %s until the map is there", product, decoded / 2**20, folder.parent
     )  # fmt: skip
-    target = folder / "tiles.tif"
+    target, name, access = folder / "tiles.tif", product.open_name(), product.access
     drivers = (["VRT"] if name.startswith("<") else []) + list(access.drivers)
     job = [name, str(target), drivers, dict(access.options)]
     done = subprocess.run([sys.executable, "-c", COPY, json.dumps(job)], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = brief(ValueError((done.stderr.strip().splitlines() or ["the process was killed"])[-1]))
         raise DataError(
-            f"{path} cannot be copied to {folder.parent} ({reason}), through which it is to be read: make room on the "
-            "disk, or store it in tiles yourself: gdal_translate -co TILED=YES -co BIGTIFF=IF_SAFER IN.tif OUT.tif"
+            f"{product} cannot be copied to {folder.parent} ({reason}), through which it is to be read: make room on "
+            "the disk, or store it in tiles yourself: gdal_translate -co TILED=YES -co BIGTIFF=IF_SAFER IN.tif OUT.tif"
         )
-    with open_raster(path) as one, open_raster(target) as other:
+    with open_raster(product) as one, open_raster(target) as other:
         if _meaning(one.source) == _meaning(other.source):
             return target
-    logger.warning("%s says more of its bands than a copy can hold, and is read as it is: memory grows with it", path)
-    return path
+    logger.warning("%s says more of its bands than a copy holds, and is read as it is: memory grows with it", product)
+    return product
 
 
 def _meaning(source: Any) -> list[Any]:
