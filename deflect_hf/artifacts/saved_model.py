@@ -71,7 +71,7 @@ def save_model(
     if isinstance(model, PeftModel):
         model.save_pretrained(folder, state_dict=weights)
     elif config.finetune == "full":
-        inner.save_pretrained(folder, state_dict=weights)
+        inner.save_pretrained(folder, state_dict=weights, save_original_format=True)
     else:
         names = {module: name for name, module in inner.named_modules()}
         whole = inner.state_dict() if weights is None else weights

@@ -190,8 +190,12 @@ class EncoderWithHead(PreTrainedModel):
         refuse_new_weights(report["missing_keys"], f"The checkpoint {str(pretrained_model_name_or_path)!r}")
         return (model, report) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As in transformers; one with an adapter or a quantised encoder is refused (UnsupportedOperationError)."""
+    def save_pretrained(self, save_directory: str | Path, save_original_format: bool = False, **kwargs: Any) -> None:
+        """As in transformers; one with an adapter or a quantised encoder is refused (UnsupportedOperationError).
+
+        Tensors keep the model's own names: under those of the encoder's first releases, transformers' default, its
+        Trainer does not find them again when it resumes or loads the best model.
+        """
         if is_quantised(self.encoder):
             raise UnsupportedOperationError(
                 "A task model around a quantised encoder cannot be saved whole. Fix: save what was trained, adapter "
@@ -203,7 +207,7 @@ class EncoderWithHead(PreTrainedModel):
                 "A task model with an adapter inside is not saved whole. Fix: its PeftModel saves what was trained; "
                 "deflect_hf.load_predictor(FOLDER).save(ANOTHER) copies a trained model."
             )
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
 
     def set_bands(
         self,

@@ -87,3 +87,19 @@ def test_resumed_training_is_the_uninterrupted_one(make_base, make_adapted, reen
     again = PeftModel.from_pretrained(make_base(), tmp_path / "final").eval()
     pixels = torch.stack([example["pixel_values"] for example in examples()])
     assert torch.equal(again(pixel_values=pixels).logits, model.eval()(pixel_values=pixels).logits)
+
+
+def test_a_model_trained_in_full_is_resumed_whole(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        model = EncoderForImageClassification.from_encoder(make_encoder("vit"), num_labels=CLASSES)
+        return adapt(model, "full", bands=BANDS, base_mean=[0.1] * 3, base_std=[0.1] * 3)
+
+    through = trainer(make(), tmp_path / "through")
+    through.train()
+    resumed = trainer(make(), tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "through" / f"checkpoint-{STEPS // 2}"))
+    assert losses(resumed) == losses(through)
+    assert all(map(torch.equal, resumed.model.state_dict().values(), through.model.state_dict().values()))
+    through.save_model(str(tmp_path / "final"))
+    again = EncoderForImageClassification.from_pretrained(tmp_path / "final").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in through.model.state_dict().items())
