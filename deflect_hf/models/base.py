@@ -23,6 +23,7 @@ from deflect_hf.errors import (
     ConfigError,
     DataError,
     UnsupportedOperationError,
+    brief,
     listing,
     nearest,
 )
@@ -276,7 +277,17 @@ class EncoderWithHead(PreTrainedModel):
         hidden = self._hidden_layers
         if hidden and not kwargs.get("output_hidden_states"):
             kwargs["output_hidden_states"] = hidden if COUNTS_CHOSEN_STATES else True
-        outputs = self.encoder(pixel_values, **self._encoder_arguments(pixel_values, grid), **kwargs)
+        try:
+            outputs = self.encoder(pixel_values, **self._encoder_arguments(pixel_values, grid), **kwargs)
+        except RuntimeError as error:
+            size = tuple(pixel_values.shape[-2:])
+            if size == self._pretraining_size or isinstance(error, torch.OutOfMemoryError):
+                raise
+            height, width = self._pretraining_size
+            raise ArchitectureError(
+                f"{type(self.encoder).__name__} takes no images of {size[0]} x {size[1]} pixels ({brief(error)}): give "
+                f"it {height} x {width}, as in its pretraining (image_size: encoder)."
+            ) from error
         if hidden and outputs.hidden_states is None:
             raise ArchitectureError(
                 f"{type(self.encoder).__name__} returns no hidden states: use its last layer only, output_layers=[-1]."

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Aimv2VisionConfig,
+    Aimv2VisionModel,
     AutoConfig,
     PreTrainedModel,
     RadioConfig,
@@ -108,6 +110,14 @@ def test_encoder_pretrained_on_rectangles_is_refused() -> None:
     vit = ViTModel(ViTConfig(**{**CONFIG, "image_size": (32, 64)}))
     with pytest.raises(ArchitectureError, match=r"pretrained on rectangular images \(32 x 64\)"):
         EncoderForImageClassification.from_encoder(vit, num_labels=3)
+
+
+def test_encoder_that_takes_no_other_size() -> None:
+    encoder = Aimv2VisionModel(Aimv2VisionConfig(**CONFIG))
+    model = EncoderForImageClassification.from_encoder(encoder, num_labels=3, pooling="mean")
+    model(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ArchitectureError, match=r"takes no images of 32 x 48 pixels \(.*\): give it 32 x 32,"):
+        model(torch.zeros(1, 3, 32, 48))
 
 
 def test_base_bands_are_selected_by_name_and_normalised(vit: ViTModel, images: torch.Tensor) -> None:
