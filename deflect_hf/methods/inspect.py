@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 from peft import PeftModel
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from deflect_hf.models.base import EncoderWithHead
 from deflect_hf.models.quantization import parameter_size
@@ -17,7 +18,7 @@ from deflect_hf.tuners.deflect.architectures import block_layers, find_encoder, 
 from deflect_hf.tuners.mergeable import pattern
 
 HEAD = "head"
-PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+HOLDERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)  # of a model, as their `module`
 Target = Literal["qv", "qkvo", "all-linear"]
 ENDINGS = {
     "qv": ("q_proj", "v_proj"),
@@ -28,9 +29,9 @@ ENDINGS = {
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of torch.compile, DistributedDataParallel and DataParallel."""
+    """The model inside the wrappers of torch.compile, of parallel training and of averages over its steps."""
     # of its own modules: a PeftModel hands on names that it lacks, to a compiled base, say
-    while inner := model._modules.get("_orig_mod" if not isinstance(model, PARALLEL) else "module"):
+    while inner := model._modules.get("_orig_mod" if not isinstance(model, HOLDERS) else "module"):
         model = inner
     return model
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from deflect_hf import MultiAdapterPredictor, load_predictor
 from deflect_hf.data.processor import MultispectralImageProcessor
@@ -34,8 +35,10 @@ def test_probabilities_are_those_of_the_logits_that_evaluation_sees(task: str, e
     torch.testing.assert_close(predictor(pixels[0]), found[:1])  # one image, and the bands of training
 
 
-@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), torch.nn.DataParallel])
-def test_a_compiled_or_a_parallel_model_is_the_model_inside(wrap, encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrap", [lambda model: torch.compile(model, backend="eager"), torch.nn.DataParallel, AveragedModel]
+)
+def test_a_compiled_a_parallel_or_an_averaged_model_is_the_model_inside(wrap, encoder: Path, tmp_path: Path) -> None:
     alone = Predictor.from_folder(result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2), device="cpu")
     other = MultispectralImageProcessor(alone.processor.bands[::-1])
     wrapped = wrap(alone.model)
