@@ -13,6 +13,7 @@ import numpy as np
 from deflect_hf.errors import DataError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -154,12 +155,14 @@ def class_legend(figure: Figure, classes: Sequence[str], maps: Iterable[Array], 
     patches = [Patch(facecolor=tuple(colors[k]), edgecolor="black", label=classes[k]) for k in inside]
     if len(inside) < len(seen):
         patches.append(Patch(facecolor=IGNORED, edgecolor="black", label="no label"))
-    # narrow figures and long names: as many columns as fit
-    letters = max([len(str(patch.get_label())) for patch in patches], default=1)
-    columns = max(1, int(figure.get_figwidth() / (0.6 + 0.075 * letters)))
-    figure.legend(
-        handles=patches, loc="outside lower center", ncols=min(columns, len(patches) or 1), fontsize=8, frameon=False
-    )
+    legend_below(figure, patches, frameon=False)
+
+
+def legend_below(figure: Figure, keys: Sequence[Artist], **options: Any) -> None:
+    """A legend below the figure, in as many columns as fit."""
+    letters = max([len(str(key.get_label())) for key in keys], default=1)
+    columns = min(max(1, int(figure.get_figwidth() / (0.6 + 0.075 * letters))), len(keys) or 1)
+    figure.legend(handles=keys, **{"loc": "outside lower center", "ncols": columns, "fontsize": 8, **options})
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -20,6 +20,7 @@ from deflect_hf.figures.colors import (
     class_legend,
     composite,
     composites_of,
+    legend_below,
     new_figure,
     paint,
     plain,
@@ -163,7 +164,7 @@ def by_wavelength(bands: Sequence[str]) -> dict[str, str]:
 
 def statistics_figure(path: Path, images: ImageDataset, title: str, limit: int | None = None) -> Path:
     """Write the histogram of each band beside the labels of each class, of ``limit`` images, or all for None."""
-    chosen = spread(len(images), min(limit or len(images), len(images)))
+    chosen = spread(len(images), limit or len(images))
     pixels, counts, ignored = collect(images, chosen)
     height = max(4.0, 0.5 * len(images.bands) + 1.4, 0.3 * images.num_classes + 1.6)
     figure = new_figure(11, height)
@@ -247,9 +248,7 @@ def splits_figure(path: Path, reader: SceneReader) -> Path:
     keys = [Line2D([], [], color=SPLIT_COLORS[name], linewidth=3, label=name) for name in said]
     keys += [Line2D([], [], color=color, marker="s", linestyle="", label=name)
              for name, color in zip(reader.classes, class_colors(reader.classes), strict=True)]  # fmt: skip
-    letters = max(len(str(key.get_label())) for key in keys)
-    columns = max(1, int(figure.get_figwidth() / (0.8 + 0.085 * letters)))
-    figure.legend(handles=keys, loc="outside lower center", ncols=columns, fontsize=9, facecolor="0.6")
+    legend_below(figure, keys, facecolor="0.6")
     return save(figure, path)
 
 

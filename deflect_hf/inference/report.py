@@ -6,7 +6,6 @@ browser run no script but the page's own, whatever a class or a file is called. 
 
 from __future__ import annotations
 
-import base64
 import datetime
 import functools
 import hashlib
@@ -16,6 +15,7 @@ import os
 import platform
 import shlex
 import sys
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def write_report(
     title, picture = _quick_look(source, scene, reading, path)
     pages = Environment(loader=PackageLoader("deflect_hf", "inference"), autoescape=True, undefined=StrictUndefined)
     pages.filters["area"] = functools.partial(_area, in_pixels)
-    pages.filters["sha256"] = lambda script: "sha256-" + _base64(hashlib.sha256(script.encode()).digest())
+    pages.filters["sha256"] = lambda script: "sha256-" + b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = pages.get_template("report.html.j2").render(
         title=Path(source).name,
         picture=picture,
@@ -281,12 +281,8 @@ def _picture(values: Array, kind: str, text: str, palette: bytes | None = None, 
         image.putpalette(palette)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    uri = f"data:image/{kind.lower()};base64,{_base64(buffer.getvalue())}"
+    uri = f"data:image/{kind.lower()};base64,{b64encode(buffer.getvalue()).decode()}"
     return {"uri": uri, "text": text, "aspect": image.width / image.height}
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
 
 
 def _scale_bar(info: RasterInfo, rows_m2: Array | None) -> dict[str, Any] | None:
