@@ -26,7 +26,7 @@ from deflect_hf.inference.blocks import Block, Overhang, SceneWindows
 from deflect_hf.inference.memory import give_back
 from deflect_hf.inference.model import NODATA, STEPS, MapModel, map_layout
 from deflect_hf.inference.parts import Parts
-from deflect_hf.inference.polygons import refuse_polygons, write_polygons
+from deflect_hf.inference.polygons import refuse_polygons, refuse_unplaced, write_polygons
 from deflect_hf.inference.scenes import Scene, cut, files_of
 from deflect_hf.raster.access import is_address, stamp_of
 from deflect_hf.raster.header import PathLike, RasterInfo
@@ -83,6 +83,8 @@ def predict_raster(
     with ExitStack() as held:
         windows = windows_of(_opened(held, source, target, processes), predictor, arguments)
         info, job, blocks = grid_of(windows), job_of(windows, arguments), windows.blocks()
+        if arguments.polygons is not None:
+            refuse_unplaced(Path(arguments.polygons), info)
         begun = parts.begun(job, overwrite=arguments.overwrite)
         together(processes, lambda: held.enter_context(begun), main_only=True)
         together(processes, partial(_predict, parts, windows, blocks, finish, processes))

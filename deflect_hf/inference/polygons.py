@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deflect_hf.errors import ConfigError, listing
+from deflect_hf.errors import ConfigError, DataError, listing
 from deflect_hf.files import refuse_foreign
 from deflect_hf.raster.georeference import PixelAreas, pixel_areas, pixels_of
 from deflect_hf.raster.header import IDENTITY, RasterInfo
@@ -30,6 +30,18 @@ def refuse_polygons(path: Path, overwrite: bool) -> None:
         if taken.exists() and not overwrite:
             raise ConfigError(f"{taken} is there already: give another name, or replace it with --overwrite.")
     refuse_foreign(style_of(path))
+
+
+def refuse_unplaced(path: Path, info: RasterInfo) -> None:
+    """Refuse (DataError) GeoJSON, which is in longitude and latitude, of an image of which these are not known."""
+    if path.suffix != ".geojson":
+        return
+    if info.crs is None:
+        raise DataError(
+            f"{info.path} names no reference system, and GeoJSON is in longitude and latitude: write the polygons as "
+            ".gpkg, or name the image's (gdal_edit.py -a_srs)."
+        )
+    pixels_of(info, None, 0, 0)
 
 
 def write_polygons(
@@ -57,7 +69,7 @@ def write_polygons(
     plain = shapely.coverage_simplify(geometries, tolerance) if tolerance and len(geometries) else geometries
     grid: RasterInfo | None = dataclasses.replace(info, transform=IDENTITY)  # the map itself
     system = info.crs
-    if path.suffix == ".geojson" and info.crs:
+    if path.suffix == ".geojson":
         grid, system = None, "EPSG:4326"  # by its standard
     on_map = shapely.transform(plain, lambda at: np.stack(pixels_of(info, grid, at[:, 0], at[:, 1]), axis=1))
     columns: dict[str, Array] = {

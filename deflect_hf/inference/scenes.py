@@ -180,8 +180,8 @@ class Scene:
         refuse_mixed_units(stored, scales.reshape(-1, 1, 1), bands, self.info.path)
 
     def _samples(self) -> list[tuple[int, int, int, int]]:
-        """Rows, columns, heights and widths of windows spread over the scene."""
-        height, width = (min(SAMPLE_SIDE, length) for length in (self.info.height, self.info.width))
+        """Rows, columns, heights and widths of windows spread over the scene, none over another."""
+        height, width = (min(SAMPLE_SIDE, max(1, length // SAMPLES)) for length in (self.info.height, self.info.width))
         rows = np.linspace(0, self.info.height - height, SAMPLES).astype(int)
         columns = np.linspace(0, self.info.width - width, SAMPLES).astype(int)
         return [

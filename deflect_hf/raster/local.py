@@ -56,6 +56,8 @@ def what_opens(path: PathLike) -> str:
                 f"it is {kind}, which is not read: gdalinfo {path} lists what is in it; convert that, gdal_translate "
                 f"{layer.format(path)} SCENE.tif (polygons are for `labels`)."
             )
+    if head.startswith(b"\x1f\x8b"):
+        return "it is compressed by gzip: unpack it, and give the file or folder in it."
     return "it must be a GeoTIFF or PNG file; copy it again."
 
 

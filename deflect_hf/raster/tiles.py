@@ -56,9 +56,10 @@ def in_pieces(path: PathLike, beside: Path) -> Iterator[OpenRaster]:
 def decoded_bytes(product: Product, file: OpenRaster) -> int:
     """What GDAL decodes for a window, also of the files behind a virtual raster."""
     source, layers = file.source, product.layers
+    dtype = raster_info(file).dtype  # of a file without bands this says so
     rows, columns = source.block_shapes[0]
     rows = min(source.height, max(rows, ROWS) if columns >= source.width else rows)
-    sizes = [rows * columns * source.count * np.dtype(raster_info(file).dtype).itemsize]
+    sizes = [rows * columns * source.count * np.dtype(dtype).itemsize]
     behind = {Product(name) for name in source.files[1:] if source.driver == "VRT"}
     if layers is not None:
         behind = {Product(layer.file, written=layer.remote) for layer in layers}

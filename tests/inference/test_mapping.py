@@ -150,6 +150,9 @@ def test_what_cannot_become_a_map_is_refused_before_anything_is_written(
         sink.write(np.ones((3, 8, 8), np.complex64))
     with pytest.raises(DataError, match=r"radar\.tif holds complex numbers \(complex_int16\)"):
         map_of(predictor, radar, tmp_path / "other.tif")
+    rasterio.shutil.copy(scene, tmp_path / "scene.nc", driver="netCDF")
+    with pytest.raises(DataError, match=r"scene\.nc holds variables, not bands: convert one"):
+        map_of(predictor, tmp_path / "scene.nc", tmp_path / "other.tif")
     assert not list(tmp_path.glob("other*"))
 
 

@@ -8,7 +8,7 @@ import pytest
 import rasterio
 import rasterio.features
 
-from deflect_hf.errors import ConfigError
+from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.inference.report import write_report
 from tests.inference.scenes_and_models import PerPatch, map_of, predictor_of, small_blocks, stored, write_scene
 
@@ -95,6 +95,25 @@ def test_what_cannot_become_polygons_is_refused_before_anything_is_predicted(sce
     for options in ({"output": "confidence"}, {"output": "classes", "polygons": str(tmp_path / "own.gpkg")}):
         with pytest.raises(ConfigError, match=r"own\.qml': not written by deflect_hf, and not replaced"):
             map_of(predictor, scene, tmp_path / "own.tif", overwrite=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("crs", "message"),
+    [(None, "names no reference system, and GeoJSON is in"), ('LOCAL_CS["x",UNIT["metre",1]]', "nothing leads from")],
+)
+def test_geojson_of_an_image_that_lies_nowhere_is_refused_before_anything_is_predicted(
+    crs: str | None, message: str, tmp_path: Path
+) -> None:
+    model, scene = PerPatch(), write_scene(tmp_path / "in.tif", stored(64, 64), crs=crs)
+    with pytest.raises(DataError, match=message):
+        map_of(
+            predictor_of(model),
+            scene,
+            tmp_path / "map.tif",
+            output="classes",
+            polygons=str(tmp_path / "map.geojson"),
+        )
+    assert not model.seen and sorted(tmp_path.iterdir()) == [scene]
 
 
 def test_the_same_command_again_makes_nothing_again(scene: Path, tmp_path: Path) -> None:

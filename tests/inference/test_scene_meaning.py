@@ -73,11 +73,11 @@ def test_names_in_training_of_other_band_numbers_are_told(tmp_path: Path, caplog
 
 
 def test_a_fill_that_no_tag_tells_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    values = stored(64, 64)
+    values = stored(300, 300)
     values[:, 0, :5] = 32767
     scene = write_scene(tmp_path / "in.tif", values)
     map_of(predictor_of(Stub()), scene, tmp_path / "out.tif")
-    assert "in.tif: 5 of 4096 pixels hold 32767, by which files often mean" in caplog.text
+    assert "in.tif: 5 of 90000 pixels hold 32767, by which files often mean" in caplog.text
     caplog.clear()
     map_of(predictor_of(Stub()), scene, tmp_path / "none.tif", nodata=[32767])
     assert "pixels hold" not in caplog.text

@@ -283,6 +283,7 @@ def test_more_descriptions_than_bands_are_refused(tmp_path: Path) -> None:
         ),
         (b"\x89HDF\r\n\x1a\n", "it is HDF5, .*gdal_translate 'HDF5:\".*x.dat\"://LAYER' SCENE.tif"),
         (b"SQLite format 3\0", r"it is a GeoPackage, .*\(polygons are for `labels`\)"),
+        (b"\x1f\x8b\x08", "it is compressed by gzip: unpack it, and give the file or folder in it"),
         (b"II*\0", "it must be a GeoTIFF or PNG file; copy it again"),
     ],
 )
