@@ -5,10 +5,10 @@ PEFT does not know our methods by itself: the card of a saved adapter says how i
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -102,11 +102,14 @@ class Tuner(BaseTuner):
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As PEFT does, with a copy of the configuration: what is filled in for this model stays out of the next."""
+        """As PEFT does, with a copy of the configuration: what is filled in for this model stays out of the next.
+
+        The copy is checked anew, as its fields may have been set since it was made.
+        """
         config = self.peft_config[adapter_name]
         # PEFT promises to keep the one that a saved adapter is loaded with, and its classes of tasks add to theirs
         if not config.inference_mode and config.task_type is None:
-            self.peft_config[adapter_name] = copy.copy(config)
+            self.peft_config[adapter_name] = config = dataclasses.replace(config)
         self._refuse_another_class(config)
         # PEFT's classes of tasks add the names that heads may have; of a saved adapter others say what does not fit
         if config.task_type is None and not config.inference_mode:
@@ -142,15 +145,30 @@ class Tuner(BaseTuner):
             )
         logger.warning(text)
 
-    def _put(self, layer: TunerLayer, parent: nn.Module, name: str, target: nn.Module, adapter_name: str) -> None:
-        """Put a tuner layer, to which an adapter was added, in the place of its target, unless it is there already."""
+    @abstractmethod
+    def _with_adapter(self, target: nn.Module, name: str, adapter_name: str, config: PeftConfig) -> TunerLayer | None:
+        """The layer around a targeted module, a new one or `target` itself, with the adapter added; None: leave it."""
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = self._with_adapter(target, current_key, adapter_name, peft_config)
+        if layer is None:
+            return
         layer._move_adapter_to_device_of_base_layer(adapter_name)
-        layer.set_adapter(layer.active_adapters, inference_mode=self.peft_config[adapter_name].inference_mode)
+        layer.set_adapter(layer.active_adapters, inference_mode=peft_config.inference_mode)
         if layer is target:
             return
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        self._replace_module(parent, name, layer, target)
+        self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put `new_module` in the place of `child`. PEFT's own version copies a `weight`, which heads may not have."""

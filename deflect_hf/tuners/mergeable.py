@@ -96,21 +96,13 @@ class MergeableModel(Tuner):
 
     tuner_layer_cls: type[MergeableLayer]
 
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        layer = target if isinstance(target, self.tuner_layer_cls) else self._wrap(target, current_key)
-        if layer is None:
-            return
-        layer.update_layer(adapter_name, peft_config)
-        self._put(layer, parent, target_name, target, adapter_name)
+    def _with_adapter(
+        self, target: nn.Module, name: str, adapter_name: str, config: PeftConfig
+    ) -> MergeableLayer | None:
+        layer = target if isinstance(target, self.tuner_layer_cls) else self._wrap(target, name)
+        if layer is not None:
+            layer.update_layer(adapter_name, config)
+        return layer
 
     @abstractmethod
     def _wrap(self, target: nn.Module, name: str) -> MergeableLayer | None:

@@ -105,6 +105,11 @@ def test_without_a_bias_it_works_but_cannot_be_merged(reflectance):
 def test_bad_configurations(fields, message):
     with pytest.raises(ConfigError, match=message):
         ScaledLoraConfig(**fields)
+    config = ScaledLoraConfig()
+    for name, value in fields.items():
+        setattr(config, name, value)
+    with pytest.raises(ConfigError, match=message):
+        get_peft_model(make_encoder(), config)
 
 
 def test_modules_that_it_cannot_adapt():

@@ -1,12 +1,13 @@
 """What an adapter knows of its input: the unit, the indices and their bounds, and the bands it can do without."""
 
+import dataclasses
 import itertools
 import json
 import math
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 
 from deflect_hf import DeflectConfig
 from deflect_hf.errors import ConfigError
@@ -32,6 +33,25 @@ def test_8bit_adapters_get_no_index_with_additive_constants():
     assert {"EVI", "SAVI"} <= left_out and "NDVI" in eight_bit.formulas
     with pytest.raises(ConfigError, match=r"unit='reflectence' is unknown; choose from .* Did you mean 'reflectance'"):
         DeflectConfig(bands=BANDS, unit="reflectence")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"indices": None}, {"indices": ["NDVI"]}, {"bands": [*BANDS, "RE1"]}, {"bands": ["red", "green", "blue"]}],
+)
+def test_a_configuration_may_be_changed_before_it_is_used(changed):
+    """By `dataclasses.replace` or as attributes, as for one training of each choice: its indices follow."""
+    expected = spectral_config(**changed)
+    config = spectral_config()
+    replaced = dataclasses.replace(config, **changed)
+    for name, value in changed.items():
+        setattr(config, name, value)
+    for one in (replaced, config):
+        used = get_peft_model(make_encoder(), one).peft_config["default"]
+        for name in ("bands", "formulas", "index_bounds"):
+            assert getattr(used, name) == getattr(expected, name)
+    given = spectral_config(formulas={"x": "N - R"})
+    assert dataclasses.replace(given, rank=2).formulas == given.formulas
 
 
 def test_the_bounds_of_the_indices_are_those_of_the_file(tmp_path, reflectance, monkeypatch, caplog):

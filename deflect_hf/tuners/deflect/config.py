@@ -25,6 +25,12 @@ MAX_BANDS = 1024
 LARGEST_MEAN = 10.0  # of reflectance: far above any, far below the digital numbers of any image
 
 
+class ChosenFormulas(dict[str, str]):
+    """Formulas that were chosen, not given: for other bands and indices, set or replaced, others will be."""
+
+    choice: str | None = None  # the bands, indices and unit that they were chosen for
+
+
 @dataclass
 class DeflectConfig(TunerConfig):
     """Configuration of [`DeflectModel`].
@@ -151,15 +157,20 @@ class DeflectConfig(TunerConfig):
 
     def _freeze_indices(self, bands: list[str]) -> None:
         """Choose formulas and bounds, or check those that are there: they come from a file that anybody may write."""
+        choice = repr((bands, self.indices, self.unit))
+        if isinstance(self.formulas, ChosenFormulas) and self.formulas.choice not in (None, choice):
+            self.formulas = self.index_bounds = None
         for name in ("formulas", "index_bounds"):
             if not isinstance(getattr(self, name), dict | None):
                 raise ConfigError(f"{name} must map index names to values, got {getattr(self, name)!r:.80}.")
+        # Sorted, because PEFT sorts the keys of the file it writes: the order of the features must survive that.
         if self.formulas is None:
-            self.formulas = dict(select_indices(bands, self.indices, self.unit).formulas)
+            self.formulas = ChosenFormulas(sorted(select_indices(bands, self.indices, self.unit).formulas.items()))
+            self.formulas.choice = choice
+        elif not isinstance(self.formulas, ChosenFormulas):
+            self.formulas = dict(sorted(self.formulas.items()))
         for formula in self.formulas.values():
             parse(formula, bands)
-        # Sorted, because PEFT sorts the keys of the file it writes: the order of the features must survive that.
-        self.formulas = dict(sorted(self.formulas.items()))
         if self.index_bounds is None:
             self.index_bounds = {name: bound_of(formula) for name, formula in self.formulas.items()}
         if set(self.index_bounds) != set(self.formulas):

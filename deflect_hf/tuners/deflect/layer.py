@@ -7,6 +7,7 @@ block as the pixel-set features (no parameters, so the frozen prefix keeps no au
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,8 @@ from deflect_hf.tuners.deflect.spectral_input import SpectralInput
 if TYPE_CHECKING:
     from deflect_hf.tuners.deflect.architectures import Encoder
     from deflect_hf.tuners.deflect.config import DeflectConfig
+
+logger = logging.getLogger(__name__)
 
 
 class Role(NamedTuple):
@@ -52,6 +55,9 @@ class DeflectLayer(TunerLayer):
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
         parameter = next(base_layer.parameters())
         return parameter.device, parameter.dtype
+
+    def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder, name: str) -> None:
+        """Add what an adapter needs in this module, which has the `name` in the encoder's model."""
 
     @property
     def adapter(self) -> str | None:
@@ -97,14 +103,22 @@ class DeflectEmbeddings(DeflectLayer):
         self.deflect_input: Any = nn.ModuleDict()
         self.in_features, self.out_features = encoder.num_channels, encoder.hidden_size
 
-    def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder) -> None:
+    def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder, name: str) -> None:
         """Add the input of an adapter: its bands, indices and statistics. It has no parameters."""
         self.deflect_input[adapter_name] = SpectralInput(config, encoder).train(self.training)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        others = any(key.startswith(f"{prefix}deflect_input.") for key in state_dict)
-        for spectral in self.deflect_input.values():
-            spectral.others_load = others  # of an adapter whose own entry is not there
+        told = any(key.startswith(f"{prefix}deflect_input.") for key in state_dict)
+        for name, spectral in self.deflect_input.items():
+            # another adapter's weights, or those of an earlier version, whose configuration alone knows
+            if f"{prefix}deflect_input.{name}._extra_state" not in state_dict:
+                state_dict[f"{prefix}deflect_input.{name}._extra_state"] = spectral.get_extra_state()
+                if spectral.has_loaded and not told:
+                    logger.warning(
+                        "the weights do not say what they assume of their input, as adapters of earlier versions: "
+                        "bands, formulas and statistics stay those of the adapter that was loaded before"
+                    )
+            spectral.has_loaded = True
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -196,9 +210,9 @@ class DeflectBlock(DeflectLayer):
         self.architecture = encoder.architecture
         install(self.get_base_layer(), self.architecture)
 
-    def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder, position: int) -> None:
-        """Add the parameters of an adapter that belong to this block, the `position`-th of the encoder."""
-        targeted = encoder.targeted_blocks(config.layers_to_transform)
+    def update_layer(self, adapter_name: str, config: DeflectConfig, encoder: Encoder, name: str) -> None:
+        """Add the parameters of an adapter that belong to this block."""
+        position, targeted = encoder.blocks.index(name), encoder.targeted_blocks(config.layers_to_transform)
         role = Role(position in targeted, position == targeted[0], position == targeted[-1])
         self.deflect_role[adapter_name] = role
         aux_dim = config.aux_dim or encoder.default_aux_dim

@@ -141,29 +141,17 @@ class DeflectModel(Tuner):
         # configuration always does.
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
 
-    def _create_and_replace(
-        self,
-        peft_config: DeflectConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
+    def _with_adapter(
+        self, target: nn.Module, name: str, adapter_name: str, config: DeflectConfig
+    ) -> DeflectLayer | None:
         encoder = find_encoder(self.model)
-        layer: DeflectLayer
-        if current_key == encoder.embeddings:
-            layer = target if isinstance(target, DeflectEmbeddings) else DeflectEmbeddings(target, encoder)
-            layer.update_layer(adapter_name, peft_config, encoder)
-        elif current_key == encoder.between:
-            layer = target if isinstance(target, DeflectNorm) else DeflectNorm(target, encoder)
-        elif current_key in encoder.blocks:
-            layer = target if isinstance(target, DeflectBlock) else DeflectBlock(target, encoder)
-            layer.update_layer(adapter_name, peft_config, encoder, encoder.blocks.index(current_key))
-        else:
-            return  # a module of the same name outside the encoder, in a head say
-        self._put(layer, parent, target_name, target, adapter_name)
+        kinds = {encoder.embeddings: DeflectEmbeddings, encoder.between: DeflectNorm}
+        kinds |= dict.fromkeys(encoder.blocks, DeflectBlock)
+        if name not in kinds:
+            return None  # a module of the same name outside the encoder, in a head say
+        layer = target if isinstance(target, kinds[name]) else kinds[name](target, encoder)
+        layer.update_layer(adapter_name, config, encoder, name)
+        return layer
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         super()._replace_module(parent, child_name, new_module, child)

@@ -48,7 +48,7 @@ class SpectralInput(nn.Module):
     def __init__(self, config: DeflectConfig, encoder: Encoder) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        self._has_loaded = self._has_warned = self.others_load = False
+        self.has_loaded = self._has_warned = False
         self._follow_config()
 
     def _follow_config(self) -> None:
@@ -116,18 +116,6 @@ class SpectralInput(nn.Module):
         device = self.features.feature_mean.device
         self._follow_config()
         self.features.to(device)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        key = f"{prefix}_extra_state"
-        if key not in state_dict:  # another adapter, or one of an earlier version, whose configuration alone knows it
-            state_dict[key] = self.get_extra_state()
-            if self._has_loaded and not self.others_load:
-                logger.warning(
-                    "the weights do not say what they assume of their input, as adapters of earlier versions: bands, "
-                    "formulas and statistics stay those of the adapter that was loaded before"
-                )
-        self._has_loaded = True
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def base_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) reflectance -> (B, C_base, H, W) as the frozen patch embedding was trained on (equation 1)."""
