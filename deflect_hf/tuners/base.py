@@ -55,16 +55,16 @@ class TunerConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType[self.method]
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, list | tuple):  # numpy's numbers are none of JSON's
-                value = type(value)(one.item() if isinstance(one, np.generic) else one for one in value)
-            setattr(self, item.name, value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
+            value = _plain(getattr(self, item.name))
+            setattr(self, item.name, type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value)
         kinds = (("target_modules", list | tuple, set), ("exclude_modules", list | tuple, set))  # as PEFT keeps names
         for name, given, kept in (*kinds, ("layers_to_transform", tuple | set | range, list)):  # what a file can hold
             if isinstance(value := getattr(self, name, None), given):
                 setattr(self, name, kept(value))
         if type(start := getattr(self, "init_weights", True)) is not bool:
             raise ConfigError(f"init_weights must be True or False, not {start!r:.80}.")
+        if isinstance(saved := getattr(self, "modules_to_save", None), str):
+            raise ConfigError(f"modules_to_save must be a list of names, such as [{saved!r}], not {saved!r}.")
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
@@ -79,6 +79,11 @@ class TunerConfig(PeftConfig):
         """Write adapter_config.json; a model card that PEFT wrote for this adapter gets told how to load it."""
         super().save_pretrained(save_directory, **kwargs)
         complete_card(Path(save_directory), self.method, self.card_note)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy are none of JSON's."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):
@@ -107,17 +112,13 @@ class Tuner(BaseTuner):
         The copy is checked anew, as its fields may have been set since it was made.
         """
         config = self.peft_config[adapter_name]
-        # PEFT promises to keep the one that a saved adapter is loaded with, and its classes of tasks add to theirs
+        self._refuse_another_class(config)
+        # PEFT promises to keep the one that a saved adapter is loaded with, and its classes of tasks add to theirs the
+        # names that heads may have
         if not config.inference_mode and config.task_type is None:
             self.peft_config[adapter_name] = config = dataclasses.replace(config)
-        self._refuse_another_class(config)
-        # PEFT's classes of tasks add the names that heads may have; of a saved adapter others say what does not fit
-        if config.task_type is None and not config.inference_mode:
             names = [name for name, _ in model.named_modules()]
-            wanted = getattr(config, "modules_to_save", None) or ()
-            if isinstance(wanted, str):
-                raise ConfigError(f"modules_to_save must be a list of names, such as [{wanted!r}], not {wanted!r}.")
-            for saved in wanted:
+            for saved in config.modules_to_save or ():
                 if not any(name.endswith(saved) for name in names):
                     parts = {name.rpartition(".")[2] for name in names}
                     raise ConfigError(f"modules_to_save: the model has no module {saved!r}.{nearest(saved, parts)}")
@@ -192,11 +193,6 @@ def is_hub_id(name: str | None) -> bool:
     return re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", name or "") is not None and not Path(str(name)).is_dir()
 
 
-def is_hub_tag(tag: str) -> bool:
-    """Whether a tag may be published: PEFT makes one of the base model, wherever that lies."""
-    return not tag.startswith(ADAPTER_OF) or is_hub_id(tag.removeprefix(ADAPTER_OF))
-
-
 def complete_card(adapter_folder: Path, name: str, note: str = "") -> None:
     """Add tag and loading instructions to the card that PEFT wrote for the adapter in `adapter_folder`, if any.
 
@@ -215,8 +211,9 @@ def complete_card(adapter_folder: Path, name: str, note: str = "") -> None:
         card = ModelCard.load(path)
         if card.data.get("library_name") != "peft":
             continue
-        tags = {tag for tag in card.data.get("tags") or [] if is_hub_tag(tag)}
-        card.data["tags"] = sorted({*tags, name.lower()})
+        tags = {*(card.data.get("tags") or []), name.lower()}
+        of_base = {tag for tag in tags if tag.startswith(ADAPTER_OF)}  # PEFT makes one, wherever the base lies
+        card.data["tags"] = sorted(tags - {tag for tag in of_base if not is_hub_id(tag.removeprefix(ADAPTER_OF))})
         if not is_hub_id(card.data.get("base_model")):
             card.data.pop("base_model", None)
         if text.splitlines()[0] not in card.text:

@@ -61,7 +61,7 @@ class ScaledLoraConfig(TunerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
+        if type(self.r) is not int or self.r < 1:
             raise ConfigError(f"r must be a whole number above 0, got {self.r!r}.")
         if self.layers_to_transform is not None and not isinstance(self.target_modules, set):
             raise ConfigError(

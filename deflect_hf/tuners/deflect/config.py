@@ -100,11 +100,8 @@ class DeflectConfig(TunerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("aux_dim", "rank"):
-            value = getattr(self, name)
-            if name == "aux_dim" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
+        for name, value in (("rank", self.rank), ("aux_dim", 1 if self.aux_dim is None else self.aux_dim)):
+            if type(value) is not int or not 1 <= value <= MAX_RANK:
                 raise ConfigError(f"{name} must be a whole number from 1 to {MAX_RANK}, got {value!r}.")
         if self.unit not in UNITS:
             raise ConfigError(
