@@ -219,7 +219,8 @@ def _target(cells: dict[str, str], labels: Labels, args: DatasetArguments, where
     cell = cells[_column(args, list(cells), where)]
     if labels.task == "regression":
         return {"target": number_of(cell, where)}
-    cell = dict(zip(map(str, args.class_values or ()), labels.classes, strict=False)).get(cell, cell)
+    number = cell.removesuffix(".0")  # as pandas writes whole numbers beside empty cells
+    cell = dict(zip(map(str, args.class_values or ()), labels.classes, strict=False)).get(number, cell)
     if cell not in labels.classes:
         fix = " `class_values: [0, 1, ...]` says which number is which class." if cell.isdecimal() else ""
         fix = fix or nearest(cell, labels.classes) if cell else " Take images without a class away, or give them one."

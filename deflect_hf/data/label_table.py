@@ -27,6 +27,7 @@ SEPARATOR = ";"
 EMPTY = ("nan", "na", "n/a", "<na>", "null")  # what programs write for an empty cell
 LIST = "labels"  # the column of a list of classes
 YES_NO = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}  # pandas writes True and False
+YES_NO_UNKNOWN = {**YES_NO, **dict.fromkeys(("", *EMPTY), math.nan)}
 Table = dict[str, dict[str, str]]  # image -> column -> cell
 
 
@@ -209,23 +210,20 @@ def class_labels(cells: dict[str, str], classes: Sequence[str], where: str) -> l
             f"{where}: there is no column {missing[0]!r}, only {listing(cells)}: give a column of 0 and 1 for each "
             f"class, or one column {LIST!r} with the names of an image's classes, separated by {SEPARATOR!r}."
         )
-    values = [_yes_or_no(cells[name], f"{where}, column {name!r}") for name in classes]
-    wrong = [value for value in values if value not in (0.0, 1.0) and not math.isnan(value)]
+    wrong = [name for name in classes if cells[name].casefold() not in YES_NO_UNKNOWN]
     if wrong:
-        raise DataError(f"{where} holds {wrong[0]:g}: write 1 for a class that the image shows, 0 for others.")
-    return values
+        raise DataError(
+            f"{where}, column {wrong[0]!r} holds {cells[wrong[0]]!r}: write 1 for a class that the image shows, 0 for "
+            "others; `classes` names the columns that are classes, if others are none."
+        )
+    return [YES_NO_UNKNOWN[cells[name].casefold()] for name in classes]
 
 
 def _is_number(cell: str) -> bool:
     with contextlib.suppress(DataError):
-        _yes_or_no(cell, LIST)
+        number_of(str(YES_NO.get(cell.casefold(), cell)), LIST)
         return True
     return False
-
-
-def _yes_or_no(cell: str, where: str) -> float:
-    said = YES_NO.get(cell.casefold())
-    return number_of(cell, where) if said is None else said
 
 
 def number_of(cell: str, where: str) -> float:

@@ -75,12 +75,15 @@ def load_splits(
         )
     bare = [name for name, split in splits.items() if not split.is_labelled()]
     if bare:
-        raise DataError(
-            f"{where}: no measured pixel of the {bare[0]} split has a label, in none of its images "
-            f"({listing(splits[bare[0]].names, NAMED)}): the masks hold nothing but ignored values or nodata, or the "
-            "images nothing but nodata where the masks have labels. Correct dataset.class_values, "
-            "dataset.ignore_values, dataset.nodata or the quality layer, or the files"
-        )
+        what, why = "label", "give some images labels, or take the split away."
+        if TASKS[splits[bare[0]].task].dense:
+            what = "measured pixel with a label"
+            why = (
+                "the masks hold nothing but ignored values or nodata, or the images nothing but nodata where the masks "
+                "have labels. Correct dataset.class_values, ignore_values, nodata or the quality layer, or the files."
+            )
+        images = listing(splits[bare[0]].names, NAMED)
+        raise DataError(f"{where}: no image of the {bare[0]} split has a {what} ({images}): {why}")
     splits = {
         name: split.with_transform(build_transform(config.augmentation, name), drawn=True)
         if name == "train"

@@ -95,8 +95,12 @@ def test_a_parquet_table_is_read_as_the_same_csv(tmp_path: Path) -> None:
             {"task": "classification"},
             r"the classes 'Sea' and 'sea' differ in case, spaces",
         ),
-        (("name,a,b", "00,1,0", "01,2,0", "02,0,1"), {}, r"labels\.csv, 01 holds 2: write 1 for a class"),
-        (("name,a,b", "00,1,0", "01,x,0", "02,0,1"), {}, r"01, column 'a' holds 'x', which is no number"),
+        (("name,a,b", "00,1,0", "01,2,0", "02,0,1"), {}, r"labels\.csv, 01, column 'a' holds '2': write 1 for a class"),
+        (
+            ("name,a,b", "00,1,0", "01,x,0", "02,0,1"),
+            {},
+            r"01, column 'a' holds 'x': write .*; `classes` names the columns",
+        ),
         (("name,a,b", "00,1,0", "01,1", "02,0,1"), {}, r"row 3 has 2 cells instead of 3"),
         (("name,a,b", "00,1,0", "00.tif,1,0"), {}, r"'00' has two rows"),
         (("name,labels", "00,sea", "01,see", "02,"), {"classes": ["sea", "land"]}, r"'see' is none of .*'sea'\?"),
@@ -152,6 +156,15 @@ def test_what_a_table_seems_to_say_is_told(
     load_folder(DatasetArguments(name="folder", root=str(tmp_path), **options))
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said in "".join(warned) and bool(said) == any("labels.csv" in one for one in warned)
+
+
+def test_whole_numbers_stand_for_classes_as_pandas_writes_them_beside_empty_cells(tmp_path: Path) -> None:
+    for name in ("00", "01"):
+        write_raster(tmp_path / "images" / f"{name}.tif", np.full((3, 8, 8), 0.1, np.float32), descriptions=list("RGB"))
+    write(tmp_path / "labels.csv", "name,kind,use", "00,2.0,train", "01,1,train")
+    said = {"task": "classification", "target": "kind", "split_column": "use", "val_fraction": 0.0}
+    args = DatasetArguments(name="folder", root=str(tmp_path), classes=["land", "sea"], class_values=[1, 2], **said)
+    assert [example["labels"] for example in load_folder(args)["train"]] == [1, 0]
 
 
 def test_masks_of_numbers_keep_their_scale_and_what_is_not_known(

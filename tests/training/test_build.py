@@ -8,12 +8,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from deflect_hf.config.run import EncoderArguments
-from deflect_hf.errors import ConfigError
+from deflect_hf.config.run import EncoderArguments, RunArguments
+from deflect_hf.data.adapt import adapt_dataset
+from deflect_hf.errors import ConfigError, DataError
 from deflect_hf.evaluation.task_metrics import evaluation_window
 from deflect_hf.models.encoders import random_encoder, stored_normalisation
 from deflect_hf.spectral.features import RunningMoments
-from deflect_hf.training.build import base_statistics, build
+from deflect_hf.training.build import base_statistics, build, load_splits
 from deflect_hf.training.statistics import Statistics
 from deflect_hf.tuners.deflect.spectral_input import SpectralInput
 from tests.tiny_runs import tiny_run
@@ -33,6 +34,13 @@ def test_statistics_of_the_configuration_and_of_the_encoder_come_first(tmp_path:
     (tmp_path / "normalisation.json").write_text('{"bands": ["R"]}')
     with pytest.raises(ConfigError, match=r"normalisation\.json: cannot be read: .*; give encoder\.mean"):
         stored_normalisation(arguments)
+
+
+def test_a_split_without_any_label_is_refused() -> None:
+    images = adapt_dataset([{"image": torch.rand(3, 8, 8), "label": float("nan")}], ["R", "G", "B"], task="regression")
+    config = RunArguments(dataset={"name": "python"}, encoder={"name_or_path": "none"})
+    with pytest.raises(DataError, match=r"no image of the val split has a label \('000000'\): give some images labels"):
+        load_splits(config, (), {"val": images})
 
 
 def test_pixel_sets_of_zoomed_tokens_are_standardised_with_their_own_statistics(tmp_path: Path) -> None:
