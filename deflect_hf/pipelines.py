@@ -58,12 +58,16 @@ class _OfMultispectralImages:
     tasks: tuple[str, ...]  # of models that it takes
     _load_image_processor = None  # where there is one: of a Hub id, transformers looks beside the encoder
 
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The model of another gets transformers' own pipeline; a copy of one is made without a model."""
+        if model is None or isinstance(model, EncoderWithHead):
+            return super().__new__(cls)
+        if kwargs.get("image_processor") is None:
+            kwargs["image_processor"] = AutoImageProcessor.from_pretrained(model.name_or_path)  # says what it lacks
+        return cls.__bases__[1](model, *args, **kwargs)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not self._ours:
-            if self.image_processor is None:
-                self.image_processor = AutoImageProcessor.from_pretrained(self.model.name_or_path)  # says what it lacks
-            return
         self.image_processor = getattr(self.model, "trained_processor", self.image_processor)
         if not isinstance(self.image_processor, MultispectralImageProcessor):
             raise ConfigError("The model takes the images of a MultispectralImageProcessor: give image_processor=.")
@@ -77,33 +81,23 @@ class _OfMultispectralImages:
                 "deflect_hf.load_predictor(FOLDER) takes any task."
             )
 
-    @property
-    def _ours(self) -> bool:
-        return isinstance(self.model, EncoderWithHead)
-
     def check_model_type(self, supported_models: Any) -> None:
         """Nothing to say of a model of this package, which transformers' lists do not name."""
-        if not self._ours:
-            super().check_model_type(supported_models)  # type: ignore[misc]
 
     def _sanitize_parameters(self, **options: Any) -> Any:
         without_use = sorted(WITHOUT_USE & options.keys())
         if options.get("subtask") not in (None, "semantic"):
             without_use.append("subtask")
-        if self._ours and without_use:
+        if without_use:
             raise ConfigError(f"{listing(without_use)} would do nothing here: leave it out.")
         return super()._sanitize_parameters(**options)  # type: ignore[misc]
 
     def preprocess(self, image: Any, **options: Any) -> Any:
-        if not self._ours:
-            return super().preprocess(image, **options)  # type: ignore[misc]
         pixels, size = read_image(image, self.image_processor)
         return {"pixel_values": pixels.to(self.model.dtype), "size": torch.tensor([size])}
 
     def _forward(self, inputs: Any, **options: Any) -> Any:
         """(B, C, h, w) reflectance -> (B, K) or (B, K, h, w) probabilities, NaN where nothing was measured."""
-        if not self._ours:
-            return super()._forward(inputs, **options)  # type: ignore[misc]
         return {"probabilities": self.predictor.probabilities(inputs["pixel_values"]).float(), "size": inputs["size"]}
 
 
@@ -114,8 +108,6 @@ class MultispectralClassificationPipeline(_OfMultispectralImages, ImageClassific
 
     def postprocess(self, outputs: Any, top_k: int = 5, **options: Any) -> Any:
         """(1, K) probabilities -> at most ``top_k`` of {label, score} (DataError: no pixel was measured)."""
-        if not self._ours:
-            return super().postprocess(outputs, top_k=top_k, **options)
         scores = outputs["probabilities"][0]
         if scores.isnan().any():
             raise DataError("An image without one measured pixel has no class: leave it out.")
@@ -133,8 +125,6 @@ class MultispectralSegmentationPipeline(_OfMultispectralImages, ImageSegmentatio
 
         Pixels that were not measured are in no mask.
         """
-        if not self._ours:
-            return super().postprocess(outputs, **options)
         (probabilities,), ((height, width),) = outputs["probabilities"], outputs["size"].tolist()
         score, number = probabilities.nan_to_num(-1.0).max(dim=0)
         number = number.masked_fill(score < 0, -1)

@@ -1,5 +1,6 @@
 """transformers' own Auto classes and pipelines open result folders, and give what `load_predictor` gives."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -9,10 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
+    ImageClassificationPipeline,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
     pipeline,
 )
 from transformers.image_processing_utils import BaseImageProcessor
@@ -22,6 +28,7 @@ from deflect_hf.errors import ArchitectureError, ConfigError, DataError, Unsuppo
 from deflect_hf.models.geovit import GeoViTConfig, GeoViTModel
 from deflect_hf.raster import write_raster
 from tests.inference.folders import ALL_BANDS, encoder_folder, images, result_folder
+from tests.tuners.tiny import SIZES
 
 AUTO = {"segmentation": AutoModelForSemanticSegmentation, "classification": AutoModelForImageClassification}
 
@@ -124,6 +131,16 @@ def test_what_pipelines_cannot_do_is_refused(folders: dict[str, Path], tmp_path:
         pipeline("image-segmentation", model=segment.model, image_processor=BaseImageProcessor())
     with pytest.raises(UnsupportedOperationError, match=r"load_predictor\(FOLDER\)\.save\(ANOTHER\)"):
         segment.save_pretrained(tmp_path / "saved")
+
+
+def test_models_of_others_get_transformers_pipeline(tmp_path: Path) -> None:
+    ViTForImageClassification(ViTConfig(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="preprocessor_config"):
+        pipeline("image-classification", model=str(tmp_path))
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
+    assert type(classify) is ImageClassificationPipeline
+    assert classify(Image.new("RGB", (20, 20)), top_k=1) == copy.copy(classify)(Image.new("RGB", (20, 20)), top_k=1)
 
 
 def test_a_pipeline_of_a_model_without_adapter_is_saved(folders: dict[str, Path], tmp_path: Path) -> None:

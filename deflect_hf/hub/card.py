@@ -33,10 +33,10 @@ from deflect_hf.spectral.sensors import get_sensor
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 # key in results.json -> type of the Hub
-METRICS = {"accuracy": "accuracy", "miou": "mean_iou", "f1_macro": "f1", "map": "map", "mae": "mae", "rmse": "rmse"}
-METRICS |= {"r2": "r_squared"}
-COLUMNS = {"iou": "IoU", "ap": "AP", "f1": "F1", "precision": "precision", "recall": "recall"}
-COLUMNS |= {"boundary_f1": "boundary F1"}
+METRICS = {
+    **{name: name for name in ("accuracy", "map", "mae", "rmse")},
+    **{"miou": "mean_iou", "f1_macro": "f1", "r2": "r_squared"},
+}
 METHODS = {
     "deflect": "DEFLECT",
     "lora": "LoRA",
@@ -86,6 +86,11 @@ class Metadata:
         """Bands that the encoder sees: its base bands, and those that a trained patch embedding takes besides."""
         base = self.adapter.get("base_bands") or self.task.get("base_bands") or self.config.encoder.base_bands
         return [*base, *(self.task.get("extra_bands") or [])]
+
+    @property
+    def split(self) -> str | None:
+        """The split whose scores are told."""
+        return next((name for name in ("test", "val") if name in self.results), None)
 
     @property
     def data(self) -> DatasetSpec:
@@ -164,15 +169,13 @@ def write_card(
     name = repo_id or str(folder)
     where = repr(name) if revision is None else f"{name!r}, revision={revision!r}"
     title = name.rpartition("/")[2] + ("" if revision is None else f", {revision}")
-    scores = next((meta.results[split] for split in ("test", "val") if split in meta.results), None)
-    encoder = meta.config.encoder
+    scores, encoder = meta.results.get(meta.split or ""), meta.config.encoder
     formulas, bounds = meta.adapter.get("formulas") or {}, meta.adapter.get("index_bounds") or {}
     values: dict[str, Any] = {
         **{"meta": meta, "processor": meta.processor, "encoder": encoder, "scores": scores},
         **{"where": where, "title": title, "finetune": meta.config.finetune, "full": meta.config.finetune == "full"},
         "method": METHODS.get(meta.config.finetune, meta.config.finetune),
         "picture": PICTURE if PICTURE in meta.files else None,
-        "split": "test" if "test" in meta.results else "val",
         "intervals": scores.get("intervals") if scores else None,
         "on_the_hub": "/" in str(encoder.name_or_path) and not Path(str(encoder.name_or_path)).is_dir(),
         "bands": band_rows(meta),
@@ -204,19 +207,17 @@ def card_data(meta: Metadata, repo_id: str | None) -> ModelCardData:
         fields |= {"base_model": base, "base_model_relation": "adapter" if meta.adapter else "finetune"}
     if meta.license is not None:
         fields["license"] = meta.license
-    split = next((name for name in ("test", "val") if name in meta.results), None)
-    if split is not None:
+    if meta.split is not None:
         fields["model_name"] = (repo_id or finetune).rpartition("/")[2]
-        scores = {
-            key: value for key, value in meta.results[split].items() if key in meta.kind.scores and value is not None
-        }
+        found = meta.results[meta.split]
+        scores = {key: value for key, value in found.items() if key in meta.kind.scores and value is not None}
         fields["metrics"] = [METRICS[key] for key in scores]
         fields["eval_results"] = [
             EvalResult(
                 task_type=meta.kind.pipeline or meta.kind.name,
                 dataset_type=meta.config.dataset.name,
                 dataset_name=meta.data.title,
-                dataset_split="test" if split == "test" else "validation",
+                dataset_split="test" if meta.split == "test" else "validation",
                 metric_type=METRICS[key],
                 metric_name=TITLES[key],
                 metric_value=round(value, 4),
@@ -273,12 +274,10 @@ def score_rows(scores: dict[str, Any]) -> dict[str, Any]:
     """The rows of the tables of scores, with their intervals."""
     intervals = scores.get("intervals") or {}
     rows = scores.get("per_class", {})
-    columns = [key for key in next(iter(rows.values()), {}) if key in COLUMNS]
+    columns = [key for key in next(iter(rows.values()), {}) if key in TITLES]
     return {
-        "means": [
-            (title, with_interval(scores[key], intervals.get(key))) for key, title in TITLES.items() if key in scores
-        ],
-        "columns": [COLUMNS[key] for key in columns],
+        "means": [(TITLES[key], with_interval(scores[key], intervals.get(key))) for key in TITLES if key in scores],
+        "columns": [TITLES[key] for key in columns],
         "per_class": [
             (
                 MARKUP.sub(r"\\\1", " ".join(name.split())),
