@@ -38,12 +38,13 @@ from deflect_hf.config.compose import parse_arguments
 from deflect_hf.config.data import Batch, Count, Side
 from deflect_hf.config.run import Width
 from deflect_hf.config.schema import Arguments, UserPath, option
-from deflect_hf.errors import CheckpointError, ConfigError, DataError, brief, listing, user_errors
+from deflect_hf.errors import CheckpointError, ConfigError, DataError, data_errors, listing, user_errors
 from deflect_hf.files import refuse_used, temp_dir, write_json
 
 logger = logging.getLogger(__name__)
 
 BASE_BANDS = ("R", "G", "B")
+NO_CHIPS = (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile)  # of np.load; TypeError: a .npy file
 Few = Annotated[int, Field(ge=1, le=1024)]
 # What does not change the numbers: a resumed run may differ in it, and an encoder that is passed on need not tell it.
 _NOT_IN_RECIPE = {"images", "output", "resume", "save_every_epochs"}
@@ -135,19 +136,6 @@ class RGBChips(Dataset):
         return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
-def read_chips(file: Path) -> np.ndarray:
-    """The array ``rgb`` of a .npz file (DataError: there is none)."""
-    try:
-        with np.load(file) as archive:
-            if "rgb" in archive.files:
-                stack: np.ndarray = archive["rgb"]
-                return stack
-            known = archive.files
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file}: cannot be read as a .npz file of numbers: {brief(error)}") from error
-    raise DataError(f"{file}: no array 'rgb'; it holds {listing(known)}.")
-
-
 def load_chips(path: str | Path) -> np.ndarray:
     """Read chips (N, H, W, 3) of digital numbers, order R, G, B, from a .npz file or a folder of them (DataError)."""
     path = Path(path)
@@ -156,7 +144,11 @@ def load_chips(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: no .npz file here; give a file or a folder of files with the key 'rgb'.")
     stacks: list[np.ndarray] = []
     for file in files:
-        stack = read_chips(file)
+        unread = data_errors(f"{file}: cannot be read", "give a .npz file with the array 'rgb'.", *NO_CHIPS)
+        with unread, np.load(file) as archive:
+            if "rgb" not in archive:
+                raise ValueError(f"it holds {listing(archive.files)}")
+            stack = archive["rgb"]
         if stack.ndim != 4 or stack.shape[-1] != 3 or not len(stack):
             raise DataError(f"{file}: 'rgb' has shape {stack.shape}; expected (N, H, W, 3), order R, G, B.")
         if not np.issubdtype(stack.dtype, np.integer):

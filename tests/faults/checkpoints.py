@@ -185,6 +185,11 @@ PRETRAINING = table(
     ("no images", lambda p: ["--images", str(p.folder / "no.npz"), "--output", str(p.folder / "e")], ["no.npz"]),
     ("random bytes", given("chips.npz", junk(8), pretrain), ["chips.npz"]),
     ("an empty file", given("chips.npz", b"", pretrain), ["chips.npz"]),
+    (
+        "one array",
+        changed(lambda place: place.folder / "chips.npz", lambda path: np.save(path.open("wb"), RGB), pretrain),
+        ["chips.npz", "'rgb'"],
+    ),
     ("another key", chips(images=RGB), ["chips.npz", "'rgb'", "'images'"]),
     ("four channels", chips(rgb=np.concatenate([RGB, RGB[..., :1]], axis=-1)), ["chips.npz", "(N, H, W, 3)"]),
     ("channels first", chips(rgb=RGB.transpose(0, 3, 1, 2)), ["chips.npz", "(N, H, W, 3)"]),
