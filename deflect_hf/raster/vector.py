@@ -54,7 +54,7 @@ class Features:
     columns: Mapping[str, Array]  # (n,) values of each attribute
 
     def column(self, name: str, key: str) -> Array:
-        """The values of an attribute that the configuration names in ``key``, text composed as names of classes are."""
+        """The values of an attribute that `key` of the configuration names: composed text, None where it is blank."""
         columns = {_composed(one): values for one, values in self.columns.items()}
         if name not in columns:
             raise DataError(
@@ -71,7 +71,7 @@ class Features:
 
 
 def _composed(value: Any) -> Any:
-    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
+    return (unicodedata.normalize("NFC", value) if value.strip() else None) if isinstance(value, str) else value
 
 
 def read_features(path: str | Path, layer: str | None = None) -> Features:

@@ -70,7 +70,7 @@ def load(values: dict[str, Any]) -> dict[str, ImageDataset]:
     return load_scenes(DatasetArguments(**values))
 
 
-@pytest.mark.parametrize("lost", [None, "kind"])
+@pytest.mark.parametrize("lost", [None, "kind", ""])
 def test_polygons_without_a_class_are_no_background(
     scenes: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str | None
 ) -> None:
@@ -78,7 +78,7 @@ def test_polygons_without_a_class_are_no_background(
     path = tmp_path / "one.geojson"
     layer = json.loads(path.read_text(encoding="utf-8"))
     if lost is not None:
-        layer["features"][1]["properties"][lost] = None
+        layer["features"][1]["properties"]["kind"] = "" if lost == "" else None
     path.write_text(json.dumps(layer), encoding="utf-8")
     said["scenes"] = [{"image": "one.tif", "labels": "one.geojson", "split": "train"}]
     labels = torch.cat([example["labels"].flatten() for example in load(said)["train"]])
