@@ -267,6 +267,8 @@ def refuse_unfit(path: Path, expected: Mapping[str, Tensor]) -> None:
         own = expected.get(name)
         if own is None:
             raise CheckpointError(f"{path} holds {name!r}, which the model has no place for: it is of another model")
+        if name.endswith("_extra_state"):
+            continue  # which its module has judged, that of earlier versions too
         if tensor.shape != own.shape or tensor.is_floating_point() != own.is_floating_point() or tensor.is_complex():
             raise CheckpointError(
                 f"{path}: {name!r} is {tensor.dtype} {list(tensor.shape)}, in the model {own.dtype} {list(own.shape)}"

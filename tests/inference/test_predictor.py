@@ -1,10 +1,12 @@
 """A trained folder predicts what evaluation scores."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
 from deflect_hf import MultiAdapterPredictor, load_predictor
@@ -33,6 +35,21 @@ def test_probabilities_are_those_of_the_logits_that_evaluation_sees(task: str, e
     torch.testing.assert_close(found, expected)
     assert found.shape == ((2, 3, SIDE, SIDE) if task == "segmentation" else (2, 3))
     torch.testing.assert_close(predictor(pixels[0]), found[:1])  # one image, and the bands of training
+
+
+def test_an_adapter_whose_weights_say_what_they_assume_as_they_did_before_is_loaded(
+    encoder: Path, tmp_path: Path
+) -> None:
+    folder = result_folder(tmp_path / "best", encoder, aux_dim=8, rank=2)
+    expected = Predictor.from_folder(folder, device="cpu")(images())
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    (name,) = [name for name in tensors if name.endswith("_extra_state")]
+    assumed = json.loads(bytes(tensors[name].to(torch.uint8).tolist()))
+    del assumed["checksum"]
+    tensors[name] = torch.tensor([*json.dumps(assumed).encode()], dtype=torch.uint8)
+    save_file(tensors, file)
+    assert torch.equal(Predictor.from_folder(folder, device="cpu")(images()), expected)
 
 
 @pytest.mark.parametrize(
