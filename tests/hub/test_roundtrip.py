@@ -134,7 +134,7 @@ def test_transformers_classes_open_an_id(hub: Hub, runs: Runs, tmp_path: Path) -
     with pytest.raises(ConfigError, match="loaded as it was trained: leave out 'hidden_act'"):
         auto.from_pretrained("alice/deflect", hidden_act="relu")
     for load in (auto.from_pretrained, lambda name: auto.from_config(AutoConfig.from_pretrained(name))):
-        with pytest.raises(ValueError, match=r"Unrecognized configuration class.*EncoderForSemantic\w+.from_encoder"):
+        with pytest.raises(ValueError, match="Unrecognized configuration class"):
             load("alice/encoder")
 
 

@@ -147,7 +147,7 @@ def test_hostile_adapter_configs(
         (TASK, {"encoder_config.hidden_size": "16"}, "encoder_config.hidden_size is '16'; a whole number"),
         (PROCESSOR, {"auto_map": {"x": "y"}}, "'auto_map' asks for code that is not part"),
         (PROCESSOR, {"launch": 1}, "unknown entry 'launch' for preprocessor_config.json"),
-        (PROCESSOR, {"size": {"height": 8}}, "size is {'height': 8}: Field required"),
+        (PROCESSOR, {"size": {"height": 8}}, "size is {'height': 8}: Dictionary should have at least 2 items"),
         (PROCESSOR, {"trained_size": [16, 16, 16]}, "trained_size is [16, 16, 16]: List should have at most 2"),
         (PROCESSOR, {"bands": 7}, "bands is 7: Input should be a valid list"),
         (PROCESSOR, {"bands": ["R", 7]}, "bands is ['R', 7]: Input should be a valid string"),
