@@ -7,7 +7,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from deflect_hf.errors import NO_ROOM, DataError
 from deflect_hf.files import temp_dir
@@ -77,12 +77,11 @@ def unpack(archive: Path, folder: Path) -> None:
     with temp_dir(folder.with_name(f".{folder.name}.unpacking")) as temporary:
         try:
             if zipfile.is_zipfile(archive):
-                with zipfile.ZipFile(archive) as source:
-                    source.extractall(temporary)  # checks the CRC of each; nothing outside, no links
+                _unpack_zip(archive, temporary)
             elif tarfile.is_tarfile(archive):
-                with tarfile.open(archive) as tar:
-                    tar.extractall(temporary, filter="data")  # nothing outside, no links to outside, no devices
-                    while tar.fileobj and tar.fileobj.read(_CHUNK):  # up to the checksum at its end
+                with tarfile.open(archive) as source:
+                    source.extractall(temporary, filter="data")  # nothing outside, no links to outside, no devices
+                    while source.fileobj and source.fileobj.read(_CHUNK):  # up to the checksum at its end
                         pass
             else:
                 raise DataError(f"{archive} is no zip or tar archive, or is cut off: remove it and download it again.")
@@ -94,6 +93,22 @@ def unpack(archive: Path, folder: Path) -> None:
         inner = temporary / folder.name
         alone = inner.is_dir() and {path.name for path in temporary.iterdir()} <= {inner.name, _JUNK}
         (inner if alone else temporary).rename(folder)
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as source:
+        for member in source.infolist():
+            # the name as it was before zipfile replaced the backslashes of Windows
+            path = PurePosixPath(member.orig_filename.replace("\\", "/"))
+            outside = path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]
+            link = (member.external_attr >> 16) & 0o170000 == 0o120000
+            if outside or link:
+                raise DataError(
+                    f"{archive} is refused: {member.orig_filename!r} "
+                    f"{'is a link' if link else 'would be written outside of its folder'}. It is not what was "
+                    f"published: remove it."
+                )
+        source.extractall(folder)  # checks the CRC of each
 
 
 def _refuse_full_disk(error: Exception, folder: Path) -> None:

@@ -93,12 +93,14 @@ def test_an_archive_becomes_a_folder(tmp_path: Path, name: str, folder: str, fou
 
 @pytest.mark.parametrize("name", ["../out.txt", "/tmp/out.txt", "set/../../out.txt", "C:/out.txt", "..\\out.txt"])
 def test_nothing_is_written_outside(tmp_path: Path, name: str) -> None:
-    unpack(make(tmp_path / "a.zip", {"set/a.txt": b"first", name: b"evil"}), tmp_path / "data" / "zipped")
+    archive = make(tmp_path / "a.zip", {"set/a.txt": b"first", name: b"evil"})
+    with pytest.raises(DataError, match=r"a\.zip is refused: '.*' would be written outside of its folder\. It is not"):
+        unpack(archive, tmp_path / "data" / "set")
     tar = make(tmp_path / "a.tar", {"set/a.txt": b"first", name: b"evil"})
     if ".." in name.split("/"):
         with pytest.raises(DataError, match=r"a\.tar is refused: .* It is not what was published: remove it\."):
             unpack(tar, tmp_path / "data" / "set")
-        assert not (tmp_path / "data" / "set").exists()
+        assert not tree(tmp_path / "data")
     else:  # tar's own filter makes the name a harmless one
         unpack(tar, tmp_path / "data" / "set")
     assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "a.tar", "data"}
@@ -120,8 +122,8 @@ def test_links_that_lead_outside_and_devices_are_refused(tmp_path: Path) -> None
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(make_zip(tmp_path / "link.zip", FILES), "a") as archive_file:
         archive_file.writestr(link, "../../secret")
-    unpack(tmp_path / "link.zip", tmp_path / "set")
-    assert not (tmp_path / "set" / "away").is_symlink()
+    with pytest.raises(DataError, match=r"link.zip is refused: 'set/away' is a link"):
+        unpack(tmp_path / "link.zip", tmp_path / "zipped")
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
